@@ -1,0 +1,39 @@
+use super::*;
+use proptest::prelude::*;
+
+fn request() -> Request {
+    Request {
+        v: VERSION,
+        verb: Verb::Del(Detach {
+            id: AttachmentId { container_id: "c1".into(), ifname: "eth0".into() },
+            network: "hawser".into(),
+        }),
+    }
+}
+
+#[test]
+fn the_json_of_a_request_is_stable() {
+    expect_test::expect![[r#"{"v":1,"verb":{"del":{"id":{"containerId":"c1","ifname":"eth0"},"network":"hawser"}}}"#]]
+        .assert_eq(&serde_json::to_string(&request()).unwrap());
+}
+
+#[test]
+fn a_frame_reads_back_as_it_was_written() {
+    let mut bytes = Vec::new();
+    write_frame(&mut bytes, &request()).unwrap();
+    assert_eq!(read_frame::<Request>(&mut bytes.as_slice()).unwrap(), request());
+}
+
+#[test]
+fn a_length_over_the_limit_is_refused_before_memory_is_taken() {
+    let bytes = (MAX_FRAME + 1).to_be_bytes();
+    assert!(matches!(read_frame::<Request>(&mut bytes.as_slice()), Err(FrameError::TooLong(_))));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+        let _ = read_frame::<Request>(&mut bytes.as_slice());
+        let _ = decode::<Response>(&bytes);
+    }
+}
