@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
 
 /// Where the agent listens.
 pub const SOCKET: &str = "/run/hawser/cni.sock";
@@ -85,6 +86,27 @@ pub struct AttachmentId {
     pub container_id: String,
     /// `CNI_IFNAME`.
     pub ifname: String,
+}
+
+impl AttachmentId {
+    /// Name of the attachment's veth in the host's namespace: `hw` and the first 13 hex digits of
+    /// SHA-256("containerID/ifname"). 15 characters, the longest name an interface can have; 52 bits make a
+    /// collision among 10,000 attachments of a node less likely than 1 in 80 million.
+    pub fn veth(&self) -> String {
+        let digest = Sha256::new()
+            .chain_update(&self.container_id)
+            .chain_update("/")
+            .chain_update(&self.ifname)
+            .finalize();
+        let hex = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let digits = hex.take(13).filter_map(|nibble| char::from_digit(u32::from(nibble), 16));
+        "hw".chars().chain(digits).collect()
+    }
+
+    /// Name of the attachment's pending-delete note inside [`PENDING_DELETES`]: `<veth>.json`.
+    pub fn note_name(&self) -> String {
+        format!("{}.json", self.veth())
+    }
 }
 
 /// The pod behind an attachment, from `CNI_ARGS`. Absent for runtimes that are not Kubernetes'.

@@ -30,6 +30,14 @@ fn a_length_over_the_limit_is_refused_before_memory_is_taken() {
     assert!(matches!(read_frame::<Request>(&mut bytes.as_slice()), Err(FrameError::TooLong(_))));
 }
 
+#[test]
+fn the_veth_of_an_attachment_is_stable() {
+    let id = AttachmentId { container_id: "c1".into(), ifname: "eth0".into() };
+    // printf c1/eth0 | sha256sum | cut -c 1-13
+    assert_eq!(id.veth(), "hwd72e032fedd94");
+    assert_eq!(id.note_name(), "hwd72e032fedd94.json");
+}
+
 proptest! {
     #[test]
     fn no_bytes_panic_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
