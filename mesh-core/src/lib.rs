@@ -1,1 +1,17 @@
-//! See the crate's description in Cargo.toml.
+//! Every decision of the mesh, as pure functions: no I/O, no clock, no randomness, no async. Time is an argument.
+//!
+//! Facts come in as plain data ([`view::ClusterView`]), decisions go out as plain data
+//! ([`plan::Desired`], [`diff::Op`], [`problem::Problem`]). Collections are ordered, so equal facts give
+//! equal plans, byte for byte.
+
+pub mod announcement;
+pub mod diff;
+pub mod ipam;
+pub mod key;
+pub mod name;
+pub mod numbers;
+pub mod plan;
+pub mod prefix;
+pub mod problem;
+pub mod slot;
+pub mod view;

@@ -13,8 +13,10 @@ fn request() -> Request {
 
 #[test]
 fn the_json_of_a_request_is_stable() {
-    expect_test::expect![[r#"{"v":1,"verb":{"del":{"id":{"containerId":"c1","ifname":"eth0"},"network":"hawser"}}}"#]]
-        .assert_eq(&serde_json::to_string(&request()).unwrap());
+    expect_test::expect![[
+        r#"{"v":1,"verb":{"del":{"id":{"containerId":"c1","ifname":"eth0"},"network":"hawser"}}}"#
+    ]]
+    .assert_eq(&serde_json::to_string(&request()).unwrap());
 }
 
 #[test]

@@ -1,0 +1,276 @@
+//! From what is to what shall be: an ordered list of small operations, each safe to repeat.
+//!
+//! Order: what refuses comes before what carries (unreachable routes and rules, addresses, devices, routes, peers),
+//! and taking away comes last. A prefix that moves between peers is given to its new peer first, which takes it from the
+//! old one in the same step; it is never without an owner that the plan did not name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::key::PublicKey;
+use crate::plan::{Desired, DesiredPeer, Route, Rule, Target};
+use crate::slot::Slot;
+
+/// How this node is, as the kernel and the devices say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Observed {
+    /// Slots whose device exists.
+    pub devices: BTreeMap<Slot, ObservedDevice>,
+    /// Addresses on `lo` inside the cluster's pod CIDRs.
+    pub mesh: BTreeSet<IpAddr>,
+    /// Routes that bear our protocol number.
+    pub routes: BTreeSet<Route>,
+    /// Rules that bear our protocol number.
+    pub rules: BTreeSet<Rule>,
+    /// Every network device that exists: a route to one that does not would be refused.
+    pub links: BTreeSet<String>,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedDevice {
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Is it up?
+    pub up: bool,
+    /// Public half of the key it uses; none: it has none.
+    pub public_key: Option<PublicKey>,
+    /// UDP port.
+    pub port: u16,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, ObservedPeer>,
+}
+
+/// One peer of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedPeer {
+    /// Where its packets come from, or were told to go.
+    pub endpoint: Option<SocketAddr>,
+    /// Its allowed IPs.
+    pub allowed: BTreeSet<IpNet>,
+    /// Persistent keepalive in seconds.
+    pub keepalive: Option<u16>,
+    /// Time since the last handshake.
+    pub handshake_age: Option<Duration>,
+}
+
+/// May the difference take things away?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Before the first complete snapshot: what is missing may only be missing from our knowledge.
+    AddOnly,
+    /// Afterwards.
+    Full,
+}
+
+/// One step. All but the removals create or replace; removals of what is gone succeed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Op {
+    /// Add or replace a route.
+    PutRoute(Route),
+    /// Remove a route.
+    RemoveRoute(Route),
+    /// Add a rule.
+    PutRule(Rule),
+    /// Remove a rule.
+    RemoveRule(Rule),
+    /// Put an address on `lo`.
+    PutMesh(IpAddr),
+    /// Take an address from `lo`.
+    RemoveMesh(IpAddr),
+    /// Set key and port of a device; peers stay.
+    Configure {
+        /// The device.
+        slot: Slot,
+        /// UDP port.
+        port: u16,
+    },
+    /// Set MTU of a device and bring it up.
+    RaiseLink {
+        /// The device.
+        slot: Slot,
+        /// MTU in bytes.
+        mtu: u32,
+    },
+    /// Add or change a peer.
+    PutPeer {
+        /// The device.
+        slot: Slot,
+        /// The peer's key.
+        key: PublicKey,
+        /// Its settings; without endpoint, the present one stays.
+        peer: DesiredPeer,
+    },
+    /// Remove a peer.
+    RemovePeer {
+        /// The device.
+        slot: Slot,
+        /// The peer's key.
+        key: PublicKey,
+    },
+}
+
+impl Op {
+    /// A word for metrics.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::PutRoute(_) => "put_route",
+            Self::RemoveRoute(_) => "remove_route",
+            Self::PutRule(_) => "put_rule",
+            Self::RemoveRule(_) => "remove_rule",
+            Self::PutMesh(_) => "put_mesh_address",
+            Self::RemoveMesh(_) => "remove_mesh_address",
+            Self::Configure { .. } => "configure_device",
+            Self::RaiseLink { .. } => "raise_link",
+            Self::PutPeer { .. } => "put_peer",
+            Self::RemovePeer { .. } => "remove_peer",
+        }
+    }
+
+    /// Every [`Op::kind`].
+    pub const KINDS: [&'static str; 10] = [
+        "put_route",
+        "remove_route",
+        "put_rule",
+        "remove_rule",
+        "put_mesh_address",
+        "remove_mesh_address",
+        "configure_device",
+        "raise_link",
+        "put_peer",
+        "remove_peer",
+    ];
+}
+
+/// A session is alive this long after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
+pub const SESSION: Duration = Duration::from_secs(180);
+
+/// Endpoints as they were last set, by slot and key: what tells roaming from a new announcement.
+pub type Endpoints = BTreeMap<(Slot, PublicKey), SocketAddr>;
+
+/// What is left to do.
+pub fn diff(desired: &Desired, observed: &Observed, set_before: &Endpoints, mode: Mode) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let missing = desired.routes.difference(&observed.routes);
+    let (refusing, carrying): (Vec<&Route>, Vec<&Route>) =
+        missing.partition(|route| route.target == Target::Unreachable);
+    ops.extend(refusing.into_iter().cloned().map(Op::PutRoute));
+    ops.extend(desired.rules.difference(&observed.rules).cloned().map(Op::PutRule));
+    ops.extend(desired.mesh.difference(&observed.mesh).copied().map(Op::PutMesh));
+    for (slot, want) in &desired.devices {
+        let Some(have) = observed.devices.get(slot) else { continue };
+        if have.public_key != Some(want.public_key) || have.port != want.port {
+            ops.push(Op::Configure { slot: *slot, port: want.port });
+        }
+        if have.mtu != desired.mtu || !have.up {
+            ops.push(Op::RaiseLink { slot: *slot, mtu: desired.mtu });
+        }
+    }
+    let exists = |route: &&Route| match &route.target {
+        Target::Device { device, .. } => observed.links.contains(device),
+        Target::Unreachable => true,
+    };
+    ops.extend(carrying.into_iter().filter(exists).cloned().map(Op::PutRoute));
+    for (slot, want) in &desired.devices {
+        let Some(have) = observed.devices.get(slot) else { continue };
+        peers(*slot, &want.peers, &have.peers, set_before, mode, &mut ops);
+    }
+    if mode == Mode::Full {
+        removals(desired, observed, &mut ops);
+    }
+    ops
+}
+
+fn peers(
+    slot: Slot,
+    want: &BTreeMap<PublicKey, DesiredPeer>,
+    have: &BTreeMap<PublicKey, ObservedPeer>,
+    set_before: &Endpoints,
+    mode: Mode,
+    ops: &mut Vec<Op>,
+) {
+    let mut gaining = Vec::new();
+    let mut other = Vec::new();
+    for (key, want) in want {
+        let present = have.get(key);
+        let endpoint = match present {
+            Some(present) => endpoint_to_set(want, present, set_before.get(&(slot, *key))),
+            None => want.endpoint,
+        };
+        let mut peer = DesiredPeer { endpoint, ..want.clone() };
+        let gains = match present {
+            None => true,
+            Some(present) => {
+                if mode == Mode::AddOnly {
+                    peer.allowed.extend(present.allowed.iter().copied());
+                }
+                if peer.allowed == present.allowed
+                    && peer.keepalive == present.keepalive
+                    && endpoint.is_none()
+                {
+                    continue;
+                }
+                !peer.allowed.is_subset(&present.allowed)
+            }
+        };
+        let op = Op::PutPeer { slot, key: *key, peer };
+        if gains { gaining.push(op) } else { other.push(op) }
+    }
+    ops.append(&mut gaining);
+    ops.append(&mut other);
+}
+
+/// A peer's endpoint follows its packets (roaming), and we do not fight that: it is set where there is none, where
+/// the announcement changed, and where the session is dead and somewhere else than announced.
+fn endpoint_to_set(
+    want: &DesiredPeer,
+    have: &ObservedPeer,
+    set_before: Option<&SocketAddr>,
+) -> Option<SocketAddr> {
+    let wanted = want.endpoint?;
+    let Some(present) = have.endpoint else { return Some(wanted) };
+    if present == wanted {
+        return None;
+    }
+    let announced_anew = set_before.is_some_and(|before| *before != wanted);
+    let dead = have.handshake_age.is_none_or(|age| age > SESSION);
+    (announced_anew || dead).then_some(wanted)
+}
+
+fn removals(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
+    let stale = |route: &&Route| !desired.routes.contains(*route);
+    // A route to the same prefix in the same table with the same metric was replaced, not added beside.
+    let key = |route: &Route| (route.table, route.prefix, route.metric());
+    let kept: BTreeSet<_> = desired.routes.iter().map(key).collect();
+    let (replaced, gone): (Vec<&Route>, Vec<&Route>) =
+        observed.routes.iter().filter(stale).partition(|route| kept.contains(&key(route)));
+    ops.extend(gone.into_iter().cloned().map(Op::RemoveRoute));
+    // Where the replacement could not be made (its device is missing), the old route must still not lead astray.
+    let possible = |route: &Route| match &route.target {
+        Target::Device { device, .. } => observed.links.contains(device),
+        Target::Unreachable => true,
+    };
+    for old in replaced {
+        let makes_way = desired.routes.iter().any(|new| key(new) == key(old) && possible(new));
+        if !makes_way {
+            ops.push(Op::RemoveRoute(old.clone()));
+        }
+    }
+    for (slot, have) in &observed.devices {
+        let Some(want) = desired.devices.get(slot) else { continue };
+        let gone = have.peers.keys().filter(|key| !want.peers.contains_key(*key));
+        ops.extend(gone.map(|key| Op::RemovePeer { slot: *slot, key: *key }));
+    }
+    ops.extend(observed.rules.difference(&desired.rules).cloned().map(Op::RemoveRule));
+    ops.extend(observed.mesh.difference(&desired.mesh).copied().map(Op::RemoveMesh));
+}
+
+#[cfg(test)]
+mod tests;

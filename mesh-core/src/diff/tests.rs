@@ -1,0 +1,151 @@
+use super::*;
+use crate::plan::TABLE_MAIN;
+use crate::plan::tests::{world, world_strategy};
+use proptest::prelude::*;
+
+/// The kernel and the devices, as far as the operations need them: what an operation does to what is observed.
+fn apply(observed: &mut Observed, ops: &[Op], desired: &Desired) {
+    for op in ops {
+        match op {
+            Op::PutRoute(route) => {
+                let key = |r: &Route| (r.table, r.prefix, r.metric());
+                observed.routes.retain(|r| key(r) != key(route));
+                observed.routes.insert(route.clone());
+            }
+            Op::RemoveRoute(route) => assert!(observed.routes.remove(route), "{route:?} was not there"),
+            Op::PutRule(rule) => assert!(observed.rules.insert(rule.clone())),
+            Op::RemoveRule(rule) => assert!(observed.rules.remove(rule)),
+            Op::PutMesh(address) => assert!(observed.mesh.insert(*address)),
+            Op::RemoveMesh(address) => assert!(observed.mesh.remove(address)),
+            Op::Configure { slot, port } => {
+                let device = observed.devices.get_mut(slot).unwrap();
+                device.port = *port;
+                device.public_key = Some(desired.devices[slot].public_key);
+            }
+            Op::RaiseLink { slot, mtu } => {
+                let device = observed.devices.get_mut(slot).unwrap();
+                (device.mtu, device.up) = (*mtu, true);
+            }
+            Op::PutPeer { slot, key, peer } => {
+                let device = observed.devices.get_mut(slot).unwrap();
+                for (other, have) in &mut device.peers {
+                    if other != key {
+                        have.allowed.retain(|net| !peer.allowed.contains(net));
+                    }
+                }
+                let have = device.peers.entry(*key).or_default();
+                have.allowed = peer.allowed.clone();
+                have.keepalive = peer.keepalive;
+                have.endpoint = peer.endpoint.or(have.endpoint);
+            }
+            Op::RemovePeer { slot, key } => {
+                assert!(observed.devices.get_mut(slot).unwrap().peers.remove(key).is_some());
+            }
+        }
+    }
+}
+
+fn empty() -> Observed {
+    let devices = Slot::ALL.into_iter().map(|slot| (slot, ObservedDevice::default())).collect();
+    let links = ["hawser0", "hawser1", "hw0123456789abc", "eth0"].map(str::to_owned).into();
+    Observed { devices, links, ..Observed::default() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn from_any_state_one_round_reaches_the_plan_and_a_second_does_nothing(
+        before in world_strategy(), after in world_strategy(),
+    ) {
+        let mut observed = empty();
+        for view in [before, after] {
+            let (desired, _) = crate::plan::plan(&view);
+            let ops = diff(&desired, &observed, &Endpoints::new(), Mode::Full);
+            apply(&mut observed, &ops, &desired);
+            let left = diff(&desired, &observed, &Endpoints::new(), Mode::Full);
+            prop_assert_eq!(left, vec![]);
+            for (slot, device) in &desired.devices {
+                for (key, peer) in &device.peers {
+                    prop_assert_eq!(&observed.devices[slot].peers[key].allowed, &peer.allowed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn before_the_first_snapshot_nothing_is_taken_away(before in world_strategy(), after in world_strategy()) {
+        let mut observed = empty();
+        let (desired, _) = crate::plan::plan(&before);
+        let ops = diff(&desired, &observed, &Endpoints::new(), Mode::Full);
+        apply(&mut observed, &ops, &desired);
+        let had = observed.clone();
+        let (desired, _) = crate::plan::plan(&after);
+        let ops = diff(&desired, &observed, &Endpoints::new(), Mode::AddOnly);
+        let removal = |op: &&Op| matches!(op,
+            Op::RemoveRoute(_) | Op::RemoveRule(_) | Op::RemoveMesh(_) | Op::RemovePeer { .. });
+        prop_assert!(!ops.iter().any(|op| removal(&op)));
+        apply(&mut observed, &ops, &desired);
+        prop_assert!(had.rules.is_subset(&observed.rules) && had.mesh.is_subset(&observed.mesh));
+    }
+
+    /// After every single step, a packet to a pod prefix goes into a slot, to a pod's veth, or nowhere.
+    #[test]
+    fn no_prefix_of_an_operations_list_opens_the_uplink(before in world_strategy(), after in world_strategy()) {
+        let mut observed = empty();
+        for view in [before, after] {
+            let (desired, _) = crate::plan::plan(&view);
+            let ops = diff(&desired, &observed, &Endpoints::new(), Mode::Full);
+            let mut closed = false;
+            for op in ops {
+                apply(&mut observed, std::slice::from_ref(&op), &desired);
+                let guarded = view.settings.pod_cidrs.iter().all(|cidr| observed.routes.contains(
+                    &Route { table: TABLE_MAIN, prefix: *cidr, target: Target::Unreachable }));
+                prop_assert!(guarded || !closed, "{:?} opened it", op);
+                closed |= guarded;
+                if matches!(op, Op::PutPeer { .. }) { prop_assert!(guarded); }
+            }
+        }
+    }
+}
+
+fn peer(endpoint: &str) -> DesiredPeer {
+    DesiredPeer {
+        node: "n2".parse().unwrap(),
+        endpoint: Some(endpoint.parse().unwrap()),
+        allowed: BTreeSet::new(),
+        keepalive: None,
+    }
+}
+
+#[test]
+fn a_roamed_endpoint_is_left_alone_while_its_session_lives() {
+    let check = |announced: &str, before: Option<&str>, present: Option<&str>, age: Option<u64>| {
+        let have = ObservedPeer {
+            endpoint: present.map(|p| p.parse().unwrap()),
+            handshake_age: age.map(Duration::from_secs),
+            ..ObservedPeer::default()
+        };
+        let before: Option<SocketAddr> = before.map(|b| b.parse().unwrap());
+        endpoint_to_set(&peer(announced), &have, before.as_ref()).is_some()
+    };
+    let (a, b) = ("192.0.2.1:51880", "192.0.2.9:4000");
+    assert!(check(a, None, None, None), "none yet");
+    assert!(!check(a, Some(a), Some(a), Some(10)), "as announced");
+    assert!(!check(a, Some(a), Some(b), Some(10)), "roamed, alive");
+    assert!(!check(a, None, Some(b), Some(10)), "roamed, alive, we restarted");
+    assert!(check(a, Some(a), Some(b), Some(181)), "roamed, dead");
+    assert!(check(a, Some(a), Some(b), None), "roamed, never alive");
+    assert!(check(a, Some(b), Some(b), Some(10)), "announced anew");
+}
+
+#[test]
+fn a_route_to_a_device_that_is_missing_waits() {
+    let (desired, _) = crate::plan::plan(&world(&["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24 192.0.2.2"]));
+    let mut observed = empty();
+    observed.links.remove("hawser0");
+    observed.devices.remove(&Slot::Zero);
+    let ops = diff(&desired, &observed, &Endpoints::new(), Mode::Full);
+    assert!(!ops.iter().any(|op| matches!(op, Op::PutRoute(Route { target: Target::Device { .. }, .. }))));
+    assert!(ops.iter().any(|op| matches!(op, Op::PutPeer { slot: Slot::One, .. })));
+}

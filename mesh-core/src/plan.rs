@@ -1,0 +1,334 @@
+//! The mesh plan: from what is known to what shall be, for both families and both slots. Planning never fails; what
+//! it must refuse becomes a [`Problem`] and costs only that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::announcement::{Announcement, MAX_ENDPOINTS};
+use crate::key::PublicKey;
+use crate::name::NodeName;
+use crate::numbers::{METRIC_UNREACHABLE, MIN_MTU, OVERHEAD, RULE_NODES, RULE_PODS, TABLE_NODES, TABLE_PODS};
+use crate::prefix;
+use crate::problem::Problem;
+use crate::slot::{Slot, pair_slot};
+use crate::view::{AnnouncementFact, ClusterView, EndpointFact};
+
+mod claims;
+use claims::Claims;
+
+/// The kernel's main routing table.
+pub const TABLE_MAIN: u32 = 254;
+/// Keepalive of a node that seems to be behind NAT, in seconds (WireGuard's usual number).
+pub const NAT_KEEPALIVE: u16 = 25;
+
+/// How this node shall be.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Desired {
+    /// MTU of slots and pods, in bytes.
+    pub mtu: u32,
+    /// What this node announces.
+    pub announcement: Announcement,
+    /// Its two devices.
+    pub devices: BTreeMap<Slot, DesiredDevice>,
+    /// Its mesh addresses, on `lo`.
+    pub mesh: BTreeSet<IpAddr>,
+    /// Its pod CIDRs that were accepted.
+    pub own_pod_cidrs: Vec<IpNet>,
+    /// Its InternalIPs that were accepted.
+    pub own_node_ips: BTreeSet<IpAddr>,
+    /// InternalIPs of every other node, peers or not: pods reach them through the tunnel or not at all.
+    pub peer_node_ips: BTreeSet<IpAddr>,
+    /// Routes.
+    pub routes: BTreeSet<Route>,
+    /// Rules.
+    pub rules: BTreeSet<Rule>,
+}
+
+/// One slot's device.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DesiredDevice {
+    /// Public half of its key.
+    pub public_key: PublicKey,
+    /// UDP port.
+    pub port: u16,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, DesiredPeer>,
+}
+
+/// One peer of a device.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DesiredPeer {
+    /// Whose key it is.
+    pub node: NodeName,
+    /// Where it listens; none: it has to call us.
+    pub endpoint: Option<SocketAddr>,
+    /// What may come from it and goes to it.
+    pub allowed: BTreeSet<IpNet>,
+    /// Persistent keepalive in seconds.
+    pub keepalive: Option<u16>,
+}
+
+/// A route of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// Routing table.
+    pub table: u32,
+    /// Destination.
+    pub prefix: IpNet,
+    /// Where to.
+    pub target: Target,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Target {
+    /// Out by a device.
+    Device {
+        /// Its name.
+        device: String,
+        /// Preferred source of what this node itself sends there.
+        source: Option<IpAddr>,
+    },
+    /// An ICMP error, never the uplink.
+    Unreachable,
+}
+
+impl Route {
+    /// Metric (priority) in the kernel: `unreachable` lies beneath everything else.
+    pub const fn metric(&self) -> u32 {
+        match self.target {
+            Target::Device { .. } => 0,
+            Target::Unreachable => METRIC_UNREACHABLE,
+        }
+    }
+}
+
+/// A routing rule of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rule {
+    /// Priority; less goes first.
+    pub priority: u32,
+    /// Source, or any.
+    pub from: Option<IpNet>,
+    /// Destination, or any.
+    pub to: Option<IpNet>,
+    /// Table to look in.
+    pub table: u32,
+}
+
+/// Plans this node.
+pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
+    let claims = Claims::judge(view);
+    let mut problems = claims.problems.clone();
+    let me = &view.local.name;
+    let own = claims.of(me);
+    let mesh: BTreeSet<IpAddr> = own.cidrs.iter().filter_map(prefix::mesh_address).collect();
+    let announcement = announce(view);
+    let mtu = mtu(view, &mut problems);
+
+    let mut devices: BTreeMap<Slot, DesiredDevice> = Slot::ALL
+        .into_iter()
+        .map(|slot| {
+            let mine = announcement.slot(slot);
+            (slot, DesiredDevice { public_key: mine.public_key, port: mine.port, peers: BTreeMap::new() })
+        })
+        .collect();
+    let mut routes = BTreeSet::new();
+    let mut peer_node_ips = BTreeSet::new();
+    let keepalive = keepalive(view);
+
+    for (name, node) in view.nodes.iter().filter(|(name, _)| *name != me) {
+        let claim = claims.of(name);
+        for address in &claim.addresses {
+            peer_node_ips.insert(*address);
+            // Beneath the peer's route, so that neither its absence nor the tunnel's death opens the uplink.
+            let target = Target::Unreachable;
+            routes.insert(Route { table: TABLE_NODES, prefix: prefix::host(*address), target });
+        }
+        let Some(theirs) = node.announced().filter(|_| claim.keys_accepted) else { continue };
+        let allowed: BTreeSet<IpNet> =
+            claim.cidrs.iter().copied().chain(claim.addresses.iter().copied().map(prefix::host)).collect();
+        let address = endpoint(view, name, theirs, &mut problems);
+        for slot in Slot::ALL {
+            let slot_of_peer = theirs.slot(slot);
+            let endpoint = address.map(|address| SocketAddr::new(address, slot_of_peer.port));
+            let peer = DesiredPeer { node: name.clone(), endpoint, allowed: allowed.clone(), keepalive };
+            if let Some(device) = devices.get_mut(&slot) {
+                device.peers.insert(slot_of_peer.public_key, peer);
+            }
+        }
+        let device = pair_slot((me, &announcement), (name, theirs)).device();
+        let via = |destination: &IpNet| Target::Device {
+            device: device.to_owned(),
+            source: mesh.iter().copied().find(|m| prefix::same_family(*m, destination.addr())),
+        };
+        for cidr in &claim.cidrs {
+            routes.insert(Route { table: TABLE_PODS, prefix: *cidr, target: via(cidr) });
+        }
+        for address in &claim.addresses {
+            // No preferred source: this table serves forwarded packets, and what is bound to a pod address already.
+            let target = Target::Device { device: device.to_owned(), source: None };
+            routes.insert(Route { table: TABLE_NODES, prefix: prefix::host(*address), target });
+        }
+    }
+
+    let mut rules = BTreeSet::new();
+    for cidr in &view.settings.pod_cidrs {
+        rules.insert(Rule { priority: RULE_PODS, from: None, to: Some(*cidr), table: TABLE_PODS });
+        // In the main table too: should the rules be lost, the default route must still not be met.
+        for table in [TABLE_PODS, TABLE_MAIN] {
+            routes.insert(Route { table, prefix: *cidr, target: Target::Unreachable });
+        }
+    }
+    for cidr in &own.cidrs {
+        rules.insert(Rule { priority: RULE_NODES, from: Some(*cidr), to: None, table: TABLE_NODES });
+    }
+    for (veth, addresses) in &view.attachments {
+        for address in addresses {
+            let target = Target::Device { device: veth.clone(), source: None };
+            routes.insert(Route { table: TABLE_PODS, prefix: prefix::host(*address), target });
+            if !own.cidrs.is_empty() && !own.cidrs.iter().any(|cidr| cidr.contains(address)) {
+                problems.push(Problem::AttachmentOutsideCidr {
+                    node: me.clone(),
+                    veth: veth.clone(),
+                    address: *address,
+                });
+            }
+        }
+    }
+    if own.cidrs.is_empty() && view.nodes.get(me).is_some_and(|node| node.pod_cidrs.is_empty()) {
+        problems.push(Problem::NoPodCidr { node: me.clone() });
+    }
+
+    problems.sort();
+    problems.dedup();
+    let desired = Desired {
+        mtu,
+        announcement,
+        devices,
+        mesh,
+        own_pod_cidrs: own.cidrs.clone(),
+        own_node_ips: own.addresses.iter().copied().collect(),
+        peer_node_ips,
+        routes,
+        rules,
+    };
+    (desired, problems)
+}
+
+/// What this node announces: the keyring's slots, and the endpoints that the administrator or the kubelet gave.
+fn announce(view: &ClusterView) -> Announcement {
+    let mut announcement = view.local.announcement.clone();
+    let own = view.nodes.get(&view.local.name);
+    let mut endpoints = match own.map(|node| &node.endpoint) {
+        Some(EndpointFact::Addresses(addresses)) => addresses.clone(),
+        Some(EndpointFact::Absent | EndpointFact::Malformed { .. }) | None => {
+            own.map(|node| node.internal_ips.clone()).unwrap_or_default()
+        }
+    };
+    endpoints.retain(|address| prefix::is_unicast(*address));
+    endpoints.truncate(MAX_ENDPOINTS);
+    announcement.endpoints = endpoints;
+    announcement
+}
+
+/// Where to call a peer: the administrator's word, else its announcement, else its InternalIPs; the first that this
+/// node's underlay has a family for.
+fn endpoint(
+    view: &ClusterView,
+    name: &NodeName,
+    announcement: &Announcement,
+    problems: &mut Vec<Problem>,
+) -> Option<IpAddr> {
+    let node = view.nodes.get(name)?;
+    let candidates = match &node.endpoint {
+        EndpointFact::Addresses(addresses) => addresses,
+        EndpointFact::Absent | EndpointFact::Malformed { .. } if !announcement.endpoints.is_empty() => {
+            &announcement.endpoints
+        }
+        EndpointFact::Absent | EndpointFact::Malformed { .. } => &node.internal_ips,
+    };
+    let own = view.nodes.get(&view.local.name).map(|node| node.internal_ips.as_slice()).unwrap_or_default();
+    let has = |wanted: IpAddr| own.is_empty() || own.iter().any(|mine| prefix::same_family(*mine, wanted));
+    // An endpoint inside the pod CIDRs would send the tunnel into itself.
+    let in_pods = |a: IpAddr| prefix::inside(&view.settings.pod_cidrs, &prefix::host(a));
+    let chosen = candidates.iter().copied().find(|a| prefix::is_unicast(*a) && has(*a) && !in_pods(*a));
+    if chosen.is_none() {
+        let families = match (own.iter().any(IpAddr::is_ipv4), own.iter().any(IpAddr::is_ipv6)) {
+            (true, true) => "IPv4 and IPv6",
+            (true, false) => "IPv4 only",
+            (false, true) => "IPv6 only",
+            (false, false) => "no known address",
+        };
+        let candidates = candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        problems.push(Problem::NoUsableEndpoint { node: name.clone(), candidates, families });
+    }
+    chosen
+}
+
+/// Keepalive towards every peer: as configured, else [`NAT_KEEPALIVE`] where the administrator gave this node an
+/// endpoint that is none of its own addresses, which is what NAT looks like.
+fn keepalive(view: &ClusterView) -> Option<u16> {
+    if let Some(configured) = view.settings.keepalive {
+        return (configured != 0).then_some(configured);
+    }
+    let own = view.nodes.get(&view.local.name)?;
+    match &own.endpoint {
+        EndpointFact::Addresses(addresses) if addresses.iter().any(|a| !own.internal_ips.contains(a)) => {
+            Some(NAT_KEEPALIVE)
+        }
+        EndpointFact::Addresses(_) | EndpointFact::Absent | EndpointFact::Malformed { .. } => None,
+    }
+}
+
+/// MTU of the tunnel and of pods.
+fn mtu(view: &ClusterView, problems: &mut Vec<Problem>) -> u32 {
+    let derived = view.local.uplink_mtu.map(|uplink| uplink.saturating_sub(OVERHEAD));
+    // 1500 is the only guess that does not break where nothing is known.
+    let mtu = view.settings.mtu.or(derived).unwrap_or(1500 - OVERHEAD);
+    if mtu < MIN_MTU {
+        problems.push(Problem::MtuTooSmall { node: view.local.name.clone(), mtu });
+    }
+    mtu.max(MIN_MTU)
+}
+
+/// Whether what the API shows of our annotation calls for writing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publication {
+    /// It says what we want.
+    Current,
+    /// It does not yet.
+    Write,
+    /// It did, and somebody changed it.
+    Overwritten,
+}
+
+/// Judges our own annotation. `confirmed` is the announcement that the API was last seen to show as we wrote it.
+pub fn publication(
+    wanted: &Announcement,
+    shown: &AnnouncementFact,
+    confirmed: Option<&Announcement>,
+) -> Publication {
+    match shown {
+        AnnouncementFact::Valid(shown) if shown == wanted => Publication::Current,
+        AnnouncementFact::Valid(shown) if confirmed.is_some_and(|c| c == shown) => Publication::Write,
+        AnnouncementFact::Missing | AnnouncementFact::Malformed { .. } | AnnouncementFact::Valid(_) => {
+            if confirmed.is_some() {
+                Publication::Overwritten
+            } else {
+                Publication::Write
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

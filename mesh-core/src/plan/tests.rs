@@ -1,0 +1,297 @@
+use super::*;
+use crate::announcement::{Epoch, SlotAnnouncement};
+use crate::view::{LocalFacts, NodeFacts, Settings};
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+fn announcement(seed: u8) -> Announcement {
+    let slot = |n: u8| SlotAnnouncement {
+        epoch: Epoch(u64::from(n) + 1),
+        public_key: PublicKey::from_bytes([seed.wrapping_mul(2).wrapping_add(n); 32]),
+        port: 51880 + u16::from(n),
+        draining: false,
+    };
+    Announcement { slots: [slot(0), slot(1)], endpoints: vec![], kem: None }
+}
+
+/// One node: `name cidr,cidr ip,ip [key=N] [endpoint=ip] [drain=N] [nokey]`; `-` for none.
+fn node(line: &str, index: u8) -> (NodeName, NodeFacts) {
+    let mut words = line.split(' ');
+    let name = words.next().unwrap().parse().unwrap();
+    let list = |word: Option<&str>| -> Vec<String> {
+        word.filter(|w| *w != "-").map(|w| w.split(',').map(str::to_owned).collect()).unwrap_or_default()
+    };
+    let pod_cidrs = list(words.next()).iter().map(|c| c.parse().unwrap()).collect();
+    let internal_ips = list(words.next()).iter().map(|a| a.parse().unwrap()).collect();
+    let mut announced = Some(announcement(index));
+    let mut facts = NodeFacts { created: i64::from(index), pod_cidrs, internal_ips, ..NodeFacts::default() };
+    for word in words {
+        match word.split_once('=') {
+            Some(("key", seed)) => announced = Some(announcement(seed.parse().unwrap())),
+            Some(("endpoint", ip)) => facts.endpoint = EndpointFact::Addresses(vec![ip.parse().unwrap()]),
+            Some(("drain", slot)) => {
+                announced.as_mut().unwrap().slots[slot.parse::<usize>().unwrap()].draining = true;
+            }
+            Some(("created", at)) => facts.created = at.parse().unwrap(),
+            _ if word == "nokey" => announced = None,
+            _ => panic!("{word}?"),
+        }
+    }
+    facts.announcement = announced.map_or(AnnouncementFact::Missing, AnnouncementFact::Valid);
+    (name, facts)
+}
+
+/// A view of node `a`, the first line.
+pub(crate) fn world(lines: &[&str]) -> ClusterView {
+    let nodes: BTreeMap<_, _> =
+        lines.iter().enumerate().map(|(i, line)| node(line, u8::try_from(i + 1).unwrap())).collect();
+    let name: NodeName = lines[0].split(' ').next().unwrap().parse().unwrap();
+    let announcement = nodes[&name].announced().unwrap().clone();
+    let pod_cidrs = vec!["10.1.0.0/16".parse().unwrap(), "fd01::/48".parse().unwrap()];
+    ClusterView {
+        settings: Settings { pod_cidrs, ..Settings::default() },
+        local: LocalFacts { name, announcement, uplink_mtu: Some(1500) },
+        nodes,
+        attachments: BTreeMap::new(),
+        synced: true,
+    }
+}
+
+fn text(desired: &Desired, problems: &[Problem]) -> String {
+    let mut out = vec![format!("mtu {}", desired.mtu)];
+    out.extend(desired.mesh.iter().map(|m| format!("mesh {m}")));
+    for (slot, device) in &desired.devices {
+        for peer in device.peers.values() {
+            let allowed = peer.allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let endpoint = peer.endpoint.map_or("-".into(), |e| e.to_string());
+            let keepalive = peer.keepalive.map_or(String::new(), |k| format!(" keepalive {k}"));
+            out.push(format!("{slot} {} at {endpoint}: {allowed}{keepalive}", peer.node));
+        }
+    }
+    let target = |t: &Target| match t {
+        Target::Unreachable => "unreachable".to_owned(),
+        Target::Device { device, source: None } => device.clone(),
+        Target::Device { device, source: Some(s) } => format!("{device} src {s}"),
+    };
+    out.extend(
+        desired.routes.iter().map(|r| format!("route {} {} {}", r.table, r.prefix, target(&r.target))),
+    );
+    let side = |net: Option<IpNet>| net.map_or("any".into(), |n| n.to_string());
+    let rule = |r: &Rule| format!("rule {} {} -> {} table {}", r.priority, side(r.from), side(r.to), r.table);
+    out.extend(desired.rules.iter().map(rule));
+    out.extend(problems.iter().map(|p| format!("! {}: {p}", p.code())));
+    out.join("\n") + "\n"
+}
+
+fn check(lines: &[&str], want: Expect) {
+    let (desired, problems) = plan(&world(lines));
+    want.assert_eq(&text(&desired, &problems));
+}
+
+/// Only the lines that begin with one of `heads`.
+fn check_some(lines: &[&str], heads: &[&str], want: Expect) {
+    let (desired, problems) = plan(&world(lines));
+    let all = text(&desired, &problems);
+    let some: String =
+        all.lines().filter(|l| heads.iter().any(|h| l.starts_with(h))).map(|l| format!("{l}\n")).collect();
+    want.assert_eq(&some);
+}
+
+#[test]
+fn two_dual_stack_nodes() {
+    check(
+        &[
+            "a 10.1.1.0/24,fd01:0:0:1::/64 192.0.2.1,2001:db8::1",
+            "b 10.1.2.0/24,fd01:0:0:2::/64 192.0.2.2,2001:db8::2",
+        ],
+        expect![[r#"
+            mtu 1420
+            mesh 10.1.1.1
+            mesh fd01:0:0:1::1
+            hawser0 b at 192.0.2.2:51880: 10.1.2.0/24 192.0.2.2/32 2001:db8::2/128 fd01:0:0:2::/64
+            hawser1 b at 192.0.2.2:51881: 10.1.2.0/24 192.0.2.2/32 2001:db8::2/128 fd01:0:0:2::/64
+            route 254 10.1.0.0/16 unreachable
+            route 254 fd01::/48 unreachable
+            route 51880 10.1.0.0/16 unreachable
+            route 51880 10.1.2.0/24 hawser0 src 10.1.1.1
+            route 51880 fd01::/48 unreachable
+            route 51880 fd01:0:0:2::/64 hawser0 src fd01:0:0:1::1
+            route 51881 192.0.2.2/32 hawser0
+            route 51881 192.0.2.2/32 unreachable
+            route 51881 2001:db8::2/128 hawser0
+            route 51881 2001:db8::2/128 unreachable
+            rule 50 any -> 10.1.0.0/16 table 51880
+            rule 50 any -> fd01::/48 table 51880
+            rule 51 10.1.1.0/24 -> any table 51881
+            rule 51 fd01:0:0:1::/64 -> any table 51881
+        "#]],
+    );
+}
+
+#[test]
+fn an_ipv6_only_underlay_carries_both_families() {
+    check_some(
+        &["a 10.1.1.0/24,fd01:0:0:1::/64 2001:db8::1", "b 10.1.2.0/24,fd01:0:0:2::/64 2001:db8::2"],
+        &["hawser0", "!"],
+        expect![[r#"
+            hawser0 b at [2001:db8::2]:51880: 10.1.2.0/24 2001:db8::2/128 fd01:0:0:2::/64
+        "#]],
+    );
+}
+
+#[test]
+fn a_node_without_a_key_costs_only_itself_and_its_address_is_closed_to_pods() {
+    check_some(
+        &["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24 192.0.2.2 nokey", "c 10.1.3.0/24 192.0.2.3"],
+        &["hawser0", "route 51881", "!"],
+        expect![[r#"
+            hawser0 c at 192.0.2.3:51880: 10.1.3.0/24 192.0.2.3/32
+            route 51881 192.0.2.2/32 unreachable
+            route 51881 192.0.2.3/32 hawser0
+            route 51881 192.0.2.3/32 unreachable
+            ! KeyMissing: node b: no annotation hawser.dev/wireguard; its pods are unreachable until mesh-agent runs there
+        "#]],
+    );
+}
+
+#[test]
+fn what_an_older_node_has_a_newer_one_cannot_claim() {
+    check_some(
+        &[
+            "a 10.1.1.0/24 192.0.2.1",
+            "b 10.1.2.0/24 192.0.2.2",
+            "c 10.1.2.128/25 192.0.2.2",
+            "d 10.1.4.0/24 192.0.2.4 key=2",
+            "e 10.1.5.0/24 192.0.2.5 key=1",
+            "f 10.9.0.0/24 10.1.7.7",
+        ],
+        &["hawser0", "!"],
+        expect![[r#"
+            hawser0 b at 192.0.2.2:51880: 10.1.2.0/24 192.0.2.2/32
+            hawser0 c at 192.0.2.2:51880: 
+            hawser0 f at -: 
+            ! KeyDuplicated: node d: announces key BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ= for hawser0, which is also a key of node b; refused here, kept there (older); delete the key file of hawser0 on d and restart its agent
+            ! KeyDuplicated: node e: announces key AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI= for hawser0, which is also a key of node a; refused here, kept there (older); delete the key file of hawser0 on e and restart its agent
+            ! NoUsableEndpoint: node f: no usable endpoint among [10.1.7.7] (this node's underlay has IPv4 only); give it an InternalIP of that family or set hawser.dev/endpoint. It can still call us
+            ! AddressClaimedTwice: node c: InternalIP 192.0.2.2 is refused: it belongs to node b (older); correct status.addresses of the wrong one
+            ! AddressClaimedTwice: node f: InternalIP 10.1.7.7 is refused: it belongs to the pods in 10.1.0.0/16; correct status.addresses of the wrong one
+            ! CidrClaimedTwice: node c: pod CIDR 10.1.2.128/25 is refused: it overlaps 10.1.2.0/24 of node b (older); recreate the Node object of the wrong one
+            ! CidrOutsidePrefixes: node f: pod CIDR 10.9.0.0/24 is refused: outside podCIDRs of the configuration (10.1.0.0/16, fd01::/48); add its prefix there or correct the controller manager's --cluster-cidr
+        "#]],
+    );
+}
+
+#[test]
+fn our_own_key_on_an_older_node_is_still_ours() {
+    let (desired, problems) =
+        plan(&world(&["a 10.1.1.0/24 192.0.2.1 created=9", "b 10.1.2.0/24 192.0.2.2 key=1"]));
+    assert!(desired.devices[&Slot::Zero].peers.is_empty());
+    assert!(matches!(&problems[..], [Problem::KeyDuplicated { .. }]));
+}
+
+#[test]
+fn an_endpoint_that_is_not_our_address_means_nat_and_keepalive() {
+    check_some(
+        &["a 10.1.1.0/24 10.0.0.5 endpoint=203.0.113.7", "b 10.1.2.0/24 192.0.2.2 endpoint=198.51.100.2"],
+        &["hawser1", "!"],
+        expect![[r#"
+            hawser1 b at 198.51.100.2:51881: 10.1.2.0/24 192.0.2.2/32 keepalive 25
+        "#]],
+    );
+}
+
+#[test]
+fn a_draining_slot_moves_only_its_own_pairs() {
+    check_some(
+        &["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24 192.0.2.2 drain=0", "c 10.1.3.0/24 192.0.2.3"],
+        &["route 51880 10.1.2", "route 51880 10.1.3", "route 51881"],
+        expect![[r#"
+            route 51880 10.1.2.0/24 hawser1 src 10.1.1.1
+            route 51880 10.1.3.0/24 hawser0 src 10.1.1.1
+            route 51881 192.0.2.2/32 hawser1
+            route 51881 192.0.2.2/32 unreachable
+            route 51881 192.0.2.3/32 hawser0
+            route 51881 192.0.2.3/32 unreachable
+        "#]],
+    );
+}
+
+#[test]
+fn our_annotation_is_written_when_missing_and_reported_when_overwritten() {
+    let (mine, other) = (announcement(1), announcement(2));
+    let valid = |a: &Announcement| AnnouncementFact::Valid(a.clone());
+    let check =
+        |shown: AnnouncementFact, confirmed: Option<&Announcement>| publication(&mine, &shown, confirmed);
+    assert_eq!(check(AnnouncementFact::Missing, None), Publication::Write);
+    assert_eq!(check(valid(&other), None), Publication::Write, "of our former life");
+    assert_eq!(check(valid(&mine), None), Publication::Current);
+    assert_eq!(check(valid(&other), Some(&mine)), Publication::Overwritten);
+    assert_eq!(check(AnnouncementFact::Missing, Some(&mine)), Publication::Overwritten);
+    assert_eq!(check(valid(&other), Some(&other)), Publication::Write, "we changed our mind");
+}
+
+/// Clusters with collisions: few CIDRs, addresses, keys and ages.
+pub(crate) fn world_strategy() -> impl Strategy<Value = ClusterView> {
+    let node = (0_u8..6, 0_u8..6, 0_u8..7, 0_i64..3, 0_u8..3, 0_u8..4);
+    (proptest::collection::vec(node, 1..7), any::<bool>()).prop_map(|(nodes, attached)| {
+        let lines: Vec<String> = nodes
+            .iter()
+            .enumerate()
+            .map(|(i, (cidr, ip, key, created, drain, odd))| {
+                let name = char::from(b'a' + u8::try_from(i).unwrap());
+                let drain = if *drain < 2 { format!(" drain={drain}") } else { String::new() };
+                let cidr = match odd {
+                    0 => format!("10.1.{cidr}.0/25,fd01:0:0:{cidr}::/64"),
+                    1 => "-".to_owned(),
+                    2 => format!("10.9.{cidr}.0/24"),
+                    _ => format!("10.1.{cidr}.0/24"),
+                };
+                format!("{name} {cidr} 192.0.2.{ip} created={created} key={key}{drain}")
+            })
+            .collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let mut view = world(&lines);
+        if attached {
+            view.attachments.insert("hw0123456789abc".into(), ["10.1.0.9".parse().unwrap()].into());
+        }
+        view
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_prefix_belongs_to_two_peers_and_none_is_outside_what_is_configured(view in world_strategy()) {
+        let (desired, _) = plan(&view);
+        for device in desired.devices.values() {
+            let all: Vec<&IpNet> = device.peers.values().flat_map(|p| &p.allowed).collect();
+            for (i, a) in all.iter().enumerate() {
+                prop_assert!(all[i + 1..].iter().all(|b| !prefix::overlap(a, b)));
+                let pods = prefix::inside(&view.settings.pod_cidrs, a);
+                let host = a.prefix_len() == a.max_prefix_len();
+                prop_assert!(pods != host, "{a}: a pod CIDR inside, or a host outside");
+            }
+            for own in &desired.own_pod_cidrs {
+                prop_assert!(all.iter().all(|a| !prefix::overlap(a, own)));
+            }
+        }
+    }
+
+    /// Both ends of a pair agree on the slot and on what belongs to whom.
+    #[test]
+    fn all_nodes_agree(view in world_strategy()) {
+        let mut owners: BTreeMap<IpNet, NodeName> = BTreeMap::new();
+        for (name, facts) in &view.nodes {
+            let mut theirs = view.clone();
+            let Some(announced) = facts.announced() else { continue };
+            theirs.local.name = name.clone();
+            theirs.local.announcement = announced.clone();
+            let (desired, _) = plan(&theirs);
+            for peer in desired.devices[&Slot::Zero].peers.values() {
+                for net in &peer.allowed {
+                    let owner = owners.entry(*net).or_insert_with(|| peer.node.clone());
+                    prop_assert_eq!(&*owner, &peer.node);
+                }
+            }
+        }
+    }
+}

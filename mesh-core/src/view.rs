@@ -1,0 +1,125 @@
+//! Everything the decisions know: one plain value, built by the agent from watches, the keyring and the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::announcement::Announcement;
+use crate::name::NodeName;
+
+/// The whole truth at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterView {
+    /// What the administrator configured.
+    pub settings: Settings,
+    /// This node.
+    pub local: LocalFacts,
+    /// Every Node of the API, this one included.
+    pub nodes: BTreeMap<NodeName, NodeFacts>,
+    /// Pods of this node, by the name of their veth on the host.
+    pub attachments: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// The first complete list of Nodes has been seen. Before, plans add and never delete.
+    pub synced: bool,
+}
+
+/// What the administrator configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// Pod CIDRs of the cluster: nothing inside them ever crosses between nodes in plaintext.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Destinations to which pods talk with their own address, in plaintext, by the administrator's wish.
+    pub non_masquerade: Vec<IpNet>,
+    /// MTU of the tunnel in bytes; none: the uplink's less [`crate::numbers::OVERHEAD`].
+    pub mtu: Option<u32>,
+    /// Persistent keepalive towards every peer in seconds; none: 25 where this node seems to be behind NAT, else off.
+    pub keepalive: Option<u16>,
+}
+
+/// What this node knows about itself.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalFacts {
+    /// Name of its Node object.
+    pub name: NodeName,
+    /// What it announces: keys, epochs and ports from the keyring. The endpoints are decided by the plan.
+    pub announcement: Announcement,
+    /// MTU of the device that holds its InternalIP, in bytes.
+    pub uplink_mtu: Option<u32>,
+}
+
+/// What the API says of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFacts {
+    /// Seconds since 1970 at which the Node was created: of two nodes that claim the same thing the older keeps it.
+    pub created: i64,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNet>,
+    /// `status.addresses` of type InternalIP.
+    pub internal_ips: Vec<IpAddr>,
+    /// `hawser.dev/endpoint`.
+    pub endpoint: EndpointFact,
+    /// `hawser.dev/wireguard`.
+    pub announcement: AnnouncementFact,
+    /// Fields that could not be read, each refused by itself.
+    pub malformed: Vec<MalformedField>,
+}
+
+/// `hawser.dev/endpoint` of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EndpointFact {
+    /// No such annotation.
+    #[default]
+    Absent,
+    /// Addresses, best first; not empty.
+    Addresses(Vec<IpAddr>),
+    /// Not a list of addresses.
+    Malformed {
+        /// The annotation, shortened.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// `hawser.dev/wireguard` of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AnnouncementFact {
+    /// No such annotation: no agent has run there yet.
+    #[default]
+    Missing,
+    /// Refused by the codec.
+    Malformed {
+        /// Field and value, as the codec names them.
+        reason: String,
+    },
+    /// Decoded, keys checked.
+    Valid(Announcement),
+}
+
+/// A field of a Node that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MalformedField {
+    /// Path of the field.
+    pub field: String,
+    /// Its value, shortened.
+    pub value: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl NodeFacts {
+    /// The announcement, if there is a valid one.
+    pub fn announced(&self) -> Option<&Announcement> {
+        match &self.announcement {
+            AnnouncementFact::Valid(announcement) => Some(announcement),
+            AnnouncementFact::Missing | AnnouncementFact::Malformed { .. } => None,
+        }
+    }
+}
