@@ -1,1 +1,18 @@
-//! See the crate's description in Cargo.toml.
+//! The life of WireGuard keys on a node.
+//!
+//! - [`PrivateKey`]: an X25519 private key that cannot be printed, copied, compared or serialized.
+//! - [`validate_public`]: what a public key must be before it is given to WireGuard.
+//! - [`codec`]: the `hawser.dev/wireguard` annotation of a Node, both ways.
+//! - [`store`]: the two key files of a node.
+
+pub mod codec;
+mod excerpt;
+mod private;
+mod public;
+pub mod store;
+
+pub use codec::{AnnouncementError, decode, encode};
+pub use excerpt::Excerpt;
+pub use private::{PrivateKey, RandomError};
+pub use public::{RefusedKey, validate_public};
+pub use store::{LoadedStore, SlotKey, Store, StoreError};
