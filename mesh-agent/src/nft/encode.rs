@@ -1,0 +1,609 @@
+//! From the model to netlink messages. What cannot be encoded is refused here, before anything is sent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use super::model::{
+    Chain, ChainType, Direction, Elements, End, Family, Hook, InterfaceName, Is, Match, Policy, Rule, Set,
+    Table, Verdict, address_bytes,
+};
+use super::observe::Counter;
+use super::wire::{Attr, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flag, msg, nfta};
+
+/// A table that cannot be put into netlink.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// An interface name that no interface can have.
+    #[error("interface name {name:?} in {object}: must be 1 to 15 bytes without '/', space or '*'")]
+    InterfaceName {
+        /// Where it stands.
+        object: Object,
+        /// The name.
+        name: String,
+    },
+    /// A rule looks up a set that the table does not have, or one of another type.
+    #[error("{object} looks up set {set:?}, which is not in the table or holds something else")]
+    UnknownSet {
+        /// The rule.
+        object: Object,
+        /// Name of the set.
+        set: String,
+    },
+    /// A comment that nf_tables cannot keep.
+    #[error("comment of {object} has {length} bytes; at most {MAX_COMMENT} are kept, and no NUL")]
+    Comment {
+        /// The rule.
+        object: Object,
+        /// Length found, in bytes.
+        length: usize,
+    },
+    /// A message that exceeds what an attribute can hold (64 KiB).
+    #[error("{object} does not fit a netlink attribute of 65,535 bytes")]
+    TooLong {
+        /// What was being encoded.
+        object: Object,
+    },
+}
+
+/// `NFTNL_UDATA_COMMENT_MAXLEN` less the terminating NUL.
+const MAX_COMMENT: usize = 127;
+
+/// What a message of a transaction is about; names the thing in errors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// The transaction as a whole.
+    Transaction,
+    /// A table.
+    Table(String),
+    /// A set.
+    Set {
+        /// Its table.
+        table: String,
+        /// Its name.
+        set: String,
+    },
+    /// Elements of a set.
+    Elements {
+        /// The table.
+        table: String,
+        /// The set.
+        set: String,
+        /// Position of the first one sent with the message.
+        from: usize,
+    },
+    /// A base chain.
+    Chain {
+        /// Its table.
+        table: String,
+        /// Its name.
+        chain: String,
+    },
+    /// A rule.
+    Rule {
+        /// Its table.
+        table: String,
+        /// Its chain.
+        chain: String,
+        /// Position in the chain, from 0.
+        index: usize,
+        /// Its comment.
+        comment: String,
+    },
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transaction => write!(f, "the transaction"),
+            Self::Table(table) => write!(f, "table {table}"),
+            Self::Set { table, set } => write!(f, "set {table}/{set}"),
+            Self::Elements { table, set, from } => {
+                write!(f, "elements of set {table}/{set} from number {from}")
+            }
+            Self::Chain { table, chain } => write!(f, "chain {table}/{chain}"),
+            Self::Rule { table, chain, index, comment } => {
+                write!(f, "rule {index} ({comment}) of chain {table}/{chain}")
+            }
+        }
+    }
+}
+
+/// One message of a transaction.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) family: u8,
+    pub(crate) attrs: Vec<Attr>,
+    pub(crate) object: Object,
+}
+
+/// An expression of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Expr {
+    pub(crate) name: &'static str,
+    pub(crate) data: Vec<Attr>,
+}
+
+impl Expr {
+    fn attr(&self) -> Attr {
+        let inner =
+            vec![Attr::text(nfta::EXPR_NAME, self.name), Attr::nested(nfta::EXPR_DATA, self.data.clone())];
+        Attr::nested(nfta::LIST_ELEM, inner)
+    }
+}
+
+const REG_VERDICT: u32 = 0;
+const REG_1: u32 = 1;
+const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
+const IFNAMSIZ: usize = 16;
+/// Elements in one message: 2 attributes of at most 36 bytes each stay far below 64 KiB.
+const ELEMENTS_PER_MESSAGE: usize = 500;
+/// Userdata type of our hash; nft and iptables pass over types that they do not know.
+const UDATA_HASH: u8 = 0xf0;
+const UDATA_COMMENT: u8 = 0;
+
+/// The messages that make the kernel's table exactly `table`, whatever it was: add, delete, add again, which is one
+/// change for every packet. `seeds` are the values at which counters start, by comment.
+pub(crate) fn replace(table: &Table, seeds: &BTreeMap<String, Counter>) -> Result<Vec<Message>, EncodeError> {
+    let mut messages = remove(&table.name);
+    messages.push(table_message(&table.name, msg::NEWTABLE, flag::CREATE));
+    for (set, id) in table.sets.iter().zip(1..) {
+        messages.push(set_message(&table.name, set, id));
+        messages.extend(element_messages(&table.name, set)?);
+    }
+    let mut seeds = seeds.clone();
+    for chain in &table.chains {
+        messages.push(chain_message(&table.name, chain));
+        for (index, rule) in chain.rules.iter().enumerate() {
+            // The first rule of a name carries the whole sum on.
+            let seed = if rule.counter { seeds.remove(&rule.comment) } else { None };
+            let expressions = rule_expressions(table, chain, index)?;
+            let object = rule_object(&table.name, chain, index);
+            messages.push(rule_message(
+                &object,
+                NFPROTO_INET,
+                &expressions,
+                rule,
+                seed,
+                flag::CREATE | flag::APPEND,
+            ));
+        }
+    }
+    Ok(messages)
+}
+
+/// The messages after which the table does not exist, whether it did before or not.
+pub(crate) fn remove(table: &str) -> Vec<Message> {
+    vec![table_message(table, msg::NEWTABLE, flag::CREATE), table_message(table, msg::DELTABLE, 0)]
+}
+
+fn table_message(table: &str, kind: u16, flags: u16) -> Message {
+    let mut attrs = vec![Attr::text(nfta::TABLE_NAME, table)];
+    if kind == msg::NEWTABLE {
+        attrs.push(Attr::be32(nfta::TABLE_FLAGS, 0));
+    }
+    Message { kind, flags, family: NFPROTO_INET, attrs, object: Object::Table(table.to_owned()) }
+}
+
+/// Flags, type number (of nft's own numbering, for its listing) and length of a set's key.
+pub(crate) fn set_shape(elements: &Elements) -> (u32, u32, u32) {
+    const NFT_SET_INTERVAL: u32 = 4;
+    const TYPE_IPADDR: u32 = 7;
+    const TYPE_IP6ADDR: u32 = 8;
+    const TYPE_IFNAME: u32 = 41;
+    match elements {
+        Elements::Addresses(ranges) => match ranges.family() {
+            Family::V4 => (NFT_SET_INTERVAL, TYPE_IPADDR, 4),
+            Family::V6 => (NFT_SET_INTERVAL, TYPE_IP6ADDR, 16),
+        },
+        Elements::Interfaces(_) => (0, TYPE_IFNAME, 16),
+    }
+}
+
+fn set_message(table: &str, set: &Set, id: u32) -> Message {
+    /// `NFTNL_UDATA_SET_KEYBYTEORDER`; without it nft cannot print names.
+    const UDATA_BYTE_ORDER: u8 = 0;
+    let (flags, key_type, key_len) = set_shape(&set.elements);
+    let byte_order: u32 = match set.elements {
+        Elements::Interfaces(_) => 1,
+        Elements::Addresses(_) => 2,
+    };
+    let mut userdata = vec![UDATA_BYTE_ORDER, 4];
+    userdata.extend(byte_order.to_ne_bytes());
+    let attrs = vec![
+        Attr::text(nfta::SET_TABLE, table),
+        Attr::text(nfta::SET_NAME, &set.name),
+        Attr::be32(nfta::SET_FLAGS, flags),
+        Attr::be32(nfta::SET_KEY_TYPE, key_type),
+        Attr::be32(nfta::SET_KEY_LEN, key_len),
+        Attr::be32(nfta::SET_ID, id),
+        Attr::bytes(nfta::SET_USERDATA, userdata),
+    ];
+    let object = Object::Set { table: table.to_owned(), set: set.name.clone() };
+    Message { kind: msg::NEWSET, flags: flag::CREATE, family: NFPROTO_INET, attrs, object }
+}
+
+/// The elements as the kernel keeps them: a range is its first key and, marked as an end, the key after its last,
+/// unless there is none after it.
+pub(crate) fn set_keys(elements: &Elements) -> Vec<(Vec<u8>, bool)> {
+    match elements {
+        Elements::Addresses(ranges) => {
+            let family = ranges.family();
+            let mut keys = Vec::new();
+            for &(first, last) in ranges.as_slice() {
+                keys.push((address_bytes(family, first), false));
+                if last < family.max() {
+                    keys.push((address_bytes(family, last + 1), true));
+                }
+            }
+            keys
+        }
+        Elements::Interfaces(names) => names.iter().map(|name| (padded(name), false)).collect(),
+    }
+}
+
+fn element_messages(table: &str, set: &Set) -> Result<Vec<Message>, EncodeError> {
+    const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
+    let at = |from| Object::Elements { table: table.to_owned(), set: set.name.clone(), from };
+    if let Elements::Interfaces(names) = &set.elements {
+        names.iter().try_for_each(|name| check_interface(name, &at(0)))?;
+    }
+    let keys = set_keys(&set.elements);
+    let messages = keys.chunks(ELEMENTS_PER_MESSAGE).enumerate().map(|(chunk, keys)| {
+        let elements = keys.iter().map(|(key, end)| {
+            let mut element =
+                vec![Attr::nested(nfta::ELEM_KEY, vec![Attr::bytes(nfta::DATA_VALUE, key.clone())])];
+            if *end {
+                element.push(Attr::be32(nfta::ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END));
+            }
+            Attr::nested(nfta::LIST_ELEM, element)
+        });
+        let attrs = vec![
+            Attr::text(nfta::ELEMS_TABLE, table),
+            Attr::text(nfta::ELEMS_SET, &set.name),
+            Attr::nested(nfta::ELEMS_LIST, elements.collect()),
+        ];
+        let object = at(chunk * ELEMENTS_PER_MESSAGE);
+        Message { kind: msg::NEWSETELEM, flags: flag::CREATE, family: NFPROTO_INET, attrs, object }
+    });
+    Ok(messages.collect())
+}
+
+pub(crate) fn hook_number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Prerouting => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    }
+}
+
+pub(crate) fn chain_type(kind: ChainType) -> &'static str {
+    match kind {
+        ChainType::Filter => "filter",
+        ChainType::Nat => "nat",
+    }
+}
+
+const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
+
+pub(crate) fn policy_number(policy: Policy) -> u32 {
+    match policy {
+        Policy::Accept => NF_ACCEPT,
+        Policy::Drop => NF_DROP,
+    }
+}
+
+fn chain_message(table: &str, chain: &Chain) -> Message {
+    let hook = vec![
+        Attr::be32(nfta::HOOK_HOOKNUM, hook_number(chain.hook)),
+        Attr::bytes(nfta::HOOK_PRIORITY, chain.priority.to_be_bytes()),
+    ];
+    let attrs = vec![
+        Attr::text(nfta::CHAIN_TABLE, table),
+        Attr::text(nfta::CHAIN_NAME, &chain.name),
+        Attr::nested(nfta::CHAIN_HOOK, hook),
+        Attr::be32(nfta::CHAIN_POLICY, policy_number(chain.policy)),
+        Attr::text(nfta::CHAIN_TYPE, chain_type(chain.kind)),
+    ];
+    let object = Object::Chain { table: table.to_owned(), chain: chain.name.clone() };
+    Message { kind: msg::NEWCHAIN, flags: flag::CREATE, family: NFPROTO_INET, attrs, object }
+}
+
+fn rule_object(table: &str, chain: &Chain, index: usize) -> Object {
+    let comment = chain.rules[index].comment.clone();
+    Object::Rule { table: table.to_owned(), chain: chain.name.clone(), index, comment }
+}
+
+/// A rule for `object` (an [`Object::Rule`], else nothing is named) of a table of `family`.
+pub(crate) fn rule_message(
+    object: &Object,
+    family: u8,
+    expressions: &[Expr],
+    rule: &Rule,
+    seed: Option<Counter>,
+    flags: u16,
+) -> Message {
+    let mut attrs = Vec::new();
+    if let Object::Rule { table, chain, .. } = object {
+        attrs.push(Attr::text(nfta::RULE_TABLE, table));
+        attrs.push(Attr::text(nfta::RULE_CHAIN, chain));
+    }
+    let list = expressions.iter().map(|expr| match seed {
+        Some(value) if expr.name == COUNTER => counter(value).attr(),
+        Some(_) | None => expr.attr(),
+    });
+    attrs.push(Attr::nested(nfta::RULE_EXPRESSIONS, list.collect()));
+    attrs.push(Attr::bytes(nfta::RULE_USERDATA, userdata(&rule.comment, hash(expressions))));
+    Message { kind: msg::NEWRULE, flags, family, attrs, object: object.clone() }
+}
+
+/// The expressions of a rule, validated against the sets of its table.
+pub(crate) fn rule_expressions(table: &Table, chain: &Chain, index: usize) -> Result<Vec<Expr>, EncodeError> {
+    let rule = &chain.rules[index];
+    expressions(rule, &table.sets, &rule_object(&table.name, chain, index))
+}
+
+/// The expressions of `rule`, whose sets are among `sets`.
+pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<Vec<Expr>, EncodeError> {
+    if rule.comment.len() > MAX_COMMENT || rule.comment.contains('\0') {
+        return Err(EncodeError::Comment { object: object.clone(), length: rule.comment.len() });
+    }
+    let mut out = Vec::new();
+    let mut known_family = None;
+    for condition in &rule.matches {
+        match condition {
+            Match::Interface(direction, is, name) => {
+                out.push(meta(interface_key(*direction)));
+                out.push(compare(*is, interface_bytes(name, object)?));
+            }
+            Match::InterfaceIn(direction, is, set) => {
+                known(sets, set, object, |elements| matches!(elements, Elements::Interfaces(_)))?;
+                out.push(meta(interface_key(*direction)));
+                out.push(lookup(set, *is));
+            }
+            Match::Family(family) => out.extend(require(*family, &mut known_family)),
+            Match::Mark { mask, value } => {
+                out.push(meta(META_MARK));
+                out.push(bitwise(mask.to_ne_bytes()));
+                out.push(compare(Is::Yes, value.to_ne_bytes().to_vec()));
+            }
+            Match::AddressIn(family, end, is, set) => {
+                known(
+                    sets,
+                    set,
+                    object,
+                    |elements| matches!(elements, Elements::Addresses(ranges) if ranges.family() == *family),
+                )?;
+                out.extend(require(*family, &mut known_family));
+                out.push(address(*family, *end));
+                out.push(lookup(set, *is));
+            }
+            Match::CtState(states) => {
+                out.push(Expr {
+                    name: "ct",
+                    data: vec![Attr::be32(nfta::CT_DREG, REG_1), Attr::be32(nfta::CT_KEY, CT_STATE)],
+                });
+                out.push(bitwise(states.to_ne_bytes()));
+                out.push(compare(Is::No, vec![0; 4]));
+            }
+        }
+    }
+    if let Verdict::Snat(to) = rule.verdict {
+        out.extend(require(Family::of(to), &mut known_family));
+    }
+    if rule.counter {
+        out.push(counter(Counter::default()));
+    }
+    out.extend(verdict(rule.verdict));
+    Ok(out)
+}
+
+const META_MARK: u32 = 3;
+const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
+const META_NFPROTO: u32 = 15;
+const CT_STATE: u32 = 0;
+pub(crate) const COUNTER: &str = "counter";
+
+fn interface_key(direction: Direction) -> u32 {
+    match direction {
+        Direction::In => META_IIFNAME,
+        Direction::Out => META_OIFNAME,
+    }
+}
+
+fn meta(key: u32) -> Expr {
+    Expr { name: "meta", data: vec![Attr::be32(nfta::META_DREG, REG_1), Attr::be32(nfta::META_KEY, key)] }
+}
+
+fn compare(is: Is, value: Vec<u8>) -> Expr {
+    let op = match is {
+        Is::Yes => NFT_CMP_EQ,
+        Is::No => NFT_CMP_NEQ,
+    };
+    let data = vec![
+        Attr::be32(nfta::CMP_SREG, REG_1),
+        Attr::be32(nfta::CMP_OP, op),
+        Attr::nested(nfta::CMP_DATA, vec![Attr::bytes(nfta::DATA_VALUE, value)]),
+    ];
+    Expr { name: "cmp", data }
+}
+
+fn bitwise(mask: [u8; 4]) -> Expr {
+    let data = vec![
+        Attr::be32(nfta::BITWISE_SREG, REG_1),
+        Attr::be32(nfta::BITWISE_DREG, REG_1),
+        Attr::be32(nfta::BITWISE_LEN, 4),
+        Attr::nested(nfta::BITWISE_MASK, vec![Attr::bytes(nfta::DATA_VALUE, mask)]),
+        Attr::nested(nfta::BITWISE_XOR, vec![Attr::bytes(nfta::DATA_VALUE, [0; 4])]),
+    ];
+    Expr { name: "bitwise", data }
+}
+
+fn lookup(set: &str, is: Is) -> Expr {
+    const NFT_LOOKUP_F_INV: u32 = 1;
+    let flags = match is {
+        Is::Yes => 0,
+        Is::No => NFT_LOOKUP_F_INV,
+    };
+    let data = vec![
+        Attr::text(nfta::LOOKUP_SET, set),
+        Attr::be32(nfta::LOOKUP_SREG, REG_1),
+        Attr::be32(nfta::LOOKUP_FLAGS, flags),
+    ];
+    Expr { name: "lookup", data }
+}
+
+/// `meta nfproto`, once a rule: before it, an offset into the header would mean something else in the other family.
+fn require(family: Family, known: &mut Option<Family>) -> Vec<Expr> {
+    if *known == Some(family) {
+        return Vec::new();
+    }
+    *known = Some(family);
+    vec![meta(META_NFPROTO), compare(Is::Yes, vec![nfproto(family)])]
+}
+
+fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    }
+}
+
+fn address(family: Family, end: End) -> Expr {
+    const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+    let (offset, length) = match (family, end) {
+        (Family::V4, End::Source) => (12, 4),
+        (Family::V4, End::Destination) => (16, 4),
+        (Family::V6, End::Source) => (8, 16),
+        (Family::V6, End::Destination) => (24, 16),
+    };
+    let data = vec![
+        Attr::be32(nfta::PAYLOAD_DREG, REG_1),
+        Attr::be32(nfta::PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER),
+        Attr::be32(nfta::PAYLOAD_OFFSET, offset),
+        Attr::be32(nfta::PAYLOAD_LEN, length),
+    ];
+    Expr { name: "payload", data }
+}
+
+fn counter(value: Counter) -> Expr {
+    let data =
+        vec![Attr::be64(nfta::COUNTER_BYTES, value.bytes), Attr::be64(nfta::COUNTER_PACKETS, value.packets)];
+    Expr { name: COUNTER, data }
+}
+
+fn immediate(register: u32, data: Attr) -> Expr {
+    let data =
+        vec![Attr::be32(nfta::IMMEDIATE_DREG, register), Attr::nested(nfta::IMMEDIATE_DATA, vec![data])];
+    Expr { name: "immediate", data }
+}
+
+fn verdict(verdict: Verdict) -> Vec<Expr> {
+    /// `NFT_RETURN`, -5.
+    const NFT_RETURN: u32 = 0_u32.wrapping_sub(5);
+    const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
+    const NFT_NAT_SNAT: u32 = 0;
+    let code = |code| {
+        let inner = vec![Attr::be32(nfta::VERDICT_CODE, code)];
+        vec![immediate(REG_VERDICT, Attr::nested(nfta::DATA_VERDICT, inner))]
+    };
+    match verdict {
+        Verdict::Accept => code(NF_ACCEPT),
+        Verdict::Drop => code(NF_DROP),
+        Verdict::Return => code(NFT_RETURN),
+        Verdict::Masquerade => {
+            let data = vec![Attr::be32(nfta::MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY)];
+            vec![Expr { name: "masq", data }]
+        }
+        Verdict::Snat(to) => {
+            let bytes = match to {
+                IpAddr::V4(v4) => v4.octets().to_vec(),
+                IpAddr::V6(v6) => v6.octets().to_vec(),
+            };
+            let data = vec![
+                Attr::be32(nfta::NAT_TYPE, NFT_NAT_SNAT),
+                Attr::be32(nfta::NAT_FAMILY, u32::from(nfproto(Family::of(to)))),
+                Attr::be32(nfta::NAT_REG_ADDR_MIN, REG_1),
+            ];
+            vec![immediate(REG_1, Attr::bytes(nfta::DATA_VALUE, bytes)), Expr { name: "nat", data }]
+        }
+    }
+}
+
+fn known(
+    sets: &[Set],
+    name: &str,
+    object: &Object,
+    fits: impl Fn(&Elements) -> bool,
+) -> Result<(), EncodeError> {
+    if sets.iter().any(|set| set.name == name && fits(&set.elements)) {
+        return Ok(());
+    }
+    Err(EncodeError::UnknownSet { object: object.clone(), set: name.to_owned() })
+}
+
+fn check_interface(name: &str, object: &Object) -> Result<(), EncodeError> {
+    let bad = |c: char| c == '/' || c == '*' || c == '\0' || c.is_whitespace();
+    if name.is_empty() || name.len() >= IFNAMSIZ || name.contains(bad) {
+        return Err(EncodeError::InterfaceName { object: object.clone(), name: name.to_owned() });
+    }
+    Ok(())
+}
+
+fn interface_bytes(name: &InterfaceName, object: &Object) -> Result<Vec<u8>, EncodeError> {
+    match name {
+        InterfaceName::Exact(name) => check_interface(name, object).map(|()| padded(name)),
+        InterfaceName::Prefix(name) => check_interface(name, object).map(|()| name.as_bytes().to_vec()),
+    }
+}
+
+fn padded(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(IFNAMSIZ, 0);
+    bytes
+}
+
+/// Comment as `nft list` reads it, then our hash: type, length, value each.
+fn userdata(comment: &str, hash: u64) -> Vec<u8> {
+    let length =
+        u8::try_from(comment.len() + 1).expect("invariant: comments are checked against MAX_COMMENT");
+    let mut bytes = vec![UDATA_COMMENT, length];
+    bytes.extend(comment.as_bytes());
+    bytes.extend([0, UDATA_HASH, 8]);
+    bytes.extend(hash.to_be_bytes());
+    bytes
+}
+
+/// Comment and hash out of a rule's userdata, whoever wrote it.
+pub(crate) fn parse_userdata(mut bytes: &[u8]) -> (Option<String>, Option<u64>) {
+    let (mut comment, mut hash) = (None, None);
+    while let [kind, length, rest @ ..] = bytes {
+        let Some((value, after)) = rest.split_at_checked(usize::from(*length)) else { break };
+        match *kind {
+            UDATA_COMMENT => comment = Some(super::wire::text(value)),
+            UDATA_HASH => hash = super::wire::be64(value),
+            _ => {}
+        }
+        bytes = after;
+    }
+    (comment, hash)
+}
+
+/// FNV-1a (64 bits) of the expressions: tells versions of a rule apart, across releases and without a secret.
+pub(crate) fn hash(expressions: &[Expr]) -> u64 {
+    let mut bytes = Vec::new();
+    for expr in expressions {
+        // An expression is far below the limit; were it not, the message itself could not be written either.
+        let _ = expr.attr().write(&mut bytes);
+    }
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,381 @@
+//! The ruleset in the kernel: what nft lists, what packets meet, and what drift does.
+
+mod nft_lab;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use mesh_agent::nft::{Difference, Nft, NftError, NftInput, counter, diff, ruleset};
+use nft_lab::{Lab, eventually};
+
+/// Node 1 with a pod, its uplink to the world, and a plain veth as slot: what lies behind a slot is WireGuard's matter.
+/// The world's namespace also plays node 2 (192.0.2.2), a pod of it in plaintext (10.244.2.7) and an exempt host.
+fn lab() -> Lab {
+    let lab = Lab::new(&["node", "pod", "world", "mesh"]);
+    lab.veth(("node", "hw0123456789abc"), ("pod", "eth0"));
+    lab.veth(("node", "eth0"), ("world", "eth0"));
+    lab.veth(("node", "hawser0"), ("mesh", "eth0"));
+    let address = |role: &str, device: &str, addresses: &[&str]| {
+        for address in addresses {
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            lab.ip(role, &format!("address add {address} dev {device} {nodad}"));
+        }
+    };
+    address("node", "lo", &["10.244.1.1/32", "fd44:1::1/128", "203.0.113.77/32", "2001:db8:77::1/128"]);
+    address("node", "eth0", &["192.0.2.1/24", "2001:db8::1/64"]);
+    address("node", "hw0123456789abc", &["169.254.0.1/32", "fe80::1/64"]);
+    address("node", "hawser0", &["169.254.9.1/32", "fd99::1/128"]);
+    address("pod", "eth0", &["10.244.1.5/32", "fd44:1::5/128"]);
+    address("world", "eth0", &["192.0.2.9/24", "2001:db8::9/64", "192.0.2.2/24", "2001:db8::2/64"]);
+    address("world", "lo", &["10.244.2.7/32", "fd44:2::7/128", "198.51.100.7/32", "2001:db8:99::7/128"]);
+    address("mesh", "lo", &["10.244.3.8/32", "fd44:3::8/128"]);
+    for (role, command) in [
+        ("node", "route add 10.244.1.5 dev hw0123456789abc"),
+        ("node", "route add fd44:1::5 dev hw0123456789abc"),
+        ("pod", "route add default dev eth0"),
+        ("pod", "route add fe80::1 dev eth0"),
+        ("pod", "route add default via fe80::1 dev eth0"),
+        ("node", "route add 10.244.2.0/24 via 192.0.2.9"),
+        ("node", "route add fd44:2::/64 via 2001:db8::9"),
+        ("node", "route add 198.51.100.7 via 192.0.2.9"),
+        ("node", "route add 2001:db8:99::7 via 2001:db8::9"),
+        ("node", "route add 10.244.3.0/24 dev hawser0"),
+        ("node", "route add fd44:3::/64 dev hawser0"),
+        ("world", "route add 10.244.1.0/24 via 192.0.2.1"),
+        ("world", "route add fd44:1::/64 via 2001:db8::1"),
+        ("mesh", "route add default dev eth0"),
+        ("mesh", "-6 route add default dev eth0"),
+    ] {
+        let six = if command.contains("::") { "-6 " } else { "" };
+        lab.ip(role, &format!("{six}{command}"));
+    }
+    for (role, key, value) in [
+        ("node", "ipv4/ip_forward", "1"),
+        ("node", "ipv6/conf/all/forwarding", "1"),
+        ("node", "ipv4/conf/hw0123456789abc/proxy_arp", "1"),
+        ("mesh", "ipv4/conf/eth0/proxy_arp", "1"),
+        ("mesh", "ipv6/conf/all/proxy_ndp", "1"),
+    ] {
+        lab.sysctl(role, key, value);
+    }
+    // The veth that plays a slot needs neighbours, which a WireGuard device does not.
+    let mac = lab.sh("mesh", "ip -o link show eth0", "");
+    let mac =
+        mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a MAC").to_owned();
+    lab.ip("node", &format!("neigh add 10.244.3.8 lladdr {mac} dev hawser0"));
+    lab.ip("node", &format!("neigh add fd44:3::8 lladdr {mac} dev hawser0"));
+    lab
+}
+
+fn input() -> NftInput {
+    NftInput {
+        guarded: vec!["10.244.0.0/16".parse().unwrap(), "fd44::/16".parse().unwrap()],
+        own_pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd44:1::/64".parse().unwrap()],
+        own_node_ips: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        peer_node_ips: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
+        mesh: vec!["10.244.1.1".parse().unwrap(), "fd44:1::1".parse().unwrap()],
+        non_masquerade: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:99::/64".parse().unwrap()],
+        slots: ["hawser0".into(), "hawser1".into()],
+        pod_veth_prefix: "hw".into(),
+        tunnel_ports: [51880, 51881],
+    }
+}
+
+fn apply(lab: &Lab, nft: &mut Nft) {
+    lab.inside("node", || nft.apply(&ruleset(&input()))).expect("the kernel takes the ruleset");
+}
+
+fn packets(lab: &Lab, nft: &mut Nft, name: &str) -> u64 {
+    lab.inside("node", || nft.counters()).expect("counters").get(name).map_or(0, |counter| counter.packets)
+}
+
+/// Sends from `from` until `to` has it (the first packet may wait for a neighbour); the source that it saw.
+fn delivered(from: &UdpSocket, to: &UdpSocket, destination: &str) -> IpAddr {
+    from.send_to(b"canary", destination.parse::<SocketAddr>().unwrap()).expect("sent");
+    let mut buffer = [0; 16];
+    let received = loop {
+        match to.recv_from(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            received => break received,
+        }
+    };
+    let (length, source) = received.unwrap_or_else(|error| panic!("{destination}: {error}"));
+    assert_eq!(&buffer[..length], b"canary");
+    source.ip()
+}
+
+/// Sends from `from` until the counter `name` says that it was refused, and sees that `to` got nothing.
+fn refused(lab: &Lab, nft: &mut Nft, name: &str, from: &UdpSocket, to: &UdpSocket, destination: &str) {
+    let destination: SocketAddr = destination.parse().unwrap();
+    let before = packets(lab, nft, name);
+    eventually(&format!("{name} counts a packet to {destination}"), || {
+        // A local packet that a hook drops is an error of the sender (EPERM).
+        let _ = from.send_to(b"canary", destination);
+        packets(lab, nft, name) > before
+    });
+    to.set_nonblocking(true).unwrap();
+    assert!(to.recv_from(&mut [0; 16]).is_err(), "a packet to {destination} passed");
+    to.set_nonblocking(false).unwrap();
+}
+
+#[test]
+fn nft_lists_every_chain_set_and_comment_and_our_own_reading_finds_no_difference() {
+    let lab = Lab::new(&["node"]);
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    let json: serde_json::Value =
+        serde_json::from_str(&lab.sh("node", "nft -j list ruleset", "")).expect("nft prints JSON");
+    let objects = json["nftables"].as_array().expect("a list");
+    let named = |kind: &str| -> Vec<String> {
+        let all = objects.iter().filter_map(|object| object.get(kind));
+        all.map(|object| object["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let wanted = ruleset(&input());
+    assert_eq!(named("table"), ["hawser"]);
+    let mut chains = named("chain");
+    chains.sort();
+    assert_eq!(chains, ["refuse_in", "refuse_out", "refuse_to_node", "translate"]);
+    let mut sets = named("set");
+    sets.sort();
+    let mut wanted_sets: Vec<_> = wanted.sets.iter().map(|set| set.name.clone()).collect();
+    wanted_sets.sort();
+    assert_eq!(sets, wanted_sets);
+    let comments: Vec<_> = objects
+        .iter()
+        .filter_map(|object| object.get("rule")?["comment"].as_str().map(str::to_owned))
+        .collect();
+    let wanted_comments: Vec<_> =
+        wanted.chains.iter().flat_map(|chain| &chain.rules).map(|rule| rule.comment.clone()).collect();
+    assert_eq!(comments, wanted_comments);
+    let text = lab.sh("node", "nft list table inet hawser", "");
+    for line in [
+        "type nat hook postrouting priority srcnat - 5; policy accept;",
+        "type filter hook prerouting priority raw; policy accept;",
+        "oifname != @slots oifname != \"hw*\" oifname != \"lo\" ip daddr @guarded_v4 ip saddr != @exempt_v4 counter",
+        "masquerade fully-random",
+        "snat ip to 10.244.1.1",
+        "snat ip6 to fd44:1::1",
+        "meta mark & 0x00004000 == 0x00004000",
+        "elements = { 10.244.0.0/16 }",
+        "elements = { \"hawser0\",",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    let observed = lab.inside("node", || nft.observe()).expect("observed");
+    assert_eq!(diff(&wanted, &observed).unwrap(), []);
+}
+
+#[test]
+fn a_ruleset_written_by_nft_itself_from_our_listing_is_the_same_but_for_our_hashes() {
+    let lab = Lab::new(&["node"]);
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    let text = lab.sh("node", "nft list ruleset", "");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("flush ruleset\n{text}")).unwrap();
+    lab.sh("node", "nft -f", file.path().to_str().unwrap());
+    assert_eq!(text, lab.sh("node", "nft list ruleset", ""), "nft understood every expression");
+}
+
+#[test]
+fn pods_reach_the_world_by_masquerade_and_are_counted() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    for (pod, world, node, port) in [
+        ("10.244.1.5:0", "192.0.2.9", "192.0.2.1", 7001),
+        ("[fd44:1::5]:0", "[2001:db8::9]", "2001:db8::1", 7001),
+    ] {
+        let before = packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD);
+        let to = format!("{world}:{port}");
+        let (pod, world) = (lab.udp("pod", pod), lab.udp("world", &to));
+        assert_eq!(delivered(&pod, &world, &to), node.parse::<IpAddr>().unwrap());
+        assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), before + 1);
+    }
+    assert_eq!(packets(&lab, &mut nft, counter::LEAK_REFUSED_OUT_V4), 0, "the guard sees translated sources");
+    assert_eq!(packets(&lab, &mut nft, counter::LEAK_REFUSED_OUT_V6), 0, "the guard sees translated sources");
+}
+
+#[test]
+fn exempt_destinations_see_the_pods_own_address_in_both_directions() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    for (pod_address, exempt) in
+        [("10.244.1.5:7002", "198.51.100.7:7002"), ("[fd44:1::5]:7002", "[2001:db8:99::7]:7002")]
+    {
+        let (pod, world) = (lab.udp("pod", pod_address), lab.udp("world", exempt));
+        let own = pod_address.parse::<SocketAddr>().unwrap().ip();
+        assert_eq!(delivered(&pod, &world, exempt), own);
+        assert_eq!(delivered(&world, &pod, pod_address), exempt.parse::<SocketAddr>().unwrap().ip());
+    }
+    assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), 0);
+}
+
+#[test]
+fn plaintext_with_a_guarded_address_is_refused_out_and_in_and_passes_without_the_guard() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    // (from, its address, to, its address, counter): forwarded, local, in by source and in by destination.
+    let cases = [
+        ("pod", "10.244.1.5:0", "10.244.2.7:7003", counter::LEAK_REFUSED_OUT_V4),
+        ("node", "192.0.2.1:0", "10.244.2.7:7004", counter::LEAK_REFUSED_OUT_V4),
+        ("node", "10.244.1.1:0", "10.244.2.7:7005", counter::LEAK_REFUSED_OUT_V4),
+        ("pod", "[fd44:1::5]:0", "[fd44:2::7]:7003", counter::LEAK_REFUSED_OUT_V6),
+        ("node", "[2001:db8::1]:0", "[fd44:2::7]:7004", counter::LEAK_REFUSED_OUT_V6),
+        ("world", "10.244.2.7:0", "10.244.1.5:7006", counter::REFUSED_IN_V4),
+        ("world", "192.0.2.9:0", "10.244.1.5:7007", counter::REFUSED_IN_V4),
+        ("world", "10.244.2.7:0", "192.0.2.1:7008", counter::REFUSED_IN_V4),
+        ("world", "[fd44:2::7]:0", "[fd44:1::5]:7006", counter::REFUSED_IN_V6),
+        ("world", "[2001:db8::9]:0", "[fd44:1::5]:7007", counter::REFUSED_IN_V6),
+    ];
+    for (from, local, remote, name) in cases {
+        lab.inside("node", || nft.remove()).expect("removed");
+        let to = match remote {
+            _ if remote.starts_with("10.244.2.") || remote.starts_with("[fd44:2:") => "world",
+            _ if remote.starts_with("192.") => "node",
+            _ => "pod",
+        };
+        let (from, to) = (lab.udp(from, local), lab.udp(to, remote));
+        delivered(&from, &to, remote);
+        apply(&lab, &mut nft);
+        refused(&lab, &mut nft, name, &from, &to, remote);
+    }
+}
+
+#[test]
+fn a_pod_reaches_no_other_node_by_an_uplink_while_nodes_reach_each_other() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    for (pod, node, own) in [
+        ("10.244.1.5:0", "192.0.2.2:51880", "192.0.2.1"),
+        ("[fd44:1::5]:0", "[2001:db8::2]:51880", "2001:db8::1"),
+    ] {
+        let peer = lab.udp("world", node);
+        let pod = lab.udp("pod", pod);
+        refused(&lab, &mut nft, counter::LEAK_REFUSED_TO_NODE, &pod, &peer, node);
+        // WireGuard's own way.
+        let port = if own.contains(':') { format!("[{own}]:51880") } else { format!("{own}:51880") };
+        let tunnel = lab.udp("node", &port);
+        assert_eq!(delivered(&tunnel, &peer, node), own.parse::<IpAddr>().unwrap());
+        delivered(&peer, &tunnel, &port);
+    }
+    assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), 0, "dropped before it is translated");
+}
+
+#[test]
+fn into_a_slot_strangers_and_marked_packets_take_the_mesh_address_whatever_masquerades_at_100() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    let kube_proxy = "table inet other { chain wish { type filter hook output priority 0; udp dport 7010 meta mark set \
+         meta mark | 0x4000; }; chain post { type nat hook postrouting priority 100; meta mark & 0x4000 == 0x4000 \
+         masquerade; }; }";
+    lab.sh("node", "nft", kube_proxy);
+    let cases = [
+        ("node", "192.0.2.1:0", "10.244.3.8:7009", "192.0.2.1"),
+        ("node", "192.0.2.1:0", "10.244.3.8:7010", "10.244.1.1"),
+        ("node", "203.0.113.77:0", "10.244.3.8:7009", "10.244.1.1"),
+        ("pod", "10.244.1.5:0", "10.244.3.8:7009", "10.244.1.5"),
+        ("node", "[2001:db8::1]:0", "[fd44:3::8]:7009", "2001:db8::1"),
+        ("node", "[2001:db8::1]:0", "[fd44:3::8]:7010", "fd44:1::1"),
+        ("node", "[2001:db8:77::1]:0", "[fd44:3::8]:7009", "fd44:1::1"),
+        ("pod", "[fd44:1::5]:0", "[fd44:3::8]:7009", "fd44:1::5"),
+    ];
+    for (role, local, remote, seen) in cases {
+        let (from, to) = (lab.udp(role, local), lab.udp("mesh", remote));
+        assert_eq!(delivered(&from, &to, remote), seen.parse::<IpAddr>().unwrap(), "{local} to {remote}");
+    }
+    assert_eq!(packets(&lab, &mut nft, counter::SNAT_INTO_MESH), 4);
+}
+
+#[test]
+fn drift_is_seen_and_repaired_and_counters_go_on_across_repair_flush_and_agent() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    let desired = ruleset(&input());
+    let (from, to) = (lab.udp("node", "192.0.2.1:0"), lab.udp("world", "10.244.2.7:7011"));
+    let strangers = [
+        ("nft delete rule inet hawser refuse_out handle HANDLE", Difference::Rules("refuse_out".into(), 1)),
+        (
+            "nft replace rule inet hawser refuse_out handle HANDLE accept",
+            Difference::Rules("refuse_out".into(), 1),
+        ),
+        ("nft add rule inet hawser translate accept", Difference::Rules("translate".into(), 6)),
+        ("nft insert rule inet hawser refuse_in accept", Difference::Rules("refuse_in".into(), 0)),
+        (
+            "nft delete element inet hawser guarded_v4 {10.244.0.0/16}",
+            Difference::SetElements("guarded_v4".into()),
+        ),
+        ("nft add element inet hawser exempt_v4 {10.0.0.0/8}", Difference::SetElements("exempt_v4".into())),
+        ("nft add element inet hawser slots {eth0}", Difference::SetElements("slots".into())),
+        ("nft add table inet hawser {flags dormant;}", Difference::TableFlags),
+        ("nft chain inet hawser refuse_in {policy drop;}", Difference::ChainBase("refuse_in".into())),
+        ("nft add chain inet hawser extra", Difference::ChainForeign("extra".into())),
+        ("nft add set inet hawser extra {type mark;}", Difference::SetForeign("extra".into())),
+        ("nft flush chain inet hawser refuse_to_node", Difference::Rules("refuse_to_node".into(), 0)),
+        ("nft flush ruleset", Difference::TableMissing),
+    ];
+    for (command, difference) in strangers {
+        refused(&lab, &mut nft, counter::LEAK_REFUSED_OUT_V4, &from, &to, "10.244.2.7:7011");
+        let before = packets(&lab, &mut nft, counter::LEAK_REFUSED_OUT_V4);
+        let listing = lab.sh("node", "nft -a list chain inet hawser refuse_out", "");
+        let rules = listing.lines().filter(|line| line.contains("counter"));
+        let handles: Vec<_> = rules.filter_map(|line| line.rsplit("# handle ").next()).collect();
+        lab.sh("node", &command.replace("HANDLE", handles[1]), "");
+        let found = lab.inside("node", || nft.ensure(&desired)).expect("repaired");
+        assert_eq!(found, [difference], "{command}");
+        assert_eq!(lab.inside("node", || nft.ensure(&desired)).expect("observed"), [], "after {command}");
+        assert!(packets(&lab, &mut nft, counter::LEAK_REFUSED_OUT_V4) >= before, "after {command}");
+    }
+    let before = packets(&lab, &mut nft, counter::LEAK_REFUSED_OUT_V4);
+    let mut successor = Nft::new();
+    assert_eq!(lab.inside("node", || successor.ensure(&desired)).expect("observed"), []);
+    assert_eq!(packets(&lab, &mut successor, counter::LEAK_REFUSED_OUT_V4), before);
+    apply(&lab, &mut successor);
+    assert_eq!(packets(&lab, &mut successor, counter::LEAK_REFUSED_OUT_V4), before);
+}
+
+#[test]
+fn a_refused_message_is_named_and_leaves_the_old_table_in_force() {
+    let lab = Lab::new(&["node"]);
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    let mut broken = ruleset(&input());
+    // The kernel has no nat chain before connection tracking.
+    let translate = broken.chains.iter_mut().find(|chain| chain.name == "translate").unwrap();
+    translate.priority = -400;
+    let error = lab.inside("node", || nft.apply(&broken)).expect_err("refused");
+    assert!(matches!(error, NftError::Refused { .. }), "{error}");
+    assert!(error.to_string().starts_with("nf_tables refused chain hawser/translate: "), "{error}");
+    assert_eq!(lab.inside("node", || nft.ensure(&ruleset(&input()))).expect("observed"), []);
+}
+
+#[test]
+fn five_thousand_peers_of_both_families_are_one_transaction() {
+    let lab = Lab::new(&["node"]);
+    let mut nft = Nft::new();
+    let mut input = input();
+    input.peer_node_ips = (0..5000_u32)
+        .flat_map(|n| {
+            let v6 = u128::from(n) * 2 + (0x2001_0db8_u128 << 96);
+            [IpAddr::V4((0xac10_0000 + n * 2).into()), IpAddr::V6(v6.into())]
+        })
+        .collect();
+    let table = ruleset(&input);
+    lab.inside("node", || nft.apply(&table)).expect("applied");
+    assert_eq!(lab.inside("node", || nft.ensure(&table)).expect("observed"), []);
+    let listing = lab.sh("node", "nft list set inet hawser peers_v4", "");
+    assert_eq!(listing.matches("172.16.").count() + listing.matches("172.17.").count(), 5000);
+}
+
+#[test]
+fn removal_twice_is_no_error() {
+    let lab = Lab::new(&["node"]);
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    lab.inside("node", || nft.remove()).expect("removed");
+    lab.inside("node", || nft.remove()).expect("removed again");
+    assert_eq!(lab.sh("node", "nft list ruleset", ""), "");
+}
