@@ -1,0 +1,653 @@
+//! The engine of one device: peers, sessions and the table, without sockets and threads.
+//!
+//! Locks, and the order in which one is taken while another is held: `config`, then `registry` or
+//! `routes`, then one peer. None is held while a [`Sink`] is called.
+//!
+//! A packet to send: table → peer → `Tunn` → datagram. A datagram: MAC and load check → peer (by static key
+//! for an initiation, by receiver index for all else) → `Tunn` → the inner source must belong to that peer
+//! in the table *as it is after decryption* → TUN.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+
+use crate::counters::{Counter, Counters};
+use crate::keys::PublicKey;
+use crate::packet;
+use crate::state::{Changes, RouteOp, State};
+use crate::table::{AllowedIps, Owner};
+use crate::uapi::{DeviceView, PeerView, SetRequest, UapiError, canonical};
+
+mod identity;
+mod load;
+mod peer;
+
+use identity::{Identity, derive_public};
+use load::SourceLimiter;
+use peer::{Encapsulated, Peer, PeerInner, QUEUE_LIMIT};
+
+/// Longest datagram or inner packet.
+pub const MAX_PACKET: usize = 65535;
+/// Size of the buffers that the engine encrypts and decrypts into: a full packet and WireGuard's 32 bytes.
+pub const SCRATCH: usize = MAX_PACKET + 32;
+/// WireGuard paper, section 6.1: a counter from here on is not accepted.
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+
+/// Where the engine hands packets to.
+pub trait Sink {
+    /// Sends a datagram to a peer's endpoint.
+    ///
+    /// # Errors
+    /// Those of the socket; the engine counts them.
+    fn send_datagram(&mut self, to: SocketAddr, datagram: &[u8]) -> std::io::Result<()>;
+    /// Delivers an inner packet to the host.
+    ///
+    /// # Errors
+    /// Those of the TUN device; the engine counts them.
+    fn write_tun(&mut self, packet: &[u8]) -> std::io::Result<()>;
+}
+
+/// The UDP side of the configuration, which the engine does not own.
+pub trait Underlay {
+    /// Binds a port (0: any) for both families, replacing the present one only on success.
+    ///
+    /// # Errors
+    /// Those of the sockets.
+    fn bind(&self, port: u16) -> std::io::Result<()>;
+    /// Sets `SO_MARK` on the present and all future sockets.
+    ///
+    /// # Errors
+    /// Those of the sockets.
+    fn set_fwmark(&self, fwmark: u32) -> std::io::Result<()>;
+    /// The bound port; 0 if none is.
+    fn port(&self) -> u16;
+    /// The mark.
+    fn fwmark(&self) -> u32;
+}
+
+impl Owner for Arc<Peer> {
+    fn owner_id(&self) -> u64 {
+        self.id
+    }
+}
+
+#[derive(Default)]
+struct Registry {
+    by_key: HashMap<PublicKey, Arc<Peer>>,
+    /// By the 24-bit index of the peer's present `Tunn`.
+    by_index: HashMap<u32, Arc<Peer>>,
+}
+
+/// One WireGuard device.
+pub struct Engine {
+    counters: Counters,
+    mtu: AtomicUsize,
+    next_peer_id: AtomicU64,
+    config: Mutex<State>,
+    identity: RwLock<Option<Arc<Identity>>>,
+    registry: RwLock<Registry>,
+    routes: RwLock<AllowedIps<Arc<Peer>>>,
+    limiter: SourceLimiter,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+/// A poisoned lock guards data that is valid between any two statements of ours, so it stays usable: one
+/// panicking thread must not stop the others.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn read<T>(rwlock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    rwlock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn write<T>(rwlock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    rwlock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Engine {
+    /// A device without key and peers, which drops everything.
+    #[must_use]
+    pub fn new(mtu: usize) -> Self {
+        Self {
+            counters: Counters::default(),
+            mtu: AtomicUsize::new(mtu),
+            next_peer_id: AtomicU64::new(1),
+            config: Mutex::new(State::new(derive_public)),
+            identity: RwLock::new(None),
+            registry: RwLock::new(Registry::default()),
+            routes: RwLock::new(AllowedIps::new()),
+            limiter: SourceLimiter::default(),
+        }
+    }
+
+    /// The device's counters.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Tells the engine the MTU of its TUN device, in bytes; it bounds padding.
+    pub fn set_mtu(&self, mtu: usize) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Encrypts a packet that the host wants sent.
+    ///
+    /// `buffer[..len]` is the packet; the rest of `buffer` may be overwritten by padding. `scratch` holds
+    /// [`SCRATCH`] bytes.
+    pub fn handle_tun_packet(&self, buffer: &mut [u8], len: usize, scratch: &mut [u8], sink: &mut impl Sink) {
+        let Some(header) = buffer.get(..len).and_then(packet::parse) else {
+            return self.counters.add(Counter::Malformed);
+        };
+        let Some(peer) = read(&self.routes).lookup(header.destination).cloned() else {
+            return self.counters.add(Counter::NoPeer);
+        };
+        let padded = packet::padded_len(header.len, self.mtu.load(Ordering::Relaxed)).min(buffer.len());
+        buffer[header.len..padded].fill(0);
+        let outcome = lock(&peer.inner).encapsulate(&buffer[..padded], scratch);
+        match outcome {
+            Encapsulated::Send(to, n) => self.send(&peer, to, &scratch[..n], sink),
+            Encapsulated::Queued(start) => {
+                if let Some((to, n)) = start {
+                    self.send(&peer, to, &scratch[..n], sink);
+                }
+            }
+            Encapsulated::Dropped(counter) => self.counters.add(counter),
+        }
+    }
+
+    /// Handles a datagram from the underlay. `scratch` holds [`SCRATCH`] bytes.
+    pub fn handle_datagram(
+        &self,
+        datagram: &[u8],
+        from: SocketAddr,
+        scratch: &mut [u8],
+        sink: &mut impl Sink,
+    ) {
+        let from = canonical(from);
+        if datagram.len() > MAX_PACKET {
+            return self.counters.add(Counter::Malformed);
+        }
+        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else {
+            return self.counters.add(Counter::Malformed);
+        };
+        let Some(identity) = read(&self.identity).clone() else {
+            return self.counters.add(Counter::NoKey);
+        };
+        match packet {
+            Packet::HandshakeInit(ref init) => {
+                if !self.admit(&identity, datagram, from, scratch, sink) {
+                    return;
+                }
+                let Ok(half) = parse_handshake_anon(&identity.private, &identity.public, init) else {
+                    return self.counters.add(Counter::ReplayOrAuth);
+                };
+                let key = PublicKey::new(half.peer_static_public);
+                let Some(peer) = read(&self.registry).by_key.get(&key).cloned() else {
+                    return self.counters.add(Counter::UnknownPeer);
+                };
+                self.handle_initiation(&peer, datagram, from, scratch, sink);
+            }
+            Packet::HandshakeResponse(ref response) => {
+                if self.admit(&identity, datagram, from, scratch, sink)
+                    && let Some(peer) = self.by_receiver(response.receiver_idx)
+                {
+                    self.handle_response(&peer, datagram, from, scratch, sink);
+                }
+            }
+            Packet::PacketCookieReply(ref cookie) => {
+                if let Some(peer) = self.by_receiver(cookie.receiver_idx) {
+                    self.handle_cookie(&peer, datagram, scratch);
+                }
+            }
+            Packet::PacketData(ref data) => {
+                if counter_of(datagram) >= REJECT_AFTER_MESSAGES {
+                    return self.counters.add(Counter::ReplayOrAuth);
+                }
+                if let Some(peer) = self.by_receiver(data.receiver_idx) {
+                    self.handle_data(&peer, datagram, data.receiver_idx, from, scratch, sink);
+                }
+            }
+        }
+    }
+
+    /// Checks the MACs of a handshake message and, under load, the cookie and the rate of its source.
+    fn admit(
+        &self,
+        identity: &Identity,
+        datagram: &[u8],
+        from: SocketAddr,
+        scratch: &mut [u8],
+        sink: &mut impl Sink,
+    ) -> bool {
+        match identity.limiter.verify_packet(Some(from.ip()), datagram, scratch) {
+            Ok(_) => {
+                let admitted = self.limiter.admit(from.ip(), Instant::now());
+                if !admitted {
+                    self.counters.add(Counter::RateLimited);
+                }
+                admitted
+            }
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                self.limiter.note_refused();
+                self.counters.add(Counter::RateLimited);
+                self.counters.add(Counter::CookieSent);
+                if sink.send_datagram(from, cookie).is_err() {
+                    self.counters.add(Counter::UdpSend);
+                }
+                false
+            }
+            Err(
+                TunnResult::Err(_)
+                | TunnResult::Done
+                | TunnResult::WriteToTunnelV4(..)
+                | TunnResult::WriteToTunnelV6(..),
+            ) => {
+                self.counters.add(Counter::ReplayOrAuth);
+                false
+            }
+        }
+    }
+
+    fn by_receiver(&self, receiver: u32) -> Option<Arc<Peer>> {
+        let peer = read(&self.registry).by_index.get(&(receiver >> 8)).cloned();
+        if peer.is_none() {
+            self.counters.add(Counter::UnknownSession);
+        }
+        peer
+    }
+
+    fn handle_initiation(
+        &self,
+        peer: &Arc<Peer>,
+        datagram: &[u8],
+        from: SocketAddr,
+        scratch: &mut [u8],
+        sink: &mut impl Sink,
+    ) {
+        let response_len = {
+            let mut inner = lock(&peer.inner);
+            match inner.decapsulate(datagram, scratch) {
+                Some(TunnResult::WriteToNetwork(response)) => {
+                    let local: Option<&[u8; 4]> = response.get(4..).and_then(<[u8]>::first_chunk);
+                    let local = local.map(|b| u32::from_le_bytes(*b));
+                    let n = response.len();
+                    // The endpoint does not follow yet: an initiation may be a replay that this process,
+                    // freshly started, cannot recognise. The first data packet proves the sender.
+                    inner.note_unconfirmed(local);
+                    Some(n)
+                }
+                None
+                | Some(
+                    TunnResult::Err(_)
+                    | TunnResult::Done
+                    | TunnResult::WriteToTunnelV4(..)
+                    | TunnResult::WriteToTunnelV6(..),
+                ) => None,
+            }
+        };
+        let Some(n) = response_len else { return self.counters.add(Counter::ReplayOrAuth) };
+        peer.add_rx(datagram.len());
+        self.send(peer, from, &scratch[..n], sink);
+    }
+
+    fn handle_response(
+        &self,
+        peer: &Arc<Peer>,
+        datagram: &[u8],
+        from: SocketAddr,
+        scratch: &mut [u8],
+        sink: &mut impl Sink,
+    ) {
+        let keepalive_len = {
+            let mut inner = lock(&peer.inner);
+            match inner.decapsulate(datagram, scratch) {
+                Some(TunnResult::WriteToNetwork(keepalive)) => {
+                    let n = keepalive.len();
+                    self.roam(&mut inner, from);
+                    Some(n)
+                }
+                None
+                | Some(
+                    TunnResult::Err(_)
+                    | TunnResult::Done
+                    | TunnResult::WriteToTunnelV4(..)
+                    | TunnResult::WriteToTunnelV6(..),
+                ) => None,
+            }
+        };
+        let Some(n) = keepalive_len else { return self.counters.add(Counter::ReplayOrAuth) };
+        peer.add_rx(datagram.len());
+        self.send(peer, from, &scratch[..n], sink);
+        self.handshake_done(peer, scratch, sink);
+    }
+
+    fn handle_cookie(&self, peer: &Arc<Peer>, datagram: &[u8], scratch: &mut [u8]) {
+        let accepted = matches!(lock(&peer.inner).decapsulate(datagram, scratch), Some(TunnResult::Done));
+        if accepted {
+            peer.add_rx(datagram.len());
+        }
+        self.counters.add(if accepted { Counter::CookieReceived } else { Counter::ReplayOrAuth });
+    }
+
+    fn handle_data(
+        &self,
+        peer: &Arc<Peer>,
+        datagram: &[u8],
+        receiver: u32,
+        from: SocketAddr,
+        scratch: &mut [u8],
+        sink: &mut impl Sink,
+    ) {
+        enum Inner {
+            Keepalive,
+            Packet(usize),
+            Malformed,
+        }
+        let (opened, confirmed) = {
+            let mut inner = lock(&peer.inner);
+            let opened = match inner.decapsulate(datagram, scratch) {
+                Some(TunnResult::Done) => Inner::Keepalive,
+                Some(TunnResult::WriteToTunnelV4(p, _) | TunnResult::WriteToTunnelV6(p, _)) => {
+                    Inner::Packet(p.len())
+                }
+                // `Tunn` says so only of what it has decrypted: the outer header has been parsed above.
+                Some(TunnResult::Err(boringtun::noise::errors::WireGuardError::InvalidPacket)) => {
+                    Inner::Malformed
+                }
+                None | Some(TunnResult::Err(_) | TunnResult::WriteToNetwork(_)) => {
+                    return self.counters.add(Counter::ReplayOrAuth);
+                }
+            };
+            self.roam(&mut inner, from);
+            (opened, inner.confirm(receiver))
+        };
+        peer.add_rx(datagram.len());
+        match opened {
+            Inner::Keepalive => self.counters.add(Counter::KeepaliveReceived),
+            Inner::Malformed => self.counters.add(Counter::Malformed),
+            Inner::Packet(n) => self.deliver(peer, &scratch[..n], sink),
+        }
+        if confirmed {
+            self.handshake_done(peer, scratch, sink);
+        }
+    }
+
+    fn deliver(&self, peer: &Arc<Peer>, packet: &[u8], sink: &mut impl Sink) {
+        let Some(header) = packet::parse(packet) else {
+            return self.counters.add(Counter::Malformed);
+        };
+        let owned = read(&self.routes).lookup(header.source).is_some_and(|owner| owner.id == peer.id);
+        let counter = if !owned {
+            Counter::WrongSource
+        } else if sink.write_tun(&packet[..header.len]).is_ok() {
+            Counter::DataDelivered
+        } else {
+            Counter::TunWrite
+        };
+        self.counters.add(counter);
+    }
+
+    /// Makes the endpoint follow an authenticated packet.
+    fn roam(&self, inner: &mut PeerInner, from: SocketAddr) {
+        inner.active = true;
+        if inner.endpoint != Some(from) {
+            inner.endpoint = Some(from);
+            self.counters.add(Counter::Roamed);
+        }
+    }
+
+    /// Notes the time of a confirmed handshake and sends what waited for it.
+    fn handshake_done(&self, peer: &Arc<Peer>, scratch: &mut [u8], sink: &mut impl Sink) {
+        peer.note_handshake();
+        self.counters.add(Counter::HandshakeDone);
+        tracing::debug!(peer = %peer.public_key, "handshake completed");
+        // `Tunn` holds at most `QUEUE_LIMIT` packets; the bound keeps a surprise from becoming a loop.
+        for _ in 0..=QUEUE_LIMIT {
+            let next = lock(&peer.inner).next_queued(scratch);
+            let Some((to, n)) = next else { break };
+            self.send(peer, to, &scratch[..n], sink);
+        }
+    }
+
+    fn send(&self, peer: &Peer, to: SocketAddr, datagram: &[u8], sink: &mut impl Sink) {
+        let counter = match datagram.first() {
+            Some(1) => Counter::InitiationSent,
+            Some(2) => Counter::ResponseSent,
+            _ => Counter::DataSent,
+        };
+        if sink.send_datagram(to, datagram).is_ok() {
+            peer.add_tx(datagram.len());
+            self.counters.add(counter);
+        } else {
+            self.counters.add(Counter::UdpSend);
+        }
+    }
+
+    /// Runs the timers of all peers. Call it every 100 to 250 ms. `scratch` holds [`SCRATCH`] bytes.
+    pub fn handle_timers(&self, now: Instant, scratch: &mut [u8], sink: &mut impl Sink) {
+        if let Some(identity) = read(&self.identity).as_ref() {
+            identity.limiter.reset_count();
+        }
+        self.limiter.tick(now);
+        let peers: Vec<Arc<Peer>> = read(&self.registry).by_key.values().cloned().collect();
+        for peer in peers {
+            // Two turns: the protocol's timers, then the persistent keepalive.
+            let first = lock(&peer.inner).update_timers(scratch);
+            self.counters.add_many(Counter::HandshakeTimeout, first.discarded);
+            if let Some((to, n)) = first.send {
+                self.send(&peer, to, &scratch[..n], sink);
+            }
+            let second = lock(&peer.inner).persistent_keepalive(now, scratch);
+            if let Some((to, n)) = second {
+                self.send(&peer, to, &scratch[..n], sink);
+            }
+        }
+    }
+
+    /// Applies a `set=1` request as a whole, or not at all.
+    ///
+    /// # Errors
+    /// The port cannot be bound, the mark cannot be set, too many peers, or no randomness.
+    pub fn set(&self, request: &SetRequest, underlay: &impl Underlay) -> Result<(), UapiError> {
+        let mut config = lock(&self.config);
+        config.check(request)?;
+        // Proves that random numbers are to be had before anything changes.
+        random_u32()?;
+        let old_mark = underlay.fwmark();
+        if let Some(fwmark) = request.fwmark {
+            underlay.set_fwmark(fwmark).map_err(|source| UapiError::Fwmark { fwmark, source })?;
+        }
+        let unbound = underlay.port() == 0;
+        let wanted = match (request.listen_port, &request.private_key) {
+            (Some(port), _) if port != underlay.port() || port == 0 => Some(port),
+            (None, Some(Some(_))) if unbound => Some(0),
+            (Some(_) | None, _) => None,
+        };
+        if let Some(port) = wanted {
+            underlay.bind(port).map_err(|source| {
+                if request.fwmark.is_some() && underlay.set_fwmark(old_mark).is_err() {
+                    tracing::warn!(fwmark = old_mark, "previous fwmark could not be restored");
+                }
+                UapiError::Bind { port, source }
+            })?;
+        }
+        let changes = config.apply(request);
+        self.carry_out(&config, &changes)
+    }
+
+    fn carry_out(&self, config: &State, changes: &Changes) -> Result<(), UapiError> {
+        let identity = if changes.identity {
+            let identity = config.private_key().map(|key| Arc::new(Identity::new(key)));
+            write(&self.identity).clone_from(&identity);
+            identity
+        } else {
+            read(&self.identity).clone()
+        };
+        let identity = identity.as_deref();
+        let mut registry = write(&self.registry);
+        let mut gone = Vec::new();
+        for key in &changes.removed {
+            if let Some(peer) = registry.by_key.remove(key) {
+                let mut inner = lock(&peer.inner);
+                registry.by_index.remove(&inner.index);
+                inner.retire();
+                drop(inner);
+                gone.push(peer);
+            }
+        }
+        for key in &changes.added {
+            let id = self.next_peer_id.fetch_add(1, Ordering::Relaxed);
+            registry.by_key.insert(*key, Arc::new(Peer::new(id, *key)));
+        }
+        let renewed: BTreeSet<PublicKey> = if changes.identity {
+            config.peers().keys().copied().collect()
+        } else {
+            changes.added.union(&changes.rekeyed).copied().collect()
+        };
+        let mut failure = None;
+        for key in &renewed {
+            if let Err(e) = renew(&mut registry, key, config, identity) {
+                failure = Some(e);
+            }
+        }
+        for (key, endpoint) in &changes.endpoints {
+            if let Some(peer) = registry.by_key.get(key) {
+                lock(&peer.inner).endpoint = Some(*endpoint);
+            }
+        }
+        for key in changes.added.union(&changes.keepalives) {
+            if let (Some(peer), Some(c)) = (registry.by_key.get(key), config.peers().get(key)) {
+                lock(&peer.inner).set_keepalive(c.persistent_keepalive);
+            }
+        }
+        drop(registry);
+        self.reroute(&gone, &changes.routes);
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Applies table changes in one step that no packet can see half of.
+    fn reroute(&self, gone: &[Arc<Peer>], ops: &[RouteOp]) {
+        let registry = read(&self.registry);
+        let mut routes = write(&self.routes);
+        for peer in gone {
+            routes.clear_owner(peer.id);
+        }
+        for op in ops {
+            match op {
+                RouteOp::Insert(prefix, key) => match registry.by_key.get(key) {
+                    Some(peer) => routes.insert(*prefix, Arc::clone(peer)),
+                    None => routes.remove(*prefix), // Given to a peer that the same request removes.
+                },
+                RouteOp::Remove(prefix, key) => {
+                    if let Some(peer) = registry.by_key.get(key) {
+                        routes.remove_from(*prefix, peer.id);
+                    }
+                }
+                RouteOp::Clear(key) => {
+                    if let Some(peer) = registry.by_key.get(key) {
+                        routes.clear_owner(peer.id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The configuration and state as `get=1` shows them.
+    #[must_use]
+    pub fn view(&self, underlay: &impl Underlay) -> DeviceView {
+        let config = lock(&self.config);
+        let registry = read(&self.registry);
+        let routes = read(&self.routes);
+        let peers = config
+            .peers()
+            .iter()
+            .filter_map(|(key, c)| {
+                let peer = registry.by_key.get(key)?;
+                Some(PeerView {
+                    public_key: *key,
+                    preshared_key: c.preshared_key.clone(),
+                    endpoint: lock(&peer.inner).endpoint,
+                    last_handshake: peer.last_handshake(),
+                    tx_bytes: peer.tx_bytes(),
+                    rx_bytes: peer.rx_bytes(),
+                    persistent_keepalive: c.persistent_keepalive,
+                    allowed_ips: routes.prefixes_of(peer.id).copied().collect(),
+                })
+            })
+            .collect();
+        DeviceView {
+            private_key: config.private_key().cloned(),
+            listen_port: underlay.port(),
+            fwmark: underlay.fwmark(),
+            peers,
+        }
+    }
+
+    /// The peer that owns an address, for tests and diagnosis.
+    #[must_use]
+    pub fn owner_of(&self, addr: IpAddr) -> Option<PublicKey> {
+        read(&self.routes).lookup(addr).map(|p| p.public_key)
+    }
+}
+
+/// Gives a peer a fresh `Tunn` under a fresh index, or none if the device has no key.
+fn renew(
+    registry: &mut Registry,
+    key: &PublicKey,
+    config: &State,
+    identity: Option<&Identity>,
+) -> Result<(), UapiError> {
+    let (Some(peer), Some(c)) = (registry.by_key.get(key).cloned(), config.peers().get(key)) else {
+        return Ok(());
+    };
+    let mut inner = lock(&peer.inner);
+    registry.by_index.remove(&inner.index);
+    inner.retire();
+    let Some(identity) = identity else { return Ok(()) };
+    let index = free_index(&registry.by_index)?;
+    if let Some(tunn) = identity.tunn(key, c.preshared_key.as_ref(), index) {
+        inner.start(tunn, index);
+        registry.by_index.insert(index, Arc::clone(&peer));
+    } else {
+        tracing::warn!(peer = %key, "public key is of low order: this peer cannot be talked to");
+    }
+    Ok(())
+}
+
+fn counter_of(data: &[u8]) -> u64 {
+    data.get(8..).and_then(<[u8]>::first_chunk).map_or(u64::MAX, |b| u64::from_le_bytes(*b))
+}
+
+fn random_u32() -> Result<u32, UapiError> {
+    getrandom::u32().map_err(|e| UapiError::Random(e.to_string()))
+}
+
+/// A random 24-bit index that no `Tunn` has. With at most 65536 peers one in 256 is taken.
+fn free_index(taken: &HashMap<u32, Arc<Peer>>) -> Result<u32, UapiError> {
+    loop {
+        let index = random_u32()? >> 8;
+        if !taken.contains_key(&index) {
+            return Ok(index);
+        }
+    }
+}
+
+/// The UNIX time, zero if the clock is before 1970.
+fn unix_time() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

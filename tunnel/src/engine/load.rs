@@ -1,0 +1,93 @@
+//! Under load, a source that has shown its cookie still gets only a few handshakes per second.
+//!
+//! Without load nothing is limited per source: an address is not proven then, so a limit would let anybody
+//! spend a peer's allowance by forging its address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::identity::LOAD_LIMIT;
+use super::lock;
+
+/// Handshake messages per second and source under load, as in wireguard-go.
+const PER_SECOND: u32 = 20;
+/// Messages that a source may send at once.
+const BURST: u32 = 5;
+/// Sources remembered. All have shown a cookie, so they are real; beyond this, new ones wait for the next second.
+const MAX_SOURCES: usize = 16384;
+
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+#[derive(Default)]
+pub(super) struct SourceLimiter {
+    this_second: AtomicU64,
+    refused: AtomicBool,
+    started: Mutex<Option<Instant>>,
+    buckets: Mutex<HashMap<IpAddr, Bucket>>,
+}
+
+impl SourceLimiter {
+    /// Notes that a cookie was asked for: the device is under load.
+    pub(super) fn note_refused(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a handshake message with valid MACs may go on.
+    pub(super) fn admit(&self, source: IpAddr, now: Instant) -> bool {
+        let count = self.this_second.fetch_add(1, Ordering::Relaxed);
+        if count < LOAD_LIMIT && !self.refused.load(Ordering::Relaxed) {
+            return true;
+        }
+        let mut buckets = lock(&self.buckets);
+        if !buckets.contains_key(&source) && buckets.len() >= MAX_SOURCES {
+            return false;
+        }
+        let bucket = buckets.entry(source).or_insert(Bucket { tokens: f64::from(BURST), filled: now });
+        let elapsed = now.saturating_duration_since(bucket.filled).as_secs_f64();
+        bucket.tokens = (bucket.tokens + elapsed * f64::from(PER_SECOND)).min(f64::from(BURST));
+        bucket.filled = now;
+        let admitted = bucket.tokens >= 1.0;
+        if admitted {
+            bucket.tokens -= 1.0;
+        }
+        admitted
+    }
+
+    /// Starts a new second where one has passed and forgets sources whose buckets are full again.
+    pub(super) fn tick(&self, now: Instant) {
+        let mut started = lock(&self.started);
+        if started.is_some_and(|s| now.saturating_duration_since(s) < Duration::from_secs(1)) {
+            return;
+        }
+        *started = Some(now);
+        drop(started);
+        self.this_second.store(0, Ordering::Relaxed);
+        self.refused.store(false, Ordering::Relaxed);
+        lock(&self.buckets).retain(|_, b| now.saturating_duration_since(b.filled) < Duration::from_secs(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn under_load_a_source_gets_its_burst_then_its_rate_and_others_are_not_harmed() {
+        let limiter = SourceLimiter::default();
+        let start = Instant::now();
+        let (loud, quiet) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        assert!((0..LOAD_LIMIT).all(|_| limiter.admit(loud, start)), "no limit without load");
+        let admitted = (0..1000).filter(|_| limiter.admit(loud, start)).count();
+        assert_eq!(admitted, BURST as usize);
+        assert!(limiter.admit(quiet, start));
+        assert!(limiter.admit(loud, start + Duration::from_millis(51)));
+        limiter.tick(start + Duration::from_secs(2));
+        assert!((0..LOAD_LIMIT).all(|_| limiter.admit(loud, start + Duration::from_secs(2))));
+    }
+}

@@ -1,0 +1,374 @@
+//! One running device: its descriptors, its threads, its end.
+//!
+//! Threads: one reads TUN, one per UDP socket, one runs timers, one accepts clients, one per client. All wait
+//! for their descriptor and for the stop flag. The first that fails raises the flag and leaves the cause.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::net::RecvFlags;
+
+use super::listen::{ListenError, Listener};
+use super::tun::{TunError, open_tun};
+use super::udp::Sockets;
+use super::{Stop, link, ready, server};
+use crate::engine::{Engine, MAX_PACKET, SCRATCH, Sink, Underlay, lock, read, write};
+
+/// How often timers run; boringtun asks for at least every 250 ms.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks between two looks at the MTU and at the socket's path.
+const TICKS_PER_LOOK: u32 = 10;
+/// Packets handled before a thread looks at the stop flag again.
+const BURST: usize = 64;
+/// Failing receives in a row after which a socket is given up.
+const MAX_RECEIVE_ERRORS: u32 = 1000;
+
+/// What a device is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the interface.
+    pub name: String,
+    /// MTU in bytes that the interface starts with.
+    pub mtu: u32,
+    /// Directory of the sockets `NAME.sock` and `NAME.stats`.
+    pub uapi_dir: PathBuf,
+}
+
+/// Why a device could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The interface.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// A socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The directory of the sockets.
+    #[error("directory {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// MTU, queue length or address mode of the interface.
+    #[error("interface {name}: MTU {mtu} and link attributes cannot be set: {source}")]
+    Link {
+        /// The interface.
+        name: String,
+        /// The MTU.
+        mtu: u32,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A thread or an event descriptor.
+    #[error("interface {name}: {source}")]
+    Resources {
+        /// The interface.
+        name: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// What the threads of a device share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) engine: Engine,
+    pub(super) uapi: Listener,
+    pub(super) stats: Listener,
+    pub(super) stop: Stop,
+    index: u32,
+    tun: OwnedFd,
+    sockets: RwLock<Option<Arc<Sockets>>>,
+    fwmark: AtomicU32,
+    receivers: Mutex<Vec<JoinHandle<()>>>,
+    failure: Mutex<Option<String>>,
+}
+
+/// A running device; dropping it ends it.
+#[derive(Debug)]
+pub struct Device {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Device {
+    /// Creates the interface, its sockets and its threads. It has no key and no peers yet, and is down.
+    ///
+    /// # Errors
+    /// The first thing that could not be had; whatever was made before it is undone.
+    pub fn start(options: &Options) -> Result<Self, StartError> {
+        let Options { name, mtu, uapi_dir } = options;
+        let tun = open_tun(name)?;
+        let resources = |source| StartError::Resources { name: name.clone(), source };
+        let index = link::index_of(name).map_err(resources)?;
+        link::configure(index, *mtu).map_err(|source| StartError::Link {
+            name: name.clone(),
+            mtu: *mtu,
+            source,
+        })?;
+        std::fs::create_dir_all(uapi_dir)
+            .map_err(|source| StartError::Directory { path: uapi_dir.clone(), source })?;
+        let bytes = usize::try_from(*mtu).unwrap_or(MAX_PACKET);
+        let shared = Arc::new(Shared {
+            engine: Engine::new(bytes),
+            // The interface is ours now, so a socket of that name that still answers is a stranger's.
+            stats: Listener::bind(&socket_path(uapi_dir, name, "stats"))?,
+            uapi: Listener::bind(&socket_path(uapi_dir, name, "sock"))?,
+            stop: Stop::new().map_err(resources)?,
+            name: name.clone(),
+            index,
+            tun,
+            sockets: RwLock::new(None),
+            fwmark: AtomicU32::new(0),
+            receivers: Mutex::new(Vec::new()),
+            failure: Mutex::new(None),
+        });
+        let mut device = Self { shared, threads: Vec::new() };
+        let bodies: [(&str, Body); 3] =
+            [("tun", read_tun), ("timers", run_timers), ("accept", server::serve)];
+        for (what, body) in bodies {
+            let thread = spawn(&device.shared, what, move |shared| body(&shared)).map_err(resources)?;
+            device.threads.push(thread);
+        }
+        Ok(device)
+    }
+
+    /// Waits until the device fails (`Some(cause)`) or `stop` is raised (`None`).
+    #[must_use]
+    pub fn wait(&self, stop: &Stop) -> Option<String> {
+        loop {
+            match ready(&[stop.as_fd(), self.shared.stop.as_fd()], None) {
+                Ok([true, _]) => return None,
+                Ok([_, true]) => {
+                    let cause = lock(&self.shared.failure).take();
+                    return Some(cause.unwrap_or_else(|| "a thread ended".to_owned()));
+                }
+                Ok([false, false]) => {}
+                Err(e) => return Some(e.to_string()),
+            }
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.shared.stop.raise();
+        for thread in self.threads.drain(..) {
+            join(thread);
+        }
+        let receivers = std::mem::take(&mut *lock(&self.shared.receivers));
+        receivers.into_iter().for_each(join);
+        // Client threads see the flag at once. The last one to let go removes interface and sockets.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Arc::strong_count(&self.shared) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn socket_path(dir: &Path, name: &str, suffix: &str) -> PathBuf {
+    dir.join(format!("{name}.{suffix}"))
+}
+
+/// A panic has been reported by the thread's own [`Watch`].
+fn join(thread: JoinHandle<()>) {
+    let _ = thread.join();
+}
+
+type Body = fn(&Arc<Shared>) -> io::Result<()>;
+
+/// Ends the device when a thread ends otherwise than by the stop flag, by panic too.
+struct Watch<'a> {
+    shared: &'a Shared,
+    what: &'a str,
+}
+
+impl Watch<'_> {
+    fn fail(&self, cause: &str) {
+        lock(&self.shared.failure).get_or_insert_with(|| format!("{}: {cause}", self.what));
+        self.shared.stop.raise();
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail("panicked");
+        }
+    }
+}
+
+fn spawn(
+    shared: &Arc<Shared>,
+    what: &'static str,
+    body: impl FnOnce(Arc<Shared>) -> io::Result<()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new().name(format!("{}-{what}", shared.name)).spawn(move || {
+        let watch = Watch { shared: &shared, what };
+        if let Err(e) = body(Arc::clone(&shared)) {
+            watch.fail(&e.to_string());
+        }
+    })
+}
+
+/// Hands packets to the descriptors.
+struct Wire<'a>(&'a Shared);
+
+impl Sink for Wire<'_> {
+    fn send_datagram(&mut self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let sockets = read(&self.0.sockets).clone();
+        sockets.ok_or(io::ErrorKind::NotConnected)?.send(to, datagram)
+    }
+
+    fn write_tun(&mut self, packet: &[u8]) -> io::Result<()> {
+        rustix::io::write(&self.0.tun, packet)?;
+        Ok(())
+    }
+}
+
+fn read_tun(shared: &Arc<Shared>) -> io::Result<()> {
+    let mut buffer = vec![0; MAX_PACKET];
+    let mut scratch = vec![0; SCRATCH];
+    loop {
+        let [_, stop] = ready(&[shared.tun.as_fd(), shared.stop.as_fd()], None)?;
+        if stop {
+            return Ok(());
+        }
+        for _ in 0..BURST {
+            match rustix::io::read(&shared.tun, &mut buffer) {
+                Ok(n) => shared.engine.handle_tun_packet(&mut buffer, n, &mut scratch, &mut Wire(shared)),
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::BADFD) => return Err(io::Error::other("the interface was deleted")),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// Which of the two sockets a thread reads.
+#[derive(Clone, Copy)]
+enum Underlying {
+    V4,
+    V6,
+}
+
+fn read_udp(shared: &Shared, sockets: &Sockets, which: Underlying) -> io::Result<()> {
+    let socket = match which {
+        Underlying::V4 => &sockets.v4,
+        Underlying::V6 => &sockets.v6,
+    };
+    let Some(socket) = socket else { return Ok(()) };
+    let mut buffer = vec![0; MAX_PACKET];
+    let mut scratch = vec![0; SCRATCH];
+    let mut errors = 0;
+    loop {
+        let [_, replaced, stop] = ready(&[socket.as_fd(), sockets.stop.as_fd(), shared.stop.as_fd()], None)?;
+        if replaced || stop {
+            return Ok(());
+        }
+        for _ in 0..BURST {
+            match rustix::net::recvfrom(socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((n, _, from)) => {
+                    errors = 0;
+                    if let Some(from) = from.and_then(|a| SocketAddr::try_from(a).ok()) {
+                        let datagram = &buffer[..n.min(MAX_PACKET)];
+                        shared.engine.handle_datagram(datagram, from, &mut scratch, &mut Wire(shared));
+                    }
+                }
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => {
+                    errors += 1;
+                    if errors > MAX_RECEIVE_ERRORS {
+                        return Err(e.into());
+                    }
+                    tracing::debug!(interface = shared.name, error = %e, "datagram not received");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn run_timers(shared: &Arc<Shared>) -> io::Result<()> {
+    let mut scratch = vec![0; SCRATCH];
+    let mut ticks = 0u32;
+    loop {
+        if shared.stop.wait(TICK) {
+            return Ok(());
+        }
+        shared.engine.handle_timers(Instant::now(), &mut scratch, &mut Wire(shared));
+        ticks = ticks.wrapping_add(1);
+        if !ticks.is_multiple_of(TICKS_PER_LOOK) {
+            continue;
+        }
+        match link::mtu_of(shared.index) {
+            Ok(mtu) => shared.engine.set_mtu(mtu),
+            Err(e) => tracing::debug!(interface = shared.name, error = %e, "MTU not read"),
+        }
+        if !shared.uapi.is_reachable() {
+            // To remove the socket is how `wg-quick` and others ask a userspace device to go away.
+            return Err(io::Error::other("the configuration socket was removed"));
+        }
+    }
+}
+
+impl Underlay for Arc<Shared> {
+    fn bind(&self, port: u16) -> io::Result<()> {
+        let sockets = Arc::new(Sockets::bind(port, self.fwmark())?);
+        let port = sockets.port;
+        let mut receivers = lock(&self.receivers);
+        let mut fresh = Vec::new();
+        for (what, which) in [("udp4", Underlying::V4), ("udp6", Underlying::V6)] {
+            let mine = Arc::clone(&sockets);
+            match spawn(self, what, move |shared| read_udp(&shared, &mine, which)) {
+                Ok(thread) => fresh.push(thread),
+                Err(e) => {
+                    sockets.stop.raise();
+                    fresh.into_iter().for_each(join);
+                    return Err(e);
+                }
+            }
+        }
+        let old = write(&self.sockets).replace(sockets);
+        let threads = std::mem::replace(&mut *receivers, fresh);
+        if let Some(old) = old {
+            old.stop.raise();
+            threads.into_iter().for_each(join);
+            // A sender may hold the old sockets for one more packet. Their port must be free when we answer.
+            let deadline = Instant::now() + Duration::from_millis(100);
+            while Arc::strong_count(&old) > 1 && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        }
+        tracing::info!(interface = self.name, port, "listening");
+        Ok(())
+    }
+
+    fn set_fwmark(&self, fwmark: u32) -> io::Result<()> {
+        if let Some(sockets) = read(&self.sockets).as_ref() {
+            sockets.set_fwmark(fwmark)?;
+        }
+        self.fwmark.store(fwmark, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn port(&self) -> u16 {
+        read(&self.sockets).as_ref().map_or(0, |s| s.port)
+    }
+
+    fn fwmark(&self) -> u32 {
+        self.fwmark.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,82 @@
+//! Opening a TUN device.
+#![allow(unsafe_code, reason = "TUNSETIFF is an ioctl that no safe wrapper covers")]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::libc;
+use rustix::fs::{Mode, OFlags, open};
+
+mod ioctl {
+    nix::ioctl_write_ptr_bad!(set_iff, nix::libc::TUNSETIFF, nix::libc::ifreq);
+    nix::ioctl_write_int_bad!(set_persist, nix::libc::TUNSETPERSIST);
+}
+
+/// Why an interface could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// The name cannot be an interface name.
+    #[error("interface name {name:?}: 1 to 15 letters, digits or one of _ . = + - are needed")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// `/dev/net/tun` cannot be opened.
+    #[error("/dev/net/tun: {0}: load the module tun, and run as root with access to the device")]
+    Open(io::Error),
+    /// Another process holds the interface, or it is not a TUN device.
+    #[error("interface {name} is taken ({source}): waiting until its owner exits; if it has none, delete it")]
+    Taken {
+        /// The interface.
+        name: String,
+        /// `EBUSY` if another process has it open, `EINVAL` if it is of another kind.
+        source: io::Error,
+    },
+    /// Any other failure to create it.
+    #[error("interface {name} cannot be created: {source}: CAP_NET_ADMIN is needed")]
+    Create {
+        /// The interface.
+        name: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// Whether a name is one that we give to an interface: it also names files and appears in logs.
+pub(super) fn valid_name(name: &str) -> bool {
+    (1..16).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.=+-".contains(&b))
+        && name != "."
+        && name != ".."
+}
+
+/// Creates the interface: layer 3, no packet information, gone with the descriptor, which does not block.
+pub(super) fn open_tun(name: &str) -> Result<OwnedFd, TunError> {
+    if !valid_name(name) {
+        return Err(TunError::Name { name: name.to_owned() });
+    }
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = open("/dev/net/tun", flags, Mode::empty()).map_err(|e| TunError::Open(e.into()))?;
+    let mut ifr_name = [0; libc::IFNAMSIZ];
+    for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let iff = libc::IFF_TUN | libc::IFF_NO_PI;
+    let ifru_flags = libc::c_short::try_from(iff).expect("invariant: the flags fit a short");
+    let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
+    // SAFETY: `fd` is an open descriptor of /dev/net/tun, and `request` is a complete `ifreq` with a
+    // NUL-terminated name (at most 15 bytes of 16) that lives until the call returns.
+    unsafe { ioctl::set_iff(fd.as_raw_fd(), &raw const request) }.map_err(|e| {
+        let (name, source) = (name.to_owned(), e.into());
+        if matches!(e, nix::errno::Errno::EBUSY | nix::errno::Errno::EINVAL) {
+            TunError::Taken { name, source }
+        } else {
+            TunError::Create { name, source }
+        }
+    })?;
+    // A persistent interface that somebody left behind becomes ours, and goes with us.
+    // SAFETY: `fd` is attached to a TUN interface; the argument is a plain integer.
+    unsafe { ioctl::set_persist(fd.as_raw_fd(), 0) }
+        .map_err(|e| TunError::Create { name: name.to_owned(), source: e.into() })?;
+    Ok(fd)
+}

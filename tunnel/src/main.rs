@@ -1,0 +1,80 @@
+//! `mesh-tunnel`: userspace WireGuard devices, configured over the standard UAPI sockets.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
+use tracing_subscriber::EnvFilter;
+use tunnel::io::Stop;
+use tunnel::io::device::Options;
+use tunnel::io::supervisor;
+
+/// Userspace WireGuard devices. `wg` and the agent configure them; the process needs neither to go on.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Interfaces to create and serve, such as hawser0 hawser1
+    #[arg(required = true, value_name = "IFNAME")]
+    interfaces: Vec<String>,
+    /// MTU in bytes that the interfaces start with
+    #[arg(long, default_value_t = 1420, value_parser = clap::value_parser!(u32).range(576..=65535))]
+    mtu: u32,
+    /// Log format; the default is pretty on a terminal, else JSON
+    #[arg(long, value_enum)]
+    log: Option<LogFormat>,
+    /// Directory of the sockets IFNAME.sock (configuration) and IFNAME.stats (counters as JSON)
+    #[arg(long, default_value = "/var/run/wireguard", value_name = "DIR")]
+    uapi_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Json,
+    Pretty,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    start_log(args.log);
+    // Blocked before any thread starts, so that every thread inherits it and only `wait` sees the signals.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("SIGTERM and SIGINT cannot be blocked")?;
+    let stop = Arc::new(Stop::new().context("no event descriptor")?);
+    let mut threads = Vec::new();
+    let mut names = args.interfaces;
+    names.sort();
+    names.dedup();
+    for name in names {
+        let options = Options { name: name.clone(), mtu: args.mtu, uapi_dir: args.uapi_dir.clone() };
+        let stop = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || supervisor::run(&options, &stop))
+            .with_context(|| format!("no thread for interface {name}"))?;
+        threads.push(thread);
+    }
+    let signal = signals.wait().context("waiting for signals")?;
+    tracing::info!(signal = signal.as_str(), "exiting");
+    stop.raise();
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a device's supervisor panicked");
+        }
+    }
+    Ok(())
+}
+
+fn start_log(format: Option<LogFormat>) {
+    // boringtun reports as errors what is a peer's ordinary silence.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let terminal = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    match format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json }) {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Pretty => log.init(),
+    }
+}
