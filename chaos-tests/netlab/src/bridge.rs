@@ -1,0 +1,210 @@
+//! A switch at kernel speed: a bridge in a namespace of its own, with partitions per ordered pair of ports.
+//!
+//! Every port has a VLAN of its own for what *enters* it, and lets out untagged the VLANs of the ports it may
+//! *hear*. Cutting i -> j is removing VLAN i from port j, one netlink request. As addresses are learned per
+//! VLAN, the hardware address of each node is entered by hand in the VLANs of all others; unknown addresses
+//! are flooded, as on any switch.
+
+use crate::capture::{Capture, CaptureOptions};
+use crate::error::LabError;
+use crate::labdir::LabDir;
+use crate::link::{Endpoint, PortId, make_veth};
+use crate::namespace::Namespace;
+use crate::netlink::Netlink;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+const DEVICE: &str = "br0";
+
+/// VLAN ids 2 to 4094 are free to use.
+const MAX_PORTS: usize = 4093;
+
+/// A switch whose ports are veth pairs to other namespaces.
+#[derive(Debug)]
+pub struct Bridge {
+    namespace: Namespace,
+    state: Mutex<State>,
+    devices: DeviceMap,
+}
+
+/// Which device of the switch is which port.
+pub(crate) type DeviceMap = Arc<Mutex<BTreeMap<u32, PortId>>>;
+
+#[derive(Debug, Default)]
+struct State {
+    ports: Vec<Endpoint>,
+    cuts: BTreeSet<(PortId, PortId)>,
+}
+
+/// Packets and bytes at a port, as the node sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Packets the node sent into the switch.
+    pub sent: u64,
+    /// Packets the switch gave to the node.
+    pub received: u64,
+}
+
+fn vid(port: PortId) -> u16 {
+    u16::try_from(port.0 + 2).expect("invariant: MAX_PORTS keeps VLAN ids below 4096")
+}
+
+fn device(port: PortId) -> String {
+    format!("p{}", port.0)
+}
+
+impl Bridge {
+    /// Makes a switch without ports.
+    pub fn new(name: &str) -> Result<Self, LabError> {
+        Self::build(name, None)
+    }
+
+    /// As [`Bridge::new`], recorded in a laboratory.
+    pub fn in_lab(name: &str, lab: &LabDir) -> Result<Self, LabError> {
+        Self::build(name, Some(lab))
+    }
+
+    fn build(name: &str, lab: Option<&LabDir>) -> Result<Self, LabError> {
+        let builder = Namespace::net_only(name);
+        let namespace = if let Some(lab) = lab { builder.lab(lab) } else { builder }.build()?;
+        // The switch itself must not speak: no neighbour discovery, no multicast reports.
+        namespace.sysctl("net.ipv6.conf.all.disable_ipv6", "1")?;
+        namespace.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
+        namespace.netlink(async |nl| {
+            nl.bridge_add(DEVICE, true).await?;
+            nl.link_up(DEVICE).await
+        })?;
+        Ok(Self { namespace, state: Mutex::default(), devices: DeviceMap::default() })
+    }
+
+    /// The namespace the bridge lives in.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Connects a namespace with a new port. The device is configured and up when this returns. All ports
+    /// hear each other until told otherwise.
+    pub fn attach(&self, node: &Namespace, endpoint: &Endpoint) -> Result<PortId, LabError> {
+        let mut state = self.state.lock().expect("no panic under this lock");
+        let port = PortId(state.ports.len());
+        if port.0 >= MAX_PORTS {
+            return Err(LabError::SwitchFull { switch: self.namespace.name().to_owned(), limit: MAX_PORTS });
+        }
+        let outer = Endpoint::new(device(port)).mtu(endpoint.mtu);
+        make_veth(&self.namespace, &outer, node, endpoint)?;
+        let others: Vec<(PortId, Endpoint)> =
+            state.ports.iter().enumerate().map(|(i, e)| (PortId(i), e.clone())).collect();
+        let mac = endpoint.mac;
+        let index = self.namespace.netlink(async move |nl| {
+            let name = device(port);
+            nl.link_controller(&name, DEVICE).await?;
+            nl.vlan_add(&name, vid(port), true).await?;
+            for (other, end) in &others {
+                nl.vlan_add(&name, vid(*other), false).await?;
+                nl.fdb_add(&name, vid(*other), mac).await?;
+                nl.vlan_add(&device(*other), vid(port), false).await?;
+                nl.fdb_add(&device(*other), vid(port), end.mac).await?;
+            }
+            nl.link_index(&name).await
+        })?;
+        // Known before it is up, so that a capture can place its first frame.
+        self.devices.lock().expect("no panic under this lock").insert(index, port);
+        state.ports.push(endpoint.clone());
+        self.namespace.netlink(async move |nl| nl.link_up(&device(port)).await)?;
+        let endpoint = endpoint.clone();
+        node.netlink(async move |nl| endpoint.configure(nl).await)?;
+        Ok(port)
+    }
+
+    /// Takes the whole port down: the node loses its carrier.
+    pub fn port_down(&self, port: PortId) -> Result<(), LabError> {
+        self.check(port)?;
+        self.namespace.netlink(async move |nl| nl.link_down(&device(port)).await)
+    }
+
+    /// Brings the port up again.
+    pub fn port_up(&self, port: PortId) -> Result<(), LabError> {
+        self.check(port)?;
+        self.namespace.netlink(async move |nl| nl.link_up(&device(port)).await)
+    }
+
+    /// Drops frames from one port to another; the opposite direction is not affected.
+    pub fn cut(&self, from: PortId, to: PortId) -> Result<(), LabError> {
+        self.set_cuts(|cuts| _ = cuts.insert((from, to)))
+    }
+
+    /// Ends [`Bridge::cut`] for this direction.
+    pub fn heal(&self, from: PortId, to: PortId) -> Result<(), LabError> {
+        self.set_cuts(|cuts| _ = cuts.remove(&(from, to)))
+    }
+
+    /// Lets ports hear only ports of the same group, both ways. A port in no group hears nobody. Earlier cuts
+    /// end.
+    pub fn partition(&self, groups: &[&[PortId]]) -> Result<(), LabError> {
+        let ports = self.state.lock().expect("no panic under this lock").ports.len();
+        let together = |a, b| groups.iter().any(|g| g.contains(&a) && g.contains(&b));
+        self.set_cuts(|cuts| {
+            *cuts = pairs(ports).filter(|(a, b)| !together(*a, *b)).collect();
+        })
+    }
+
+    /// Ends all cuts.
+    pub fn heal_all(&self) -> Result<(), LabError> {
+        self.set_cuts(BTreeSet::clear)
+    }
+
+    fn set_cuts(&self, change: impl FnOnce(&mut BTreeSet<(PortId, PortId)>)) -> Result<(), LabError> {
+        let mut state = self.state.lock().expect("no panic under this lock");
+        let mut wanted = state.cuts.clone();
+        change(&mut wanted);
+        for (a, b) in &wanted {
+            self.check_in(&state, *a)?;
+            self.check_in(&state, *b)?;
+        }
+        let cut: Vec<_> = wanted.difference(&state.cuts).copied().collect();
+        let heal: Vec<_> = state.cuts.difference(&wanted).map(|(a, b)| (*a, *b, state.ports[b.0].mac)).collect();
+        self.namespace.netlink(async move |nl: &Netlink| {
+            for (from, to) in cut {
+                nl.vlan_del(&device(to), vid(from)).await?;
+            }
+            for (from, to, mac) in heal {
+                nl.vlan_add(&device(to), vid(from), false).await?;
+                nl.fdb_add(&device(to), vid(from), mac).await?;
+            }
+            Ok(())
+        })?;
+        state.cuts = wanted;
+        Ok(())
+    }
+
+    /// Counters of a port.
+    pub fn counters(&self, port: PortId) -> Result<PortCounters, LabError> {
+        self.check(port)?;
+        let link = self.namespace.netlink(async move |nl| nl.link(&device(port)).await)?;
+        Ok(PortCounters { sent: link.rx_packets, received: link.tx_packets })
+    }
+
+    /// Starts a capture of everything that enters any port, present and future.
+    pub fn capture(&self, options: CaptureOptions) -> Result<Capture, LabError> {
+        Capture::of_bridge(&self.namespace, Arc::clone(&self.devices), options)
+    }
+
+    fn check(&self, port: PortId) -> Result<(), LabError> {
+        self.check_in(&self.state.lock().expect("no panic under this lock"), port)
+    }
+
+    fn check_in(&self, state: &State, port: PortId) -> Result<(), LabError> {
+        let ports = state.ports.len();
+        if port.0 < ports {
+            return Ok(());
+        }
+        Err(LabError::NoPort { switch: self.namespace.name().to_owned(), port: port.0, ports })
+    }
+}
+
+/// All ordered pairs of different ports.
+pub(crate) fn pairs(ports: usize) -> impl Iterator<Item = (PortId, PortId)> {
+    let all = move || (0..ports).map(PortId);
+    all().flat_map(move |a| all().filter(move |b| a != *b).map(move |b| (a, b)))
+}

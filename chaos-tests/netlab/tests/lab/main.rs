@@ -1,0 +1,5 @@
+//! Tests of the laboratory in real namespaces. They need root and fail without it.
+
+mod bridge;
+mod namespace;
+mod support;
