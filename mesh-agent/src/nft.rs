@@ -11,7 +11,7 @@ pub mod model;
 mod observe;
 mod ruleset;
 mod socket;
-mod wire;
+pub(crate) mod wire;
 
 pub use encode::{EncodeError, Object};
 pub use observe::{
@@ -20,13 +20,10 @@ pub use observe::{
 pub use ruleset::{KUBE_MASQUERADE_MARK, NftInput, NodeAddressGuarded, TABLE, conflicts, counter, ruleset};
 pub use socket::NftError;
 
-pub(crate) use encode::{Message, expressions, rule_message};
+pub(crate) use encode::{expressions, rule_message};
 pub(crate) use observe::{ListedChain, chains, rules, same_expressions, steady};
 pub(crate) use socket::{Channel, parse_error};
-pub(crate) use wire::{
-    NETLINK_NETFILTER, NFPROTO_ARP, NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_NETDEV,
-    flag,
-};
+pub(crate) use wire::{NETLINK_NETFILTER, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flag};
 
 use ledger::Ledger;
 use model::Table;

@@ -1,5 +1,7 @@
 //! The ruleset in the kernel: what nft lists, what packets meet, and what drift does.
 
+#![allow(clippy::unwrap_used, reason = "what is written in a test parses")]
+
 mod nft_lab;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};

@@ -22,7 +22,7 @@ pub enum NftError {
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// The netlink socket itself failed.
-    #[error("nf_tables: cannot {action} the netlink socket: {source}{}", remedy(source))]
+    #[error("cannot {action} the netlink socket: {source}{}", remedy(source))]
     Socket {
         /// What was being done with it.
         action: &'static str,
@@ -43,7 +43,7 @@ pub enum NftError {
         detail: Option<String>,
     },
     /// The kernel refused to list something.
-    #[error("nf_tables: cannot list {what}: {source}{}", remedy(source))]
+    #[error("netlink: cannot list {what}: {source}{}", remedy(source))]
     List {
         /// What was asked for.
         what: &'static str,
@@ -51,19 +51,19 @@ pub enum NftError {
         source: io::Error,
     },
     /// No answer in time. Whether a transaction took effect is unknown: observe again.
-    #[error("nf_tables did not answer within {} ms; observe again before acting", after.as_millis())]
+    #[error("netlink: no answer within {} ms; observe again before acting", after.as_millis())]
     Timeout {
         /// How long it was awaited.
         after: Duration,
     },
     /// Somebody kept changing the ruleset while it was read.
-    #[error("nf_tables changed during each of {attempts} attempts to read it; try again later")]
+    #[error("netlink: what is listed changed during each of {attempts} attempts to read it; try again later")]
     Unsteady {
         /// How often it was tried.
         attempts: u32,
     },
     /// An answer that is not what the kernel documents.
-    #[error("nf_tables: malformed answer, {what}")]
+    #[error("netlink: malformed answer, {what}")]
     Malformed {
         /// Which part.
         what: &'static str,

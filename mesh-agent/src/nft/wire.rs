@@ -105,9 +105,6 @@ pub(crate) fn same(found: &[u8], expected: &[Attr], tolerated: &dyn Fn(u16, &[u8
 pub(crate) const NETLINK_NETFILTER: isize = 12;
 pub(crate) const NFPROTO_INET: u8 = 1;
 pub(crate) const NFPROTO_IPV4: u8 = 2;
-pub(crate) const NFPROTO_ARP: u8 = 3;
-pub(crate) const NFPROTO_NETDEV: u8 = 5;
-pub(crate) const NFPROTO_BRIDGE: u8 = 7;
 pub(crate) const NFPROTO_IPV6: u8 = 10;
 
 pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A handful of namespaces with a common name.
-pub struct Lab {
+pub(crate) struct Lab {
     id: String,
     roles: &'static [&'static str],
 }
@@ -19,7 +19,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Lab {
     /// One namespace for each role, loopback up.
-    pub fn new(roles: &'static [&'static str]) -> Self {
+    pub(crate) fn new(roles: &'static [&'static str]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test makes network namespaces: run it as root");
         let id = format!("hawser-t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let lab = Self { id, roles };
@@ -30,12 +30,12 @@ impl Lab {
         lab
     }
 
-    pub fn ns(&self, role: &str) -> String {
+    pub(crate) fn ns(&self, role: &str) -> String {
         format!("{}-{role}", self.id)
     }
 
     /// Runs `ip` with words of `args` inside the namespace of `role`.
-    pub fn ip(&self, role: &str, args: &str) {
+    pub(crate) fn ip(&self, role: &str, args: &str) {
         let ns = self.ns(role);
         let mut words = vec!["-n", &ns];
         words.extend(args.split_whitespace());
@@ -43,7 +43,7 @@ impl Lab {
     }
 
     /// Runs a program inside the namespace of `role`; the last argument is `last`, unsplit, if not empty.
-    pub fn exec(&self, role: &str, command: &str, last: &str) -> Output {
+    pub(crate) fn exec(&self, role: &str, command: &str, last: &str) -> Output {
         let ns = self.ns(role);
         let mut words = vec!["netns", "exec", &ns];
         words.extend(command.split_whitespace());
@@ -54,14 +54,14 @@ impl Lab {
     }
 
     /// As [`Self::exec`], must succeed; its standard output.
-    pub fn sh(&self, role: &str, command: &str, last: &str) -> String {
+    pub(crate) fn sh(&self, role: &str, command: &str, last: &str) -> String {
         let output = self.exec(role, command, last);
         assert!(output.status.success(), "{command} {last}: {output:?}");
         String::from_utf8(output.stdout).expect("text")
     }
 
     /// A pair of veths, each end in its namespace and up.
-    pub fn veth(&self, (role_a, name_a): (&str, &str), (role_b, name_b): (&str, &str)) {
+    pub(crate) fn veth(&self, (role_a, name_a): (&str, &str), (role_b, name_b): (&str, &str)) {
         let peer = self.ns(role_b);
         self.ip(role_a, &format!("link add {name_a} type veth peer name {name_b} netns {peer}"));
         self.ip(role_a, &format!("link set {name_a} up"));
@@ -69,7 +69,7 @@ impl Lab {
     }
 
     /// Runs `work` on a thread inside the namespace of `role`.
-    pub fn inside<T: Send>(&self, role: &str, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn inside<T: Send>(&self, role: &str, work: impl FnOnce() -> T + Send) -> T {
         let ns = File::open(format!("/run/netns/{}", self.ns(role))).expect("the namespace exists");
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -82,7 +82,7 @@ impl Lab {
     }
 
     /// A UDP socket of the namespace of `role`.
-    pub fn udp(&self, role: &str, local: &str) -> UdpSocket {
+    pub(crate) fn udp(&self, role: &str, local: &str) -> UdpSocket {
         let local: SocketAddr = local.parse().expect("an address");
         let socket = self.inside(role, || UdpSocket::bind(local));
         let socket = socket.unwrap_or_else(|error| panic!("bind {local} in {role}: {error}"));
@@ -91,7 +91,7 @@ impl Lab {
     }
 
     /// Writes below /proc/sys/net of the namespace of `role`.
-    pub fn sysctl(&self, role: &str, key: &str, value: &str) {
+    pub(crate) fn sysctl(&self, role: &str, key: &str, value: &str) {
         self.inside(role, || {
             let path = format!("/proc/sys/net/{key}");
             std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -99,7 +99,7 @@ impl Lab {
     }
 
     /// Reads below /proc/sys/net of the namespace of `role`.
-    pub fn sysctl_of(&self, role: &str, key: &str) -> String {
+    pub(crate) fn sysctl_of(&self, role: &str, key: &str) -> String {
         let text = self.inside(role, || std::fs::read_to_string(format!("/proc/sys/net/{key}")));
         text.unwrap_or_else(|error| panic!("{key}: {error}")).trim().to_owned()
     }
@@ -120,7 +120,7 @@ fn run(program: &str, args: &[&str]) {
 }
 
 /// Polls until `probe` says yes; panics with `what` after ten seconds.
-pub fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !probe() {
         assert!(Instant::now() < deadline, "never: {what}");
