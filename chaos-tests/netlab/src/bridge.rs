@@ -1,23 +1,22 @@
 //! A switch at kernel speed: a bridge in a namespace of its own, with partitions per ordered pair of ports.
 //!
-//! Every port has a VLAN of its own for what *enters* it, and lets out untagged the VLANs of the ports it may
-//! *hear*. Cutting i -> j is removing VLAN i from port j, one netlink request. As addresses are learned per
-//! VLAN, the hardware address of each node is entered by hand in the VLANs of all others; unknown addresses
-//! are flooded, as on any switch.
+//! The bridge learns and forwards as any switch does. Cuts are rules of an nf_tables table of the bridge
+//! family, `iifname i oifname j drop`, replaced as a whole in one transaction: a partition takes hold, and
+//! ends, for all pairs at the same moment.
 
 use crate::capture::{Capture, CaptureOptions};
 use crate::error::LabError;
 use crate::labdir::LabDir;
 use crate::link::{Endpoint, PortId, make_veth};
 use crate::namespace::Namespace;
-use crate::netlink::Netlink;
+use crate::nft;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 const DEVICE: &str = "br0";
 
-/// VLAN ids 2 to 4094 are free to use.
-const MAX_PORTS: usize = 4093;
+/// The kernel's limit for one bridge (`BR_MAX_PORTS`).
+const MAX_PORTS: usize = 1023;
 
 /// A switch whose ports are veth pairs to other namespaces.
 #[derive(Debug)]
@@ -32,7 +31,7 @@ pub(crate) type DeviceMap = Arc<Mutex<BTreeMap<u32, PortId>>>;
 
 #[derive(Debug, Default)]
 struct State {
-    ports: Vec<Endpoint>,
+    ports: usize,
     cuts: BTreeSet<(PortId, PortId)>,
 }
 
@@ -43,10 +42,6 @@ pub struct PortCounters {
     pub sent: u64,
     /// Packets the switch gave to the node.
     pub received: u64,
-}
-
-fn vid(port: PortId) -> u16 {
-    u16::try_from(port.0 + 2).expect("invariant: MAX_PORTS keeps VLAN ids below 4096")
 }
 
 fn device(port: PortId) -> String {
@@ -71,7 +66,7 @@ impl Bridge {
         namespace.sysctl("net.ipv6.conf.all.disable_ipv6", "1")?;
         namespace.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         namespace.netlink(async |nl| {
-            nl.bridge_add(DEVICE, true).await?;
+            nl.bridge_add(DEVICE).await?;
             nl.link_up(DEVICE).await
         })?;
         Ok(Self { namespace, state: Mutex::default(), devices: DeviceMap::default() })
@@ -87,30 +82,19 @@ impl Bridge {
     /// hear each other until told otherwise.
     pub fn attach(&self, node: &Namespace, endpoint: &Endpoint) -> Result<PortId, LabError> {
         let mut state = self.state.lock().expect("no panic under this lock");
-        let port = PortId(state.ports.len());
+        let port = PortId(state.ports);
         if port.0 >= MAX_PORTS {
             return Err(LabError::SwitchFull { switch: self.namespace.name().to_owned(), limit: MAX_PORTS });
         }
         let outer = Endpoint::new(device(port)).mtu(endpoint.mtu);
         make_veth(&self.namespace, &outer, node, endpoint)?;
-        let others: Vec<(PortId, Endpoint)> =
-            state.ports.iter().enumerate().map(|(i, e)| (PortId(i), e.clone())).collect();
-        let mac = endpoint.mac;
         let index = self.namespace.netlink(async move |nl| {
-            let name = device(port);
-            nl.link_controller(&name, DEVICE).await?;
-            nl.vlan_add(&name, vid(port), true).await?;
-            for (other, end) in &others {
-                nl.vlan_add(&name, vid(*other), false).await?;
-                nl.fdb_add(&name, vid(*other), mac).await?;
-                nl.vlan_add(&device(*other), vid(port), false).await?;
-                nl.fdb_add(&device(*other), vid(port), end.mac).await?;
-            }
-            nl.link_index(&name).await
+            nl.link_controller(&device(port), DEVICE).await?;
+            nl.link_index(&device(port)).await
         })?;
         // Known before it is up, so that a capture can place its first frame.
         self.devices.lock().expect("no panic under this lock").insert(index, port);
-        state.ports.push(endpoint.clone());
+        state.ports += 1;
         self.namespace.netlink(async move |nl| nl.link_up(&device(port)).await)?;
         let endpoint = endpoint.clone();
         node.netlink(async move |nl| endpoint.configure(nl).await)?;
@@ -142,7 +126,7 @@ impl Bridge {
     /// Lets ports hear only ports of the same group, both ways. A port in no group hears nobody. Earlier cuts
     /// end.
     pub fn partition(&self, groups: &[&[PortId]]) -> Result<(), LabError> {
-        let ports = self.state.lock().expect("no panic under this lock").ports.len();
+        let ports = self.state.lock().expect("no panic under this lock").ports;
         let together = |a, b| groups.iter().any(|g| g.contains(&a) && g.contains(&b));
         self.set_cuts(|cuts| {
             *cuts = pairs(ports).filter(|(a, b)| !together(*a, *b)).collect();
@@ -162,18 +146,8 @@ impl Bridge {
             self.check_in(&state, *a)?;
             self.check_in(&state, *b)?;
         }
-        let cut: Vec<_> = wanted.difference(&state.cuts).copied().collect();
-        let heal: Vec<_> = state.cuts.difference(&wanted).map(|(a, b)| (*a, *b, state.ports[b.0].mac)).collect();
-        self.namespace.netlink(async move |nl: &Netlink| {
-            for (from, to) in cut {
-                nl.vlan_del(&device(to), vid(from)).await?;
-            }
-            for (from, to, mac) in heal {
-                nl.vlan_add(&device(to), vid(from), false).await?;
-                nl.fdb_add(&device(to), vid(from), mac).await?;
-            }
-            Ok(())
-        })?;
+        let pairs: Vec<_> = wanted.iter().map(|(a, b)| (device(*a), device(*b))).collect();
+        self.namespace.run(move || nft::replace_cuts(&pairs))?;
         state.cuts = wanted;
         Ok(())
     }
@@ -195,7 +169,7 @@ impl Bridge {
     }
 
     fn check_in(&self, state: &State, port: PortId) -> Result<(), LabError> {
-        let ports = state.ports.len();
+        let ports = state.ports;
         if port.0 < ports {
             return Ok(());
         }

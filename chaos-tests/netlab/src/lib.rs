@@ -23,6 +23,7 @@ mod labdir;
 mod link;
 mod namespace;
 pub mod netlink;
+mod nft;
 //P pub mod probe;
 mod procfs;
 mod process;

@@ -9,13 +9,13 @@ use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{
-    BridgeVlanInfoFlags, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
+    InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
 };
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags};
+use netlink_packet_route::neighbour::NeighbourAddress;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{
-    Handle, IpVersion, LinkBridge, LinkBridgeVlan, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    Handle, IpVersion, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
     RouteMessageBuilder,
 };
 use std::net::IpAddr;
@@ -102,15 +102,11 @@ impl Netlink {
         self.handle.link().add(message).execute().await.netlink("make", object)
     }
 
-    /// Makes a bridge without spanning tree and multicast snooping. With `vlan_filtering` no port belongs to
-    /// a VLAN unless told.
-    pub async fn bridge_add(&self, name: &str, vlan_filtering: bool) -> Result<(), LabError> {
+    /// Makes a bridge without spanning tree and multicast snooping.
+    pub async fn bridge_add(&self, name: &str) -> Result<(), LabError> {
         check_name(name)?;
-        let mut bridge = LinkBridge::new(name).mcast_snooping(false);
-        if vlan_filtering {
-            bridge = bridge.vlan_filtering(true).vlan_default_pvid(0);
-        }
-        self.handle.link().add(bridge.build()).execute().await.netlink("make bridge", name)
+        let bridge = LinkBridge::new(name).mcast_snooping(false).build();
+        self.handle.link().add(bridge).execute().await.netlink("make bridge", name)
     }
 
     async fn link_set(
@@ -304,33 +300,6 @@ impl Netlink {
             self.handle.neighbours().get().execute().try_collect().await.netlink("list neighbours of", device)?;
         let of_device = messages.iter().filter(|m| m.header.ifindex == index);
         Ok(of_device.filter_map(Neighbour::from_message).collect())
-    }
-
-    /// Lets frames of VLAN `vid` leave port `device` untagged; with `pvid` untagged frames entering it belong
-    /// to that VLAN.
-    pub(crate) async fn vlan_add(&self, device: &str, vid: u16, pvid: bool) -> Result<(), LabError> {
-        let index = self.link_index(device).await?;
-        let flags = BridgeVlanInfoFlags::Untagged
-            | if pvid { BridgeVlanInfoFlags::Pvid } else { BridgeVlanInfoFlags::empty() };
-        let message = LinkBridgeVlan::new(index).vlan(vid, flags).build();
-        self.handle.link().set(message).execute().await.netlink("add a VLAN to port", device)
-    }
-
-    /// The opposite of [`Netlink::vlan_add`].
-    pub(crate) async fn vlan_del(&self, device: &str, vid: u16) -> Result<(), LabError> {
-        let index = self.link_index(device).await?;
-        let message = LinkBridgeVlan::new(index).vlan(vid, BridgeVlanInfoFlags::empty()).build();
-        self.handle.link().del_with_message(message).execute().await.netlink("remove a VLAN from port", device)
-    }
-
-    /// Tells the bridge that `mac` is behind port `device` in VLAN `vid`.
-    pub(crate) async fn fdb_add(&self, device: &str, vid: u16, mac: MacAddr) -> Result<(), LabError> {
-        let index = self.link_index(device).await?;
-        let mut request = self.handle.neighbours().add_bridge(index, &mac.octets()).flags(NeighbourFlags::Controller);
-        // NUD_NOARP makes a static entry; a permanent one would be an address of the bridge itself.
-        request.message_mut().header.state = netlink_packet_route::neighbour::NeighbourState::Noarp;
-        request.message_mut().attributes.push(NeighbourAttribute::Vlan(vid));
-        request.replace().execute().await.netlink("add a forwarding entry to port", device)
     }
 }
 
