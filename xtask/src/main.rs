@@ -1,2 +1,161 @@
-//! See the description in Cargo.toml.
-fn main() {}
+//! The project's tools: `cargo xtask --help`.
+#![expect(clippy::print_stdout, reason = "a command-line tool speaks on its standard output")]
+
+mod artifacts;
+mod deps;
+mod outcome;
+mod run;
+mod test;
+mod tidy;
+mod tier;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::artifacts::Profile;
+use crate::deps::Need;
+use crate::run::Progress;
+use crate::tier::Tier;
+use crate::workspace::{Workspace, cargo};
+
+/// The project's tools.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Check what the compiler does not: dependency arrows, purity, unsafe code, formatting, README.
+    Tidy,
+    /// Install the Debian packages that tests, demo and benches need, and check the Rust version.
+    Deps {
+        /// Install nothing: fail if something is missing.
+        #[arg(long)]
+        check: bool,
+        /// For these only.
+        #[arg(long = "for", value_delimiter = ',', value_name = "WHAT")]
+        purposes: Vec<Purpose>,
+    },
+    /// Run the tests, tier by tier. The last line is `N passed, N failed`.
+    Test {
+        /// Fewer tiers.
+        #[arg(long, env = "TIERS", value_delimiter = ',', value_name = "TIERS")]
+        tiers: Vec<Tier>,
+    },
+    /// Build everything and show the mesh at work.
+    Demo {
+        /// For `lab demo`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Build for release and run a bench.
+    Bench {
+        /// Its name, as `lab bench` knows it.
+        name: String,
+        /// Write the rows to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// For `lab bench`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Build the static CNI plugin and print its path.
+    BuildCni {
+        /// Cargo's profile.
+        #[arg(long, value_enum, default_value = "release")]
+        profile: Profile,
+    },
+    /// Run every fuzz target.
+    Fuzz {
+        /// Seconds for each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Remove what crashed labs and tests left: namespaces, processes, files.
+    Reap,
+    /// Check licences and sources of all dependencies with cargo-deny.
+    Deny,
+}
+
+/// What packages are installed for.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Purpose {
+    Build,
+    Pure,
+    Netns,
+    Cri,
+    Demo,
+    Bench,
+    Fuzz,
+}
+
+impl Purpose {
+    const ALL: [Self; 6] = [Self::Build, Self::Pure, Self::Netns, Self::Cri, Self::Demo, Self::Bench];
+
+    const fn need(self) -> Need {
+        match self {
+            Self::Build => Need::Build,
+            Self::Pure => Need::Tier(Tier::Pure),
+            Self::Netns => Need::Tier(Tier::Netns),
+            Self::Cri => Need::Tier(Tier::Cri),
+            Self::Demo => Need::Demo,
+            Self::Bench => Need::Bench,
+            Self::Fuzz => Need::Fuzz,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !error.is::<test::Failed>() {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(task: Task) -> Result<()> {
+    let progress = Progress::start();
+    match task {
+        Task::Tidy => tidy::tidy(&Workspace::load()?, progress),
+        Task::Deps { check, purposes } => {
+            let purposes = if purposes.is_empty() { Purpose::ALL.to_vec() } else { purposes };
+            let needs: Vec<Need> =
+                std::iter::once(Need::Build).chain(purposes.into_iter().map(Purpose::need)).collect();
+            if check { deps::check(&needs) } else { deps::install(&needs, progress) }
+        }
+        Task::Test { tiers } => {
+            let tiers = if tiers.is_empty() { Tier::ALL.to_vec() } else { tiers };
+            test::test(&Workspace::load()?, &tiers, progress)
+        }
+        Task::Demo { arguments } => artifacts::demo(&Workspace::load()?, &arguments, progress),
+        Task::Bench { name, json, arguments } => {
+            artifacts::bench(&Workspace::load()?, &name, json.as_deref(), &arguments, progress)
+        }
+        Task::BuildCni { profile } => {
+            println!("{}", artifacts::build_cni(&Workspace::load()?, profile)?.display());
+            Ok(())
+        }
+        Task::Fuzz { seconds } => artifacts::fuzz(&Workspace::load()?, seconds, progress),
+        Task::Reap => artifacts::reap(&Workspace::load()?, progress),
+        Task::Deny => deny(progress),
+    }
+}
+
+fn deny(progress: Progress) -> Result<()> {
+    if run::output(cargo().args(["deny", "--version"])).is_err() {
+        progress.say("installing cargo-deny; the first time takes minutes");
+        run::run(cargo().args(["install", "cargo-deny", "--locked"]))?;
+    }
+    run::run(cargo().args(["deny", "--locked", "check", "bans", "licenses", "sources"]))
+}

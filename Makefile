@@ -1,0 +1,50 @@
+# Few targets over `cargo xtask`. Wants Debian or Ubuntu and Rust 1.95; installs every package it needs besides.
+# Run it as your own user: it asks sudo where root is needed.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+XTASK := $(CARGO) xtask
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+# Seconds for each fuzz target.
+SECONDS_EACH ?= 60
+
+.PHONY: help demo test test-all bench fuzz clean tools
+
+help: ## Show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@echo
+	@echo 'variables:  TIERS=pure,netns,cri for test; NAME=cni JSON=file for bench; SECONDS_EACH=60 for fuzz'
+
+demo: tools ## Build everything, start the lab and show the mesh at work
+	@$(XTASK) deps --for demo
+	@$(XTASK) demo
+
+test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
+	@$(XTASK) deps --for $(or $(TIERS),pure,netns,cri)
+	@TIERS=$(TIERS) $(XTASK) test
+
+test-all: test fuzz ## Run the tests and every fuzz target
+
+bench: tools ## Run the bench NAME, rows also to the file JSON
+	@test -n '$(NAME)' || { echo 'which bench? for example: make bench NAME=cni JSON=cni.json' >&2; exit 2; }
+	@$(XTASK) deps --for bench
+	@$(XTASK) bench $(NAME) $(if $(JSON),--json $(JSON))
+
+fuzz: tools ## Run every fuzz target for SECONDS_EACH
+	@$(XTASK) deps --for fuzz
+	@$(XTASK) fuzz --seconds $(SECONDS_EACH)
+
+clean: ## Remove what crashed labs left, and everything that was built
+	@if command -v $(CARGO) >/dev/null && command -v cc >/dev/null; then $(XTASK) reap; fi
+	@$(CARGO) clean
+
+# What cargo needs before it can build xtask, which installs the rest.
+tools:
+	@command -v $(CARGO) >/dev/null || { echo 'cargo is not in PATH: install Rust 1.95 or later (https://rustup.rs); under sudo it is lost, so run make as your own user' >&2; exit 1; }
+	@if ! command -v cc >/dev/null; then \
+		command -v apt-get >/dev/null || { echo 'cc is missing and this is neither Debian nor Ubuntu: install a C compiler' >&2; exit 1; }; \
+		echo 'installing gcc, which cargo links with'; \
+		$(SUDO) apt-get -qq update || true; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends --no-remove gcc libc6-dev; \
+	fi

@@ -1,0 +1,249 @@
+//! What is built for the demo, the benches and the tests of more than one process.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::deps::{self, Need};
+use crate::run::{Progress, as_root, find_program, output, run};
+use crate::workspace::{Workspace, cargo};
+
+/// Where programs that start the CNI plugin find it: set for the lab and for every test.
+pub(crate) const CNI_VARIABLE: &str = "HAWSER_CNI";
+
+/// A profile of cargo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Profile {
+    /// For the lab, the demo and the tests.
+    Dev,
+    /// For benches and releases.
+    Release,
+}
+
+impl Profile {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Release => "release",
+        }
+    }
+
+    /// Its folder beneath the target directory.
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Builds `hawser-cni` without shared libraries and puts it at `target/static/hawser-cni`.
+///
+/// Built by itself and for an explicit target: so the workspace's other members add no features to it, and the
+/// flag does not reach build scripts and macros, which cannot be static.
+pub(crate) fn build_cni(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
+    let host = output(Command::new("rustc").arg("-vV"))?;
+    let host = host_triple(&host).context("rustc -vV names no host")?;
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    run(cargo()
+        .args(["build", "--locked", "--package", "cni", "--bin", "hawser-cni"])
+        .args(["--profile", profile.name(), "--target", host])
+        .env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static").trim_start()))?;
+    let built = workspace.target_directory.join(host).join(profile.folder()).join("hawser-cni");
+    if let Linkage::Dynamic(linker) = linkage(&built)? {
+        bail!(
+            "{} is not static: it wants {linker}; is the static C library (libc6-dev) here?",
+            built.display()
+        );
+    }
+    let folder = workspace.target_directory.join("static");
+    let place = folder.join("hawser-cni");
+    // By rename, so that a plugin which is running just now keeps its file.
+    let fresh = folder.join(".hawser-cni.new");
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::copy(&built, &fresh))
+        .and_then(|_| std::fs::rename(&fresh, &place))
+        .with_context(|| format!("cannot copy {} to {}", built.display(), place.display()))?;
+    Ok(place)
+}
+
+/// Builds the programs that run on nodes, and the lab.
+pub(crate) fn build_programs(profile: Profile) -> Result<()> {
+    run(cargo().args(["build", "--locked", "--bins", "--profile", profile.name()]).args([
+        "--package",
+        "mesh-agent",
+        "--package",
+        "tunnel",
+        "--package",
+        "chaos-tests",
+    ]))
+}
+
+/// The lab's binary.
+pub(crate) fn lab(workspace: &Workspace, profile: Profile) -> PathBuf {
+    workspace.target_directory.join(profile.folder()).join("lab")
+}
+
+/// Builds everything, then becomes `lab demo`.
+pub(crate) fn demo(workspace: &Workspace, arguments: &[String], progress: Progress) -> Result<()> {
+    deps::check(&[Need::Build, Need::Demo])?;
+    progress.say("building mesh-agent, mesh-tunnel and the lab");
+    build_programs(Profile::Dev)?;
+    progress.say("building hawser-cni, static");
+    let plugin = build_cni(workspace, Profile::Dev)?;
+    progress.say("starting the lab");
+    become_lab(workspace, Profile::Dev, &plugin, "demo", arguments)
+}
+
+/// Builds for release, then becomes `lab bench NAME`.
+pub(crate) fn bench(
+    workspace: &Workspace,
+    name: &str,
+    json: Option<&Path>,
+    arguments: &[String],
+    progress: Progress,
+) -> Result<()> {
+    deps::check(&[Need::Build, Need::Bench])?;
+    progress.say("building for release; the first time takes minutes");
+    build_programs(Profile::Release)?;
+    let plugin = build_cni(workspace, Profile::Release)?;
+    progress.say(format_args!("bench {name}"));
+    let mut all = vec![name.to_owned()];
+    if let Some(file) = json {
+        let file = std::path::absolute(file).with_context(|| format!("--json {}", file.display()))?;
+        all.extend(["--json".to_owned(), file.display().to_string()]);
+    }
+    all.extend_from_slice(arguments);
+    become_lab(workspace, Profile::Release, &plugin, "bench", &all)
+}
+
+fn become_lab(
+    workspace: &Workspace,
+    profile: Profile,
+    plugin: &Path,
+    verb: &str,
+    arguments: &[String],
+) -> Result<()> {
+    let mut command = as_root(lab(workspace, profile))?;
+    command.arg(verb).args(arguments).env(CNI_VARIABLE, plugin);
+    let shown = crate::run::show(&command);
+    // Replaces this process, so that signals reach the lab and its exit code is ours.
+    Err(command.exec()).with_context(|| format!("cannot run {shown}"))
+}
+
+/// Removes what crashed labs left, if the lab is built.
+pub(crate) fn reap(workspace: &Workspace, progress: Progress) -> Result<()> {
+    let lab = lab(workspace, Profile::Dev);
+    if !lab.is_file() {
+        progress.say("no lab is built yet: nothing to reap");
+        return Ok(());
+    }
+    run(as_root(lab)?.arg("reap")).context("what a crashed run left could not be removed")
+}
+
+/// Runs every fuzz target for `seconds` each.
+pub(crate) fn fuzz(workspace: &Workspace, seconds: u32, progress: Progress) -> Result<()> {
+    deps::check(&[Need::Build, Need::Fuzz])?;
+    let folder = workspace.path("chaos-tests/fuzz");
+    if !folder.join("Cargo.toml").is_file() {
+        bail!("{} holds no fuzz targets", folder.display());
+    }
+    if output(Command::new("cargo").args(["+nightly", "--version"])).is_err() {
+        progress.say("installing the nightly toolchain: libFuzzer's instrumentation is in no stable one");
+        run(Command::new("rustup").args(["toolchain", "install", "nightly", "--profile", "minimal"]))?;
+    }
+    if find_program("cargo-fuzz").is_none()
+        && output(Command::new("cargo").args(["fuzz", "--version"])).is_err()
+    {
+        progress.say("installing cargo-fuzz");
+        run(Command::new("cargo").args(["install", "cargo-fuzz", "--locked"]))?;
+    }
+    let fuzz = |verb: &str| {
+        let mut command = Command::new("cargo");
+        // Not the cargo and toolchain that run this program.
+        command.env_remove("RUSTUP_TOOLCHAIN").args(["+nightly", "fuzz", verb, "--fuzz-dir"]).arg(&folder);
+        command
+    };
+    let targets = output(&mut fuzz("list"))?;
+    if targets.trim().is_empty() {
+        bail!("{} holds no fuzz targets", folder.display());
+    }
+    for target in targets.lines() {
+        progress.say(format_args!("fuzzing {target} for {seconds} s"));
+        run(fuzz("run").args([target, "--", &format!("-max_total_time={seconds}"), "-print_final_stats=1"]))?;
+    }
+    progress.say(format_args!("{} fuzz targets found nothing", targets.lines().count()));
+    Ok(())
+}
+
+/// `x86_64-unknown-linux-gnu` from the output of `rustc -vV`.
+fn host_triple(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("host: "))
+}
+
+/// How an ELF file finds its libraries.
+#[derive(Debug, PartialEq, Eq)]
+enum Linkage {
+    /// It needs none.
+    Static,
+    /// With this dynamic linker.
+    Dynamic(String),
+}
+
+fn linkage(file: &Path) -> Result<Linkage> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    elf_linkage(&bytes).with_context(|| format!("{} is not a 64-bit little-endian ELF file", file.display()))
+}
+
+/// Looks for `PT_INTERP` in a 64-bit little-endian ELF file (System V ABI, chapter 5); `None` if it is no such file.
+fn elf_linkage(bytes: &[u8]) -> Option<Linkage> {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, size: usize| {
+        let field = bytes.get(at..at.checked_add(size)?)?;
+        Some(field.iter().rev().fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte)))
+    };
+    let index = |at, size| usize::try_from(number(at, size)?).ok();
+    if bytes.get(..6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let (table, entry, count) = (index(0x20, 8)?, index(0x36, 2)?, index(0x38, 2)?);
+    for header in 0..count {
+        let at = table.checked_add(header.checked_mul(entry)?)?;
+        if number(at, 4)? == PT_INTERP {
+            let (offset, size) = (index(at.checked_add(8)?, 8)?, index(at.checked_add(32)?, 8)?);
+            let text = bytes.get(offset..offset.checked_add(size)?)?;
+            return Some(Linkage::Dynamic(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()));
+        }
+    }
+    Some(Linkage::Static)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_read() {
+        assert_eq!(
+            host_triple("rustc 1.95.0\nhost: x86_64-unknown-linux-gnu\n"),
+            Some("x86_64-unknown-linux-gnu")
+        );
+    }
+
+    #[test]
+    fn a_dynamic_program_is_told_from_a_static_one() {
+        match linkage(&std::env::current_exe().unwrap()).unwrap() {
+            Linkage::Dynamic(linker) => assert!(linker.contains("/ld-"), "{linker}"),
+            Linkage::Static => panic!("tests are dynamic programs"),
+        }
+        let mut header = vec![0; 64];
+        header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        assert_eq!(elf_linkage(&header), Some(Linkage::Static));
+        assert_eq!(elf_linkage(b"#!/bin/sh"), None);
+        // One program header, behind the end of the file.
+        (header[0x20], header[0x38]) = (64, 1);
+        assert_eq!(elf_linkage(&header), None);
+    }
+}

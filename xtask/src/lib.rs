@@ -1,0 +1,3 @@
+//! What the project's tools share with its benches.
+
+pub mod bench;

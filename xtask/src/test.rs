@@ -1,0 +1,327 @@
+//! `cargo xtask test`: builds, then runs the tests of the chosen tiers one program at a time.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::artifacts::{self, CNI_VARIABLE, Profile};
+use crate::deps::{self, Need};
+use crate::outcome::{Count, count, finished_test, ignored_tests};
+use crate::run::{Progress, as_root, is_root, minutes, output, run, show};
+use crate::tidy;
+use crate::tier::{Place, Tier, is_tested, place};
+use crate::workspace::{Workspace, cargo};
+
+/// All tiers together must take less: else nobody runs them before each commit. Building is not counted.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// How often a program that is still running is mentioned.
+const REMINDER: Duration = Duration::from_secs(15);
+
+/// A built test program.
+#[derive(Debug)]
+struct Program {
+    /// `keyring lib`, `chaos-tests mesh`.
+    name: String,
+    package: String,
+    place: Place,
+    file: PathBuf,
+    /// The package's folder, where cargo runs tests.
+    folder: PathBuf,
+}
+
+/// What came of the chosen tiers.
+#[derive(Debug, Default)]
+struct Report {
+    count: Count,
+    failures: Vec<String>,
+    ignored: Vec<String>,
+    times: Vec<(Tier, Duration)>,
+}
+
+impl Report {
+    fn time(&self) -> Duration {
+        self.times.iter().map(|(_, time)| *time).sum()
+    }
+
+    /// A check that is no test program, such as clippy.
+    fn check(&mut self, name: &str, result: Result<()>, progress: Progress) {
+        match result {
+            Ok(()) => {
+                self.count.passed += 1;
+                progress.say(format_args!("{name}: ok"));
+            }
+            Err(error) => {
+                self.count.failed += 1;
+                progress.say(format_args!("{name}: FAILED\n{error:#}"));
+                self.failures.push(name.to_owned());
+            }
+        }
+    }
+}
+
+/// Runs the tiers. The last line that it prints is `N passed, N failed`: tests, and one for each check.
+pub(crate) fn test(workspace: &Workspace, tiers: &[Tier], progress: Progress) -> Result<()> {
+    let tiers: BTreeSet<Tier> = tiers.iter().copied().collect();
+    // What cannot run is an error before minutes of building.
+    check_machine(&tiers)?;
+    let mut report = Report::default();
+    let begin = Instant::now();
+    let programs = build(workspace, &tiers, progress)?;
+    let build_time = begin.elapsed();
+    if tiers.iter().any(|tier| *tier != Tier::Pure) {
+        artifacts::reap(workspace, progress)?;
+    }
+    for tier in &tiers {
+        let begin = Instant::now();
+        progress.say(format_args!("tier {tier}"));
+        if *tier == Tier::Pure {
+            for (name, check) in CHECKS {
+                report.check(name, check(workspace, progress), progress);
+            }
+        }
+        let left = |report: &Report| LIMIT.saturating_sub(report.time() + begin.elapsed());
+        for program in programs.iter().filter(|program| program.place.tier == *tier) {
+            let limit = left(&report);
+            run_program(program, workspace, limit, &mut report, progress)?;
+        }
+        report.times.push((*tier, begin.elapsed()));
+    }
+    conclude(&report, &tiers, build_time)
+}
+
+/// A check of the sources, run before the tests of the tier `pure`.
+type Check = fn(&Workspace, Progress) -> Result<()>;
+
+const CHECKS: [(&str, Check); 3] = [("tidy", tidy::tidy), ("clippy", clippy), ("doc tests", doc_tests)];
+
+fn clippy(_: &Workspace, _: Progress) -> Result<()> {
+    run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+}
+
+fn doc_tests(_: &Workspace, _: Progress) -> Result<()> {
+    run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]).stdout(Stdio::null()))
+}
+
+/// Fails, naming what is missing, where a tier cannot run.
+fn check_machine(tiers: &BTreeSet<Tier>) -> Result<()> {
+    let needs: Vec<Need> =
+        std::iter::once(Need::Build).chain(tiers.iter().map(|tier| Need::Tier(*tier))).collect();
+    deps::check(&needs)?;
+    // Tests of the store give files away and mount, in every tier.
+    if !is_root() {
+        run(as_root("true")?.stdout(Stdio::null()))
+            .context("the tests need root: sudo does not let this user")?;
+    }
+    if tiers.iter().all(|tier| *tier == Tier::Pure) {
+        return Ok(());
+    }
+    let probes = [
+        ("a network namespace with mounts of its own", vec!["unshare", "--net", "--mount", "true"]),
+        ("a TUN device (/dev/net/tun, module tun)", vec!["sh", "-c", ": <>/dev/net/tun"]),
+    ];
+    for (what, words) in probes {
+        output(as_root(words[0])?.args(&words[1..])).with_context(|| {
+            format!("the tiers netns and cri need {what}, and this machine does not allow it")
+        })?;
+    }
+    Ok(())
+}
+
+/// Builds the test programs of the tiers, and the programs that those start.
+fn build(workspace: &Workspace, tiers: &BTreeSet<Tier>, progress: Progress) -> Result<Vec<Program>> {
+    let packages = packages(workspace, tiers)?;
+    progress.say(format_args!("building the tests of {}", packages.join(", ")));
+    let programs = build_tests(workspace, &packages)?;
+    if tiers.contains(&Tier::Cri) && !programs.iter().any(|program| program.place.tier == Tier::Cri) {
+        bail!("chaos-tests has no test target `cri` (chaos-tests/tests/cri.rs), so the tier cri cannot run");
+    }
+    if tiers.iter().any(|tier| *tier != Tier::Pure) {
+        progress.say("building mesh-agent, mesh-tunnel and the lab");
+        artifacts::build_programs(Profile::Dev)?;
+        progress.say("building hawser-cni, static");
+        artifacts::build_cni(workspace, Profile::Dev)?;
+    }
+    Ok(programs.into_iter().filter(|program| tiers.contains(&program.place.tier)).collect())
+}
+
+/// The members with tests in one of the tiers.
+fn packages(workspace: &Workspace, tiers: &BTreeSet<Tier>) -> Result<Vec<String>> {
+    let mut chosen = Vec::new();
+    for package in &workspace.packages {
+        for target in package.targets.iter().filter(|target| is_tested(target)) {
+            let Some(place) = place(&package.name, target) else {
+                bail!("package {} has no tier; give it one in xtask/src/tier.rs", package.name);
+            };
+            if tiers.contains(&place.tier) && chosen.last() != Some(&package.name) {
+                chosen.push(package.name.clone());
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+/// A line of cargo's JSON output: the part that concerns test programs.
+#[derive(Deserialize)]
+struct Artifact {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<crate::workspace::Target>,
+    profile: Option<ArtifactProfile>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct ArtifactProfile {
+    test: bool,
+}
+
+/// Builds all in one go, so that features are unified once and nothing is compiled twice.
+fn build_tests(workspace: &Workspace, packages: &[String]) -> Result<Vec<Program>> {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    let shown = show(&command);
+    let built = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {shown}"))?;
+    if !built.status.success() {
+        bail!("{shown}: {}", built.status);
+    }
+    let mut programs = Vec::new();
+    for line in String::from_utf8_lossy(&built.stdout).lines() {
+        let artifact: Artifact = serde_json::from_str(line).context("cargo test gave unexpected JSON")?;
+        if artifact.reason != "compiler-artifact" || !artifact.profile.is_some_and(|profile| profile.test) {
+            continue;
+        }
+        let (Some(file), Some(target), Some(manifest)) =
+            (artifact.executable, artifact.target, artifact.manifest_path)
+        else {
+            continue;
+        };
+        let package = workspace.packages.iter().find(|package| package.manifest_path == manifest);
+        let package = package.with_context(|| format!("{} is no member", manifest.display()))?;
+        let place = place(&package.name, &target)
+            .with_context(|| format!("package {} has no tier in xtask/src/tier.rs", package.name))?;
+        let kind = target.kind.first().map_or("lib", String::as_str);
+        programs.push(Program {
+            name: format!("{} {kind} {}", package.name, target.name),
+            package: package.name.clone(),
+            place,
+            file,
+            folder: package.folder().to_owned(),
+        });
+    }
+    programs.sort_by(|a, b| (a.place.tier, &a.name).cmp(&(b.place.tier, &b.name)));
+    Ok(programs)
+}
+
+/// Runs one test program; its output is shown if it fails.
+fn run_program(
+    program: &Program,
+    workspace: &Workspace,
+    limit: Duration,
+    report: &mut Report,
+    progress: Progress,
+) -> Result<()> {
+    let begin = Instant::now();
+    // timeout(1) stays in the foreground, so that Ctrl-C reaches the tests and their clean-up.
+    let words = ["--foreground", "--kill-after=30"];
+    let mut command = if program.place.root { as_root("timeout")? } else { Command::new("timeout") };
+    command
+        .args(words)
+        .arg(limit.as_secs().max(1).to_string())
+        .arg(&program.file)
+        .current_dir(&program.folder)
+        .env("CARGO_MANIFEST_DIR", &program.folder)
+        .env("CARGO_PKG_NAME", &program.package)
+        .env(CNI_VARIABLE, workspace.target_directory.join("static/hawser-cni"));
+    // Both streams into one pipe, in order.
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    command.stdout(writer.try_clone().context("cannot clone a pipe")?).stderr(writer).stdin(Stdio::null());
+    let shown = show(&command);
+    let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
+    // It holds the writing ends: without them here, the reader sees the end when the tests are gone.
+    drop(command);
+    let mut text = String::new();
+    let (mut done, mut reminded) = (0_u64, Instant::now());
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = line.context("cannot read the tests' output")?;
+        let line = String::from_utf8_lossy(&line);
+        if let Some(test) = finished_test(&line) {
+            done += 1;
+            if reminded.elapsed() >= REMINDER {
+                progress.say(format_args!("  {}: {done} tests done, the last {test}", program.name));
+                reminded = Instant::now();
+            }
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for {shown}"))?;
+    let (mut sum, results) = count(&text);
+    let overrun = status.code() == Some(124) || status.code() == Some(137);
+    // Killed or aborted before it could count.
+    if !status.success() && (results == 0 || sum.failed == 0) {
+        sum.failed += 1;
+    }
+    report.ignored.extend(ignored_tests(&text).map(|test| format!("{}: {test}", program.name)));
+    report.count += sum;
+    let time = minutes(begin.elapsed());
+    if status.success() {
+        progress.say(format_args!("  {}: {} passed, {time}", program.name, sum.passed));
+        return Ok(());
+    }
+    print!("{text}");
+    let why = if overrun { " (the limit of all tiers is reached)" } else { "" };
+    progress.say(format_args!(
+        "  {}: {} passed, {} FAILED, {time}: {status}{why}",
+        program.name, sum.passed, sum.failed
+    ));
+    report.failures.push(program.name.clone());
+    Ok(())
+}
+
+/// The summary. Its last line is for machines.
+fn conclude(report: &Report, tiers: &BTreeSet<Tier>, build_time: Duration) -> Result<()> {
+    println!();
+    println!("building    {:>7}", minutes(build_time));
+    for (tier, time) in &report.times {
+        println!("tier {tier:<6} {:>7}", minutes(*time));
+    }
+    for tier in Tier::ALL.iter().filter(|tier| !tiers.contains(tier)) {
+        println!("tier {tier:<6} not run: not among the chosen tiers");
+    }
+    for test in &report.ignored {
+        println!("not run: {test} (ignored)");
+    }
+    for failure in &report.failures {
+        println!("FAILED: {failure}");
+    }
+    let too_long = report.time() > LIMIT;
+    if too_long {
+        println!("FAILED: the tiers took {}, at most {} are allowed", minutes(report.time()), minutes(LIMIT));
+    }
+    let failed = report.count.failed + u64::from(too_long);
+    println!("{} passed, {failed} failed", report.count.passed);
+    if failed > 0 || !report.failures.is_empty() {
+        // The summary has said all.
+        return Err(Failed.into());
+    }
+    Ok(())
+}
+
+/// Tests failed, and the summary named them.
+#[derive(Debug)]
+pub(crate) struct Failed;
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("tests failed")
+    }
+}
+
+impl std::error::Error for Failed {}

@@ -1,0 +1,80 @@
+//! The tiers of tests, and which test belongs to which.
+
+use std::fmt;
+
+use crate::workspace::Target;
+
+/// A tier: tests that need the same of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Tier {
+    /// Decisions, codecs, files: no network.
+    Pure,
+    /// Real binaries in network namespaces.
+    Netns,
+    /// Pods through containerd.
+    Cri,
+}
+
+impl Tier {
+    /// All, in the order in which they run.
+    pub(crate) const ALL: [Self; 3] = [Self::Pure, Self::Netns, Self::Cri];
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pure => "pure",
+            Self::Netns => "netns",
+            Self::Cri => "cri",
+        })
+    }
+}
+
+/// How the tests of one target run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) tier: Tier,
+    /// They give files to other users, mount or make namespaces.
+    pub(crate) root: bool,
+}
+
+/// Where a target of a package belongs; `None` for a package without a place, which is an error of this table.
+pub(crate) fn place(package: &str, target: &Target) -> Option<Place> {
+    let integration = target.kind.iter().any(|kind| kind == "test");
+    let (tier, root) = match package {
+        "mesh-core" | "proto" | "kubeapi" | "xtask" => (Tier::Pure, false),
+        "keyring" => (Tier::Pure, true),
+        "cni" if !integration => (Tier::Pure, true),
+        "cni" | "tunnel" | "netlab" | "mesh-agent" => (Tier::Netns, true),
+        "chaos-tests" if integration && target.name == "cri" => (Tier::Cri, true),
+        "chaos-tests" => (Tier::Netns, true),
+        _ => return None,
+    };
+    Some(Place { tier, root })
+}
+
+/// Whether a target has tests that cargo runs.
+pub(crate) fn is_tested(target: &Target) -> bool {
+    target.kind.iter().any(|kind| matches!(kind.as_str(), "lib" | "bin" | "test" | "proc-macro"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(name: &str, kind: &str) -> Target {
+        Target { name: name.to_owned(), kind: vec![kind.to_owned()] }
+    }
+
+    #[test]
+    fn each_kind_of_test_has_its_tier() {
+        let tier = |package, name, kind| place(package, &target(name, kind)).map(|place| place.tier);
+        assert_eq!(tier("mesh-core", "mesh_core", "lib"), Some(Tier::Pure));
+        assert_eq!(tier("cni", "cni", "lib"), Some(Tier::Pure));
+        assert_eq!(tier("cni", "verbs", "test"), Some(Tier::Netns));
+        assert_eq!(tier("chaos-tests", "cri", "test"), Some(Tier::Cri));
+        assert_eq!(tier("chaos-tests", "mesh", "test"), Some(Tier::Netns));
+        assert_eq!(tier("chaos-tests", "cri", "bin"), Some(Tier::Netns));
+        assert_eq!(tier("datapath", "datapath", "lib"), None);
+    }
+}
