@@ -1,16 +1,15 @@
 //! Files that appear whole or not at all.
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Age from which a temporary file is the rest of a crash: writing one takes milliseconds.
 const STALE: Duration = Duration::from_secs(600);
-
-static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// Syncs a directory, so that a rename inside it lasts.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
@@ -38,17 +37,16 @@ fn prefix(name: &str) -> String {
     format!(".{name}.")
 }
 
+/// A temporary name that no other process chooses: two containers that share the directory may share a PID.
 fn temporary(dir: &Path, name: &str) -> PathBuf {
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    dir.join(format!("{}{}-{count}.tmp", prefix(name), std::process::id()))
+    let random = RandomState::new().build_hasher().finish();
+    dir.join(format!("{}{random:016x}.tmp", prefix(name)))
 }
 
 /// Replaces `dir/name` by `content`: temporary file in the same directory, sync, rename, sync of the directory.
 pub(crate) fn replace(dir: &Path, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
     let temporary = temporary(dir, name);
     let written = (|| {
-        // Another process with our PID (in another container) may have died here.
-        let _ = fs::remove_file(&temporary);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;

@@ -21,7 +21,7 @@
 //!
 //! # Static binary
 //! ```text
-//! RUSTFLAGS='-C target-feature=+crt-static' \
+//! RUSTFLAGS='-C target-feature=+crt-static -C strip=debuginfo' \
 //!     cargo build --release --target x86_64-unknown-linux-gnu -p cni --bin hawser-cni
 //! ```
 //! The explicit `--target` keeps the flag away from build scripts and procedural macros, which cannot be static.

@@ -229,7 +229,7 @@ fn an_upgrade_replaces_binary_and_conflist_whole_and_clears_old_rests() {
     fs::create_dir(node.path("bin")).unwrap();
     fs::write(node.path("bin/hawser-cni"), "old").unwrap();
     fs::write(node.path("net.d/05-hawser.conflist"), "half writ").unwrap();
-    let rest = node.path("bin/.hawser-cni.1-0.tmp");
+    let rest = node.path("bin/.hawser-cni.0123456789abcdef.tmp");
     let file = fs::File::create(&rest).unwrap();
     file.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
     assert_eq!(node.install(&socket(&agent), &[]).exit, 0);
