@@ -21,8 +21,8 @@ demo: tools ## Build everything, start the lab and show the mesh at work
 	@$(XTASK) demo
 
 test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
-	@$(XTASK) deps --for $(or $(TIERS),pure,netns,cri)
-	@TIERS=$(TIERS) $(XTASK) test
+	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,netns,cri)
+	@$(XTASK) test $(if $(TIERS),--tiers $(TIERS))
 
 test-all: test fuzz ## Run the tests and every fuzz target
 

@@ -1,0 +1,198 @@
+//! `cargo xtask` on a workspace of empty members with the names of ours: what it counts, names and refuses.
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// The members, with the folder of each.
+const MEMBERS: [(&str, &str); 10] = [
+    ("mesh-core", "mesh-core"),
+    ("keyring", "keyring"),
+    ("proto", "proto"),
+    ("tunnel", "tunnel"),
+    ("mesh-agent", "mesh-agent"),
+    ("cni", "cni"),
+    ("chaos-tests", "chaos-tests"),
+    ("netlab", "chaos-tests/netlab"),
+    ("kubeapi", "chaos-tests/kubeapi"),
+    ("xtask", "xtask"),
+];
+
+/// Says what it was asked for.
+const LAB: &str = r#"//! Nothing.
+
+fn main() {
+    let all: Vec<String> = std::env::args().skip(1).collect();
+    let plugin = std::env::var("HAWSER_CNI").unwrap_or_default();
+    println!("lab {} {plugin}", all.join(" "));
+}
+"#;
+
+const GOOD: &str = "//! Nothing.\n\n#[cfg(test)]\nmod tests {\n    #[test]\n    fn a() {}\n}\n";
+
+struct Fake(TempDir);
+
+impl Fake {
+    /// Everything is in order; each member has one test, besides `chaos-tests/tests/cri.rs`.
+    fn new() -> Self {
+        let fake = Self(TempDir::with_prefix("hawser-tiers-").unwrap());
+        let folders: Vec<_> = MEMBERS.iter().map(|(_, folder)| format!("\"{folder}\"")).collect();
+        fake.write(
+            "Cargo.toml",
+            &format!(
+                "[workspace]\nresolver = \"3\"\nmembers = [{}]\n[workspace.lints.rust]\nunused = \"deny\"\n",
+                folders.join(", ")
+            ),
+        );
+        fake.write("README.md", "# Fake\n");
+        for (name, folder) in MEMBERS {
+            let bins = match name {
+                "cni" => "[lib]\n[[bin]]\nname = \"hawser-cni\"\npath = \"src/main.rs\"\ntest = false\n",
+                "chaos-tests" => "[lib]\n[[bin]]\nname = \"lab\"\npath = \"src/main.rs\"\ntest = false\n",
+                _ => "",
+            };
+            fake.write(
+                &format!("{folder}/Cargo.toml"),
+                &format!(
+                    "[package]\nname = \"{name}\"\nedition = \"2024\"\n{bins}\n[lints]\nworkspace = true\n"
+                ),
+            );
+            fake.write(&format!("{folder}/src/lib.rs"), GOOD);
+        }
+        fake.write("cni/src/main.rs", "//! Nothing.\n\nfn main() {}\n");
+        fake.write("chaos-tests/src/main.rs", LAB);
+        fake.write("chaos-tests/tests/cri.rs", "//! A pod.\n\n#[test]\nfn pod() {}\n");
+        fake
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let file = self.0.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    }
+
+    /// With the body of the one test of a member.
+    fn with_test(self, folder: &str, attributes: &str, body: &str) -> Self {
+        let body = if body.is_empty() { "{}".to_owned() } else { format!("{{\n        {body}\n    }}") };
+        let code = GOOD.replace("#[test]", &format!("#[test]{attributes}")).replace("{}", &body);
+        self.write(&format!("{folder}/src/lib.rs"), &code);
+        self
+    }
+
+    fn xtask(&self, arguments: &[&str]) -> Output {
+        let run = |program: &str, arguments: &[&str]| {
+            Command::new(program)
+                .args(arguments)
+                .current_dir(self.0.path())
+                .env("CARGO_NET_OFFLINE", "true")
+                .env_remove("CARGO_TARGET_DIR")
+                .env_remove("RUSTFLAGS")
+                .env_remove("TIERS")
+                .output()
+                .unwrap()
+        };
+        assert!(run(env!("CARGO"), &["generate-lockfile"]).status.success());
+        run(env!("CARGO_BIN_EXE_xtask"), arguments)
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn last_line(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn tiers_pass_and_are_summed() {
+    let fake = Fake::new();
+    let output = fake.xtask(&["test", "--tiers", "netns,pure"]);
+    // Ten members, three checks.
+    assert_eq!(last_line(&output), "13 passed, 0 failed", "{}", text(&output));
+    assert!(output.status.success());
+    let shown = text(&output);
+    for wanted in ["tier pure", "tier netns", "tier cri    not run", "building", "lab reap"] {
+        assert!(shown.contains(wanted), "{wanted}: {shown}");
+    }
+    assert!(fake.0.path().join("target/static/hawser-cni").is_file());
+}
+
+#[test]
+fn a_failure_a_crash_and_what_was_not_run_are_named() {
+    let fake = Fake::new()
+        .with_test("proto", "", "panic!(\"wrong answer\");")
+        .with_test("keyring", "", "std::process::abort();")
+        .with_test("chaos-tests/kubeapi", "\n    #[ignore]", "");
+    let output = fake.xtask(&["test", "--tiers", "pure"]);
+    let shown = text(&output);
+    assert!(!output.status.success(), "{shown}");
+    // mesh-core, cni, xtask and the three checks pass; kubeapi's test is ignored.
+    assert_eq!(last_line(&output), "6 passed, 2 failed", "{shown}");
+    for wanted in [
+        "wrong answer",
+        "FAILED: proto lib proto",
+        "FAILED: keyring lib keyring",
+        "not run: kubeapi lib kubeapi: tests::a (ignored)",
+        "tier netns  not run",
+        "tier cri    not run",
+    ] {
+        assert!(shown.contains(wanted), "{wanted}: {shown}");
+    }
+}
+
+#[test]
+fn a_broken_arrow_unformatted_code_and_a_dead_link_fail_tidy() {
+    let fake = Fake::new();
+    let manifest = std::fs::read_to_string(fake.0.path().join("mesh-core/Cargo.toml")).unwrap();
+    fake.write(
+        "mesh-core/Cargo.toml",
+        &(manifest + "\n[dependencies]\nlibc = { path = \"../elsewhere/libc\" }\n"),
+    );
+    let root = std::fs::read_to_string(fake.0.path().join("Cargo.toml")).unwrap();
+    fake.write(
+        "Cargo.toml",
+        &root.replace("resolver = \"3\"", "resolver = \"3\"\nexclude = [\"elsewhere\"]"),
+    );
+    fake.write("elsewhere/libc/Cargo.toml", "[package]\nname = \"libc\"\nedition = \"2024\"\n");
+    fake.write("elsewhere/libc/src/lib.rs", "");
+    fake.write("proto/src/lib.rs", "//! Nothing.\n   fn  f( ) { }\n");
+    fake.write("README.md", "# Fake\n[more](docs/missing.md)\n");
+    let output = fake.xtask(&["tidy"]);
+    let shown = text(&output);
+    assert!(!output.status.success(), "{shown}");
+    for wanted in [
+        "mesh-core must not depend on libc",
+        "mesh-core reaches libc",
+        "proto/src/lib.rs is not formatted",
+        "README.md links to docs/missing.md",
+    ] {
+        assert!(shown.contains(wanted), "{wanted}: {shown}");
+    }
+}
+
+#[test]
+fn the_demo_gets_its_arguments_and_a_static_plugin() {
+    let fake = Fake::new();
+    let output = fake.xtask(&["demo", "--nodes", "3"]);
+    let plugin = fake.0.path().join("target/static/hawser-cni");
+    assert_eq!(last_line(&output), format!("lab demo --nodes 3 {}", plugin.display()), "{}", text(&output));
+    assert!(Path::new(&plugin).is_file());
+}
+
+#[test]
+fn a_tier_without_its_tests_is_refused() {
+    let fake = Fake::new();
+    std::fs::remove_file(fake.0.path().join("chaos-tests/tests/cri.rs")).unwrap();
+    let output = fake.xtask(&["test", "--tiers", "cri"]);
+    assert!(!output.status.success());
+    assert!(text(&output).contains("the tier cri has no tests"), "{}", text(&output));
+}
+
+#[test]
+fn an_unknown_tier_is_refused_with_those_that_exist() {
+    let output = Fake::new().xtask(&["test", "--tiers", "pur"]);
+    assert!(!output.status.success());
+    assert!(text(&output).contains("pure, netns, cri"), "{}", text(&output));
+}
