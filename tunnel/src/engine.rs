@@ -483,6 +483,11 @@ impl Engine {
                 UapiError::Bind { port, source }
             })?;
         }
+        if wanted.is_some() && !unbound {
+            for peer in read(&self.registry).by_key.values() {
+                lock(&peer.inner).announce = true;
+            }
+        }
         let changes = config.apply(request);
         self.carry_out(&config, &changes)
     }

@@ -55,6 +55,8 @@ pub(super) struct PeerInner {
     keepalive: Duration,
     /// An authenticated packet was sent or received since the last tick.
     pub(super) active: bool,
+    /// Our address has changed: the peer should hear from us.
+    pub(super) announce: bool,
     /// The last tick that saw an authenticated packet; none makes a keepalive due at once.
     last_active: Option<Instant>,
 }
@@ -72,6 +74,7 @@ impl Peer {
                 queued: 0,
                 keepalive: Duration::ZERO,
                 active: false,
+                announce: false,
                 last_active: None,
             }),
             tx_bytes: AtomicU64::new(0),
@@ -204,18 +207,25 @@ impl PeerInner {
         }
     }
 
-    /// Sends an empty packet, or starts a handshake, when nothing has crossed for the interval.
+    /// Sends an empty packet, or starts a handshake, when nothing has crossed for the interval. Sends an empty
+    /// packet to a peer with a session when our address has changed, so that it follows at once.
     pub(super) fn persistent_keepalive(&mut self, now: Instant, scratch: &mut [u8]) -> Option<Outgoing> {
         if std::mem::take(&mut self.active) {
             self.last_active = Some(now);
         }
-        let due = self.last_active.is_none_or(|t| now.saturating_duration_since(t) >= self.keepalive);
-        if self.keepalive.is_zero() || !due {
+        let silent = self.last_active.is_none_or(|t| now.saturating_duration_since(t) >= self.keepalive);
+        let due = silent && !self.keepalive.is_zero();
+        let announce = std::mem::take(&mut self.announce);
+        if !due && !announce {
             return None;
         }
         let (tunn, to) = (self.tunn.as_mut()?, self.endpoint?);
+        let session = tunn.time_since_last_handshake().is_some();
+        if !due && !session {
+            return None;
+        }
         self.last_active = Some(now);
-        let result = if tunn.time_since_last_handshake().is_some() {
+        let result = if session {
             tunn.encapsulate(&[], scratch)
         } else {
             tunn.format_handshake_initiation(scratch, false)

@@ -31,12 +31,12 @@ pub(super) fn mtu_of(index: u32) -> io::Result<usize> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     let answer = request(RouteNetlinkMessage::GetLink(message))?;
-    let mtu = answer.into_iter().find_map(|m| match m {
-        RouteNetlinkMessage::NewLink(link) => link.attributes.into_iter().find_map(|a| match a {
-            LinkAttribute::Mtu(mtu) => usize::try_from(mtu).ok(),
-            _ => None,
-        }),
-        _ => None,
+    let mtu = answer.iter().find_map(|message| {
+        let RouteNetlinkMessage::NewLink(link) = message else { return None };
+        link.attributes.iter().find_map(|attribute| {
+            let LinkAttribute::Mtu(mtu) = attribute else { return None };
+            usize::try_from(*mtu).ok()
+        })
     });
     mtu.ok_or_else(|| io::Error::other("the kernel's answer has no IFLA_MTU"))
 }
@@ -68,11 +68,11 @@ fn request(message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>>
             let parsed =
                 NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
             let len = usize::try_from(parsed.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
-            match parsed.payload {
-                NetlinkPayload::Error(e) => return e.code.map_or(Ok(answers), |_| Err(e.to_io())),
-                NetlinkPayload::InnerMessage(m) => answers.push(m),
-                NetlinkPayload::Done(_) => return Ok(answers),
-                _ => {}
+            if let NetlinkPayload::Error(e) = parsed.payload {
+                return e.code.map_or(Ok(answers), |_| Err(e.to_io()));
+            }
+            if let NetlinkPayload::InnerMessage(m) = parsed.payload {
+                answers.push(m);
             }
             rest = rest.get(len..).unwrap_or_default();
         }

@@ -17,9 +17,9 @@ use crate::uapi::{self, Request, UapiError};
 
 /// Clients at a time. The agent and a few `wg` calls need a handful.
 const MAX_CLIENTS: usize = 32;
-/// How long a client may be silent between requests.
+/// How long a client may be silent after an answer.
 const IDLE: Duration = Duration::from_secs(30);
-/// How long one request, or its answer, may take to arrive.
+/// How long one request, or its answer, may take; also how long a client has until its first request begins.
 const TRANSFER: Duration = Duration::from_secs(5);
 /// Bytes of a request: 65536 peers at about 400 bytes each.
 const MAX_REQUEST: usize = 32 << 20;
@@ -170,7 +170,9 @@ fn converse(shared: &Arc<Shared>, mut client: &UnixStream) -> io::Result<()> {
     client.set_nonblocking(false)?;
     client.set_write_timeout(Some(TRANSFER))?;
     let mut framer = Framer::default();
-    while let Some(request) = receive(client, &mut framer, &shared.stop)? {
+    let mut patience = TRANSFER;
+    while let Some(request) = receive(client, &mut framer, patience, &shared.stop)? {
+        patience = IDLE;
         match request {
             Ok(text) => client.write_all(shared.answer(&text).as_bytes())?,
             Err(e) => {
@@ -185,8 +187,13 @@ fn converse(shared: &Arc<Shared>, mut client: &UnixStream) -> io::Result<()> {
 
 type Received = Result<Zeroizing<Vec<u8>>, UapiError>;
 
-fn receive(mut client: &UnixStream, framer: &mut Framer, stop: &Stop) -> io::Result<Option<Received>> {
-    let mut deadline = Instant::now() + if framer.is_empty() { IDLE } else { TRANSFER };
+fn receive(
+    mut client: &UnixStream,
+    framer: &mut Framer,
+    patience: Duration,
+    stop: &Stop,
+) -> io::Result<Option<Received>> {
+    let mut deadline = Instant::now() + if framer.is_empty() { patience } else { TRANSFER };
     let mut chunk = Zeroizing::new([0; 16384]);
     loop {
         match framer.next_request() {
