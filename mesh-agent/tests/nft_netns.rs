@@ -60,12 +60,16 @@ fn lab() -> Lab {
         lab.sysctl(role, key, value);
     }
     // The veth that plays a slot needs neighbours, which a WireGuard device does not.
-    let mac = lab.sh("mesh", "ip -o link show eth0", "");
-    let mac =
-        mac.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a MAC").to_owned();
+    let mac = mac_of(&lab, "mesh", "eth0");
     lab.ip("node", &format!("neigh add 10.244.3.8 lladdr {mac} dev hawser0"));
     lab.ip("node", &format!("neigh add fd44:3::8 lladdr {mac} dev hawser0"));
     lab
+}
+
+fn mac_of(lab: &Lab, role: &str, device: &str) -> String {
+    let link = lab.sh(role, &format!("ip -o link show {device}"), "");
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    mac.expect("an Ethernet address").to_owned()
 }
 
 fn input() -> NftInput {
@@ -93,16 +97,24 @@ fn packets(lab: &Lab, nft: &mut Nft, name: &str) -> u64 {
 /// Sends from `from` until `to` has it (the first packet may wait for a neighbour); the source that it saw.
 fn delivered(from: &UdpSocket, to: &UdpSocket, destination: &str) -> IpAddr {
     from.send_to(b"canary", destination.parse::<SocketAddr>().unwrap()).expect("sent");
-    let mut buffer = [0; 16];
-    let received = loop {
-        match to.recv_from(&mut buffer) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            received => break received,
-        }
-    };
-    let (length, source) = received.unwrap_or_else(|error| panic!("{destination}: {error}"));
-    assert_eq!(&buffer[..length], b"canary");
+    let (payload, source) = received(to).unwrap_or_else(|error| panic!("{destination}: {error}"));
+    assert_eq!(payload, b"canary");
     source.ip()
+}
+
+/// The next datagram; a signal is none.
+fn received(socket: &UdpSocket) -> std::io::Result<(Vec<u8>, SocketAddr)> {
+    let mut buffer = vec![0; 16];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            received => {
+                let (length, source) = received?;
+                buffer.truncate(length);
+                return Ok((buffer, source));
+            }
+        }
+    }
 }
 
 /// Sends from `from` until the counter `name` says that it was refused, and sees that `to` got nothing.
@@ -370,6 +382,67 @@ fn five_thousand_peers_of_both_families_are_one_transaction() {
     assert_eq!(lab.inside("node", || nft.ensure(&table)).expect("observed"), []);
     let listing = lab.sh("node", "nft list set inet hawser peers_v4", "");
     assert_eq!(listing.matches("172.16.").count() + listing.matches("172.17.").count(), 5000);
+}
+
+#[test]
+fn one_family_and_empty_lists_are_taken_by_the_kernel_and_read_back() {
+    let lab = Lab::new(&["node"]);
+    let mut nft = Nft::new();
+    let empty = NftInput {
+        guarded: Vec::new(),
+        own_pod_cidrs: Vec::new(),
+        own_node_ips: Vec::new(),
+        peer_node_ips: Vec::new(),
+        mesh: Vec::new(),
+        non_masquerade: Vec::new(),
+        ..input()
+    };
+    let of = |six: bool| {
+        let nets =
+            |nets: Vec<ipnet::IpNet>| nets.into_iter().filter(|net| net.addr().is_ipv6() == six).collect();
+        let ips = |ips: Vec<IpAddr>| ips.into_iter().filter(|ip| ip.is_ipv6() == six).collect();
+        let all = input();
+        NftInput {
+            guarded: nets(all.guarded),
+            own_pod_cidrs: nets(all.own_pod_cidrs),
+            own_node_ips: ips(all.own_node_ips),
+            peer_node_ips: ips(all.peer_node_ips),
+            mesh: ips(all.mesh),
+            non_masquerade: nets(all.non_masquerade),
+            ..input()
+        }
+    };
+    let whole = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+    for input in [empty.clone(), of(false), of(true), NftInput { guarded: whole, ..empty }] {
+        let table = ruleset(&input);
+        lab.inside("node", || nft.apply(&table)).expect("applied");
+        assert_eq!(lab.inside("node", || nft.ensure(&table)).expect("observed"), [], "{input:?}");
+    }
+}
+
+#[test]
+fn a_translated_flow_survives_the_switch_of_its_slot() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    lab.veth(("node", "hawser1"), ("mesh", "eth1"));
+    let mac = mac_of(&lab, "mesh", "eth1");
+    for (local, remote, prefix) in [
+        ("203.0.113.77:0", "10.244.3.8:7012", "10.244.3.0/24"),
+        ("[2001:db8:77::1]:0", "[fd44:3::8]:7012", "fd44:3::/64"),
+    ] {
+        let (from, to) = (lab.udp("node", local), lab.udp("mesh", remote));
+        let seen = |from: &UdpSocket| {
+            from.send_to(b"canary", remote.parse::<SocketAddr>().unwrap()).expect("sent");
+            received(&to).unwrap_or_else(|error| panic!("{remote}: {error}")).1
+        };
+        let before = seen(&from);
+        let host = remote.parse::<SocketAddr>().unwrap().ip();
+        lab.ip("node", &format!("neigh add {host} lladdr {mac} dev hawser1"));
+        let six = if prefix.contains("::") { "-6 " } else { "" };
+        lab.ip("node", &format!("{six}route replace {prefix} dev hawser1"));
+        assert_eq!(seen(&from), before, "same address, same port");
+    }
 }
 
 #[test]

@@ -11,6 +11,9 @@ use super::model::{Chain, Elements, Set, Table};
 use super::socket::{Answer, Channel, NftError};
 use super::wire::{self, Attr, NFPROTO_INET, msg, nfta};
 
+#[cfg(test)]
+mod tests;
+
 /// Packets and bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Counter {

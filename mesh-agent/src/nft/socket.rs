@@ -74,7 +74,7 @@ fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::PERM | Errno::ACCESS) => "; run with CAP_NET_ADMIN in the host's network namespace",
         Some(Errno::PROTONOSUPPORT | Errno::OPNOTSUPP | Errno::NOENT) => {
-            "; load the kernel modules nf_tables, nft_ct, nft_masq and nft_nat (nft_chain_nat)"
+            "; what it refers to is gone (observe again), or the kernel lacks nf_tables, nft_ct, nft_masq or nft_chain_nat"
         }
         Some(Errno::NOBUFS) => {
             "; raise net.core.rmem_max, or grant CAP_NET_ADMIN so that the limit does not apply"
