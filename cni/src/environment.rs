@@ -93,13 +93,10 @@ fn is_ifname(text: &str) -> bool {
     (1..=15).contains(&text.len()) && text != "." && text != ".." && !text.contains(forbidden)
 }
 
-fn is_dns_name(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
-    (1..=253).contains(&text.len()) && text.bytes().all(allowed)
-}
-
-fn is_uid(text: &str) -> bool {
-    text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+/// A name of a pod or namespace, or a UID. The API is stricter, but runtimes also start sandboxes that it does not
+/// know (critest's have capitals); what could change the path of a request to it is refused.
+fn is_pod_name(text: &str) -> bool {
+    text.len() <= 253 && is_identifier(text)
 }
 
 impl Environment {
@@ -193,8 +190,7 @@ impl Environment {
                 }
                 "K8S_POD_NAMESPACE" => namespace = Some(value).filter(|value| !value.is_empty()),
                 "K8S_POD_NAME" => name = Some(value).filter(|value| !value.is_empty()),
-                "K8S_POD_UID" if is_uid(value) => uid = Some(value).filter(|value| !value.is_empty()),
-                "K8S_POD_UID" => return Err(refuse(EnvironmentFault::PodUid)),
+                "K8S_POD_UID" => uid = Some(value).filter(|value| !value.is_empty()),
                 "IP" if value.is_empty() => {}
                 "IP" => {
                     let ips = value.split(',').map(json::ip).collect::<Option<Vec<_>>>();
@@ -212,9 +208,11 @@ impl Environment {
         }
         // Podman sends a name without a namespace: that is not a pod of Kubernetes.
         if let (Some(namespace), Some(name)) = (namespace, name) {
-            for (key, value) in [("CNI_ARGS K8S_POD_NAMESPACE", namespace), ("CNI_ARGS K8S_POD_NAME", name)] {
-                if !is_dns_name(value) {
-                    return Err(wrong(key, value, EnvironmentFault::PodName));
+            let names =
+                [("K8S_POD_NAMESPACE", Some(namespace)), ("K8S_POD_NAME", Some(name)), ("K8S_POD_UID", uid)];
+            for (key, value) in names {
+                if let Some(value) = value.filter(|value| !is_pod_name(value)) {
+                    return Err(wrong(&format!("CNI_ARGS {key}"), value, EnvironmentFault::PodName));
                 }
             }
             let uid = uid.map(str::to_owned);

@@ -212,12 +212,9 @@ pub enum EnvironmentFault {
     /// Not a MAC address.
     #[error("it must be a unicast MAC address such as 02:00:00:00:00:01")]
     Mac,
-    /// Not a name of a pod or namespace.
-    #[error("it must be a DNS name of lower-case letters, digits, '-' and '.', at most 253 bytes")]
+    /// Not a name or UID of a pod.
+    #[error("it must start with a letter or digit and go on with those, '_', '.' and '-', at most 253 bytes")]
     PodName,
-    /// Not a UID.
-    #[error("it must be letters, digits and '-', at most 128 bytes")]
-    PodUid,
 }
 
 impl EnvironmentFault {
@@ -229,7 +226,7 @@ impl EnvironmentFault {
             Self::ContainerId | Self::Ifname | Self::Netns => "correct what the container runtime passes",
             Self::Pairs | Self::Boolean => "correct CNI_ARGS, for example IgnoreUnknown=1;IP=10.1.0.7",
             Self::UnknownArg => "remove the key from CNI_ARGS or add IgnoreUnknown=1",
-            Self::Ips | Self::Mac | Self::PodName | Self::PodUid => "correct this key of CNI_ARGS",
+            Self::Ips | Self::Mac | Self::PodName => "correct this key of CNI_ARGS",
         }
     }
 }

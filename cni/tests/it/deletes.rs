@@ -96,3 +96,14 @@ fn add_after_a_note_deletes_first_so_that_the_note_cannot_hit_the_new_attachment
     assert!(matches!(verbs.as_slice(), [Verb::Del(_), Verb::Add(_)]), "{verbs:?}");
     assert_eq!(fs::read_dir(&notes).unwrap().count(), 0);
 }
+
+#[test]
+fn the_rest_of_a_crash_while_a_note_was_written_goes_with_the_next_note() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("notes")).unwrap();
+    fs::set_permissions(dir.path().join("notes"), fs::Permissions::from_mode(0o700)).unwrap();
+    let rest = dir.path().join("notes").join(format!(".{}.0123456789abcdef.tmp", id().note_name()));
+    let file = fs::File::create(&rest).unwrap();
+    file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+    check_note(&dir);
+}

@@ -65,4 +65,8 @@ fn the_runtimes_own_namespace_is_refused() {
     assert_eq!(verb("ADD", "/proc/self/ns/mnt", &config("loopback", "1.0.0")).code(), 8);
     assert_eq!(verb("ADD", "/etc/passwd", &config("loopback", "1.0.0")).code(), 8);
     assert_eq!(verb("ADD", "/gone", &config("loopback", "1.0.0")).code(), 8);
+    let dir = tempfile::TempDir::new().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    assert_eq!(verb("ADD", fifo.to_str().unwrap(), &config("loopback", "1.0.0")).code(), 8, "nothing waits");
 }
