@@ -86,6 +86,24 @@ impl Bridge {
         if port.0 >= MAX_PORTS {
             return Err(LabError::SwitchFull { switch: self.namespace.name().to_owned(), limit: MAX_PORTS });
         }
+        self.connect(port, node, endpoint)?;
+        state.ports += 1;
+        Ok(port)
+    }
+
+    /// Connects a node again with an existing port, as after a reboot; cuts stay as they are.
+    pub fn reattach(&self, port: PortId, node: &Namespace, endpoint: &Endpoint) -> Result<(), LabError> {
+        self.check(port)?;
+        // The kernel removes the device of a namespace that ended, but takes its time.
+        self.namespace.netlink(async move |nl| match nl.link_del(&device(port)).await {
+            Err(LabError::NoDevice { .. }) => Ok(()),
+            Err(LabError::Netlink { .. }) if nl.link_index(&device(port)).await.is_err() => Ok(()),
+            other => other,
+        })?;
+        self.connect(port, node, endpoint)
+    }
+
+    fn connect(&self, port: PortId, node: &Namespace, endpoint: &Endpoint) -> Result<(), LabError> {
         let outer = Endpoint::new(device(port)).mtu(endpoint.mtu);
         make_veth(&self.namespace, &outer, node, endpoint)?;
         let index = self.namespace.netlink(async move |nl| {
@@ -94,11 +112,9 @@ impl Bridge {
         })?;
         // Known before it is up, so that a capture can place its first frame.
         self.devices.lock().expect("no panic under this lock").insert(index, port);
-        state.ports += 1;
         self.namespace.netlink(async move |nl| nl.link_up(&device(port)).await)?;
         let endpoint = endpoint.clone();
-        node.netlink(async move |nl| endpoint.configure(nl).await)?;
-        Ok(port)
+        node.netlink(async move |nl| endpoint.configure(nl).await)
     }
 
     /// Takes the whole port down: the node loses its carrier.

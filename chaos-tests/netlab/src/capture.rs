@@ -119,11 +119,19 @@ pub struct Capture {
     source: Source,
 }
 
-#[derive(Debug)]
 enum Source {
     Bridge(socket::Reader),
-    /// The wire offers frames before it forwards them, so there is nothing to wait for.
-    Wire,
+    /// Waits until the switch has read every frame sent before; `false` when it cannot tell.
+    Wire(Box<dyn Fn() -> bool + Send + Sync>),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge(reader) => reader.fmt(f),
+            Self::Wire(_) => f.write_str("Wire"),
+        }
+    }
 }
 
 impl Capture {
@@ -138,20 +146,21 @@ impl Capture {
         Ok(Self { recorder, source: Source::Bridge(reader) })
     }
 
-    pub(crate) fn of_wire(recorder: SharedRecorder) -> Self {
-        Self { recorder, source: Source::Wire }
+    pub(crate) fn of_wire(recorder: SharedRecorder, sync: Box<dyn Fn() -> bool + Send + Sync>) -> Self {
+        Self { recorder, source: Source::Wire(sync) }
     }
 
     /// Waits until every frame counted by the ports is recorded, or is known to be lost.
     pub fn sync(&self) -> Health {
         let missing = match &self.source {
-            Source::Bridge(reader) => reader.sync(&self.recorder, SYNC_DEADLINE),
-            Source::Wire => Ok(0),
+            Source::Bridge(reader) => reader.sync(&self.recorder, SYNC_DEADLINE).map_err(|e| e.to_string()),
+            Source::Wire(sync) if sync() => Ok(0),
+            Source::Wire(_) => Err(format!("the switch did not keep up for {SYNC_DEADLINE:?}")),
         };
         let mut health = recorder::lock(&self.recorder).health();
         match missing {
             Ok(missing) => health.missing = missing.saturating_sub(health.dropped),
-            Err(e) => health.read_error = Some(e.to_string()),
+            Err(e) => health.read_error = Some(e),
         }
         health
     }

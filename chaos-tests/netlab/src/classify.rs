@@ -92,7 +92,8 @@ impl Policy {
             },
             IPPROTO_TCP => match ports(packet) {
                 Some((from, to)) => {
-                    let ends = [SocketAddr::new(packet.source, from), SocketAddr::new(packet.destination, to)];
+                    let ends =
+                        [SocketAddr::new(packet.source, from), SocketAddr::new(packet.destination, to)];
                     if ends.iter().any(|e| self.api_servers.contains(e)) {
                         Class::ApiServer
                     } else {
@@ -154,7 +155,9 @@ impl Policy {
         let header = payload.get(..8)?;
         (32..=self.max_datagram.min(payload.len()))
             .find(|size| {
-                payload.chunks(*size).all(|m| m.len() >= 32 && m[0] == 4 && self.is_message(m) && m[..8] == *header)
+                payload
+                    .chunks(*size)
+                    .all(|m| m.len() >= 32 && m[0] == 4 && self.is_message(m) && m[..8] == *header)
             })
             .map(|size| payload.len().div_ceil(size))
     }

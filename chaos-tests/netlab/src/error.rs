@@ -102,6 +102,12 @@ pub enum LabError {
         /// The owner.
         pid: i32,
     },
+    /// A directory that should be a laboratory's state has no owner's file.
+    #[error("{dir} is not the state of a laboratory; choose another name or remove it by hand", dir = dir.display())]
+    NotALab {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// A state directory holds something this crate did not write.
     #[error("laboratory state {path}: line {line:?} is not understood; remove the directory by hand after a look", path = path.display())]
     BadState {

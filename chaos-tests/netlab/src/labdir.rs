@@ -11,7 +11,7 @@ use crate::namespace::{runtime, unpin};
 use crate::netlink::Netlink;
 use crate::procfs::{self, ProcessId};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -59,23 +59,27 @@ impl LabDir {
     /// Where laboratories keep their state unless told otherwise.
     pub const DEFAULT_ROOT: &'static str = "/run/hawser-lab";
 
-    /// Makes `<root>/<name>`, after removing what a crashed laboratory of the same name left.
+    /// Makes `<root>/<name>`, after removing what a crashed laboratory of the same name left. The directory
+    /// and all files in it are removed at the end.
     pub fn create(root: impl AsRef<Path>, name: &str) -> Result<Self, LabError> {
         let dir = root.as_ref().join(name);
         if dir.exists() {
             clean(&dir, false)?;
         }
-        fs::create_dir_all(&dir).context("create", dir.display())?;
         let me = own_id()?;
         let token = format!("{}-{}-{}", me.pid, me.start, crate::wait::unique_name("t"));
+        // Made aside and moved into place whole: a directory without an owner is never a laboratory.
+        let draft = root.as_ref().join(format!(".{token}"));
+        fs::create_dir_all(&draft).context("create", draft.display())?;
         let owner = format!("{} {} {} {token}\n", me.pid, me.start, boot_id()?);
-        // The owner's file comes last and whole: a directory without it has nothing to clean.
-        let journal = dir.join("journal");
-        let file = File::options().create(true).append(true).open(&journal);
-        let file = file.context("create", journal.display())?;
-        let draft = dir.join("owner.new");
-        fs::write(&draft, owner).context("write", draft.display())?;
-        fs::rename(&draft, dir.join("owner")).context("rename", draft.display())?;
+        fs::write(draft.join("owner"), owner).context("write the owner in", draft.display())?;
+        let journal = File::options().create(true).append(true).open(draft.join("journal"));
+        let file = journal.context("create the journal in", draft.display())?;
+        if let Err(e) = fs::rename(&draft, &dir) {
+            // Somebody was faster. The draft holds nothing.
+            let _ = fs::remove_dir_all(&draft);
+            return Err(e).context("take", dir.display());
+        }
         Ok(Self { inner: Arc::new(Inner { dir, token, journal: Mutex::new(Some(file)) }) })
     }
 
@@ -126,7 +130,8 @@ impl LabDir {
             let ready = runtime("signals").and_then(|rt| {
                 let _enter = rt.enter();
                 let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-                let streams = kinds.map(|k| signal(k).context("watch signal", k.as_raw_value()).map(|s| (k, s)));
+                let streams =
+                    kinds.map(|k| signal(k).context("watch signal", k.as_raw_value()).map(|s| (k, s)));
                 let streams = streams.into_iter().collect::<Result<Vec<_>, _>>()?;
                 drop(_enter);
                 Ok((rt, streams))
@@ -152,7 +157,10 @@ impl LabDir {
             #[allow(clippy::exit, reason = "a signal ends the process; unwinding from here is not possible")]
             std::process::exit(code);
         };
-        std::thread::Builder::new().name("lab-signals".into()).spawn(watch).context("start thread", "signals")?;
+        std::thread::Builder::new()
+            .name("lab-signals".into())
+            .spawn(watch)
+            .context("start thread", "signals")?;
         rx.recv().expect("invariant: the thread sends before it ends")
     }
 
@@ -183,14 +191,15 @@ impl Drop for Inner {
 pub fn reap(root: impl AsRef<Path>) -> Result<Vec<Reaped>, LabError> {
     let root = root.as_ref();
     let entries = match fs::read_dir(root) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.context("list", root.display())?,
     };
     let (mut reaped, mut failures) = (Vec::new(), Vec::new());
     for entry in entries {
         match clean(&entry.context("list", root.display())?.path(), false) {
             Ok(r) => reaped.push(r),
-            Err(LabError::LabBusy { .. }) => {}
+            // Running, or not a laboratory at all.
+            Err(LabError::LabBusy { .. } | LabError::NotALab { .. }) => {}
             Err(e) => failures.push(e),
         }
     }
@@ -201,7 +210,8 @@ pub fn reap(root: impl AsRef<Path>) -> Result<Vec<Reaped>, LabError> {
 /// to reap. It concerns the whole process: for a laboratory's `main`, not for tests.
 pub fn become_subreaper() -> Result<(), LabError> {
     let me = rustix::process::getpid();
-    rustix::process::set_child_subreaper(Some(me)).context("become subreaper of the descendants of", "this process")
+    rustix::process::set_child_subreaper(Some(me))
+        .context("become subreaper of the descendants of", "this process")
 }
 
 /// Removes what the laboratory at `dir` recorded, then `dir`. The directory stays when something failed, so
@@ -209,35 +219,34 @@ pub fn become_subreaper() -> Result<(), LabError> {
 fn clean(dir: &Path, ours: bool) -> Result<Reaped, LabError> {
     let mut done = Reaped { dir: dir.to_owned(), processes: 0, pins: 0, devices: 0 };
     let mut failures = Vec::new();
-    if let Some(owner) = Owner::read(dir)? {
-        if !ours && owner.id.is_alive() && owner.boot == boot_id()? {
-            return Err(LabError::LabBusy { dir: dir.to_owned(), pid: owner.id.pid });
-        }
-        // Nothing outlives a boot, and process numbers of an earlier one mean nothing.
-        let entries = if owner.boot == boot_id()? { read_journal(dir)? } else { Vec::new() };
-        let recorded: Vec<ProcessId> =
-            entries.iter().filter_map(|e| if let Entry::Process(id) = e { Some(*id) } else { None }).collect();
-        let mark = format!("{MARK}={}", owner.token);
-        let doomed = |pid| {
-            recorded.iter().any(|r| r.pid == pid && ProcessId::of(pid) == Some(*r))
-                || procfs::has_environment(pid, &mark)
-        };
-        match procfs::kill_all(&format!("laboratory {}", dir.display()), doomed) {
-            Ok(n) => done.processes = n,
-            Err(e) => failures.push(e),
-        }
-        for entry in entries {
-            match entry {
-                Entry::Process(_) => {}
-                Entry::Pin(path) => match remove_pin(&path) {
-                    Ok(removed) => done.pins += usize::from(removed),
-                    Err(e) => failures.push(e),
-                },
-                Entry::Device { netns, name } => match remove_device(netns, name) {
-                    Ok(removed) => done.devices += usize::from(removed),
-                    Err(e) => failures.push(e),
-                },
-            }
+    let owner = Owner::read(dir)?;
+    if !ours && owner.id.is_alive() && owner.boot == boot_id()? {
+        return Err(LabError::LabBusy { dir: dir.to_owned(), pid: owner.id.pid });
+    }
+    // Nothing outlives a boot, and process numbers of an earlier one mean nothing.
+    let entries = if owner.boot == boot_id()? { read_journal(dir)? } else { Vec::new() };
+    let recorded: Vec<ProcessId> =
+        entries.iter().filter_map(|e| if let Entry::Process(id) = e { Some(*id) } else { None }).collect();
+    let mark = format!("{MARK}={}", owner.token);
+    let doomed = |pid| {
+        recorded.iter().any(|r| r.pid == pid && ProcessId::of(pid) == Some(*r))
+            || procfs::has_environment(pid, &mark)
+    };
+    match procfs::kill_all(&format!("laboratory {}", dir.display()), doomed) {
+        Ok(n) => done.processes = n,
+        Err(e) => failures.push(e),
+    }
+    for entry in entries {
+        match entry {
+            Entry::Process(_) => {}
+            Entry::Pin(path) => match remove_pin(&path) {
+                Ok(removed) => done.pins += usize::from(removed),
+                Err(e) => failures.push(e),
+            },
+            Entry::Device { netns, name } => match remove_device(netns, name) {
+                Ok(removed) => done.devices += usize::from(removed),
+                Err(e) => failures.push(e),
+            },
         }
     }
     if failures.is_empty() {
@@ -286,11 +295,12 @@ struct Owner {
 }
 
 impl Owner {
-    /// `None` when the laboratory died before it wrote the file.
-    fn read(dir: &Path) -> Result<Option<Self>, LabError> {
+    fn read(dir: &Path) -> Result<Self, LabError> {
         let path = dir.join("owner");
         let text = match fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(LabError::NotALab { dir: dir.to_owned() });
+            }
             other => other.context("read", path.display())?,
         };
         let parsed = (|| {
@@ -298,7 +308,7 @@ impl Owner {
             let id = ProcessId { pid: words.next()?.parse().ok()?, start: words.next()?.parse().ok()? };
             Some(Self { id, boot: words.next()?.to_owned(), token: words.next()?.to_owned() })
         })();
-        parsed.map(Some).ok_or(LabError::BadState { path, line: text })
+        parsed.ok_or(LabError::BadState { path, line: text })
     }
 }
 
@@ -344,7 +354,8 @@ fn read_journal(dir: &Path) -> Result<Vec<Entry>, LabError> {
 
 fn own_id() -> Result<ProcessId, LabError> {
     let pid = std::process::id().cast_signed();
-    ProcessId::of(pid).ok_or_else(|| LabError::BadState { path: "/proc/self/stat".into(), line: String::new() })
+    ProcessId::of(pid)
+        .ok_or_else(|| LabError::BadState { path: "/proc/self/stat".into(), line: String::new() })
 }
 
 fn boot_id() -> Result<String, LabError> {
@@ -399,6 +410,17 @@ mod tests {
         assert_eq!(bystander.try_wait().unwrap(), None, "the bystander was killed");
         bystander.kill().unwrap();
         bystander.wait().unwrap();
+    }
+
+    #[test]
+    fn what_is_not_a_laboratory_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("photos")).unwrap();
+        fs::write(root.path().join("letter"), "dear").unwrap();
+        assert_eq!(reap(root.path()).unwrap(), []);
+        assert!(root.path().join("photos").exists() && root.path().join("letter").exists());
+        let error = LabDir::create(root.path(), "photos").unwrap_err();
+        assert!(matches!(error, LabError::NotALab { .. }), "{error}");
     }
 
     #[test]

@@ -15,20 +15,20 @@
 //! | to wait for a condition | [`eventually`] |
 //! | to send traffic | [`probe`] |
 
+mod bridge;
 pub mod capture;
 pub mod classify;
-mod bridge;
 mod error;
 mod labdir;
 mod link;
 mod namespace;
 pub mod netlink;
 mod nft;
-//P pub mod probe;
-mod procfs;
+pub mod probe;
 mod process;
+mod procfs;
 mod wait;
-//W pub mod wire;
+pub mod wire;
 
 pub use bridge::{Bridge, PortCounters};
 pub use capture::{Capture, CaptureOptions, Frame, Hit};
@@ -39,4 +39,4 @@ pub use namespace::{Namespace, NamespaceBuilder};
 pub use netlink::Netlink;
 pub use process::{ExecOutput, Output, Process, Signal};
 pub use wait::{NotObserved, eventually, eventually_async, unique_name};
-//W pub use wire::Wire;
+pub use wire::Wire;

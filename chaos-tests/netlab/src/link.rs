@@ -132,7 +132,12 @@ pub fn veth_pair(a: &Namespace, a_end: &Endpoint, b: &Namespace, b_end: &Endpoin
     Ok(())
 }
 
-pub(crate) fn make_veth(a: &Namespace, a_end: &Endpoint, b: &Namespace, b_end: &Endpoint) -> Result<(), LabError> {
+pub(crate) fn make_veth(
+    a: &Namespace,
+    a_end: &Endpoint,
+    b: &Namespace,
+    b_end: &Endpoint,
+) -> Result<(), LabError> {
     use crate::error::Context;
     let fd = b.netns_fd().try_clone_to_owned().context("duplicate the descriptor of namespace", b.name())?;
     let (near, far) = (a_end.clone(), b_end.clone());

@@ -156,7 +156,8 @@ impl Namespace {
         let (report, ready) = mpsc::sync_channel(1);
         let body = move || {
             let facts = enter().and_then(|()| {
-                let netns = File::open("/proc/thread-self/ns/net").context("open", "/proc/thread-self/ns/net")?;
+                let netns =
+                    File::open("/proc/thread-self/ns/net").context("open", "/proc/thread-self/ns/net")?;
                 Ok((rustix::thread::gettid().as_raw_nonzero().get(), netns))
             });
             let ok = facts.is_ok();
@@ -402,9 +403,8 @@ fn private_mounts(mounts: &[Mount]) -> Result<(), LabError> {
 fn remount_sys() -> Result<(), LabError> {
     let cgroups = "/sys/fs/cgroup";
     let cwd = rustix::fs::CWD;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let old = rustix::mount::open_tree(cwd, cgroups, flags).context("copy the mounts under", cgroups)?;
     // EINVAL: there is no /sys mounted, for instance in a container.
     let _ = unmount("/sys", UnmountFlags::DETACH);

@@ -8,15 +8,12 @@ use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
-use netlink_packet_route::link::{
-    InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
-};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourAddress;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{
-    Handle, IpVersion, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    RouteMessageBuilder,
+    Handle, IpVersion, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -44,7 +41,8 @@ impl Netlink {
     /// Opens a socket. Must be called inside a tokio runtime, whose threads are in the wanted namespace:
     /// [`crate::Namespace::netlink`] and [`crate::Namespace::block_on`] are.
     pub fn connect() -> Result<Self, LabError> {
-        let (connection, handle, _) = rtnetlink::new_connection().context("open", "a route netlink socket")?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("open", "a route netlink socket")?;
         Ok(Self { handle, driver: tokio::spawn(connection) })
     }
 
@@ -84,7 +82,12 @@ impl Netlink {
 
     /// Makes a veth pair: `near` in this namespace, `far` in `far_netns`. Both ends are down and, if they
     /// are in one namespace, must have different names.
-    pub async fn veth_add(&self, near: VethEnd<'_>, far: VethEnd<'_>, far_netns: BorrowedFd<'_>) -> Result<(), LabError> {
+    pub async fn veth_add(
+        &self,
+        near: VethEnd<'_>,
+        far: VethEnd<'_>,
+        far_netns: BorrowedFd<'_>,
+    ) -> Result<(), LabError> {
         check_name(near.name)?;
         check_name(far.name)?;
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
@@ -170,7 +173,8 @@ impl Netlink {
     pub async fn addr_del(&self, device: &str, address: IpNet) -> Result<(), LabError> {
         let object = format!("{address} on {device}");
         let index = self.link_index(device).await?;
-        let request = self.handle.address().get().set_link_index_filter(index).set_address_filter(address.addr());
+        let request =
+            self.handle.address().get().set_link_index_filter(index).set_address_filter(address.addr());
         let found: Vec<_> = request.execute().try_collect().await.netlink("look up address", &object)?;
         for message in found {
             self.handle.address().del(message).execute().await.netlink("delete address", &object)?;
@@ -188,7 +192,9 @@ impl Netlink {
             .filter_map(|m| {
                 let find = |local| {
                     m.attributes.iter().find_map(|a| match (a, local) {
-                        (AddressAttribute::Local(ip), true) | (AddressAttribute::Address(ip), false) => Some(*ip),
+                        (AddressAttribute::Local(ip), true) | (AddressAttribute::Address(ip), false) => {
+                            Some(*ip)
+                        }
                         _ => None,
                     })
                 };
@@ -258,7 +264,9 @@ impl Netlink {
             query.header.address_family = family;
             let messages: Vec<_> =
                 self.handle.route().get(query).execute().try_collect().await.netlink("list", "routes")?;
-            routes.extend(messages.iter().filter_map(|m| Route::from_message(m, &links)).filter(|r| r.table == table));
+            routes.extend(
+                messages.iter().filter_map(|m| Route::from_message(m, &links)).filter(|r| r.table == table),
+            );
         }
         Ok(routes)
     }
@@ -289,15 +297,22 @@ impl Netlink {
     /// Adds or replaces a permanent neighbour entry.
     pub async fn neigh_add(&self, device: &str, address: IpAddr, mac: MacAddr) -> Result<(), LabError> {
         let index = self.link_index(device).await?;
-        let request = self.handle.neighbours().add(index, address).link_layer_address(&mac.octets()).replace();
+        let request =
+            self.handle.neighbours().add(index, address).link_layer_address(&mac.octets()).replace();
         request.execute().await.netlink("add neighbour", format!("{address} on {device}"))
     }
 
     /// The neighbour entries of a device.
     pub async fn neighs(&self, device: &str) -> Result<Vec<Neighbour>, LabError> {
         let index = self.link_index(device).await?;
-        let messages: Vec<_> =
-            self.handle.neighbours().get().execute().try_collect().await.netlink("list neighbours of", device)?;
+        let messages: Vec<_> = self
+            .handle
+            .neighbours()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .netlink("list neighbours of", device)?;
         let of_device = messages.iter().filter(|m| m.header.ifindex == index);
         Ok(of_device.filter_map(Neighbour::from_message).collect())
     }
@@ -343,7 +358,11 @@ fn is_up(message: &LinkMessage) -> bool {
 }
 
 fn mac_of(attribute: &LinkAttribute) -> Option<MacAddr> {
-    if let LinkAttribute::Address(bytes) = attribute { <[u8; 6]>::try_from(&bytes[..]).ok().map(MacAddr::new) } else { None }
+    if let LinkAttribute::Address(bytes) = attribute {
+        <[u8; 6]>::try_from(&bytes[..]).ok().map(MacAddr::new)
+    } else {
+        None
+    }
 }
 
 fn lookup_action() -> RuleAction {

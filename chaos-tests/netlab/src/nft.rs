@@ -17,7 +17,6 @@ const NFT_MSG_NEWCHAIN: u16 = NFT_MSG_NEWTABLE | 3;
 const NFT_MSG_NEWRULE: u16 = NFT_MSG_NEWTABLE | 6;
 
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 const NLMSG_ERROR: u16 = 2;
@@ -39,7 +38,8 @@ pub(crate) fn replace_cuts(pairs: &[(String, String)]) -> Result<(), LabError> {
     if sent != batch.len() {
         return Err(std::io::Error::from(std::io::ErrorKind::WriteZero)).context("send", object);
     }
-    // The kernel has worked the batch off when send returns; its answers are waiting.
+    // The kernel has worked the batch off when send returns. Refusals are waiting; success is silent, as a
+    // thousand acknowledgements would not fit the socket's buffer.
     socket.set_non_blocking(true).context("read the answers about", object)?;
     loop {
         let mut answer = Vec::with_capacity(64 << 10);
@@ -95,7 +95,7 @@ fn batch(pairs: &[(String, String)]) -> Vec<u8> {
 }
 
 fn nft(out: &mut Vec<u8>, kind: u16, flags: u16, attributes: &[u8]) {
-    message(out, kind, flags | NLM_F_ACK, NFPROTO_BRIDGE, 0, attributes);
+    message(out, kind, flags, NFPROTO_BRIDGE, 0, attributes);
 }
 
 /// `nlmsghdr`, `nfgenmsg`, attributes.

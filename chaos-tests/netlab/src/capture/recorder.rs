@@ -28,7 +28,7 @@ pub(crate) struct Recorder {
     hits: Vec<Hit>,
     policy: Option<Policy>,
     offenders: Vec<Frame>,
-    per_port: BTreeMap<usize, u64>,
+    per_device: BTreeMap<u32, u64>,
     file: Option<Writer<BufWriter<File>>>,
     health: Health,
 }
@@ -51,15 +51,16 @@ impl Recorder {
             hits: Vec::new(),
             policy,
             offenders: Vec::new(),
-            per_port: BTreeMap::new(),
+            per_device: BTreeMap::new(),
             file,
             health: Health::default(),
         })))
     }
 
-    pub(crate) fn offer(&mut self, frame: Frame) {
+    /// Records a frame that came in through a device of the switch, by its index.
+    pub(crate) fn offer(&mut self, frame: Frame, device: u32) {
         self.health.captured += 1;
-        *self.per_port.entry(frame.port.index()).or_default() += 1;
+        *self.per_device.entry(device).or_default() += 1;
         if let Some(writer) = &mut self.file
             && let Err(e) = writer.frame(&frame)
         {
@@ -97,8 +98,8 @@ impl Recorder {
         self.health.read_error.get_or_insert(error);
     }
 
-    pub(crate) fn captured_at(&self, port: usize) -> u64 {
-        self.per_port.get(&port).copied().unwrap_or(0)
+    pub(crate) fn captured_at(&self, device: u32) -> u64 {
+        self.per_device.get(&device).copied().unwrap_or(0)
     }
 
     pub(super) fn health(&self) -> Health {

@@ -1,17 +1,16 @@
 //! Reading every frame that enters a bridge's ports by a packet socket (packet(7)).
 
-use super::recorder::{SharedRecorder, lock};
 use super::Frame;
+use super::recorder::{SharedRecorder, lock};
 use crate::bridge::DeviceMap;
 use crate::error::{Context, LabError};
-use crate::link::PortId;
 use crate::namespace::Namespace;
 use crate::wait::eventually;
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
-    socket, sockopt,
+    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeSpec;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -32,7 +31,9 @@ const PACKET_OUTGOING: u8 = 4;
 /// Frames per acquisition of the recorder's lock.
 const BATCH: usize = 256;
 
-type Counters = BTreeMap<PortId, u64>;
+/// Frames each device of the switch has received from its node, by device index: a port that was connected
+/// again has a new device.
+type Counters = BTreeMap<u32, u64>;
 type Question = Sender<Result<Counters, LabError>>;
 
 #[derive(Debug)]
@@ -68,8 +69,12 @@ impl Reader {
         opened.recv().expect("invariant: the thread sends before it ends")?;
         let (questions, inbox) = channel();
         let counting = namespace.thread(move || answer(&inbox, &devices));
-        let mut reader =
-            Self { stop, threads: vec![reading, counting], questions: Some(questions), baseline: Counters::new() };
+        let mut reader = Self {
+            stop,
+            threads: vec![reading, counting],
+            questions: Some(questions),
+            baseline: Counters::new(),
+        };
         // Read after the socket is open: a frame in between is captured and not counted, which is harmless.
         reader.baseline = reader.counters()?;
         Ok(reader)
@@ -87,11 +92,11 @@ impl Reader {
         let counted = self.counters()?;
         let missing = || {
             let recorder = lock(recorder);
-            let of_port = |(port, now): (&PortId, &u64)| {
-                let expected = now.saturating_sub(self.baseline.get(port).copied().unwrap_or(0));
-                expected.saturating_sub(recorder.captured_at(port.index()))
+            let of_device = |(device, now): (&u32, &u64)| {
+                let expected = now.saturating_sub(self.baseline.get(device).copied().unwrap_or(0));
+                expected.saturating_sub(recorder.captured_at(*device))
             };
-            let total: u64 = counted.iter().map(of_port).sum();
+            let total: u64 = counted.iter().map(of_device).sum();
             (total, recorder.health().dropped)
         };
         // Frames the kernel owns up to have been dropped will not come.
@@ -121,7 +126,8 @@ impl Drop for Reader {
 fn open(buffer: usize) -> Result<OwnedFd, LabError> {
     let object = "a packet socket";
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).context("open", object)?;
+    let fd =
+        socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).context("open", object)?;
     setsockopt(&fd, sockopt::RcvBufForce, &buffer).context("enlarge the buffer of", object)?;
     setsockopt(&fd, sockopt::ReceiveTimestampns, &true).context("set SO_TIMESTAMPNS on", object)?;
     setsockopt(&fd, sockopt::RxqOvfl, &1).context("set SO_RXQ_OVFL on", object)?;
@@ -153,18 +159,24 @@ fn read(
                     dropped = dropped.max(drops);
                     let port = devices.lock().expect("no panic under this lock").get(&index).copied();
                     if let Some(port) = port {
-                        batch.push((at, port, bytes.min(READ_BUFFER) < bytes, buffer[..bytes.min(READ_BUFFER)].into()));
+                        batch.push((
+                            at,
+                            index,
+                            port,
+                            bytes.min(READ_BUFFER) < bytes,
+                            buffer[..bytes.min(READ_BUFFER)].into(),
+                        ));
                     }
                 }
             }
         }
         let mut recorder = lock(recorder);
         recorder.dropped(dropped);
-        for (at, port, truncated, data) in batch {
+        for (at, index, port, truncated, data) in batch {
             if truncated {
                 recorder.truncated();
             }
-            recorder.offer(Frame { at, port, data });
+            recorder.offer(Frame { at, port, data }, index);
         }
     }
 }
@@ -214,7 +226,8 @@ fn answer(inbox: &Receiver<Question>, devices: &DeviceMap) {
             .and_then(|rt| rt.block_on(async { crate::Netlink::connect()?.links().await }));
         let devices = devices.lock().expect("no panic under this lock").clone();
         let counted = links.map(|links| {
-            links.iter().filter_map(|l| Some((*devices.get(&l.index)?, l.rx_packets))).collect::<Counters>()
+            let ports = links.iter().filter(|l| devices.contains_key(&l.index));
+            ports.map(|l| (l.index, l.rx_packets)).collect::<Counters>()
         });
         // The asker may have given up.
         let _ = question.send(counted);

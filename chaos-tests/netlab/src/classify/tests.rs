@@ -134,7 +134,10 @@ fn arp_and_discovery_are_allowed_and_show_their_targets() {
     check(&frame, Class::Arp);
     let pods: [IpNet; 2] = ["10.42.0.0/16".parse().unwrap(), "fd42::/16".parse().unwrap()];
     let seen = sightings(&frame, &pods);
-    assert_eq!(seen.iter().map(|s| (s.address, s.place)).collect::<Vec<_>>(), [(POD.into(), Place::ArpTarget)]);
+    assert_eq!(
+        seen.iter().map(|s| (s.address, s.place)).collect::<Vec<_>>(),
+        [(POD.into(), Place::ArpTarget)]
+    );
 
     let target: Ipv6Addr = "fd42::7".parse().unwrap();
     let (a, b) = ("fe80::1".parse().unwrap(), "ff02::1:ff00:7".parse().unwrap());
@@ -142,7 +145,10 @@ fn arp_and_discovery_are_allowed_and_show_their_targets() {
     let frame = eth(0x86dd, &ip6(a, b, 58, &solicitation));
     check(&frame, Class::NeighbourDiscovery);
     let seen = sightings(&frame, &pods);
-    assert_eq!(seen.iter().map(|s| (s.address, s.place)).collect::<Vec<_>>(), [(target.into(), Place::NeighbourTarget)]);
+    assert_eq!(
+        seen.iter().map(|s| (s.address, s.place)).collect::<Vec<_>>(),
+        [(target.into(), Place::NeighbourTarget)]
+    );
 
     let report = [&[58, 0, 5, 2, 0, 0, 1, 0][..], &[143, 0, 0, 0]].concat();
     check(&eth(0x86dd, &ip6(a, b, 0, &report)), Class::MulticastListener);
@@ -169,10 +175,16 @@ fn addresses_inside_tunnels_without_encryption_are_seen() {
     let pods = ["10.42.0.0/16".parse().unwrap()];
     let inner = ip4(POD, POD, 6, 0, &[0; 20]);
     let ipip = eth(0x0800, &ip4(NODE_A, NODE_B, 4, 0, &inner));
-    let vxlan = eth(0x0800, &ip4(NODE_A, NODE_B, 17, 0, &udp(5, 8472, &[&[0; 8][..], &eth(0x0800, &inner)].concat())));
+    let vxlan = eth(
+        0x0800,
+        &ip4(NODE_A, NODE_B, 17, 0, &udp(5, 8472, &[&[0; 8][..], &eth(0x0800, &inner)].concat())),
+    );
     for frame in [ipip, vxlan] {
         let seen = sightings(&frame, &pods);
-        assert_eq!(seen.iter().map(|s| (s.place, s.depth)).collect::<Vec<_>>(), [(Place::Source, 1), (Place::Destination, 1)]);
+        assert_eq!(
+            seen.iter().map(|s| (s.place, s.depth)).collect::<Vec<_>>(),
+            [(Place::Source, 1), (Place::Destination, 1)]
+        );
     }
 }
 

@@ -1,6 +1,8 @@
 //! The kernel's network objects as tests want to compare them.
 
-use super::{TABLE_MAIN, is_up, lookup_action, mac_of, neighbour_address, priority_of, route_address, rule_family};
+use super::{
+    TABLE_MAIN, is_up, lookup_action, mac_of, neighbour_address, priority_of, route_address, rule_family,
+};
 use crate::link::MacAddr;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
@@ -54,7 +56,10 @@ impl Link {
             tx_bytes: 0,
         };
         for attribute in &message.attributes {
-            #[allow(clippy::wildcard_enum_match_arm, reason = "the kernel has more attributes than this type")]
+            #[allow(
+                clippy::wildcard_enum_match_arm,
+                reason = "the kernel has more attributes than this type"
+            )]
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
@@ -97,7 +102,16 @@ impl Route {
     #[must_use]
     pub fn to(destination: IpNet) -> Self {
         let none = None;
-        Self { destination, via: none, device: None, source: none, table: TABLE_MAIN, metric: None, mtu: None, onlink: false }
+        Self {
+            destination,
+            via: none,
+            device: None,
+            source: none,
+            table: TABLE_MAIN,
+            metric: None,
+            mtu: None,
+            onlink: false,
+        }
     }
 
     /// With a next hop.
@@ -136,7 +150,10 @@ impl Route {
         let mut destination = any;
         let mut route = Self::to(IpNet::from(any)).table(u32::from(message.header.table));
         for attribute in &message.attributes {
-            #[allow(clippy::wildcard_enum_match_arm, reason = "the kernel has more attributes than this type")]
+            #[allow(
+                clippy::wildcard_enum_match_arm,
+                reason = "the kernel has more attributes than this type"
+            )]
             match attribute {
                 RouteAttribute::Destination(ip) => destination = route_address(ip)?,
                 RouteAttribute::Gateway(ip) => route.via = route_address(ip),
@@ -147,8 +164,9 @@ impl Route {
                 RouteAttribute::Table(table) => route.table = *table,
                 RouteAttribute::Priority(metric) => route.metric = Some(*metric),
                 RouteAttribute::Metrics(metrics) => {
-                    route.mtu =
-                        metrics.iter().find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
+                    route.mtu = metrics
+                        .iter()
+                        .find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
                 }
                 _ => {}
             }
@@ -226,7 +244,10 @@ impl Rule {
         let mut rule = Self::new(v6, priority, u32::from(message.header.table));
         let (mut mark, mut mask) = (None, u32::MAX);
         for attribute in &message.attributes {
-            #[allow(clippy::wildcard_enum_match_arm, reason = "the kernel has more attributes than this type")]
+            #[allow(
+                clippy::wildcard_enum_match_arm,
+                reason = "the kernel has more attributes than this type"
+            )]
             match attribute {
                 RuleAttribute::Table(table) => rule.table = *table,
                 RuleAttribute::FwMark(m) => mark = Some(*m),

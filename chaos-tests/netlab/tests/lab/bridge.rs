@@ -11,7 +11,11 @@ fn three_nodes_by_bridge_reach_each_other_and_partitions_split_and_heal() {
             for address in [v4(to + 1), v6(to + 1)] {
                 let wanted = expect(from, to);
                 let wait = if wanted { LONG } else { SHORT };
-                assert_eq!(reaches(&nodes[from], &nodes[to], address, b"x", wait), wanted, "{when}: {from} to {to}");
+                assert_eq!(
+                    reaches(&nodes[from], &nodes[to], address, b"x", wait),
+                    wanted,
+                    "{when}: {from} to {to}"
+                );
             }
         }
     };
@@ -75,7 +79,10 @@ fn a_capture_finds_a_canary_sent_in_plaintext_and_says_where() {
     assert_eq!(hits.len(), 1);
     assert_eq!((hits[0].frame.port, hits[0].offset), (ports[0], 14 + 20 + 8 + 3));
     let text = hits[0].to_string();
-    assert!(text.starts_with("from p0 at byte 45 of 10.0.0.1 port ") && text.contains("> 10.0.0.2 port"), "{text}");
+    assert!(
+        text.starts_with("from p0 at byte 45 of 10.0.0.1 port ") && text.contains("> 10.0.0.2 port"),
+        "{text}"
+    );
     assert_eq!(capture.hits().unwrap(), hits);
     assert_eq!(capture.find(b"CANARY-ffff").unwrap(), []);
     let error = capture.assert_only(&Policy::wireguard([51820])).unwrap_err();

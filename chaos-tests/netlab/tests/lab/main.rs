@@ -2,4 +2,6 @@
 
 mod bridge;
 mod namespace;
+mod probe;
 mod support;
+mod wire;

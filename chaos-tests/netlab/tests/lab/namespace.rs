@@ -58,8 +58,10 @@ fn mounts_are_private_and_sys_shows_the_namespace_and_its_control_groups() {
     });
     assert_eq!(inside.0, BTreeSet::from(["lo".to_owned()]));
     assert_eq!(inside.1, BTreeSet::from(["only-inside".to_owned(), "state".to_owned()]));
-    let groups: BTreeSet<String> =
-        fs::read_dir("/sys/fs/cgroup").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let groups: BTreeSet<String> = fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert_eq!(inside.2, groups);
     assert!(!fs::exists("/run/only-inside").unwrap());
     assert_eq!(fs::read_to_string(ns.root().join("run/only-inside")).unwrap(), "x");
@@ -72,7 +74,11 @@ fn mounts_are_private_and_sys_shows_the_namespace_and_its_control_groups() {
 fn state_bound_from_outside_survives_a_reboot_of_the_node() {
     let disk = tempfile::tempdir().unwrap();
     for boot in ["first", "second"] {
-        let ns = Namespace::builder(unique_name("r")).tmpfs("/run").bind(disk.path(), "/run/disk").build().unwrap();
+        let ns = Namespace::builder(unique_name("r"))
+            .tmpfs("/run")
+            .bind(disk.path(), "/run/disk")
+            .build()
+            .unwrap();
         let text = ns.run(move || {
             assert!(!fs::exists("/run/volatile").unwrap());
             fs::write("/run/volatile", boot).unwrap();
@@ -108,7 +114,9 @@ fn a_command_runs_inside_with_its_input_and_a_hanging_one_is_killed_with_its_chi
 #[test]
 fn a_process_keeps_its_lines_takes_signals_and_ends_with_the_namespace() {
     let ns = node("proc");
-    let process = ns.spawn(sh("trap 'echo got; exit 3' TERM; echo up; while :; do sleep 0.01; done"), Output::Lines).unwrap();
+    let process = ns
+        .spawn(sh("trap 'echo got; exit 3' TERM; echo up; while :; do sleep 0.01; done"), Output::Lines)
+        .unwrap();
     assert_eq!(process.wait_for_line(LONG, "start", |l| l == "up").unwrap(), "up");
     process.signal(Signal::TERM).unwrap();
     assert_eq!(process.wait(LONG).unwrap().code(), Some(3));
@@ -118,7 +126,8 @@ fn a_process_keeps_its_lines_takes_signals_and_ends_with_the_namespace() {
     let out = ns.exec(sh("setsid sleep 600 >/dev/null 2>&1 & echo $!"), LONG).unwrap();
     let pid: i32 = out.stdout_text().trim().parse().unwrap();
     let command = || fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    eventually(LONG, "the daemon", || if command().contains("sleep") { Ok(()) } else { Err(command()) }).unwrap();
+    eventually(LONG, "the daemon", || if command().contains("sleep") { Ok(()) } else { Err(command()) })
+        .unwrap();
     assert_eq!(ns.kill_all().unwrap(), 1);
     ns.close().unwrap();
     assert!(!command().contains("sleep"));
@@ -172,7 +181,9 @@ fn routes_rules_neighbours_and_addresses_read_back_as_written() {
             nl.route_add(&route).await?;
             let found = nl.routes(77).await?;
             assert!(
-                found.iter().any(|r| r.destination == route.destination && r.via == route.via && r.mtu == route.mtu),
+                found
+                    .iter()
+                    .any(|r| r.destination == route.destination && r.via == route.via && r.mtu == route.mtu),
                 "{found:?}"
             );
             let v6 = via.is_ipv6();

@@ -35,7 +35,13 @@ pub(crate) fn star(count: usize) -> (Bridge, Vec<Namespace>, Vec<PortId>) {
 }
 
 /// Whether one datagram from `from` reaches `to` at `address` within `wait`.
-pub(crate) fn reaches(from: &Namespace, to: &Namespace, address: IpAddr, payload: &[u8], wait: Duration) -> bool {
+pub(crate) fn reaches(
+    from: &Namespace,
+    to: &Namespace,
+    address: IpAddr,
+    payload: &[u8],
+    wait: Duration,
+) -> bool {
     let inbox = to.run(move || UdpSocket::bind(SocketAddr::new(address, 0)).unwrap());
     inbox.set_read_timeout(Some(wait)).unwrap();
     let target = inbox.local_addr().unwrap();
