@@ -48,3 +48,5 @@ tools:
 		$(SUDO) apt-get -qq update || true; \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends --no-remove gcc libc6-dev; \
 	fi
+	@echo 'building xtask'
+	@$(CARGO) build --locked --package xtask

@@ -3,6 +3,7 @@
 
 mod artifacts;
 mod deps;
+mod harness;
 mod outcome;
 mod run;
 mod test;

@@ -1,9 +1,8 @@
 //! `cargo xtask test`: builds, then runs the tests of the chosen tiers one program at a time.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -11,17 +10,14 @@ use serde::Deserialize;
 
 use crate::artifacts::{self, CNI_VARIABLE, Profile};
 use crate::deps::{self, Need};
-use crate::outcome::{Count, count, finished_test, ignored_tests};
+use crate::harness::{self, Report};
 use crate::run::{Progress, as_root, is_root, minutes, output, run, show};
 use crate::tidy;
 use crate::tier::{Place, Tier, is_tested, place};
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::{Target, Workspace, cargo};
 
 /// All tiers together must take less: else nobody runs them before each commit. Building is not counted.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
-
-/// How often a program that is still running is mentioned.
-const REMINDER: Duration = Duration::from_secs(15);
 
 /// A built test program.
 #[derive(Debug)]
@@ -35,36 +31,6 @@ struct Program {
     folder: PathBuf,
 }
 
-/// What came of the chosen tiers.
-#[derive(Debug, Default)]
-struct Report {
-    count: Count,
-    failures: Vec<String>,
-    ignored: Vec<String>,
-    times: Vec<(Tier, Duration)>,
-}
-
-impl Report {
-    fn time(&self) -> Duration {
-        self.times.iter().map(|(_, time)| *time).sum()
-    }
-
-    /// A check that is no test program, such as clippy.
-    fn check(&mut self, name: &str, result: Result<()>, progress: Progress) {
-        match result {
-            Ok(()) => {
-                self.count.passed += 1;
-                progress.say(format_args!("{name}: ok"));
-            }
-            Err(error) => {
-                self.count.failed += 1;
-                progress.say(format_args!("{name}: FAILED\n{error:#}"));
-                self.failures.push(name.to_owned());
-            }
-        }
-    }
-}
-
 /// Runs the tiers. The last line that it prints is `N passed, N failed`: tests, and one for each check.
 pub(crate) fn test(workspace: &Workspace, tiers: &[Tier], progress: Progress) -> Result<()> {
     let tiers: BTreeSet<Tier> = tiers.iter().copied().collect();
@@ -73,40 +39,32 @@ pub(crate) fn test(workspace: &Workspace, tiers: &[Tier], progress: Progress) ->
     check_machine(&tiers)?;
     let mut report = Report::default();
     let begin = Instant::now();
-    let programs = build(workspace, &tiers, progress)?;
+    let packages = packages(workspace, &tiers)?;
+    let programs = build(workspace, &tiers, &packages, progress)?;
     let build_time = begin.elapsed();
-    if tiers.iter().any(|tier| *tier != Tier::Pure) {
-        artifacts::reap(workspace, progress)?;
-    }
+    let tests_began = Instant::now();
+    let left = || LIMIT.saturating_sub(tests_began.elapsed());
+    let mut times = Vec::new();
     for tier in &tiers {
         let begin = Instant::now();
         progress.say(format_args!("tier {tier}"));
         if *tier == Tier::Pure {
-            for (name, check) in CHECKS {
-                report.check(name, check(workspace, progress), progress);
-            }
+            report.check("tidy", tidy::tidy(workspace, progress), progress);
+            report.check("clippy", clippy(), progress);
+            run_doc_tests(workspace, &packages, left(), &mut report, progress)?;
+        } else {
+            report.check("reaping what crashed runs left", artifacts::reap(workspace, progress), progress);
         }
-        let left = |report: &Report| LIMIT.saturating_sub(report.time() + begin.elapsed());
         for program in programs.iter().filter(|program| program.place.tier == *tier) {
-            let limit = left(&report);
-            run_program(program, workspace, limit, &mut report, progress)?;
+            run_program(program, workspace, left(), &mut report, progress)?;
         }
-        report.times.push((*tier, begin.elapsed()));
+        times.push((*tier, begin.elapsed()));
     }
-    conclude(&report, &tiers, build_time)
+    conclude(&report, &times, build_time)
 }
 
-/// A check of the sources, run before the tests of the tier `pure`.
-type Check = fn(&Workspace, Progress) -> Result<()>;
-
-const CHECKS: [(&str, Check); 3] = [("tidy", tidy::tidy), ("clippy", clippy), ("doc tests", doc_tests)];
-
-fn clippy(_: &Workspace, _: Progress) -> Result<()> {
+fn clippy() -> Result<()> {
     run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
-}
-
-fn doc_tests(_: &Workspace, _: Progress) -> Result<()> {
-    run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]).stdout(Stdio::null()))
 }
 
 /// Fails where a tier is chosen that has no tests.
@@ -151,10 +109,14 @@ fn check_machine(tiers: &BTreeSet<Tier>) -> Result<()> {
 }
 
 /// Builds the test programs of the tiers, and the programs that those start.
-fn build(workspace: &Workspace, tiers: &BTreeSet<Tier>, progress: Progress) -> Result<Vec<Program>> {
-    let packages = packages(workspace, tiers)?;
+fn build(
+    workspace: &Workspace,
+    tiers: &BTreeSet<Tier>,
+    packages: &[String],
+    progress: Progress,
+) -> Result<Vec<Program>> {
     progress.say(format_args!("building the tests of {}", packages.join(", ")));
-    let programs = build_tests(workspace, &packages)?;
+    let programs = build_tests(workspace, packages)?;
     if tiers.iter().any(|tier| *tier != Tier::Pure) {
         progress.say("building mesh-agent, mesh-tunnel and the lab");
         artifacts::build_programs(Profile::Dev)?;
@@ -185,7 +147,7 @@ fn packages(workspace: &Workspace, tiers: &BTreeSet<Tier>) -> Result<Vec<String>
 struct Artifact {
     reason: String,
     manifest_path: Option<PathBuf>,
-    target: Option<crate::workspace::Target>,
+    target: Option<Target>,
     profile: Option<ArtifactProfile>,
     executable: Option<PathBuf>,
 }
@@ -233,7 +195,7 @@ fn build_tests(workspace: &Workspace, packages: &[String]) -> Result<Vec<Program
     Ok(programs)
 }
 
-/// Runs one test program; its output is shown if it fails.
+/// Runs one test program as cargo would.
 fn run_program(
     program: &Program,
     workspace: &Workspace,
@@ -241,73 +203,43 @@ fn run_program(
     report: &mut Report,
     progress: Progress,
 ) -> Result<()> {
-    let begin = Instant::now();
-    // timeout(1) stays in the foreground, so that Ctrl-C reaches the tests and their clean-up.
-    let words = ["--foreground", "--kill-after=30"];
-    let mut command = if program.place.root { as_root("timeout")? } else { Command::new("timeout") };
+    let mut command = harness::limited(limit, program.place.root)?;
     command
-        .args(words)
-        .arg(limit.as_secs().max(1).to_string())
         .arg(&program.file)
         .current_dir(&program.folder)
         .env("CARGO_MANIFEST_DIR", &program.folder)
         .env("CARGO_PKG_NAME", &program.package)
         .env(CNI_VARIABLE, workspace.target_directory.join("static/hawser-cni"));
-    // Both streams into one pipe, in order.
-    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    command.stdout(writer.try_clone().context("cannot clone a pipe")?).stderr(writer).stdin(Stdio::null());
-    let shown = show(&command);
-    let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
-    // It holds the writing ends: without them here, the reader sees the end when the tests are gone.
-    drop(command);
-    let mut text = String::new();
-    let (mut done, mut reminded) = (0_u64, Instant::now());
-    for line in BufReader::new(reader).split(b'\n') {
-        let line = line.context("cannot read the tests' output")?;
-        let line = String::from_utf8_lossy(&line);
-        if let Some(test) = finished_test(&line) {
-            done += 1;
-            if reminded.elapsed() >= REMINDER {
-                progress.say(format_args!("  {}: {done} tests done, the last {test}", program.name));
-                reminded = Instant::now();
-            }
-        }
-        text.push_str(&line);
-        text.push('\n');
-    }
-    let status = child.wait().with_context(|| format!("cannot wait for {shown}"))?;
-    let (mut sum, results) = count(&text);
-    let overrun = status.code() == Some(124) || status.code() == Some(137);
-    // Killed or aborted before it could count.
-    if !status.success() && (results == 0 || sum.failed == 0) {
-        sum.failed += 1;
-    }
-    report.ignored.extend(ignored_tests(&text).map(|test| format!("{}: {test}", program.name)));
-    report.count += sum;
-    let time = minutes(begin.elapsed());
-    if status.success() {
-        progress.say(format_args!("  {}: {} passed, {time}", program.name, sum.passed));
-        return Ok(());
-    }
-    print!("{text}");
-    let why = if overrun { " (the limit of all tiers is reached)" } else { "" };
-    progress.say(format_args!(
-        "  {}: {} passed, {} FAILED, {time}: {status}{why}",
-        program.name, sum.passed, sum.failed
-    ));
-    report.failures.push(program.name.clone());
-    Ok(())
+    harness::run(&program.name, command, report, progress)
+}
+
+/// Runs the examples in the documentation of libraries.
+fn run_doc_tests(
+    workspace: &Workspace,
+    packages: &[String],
+    limit: Duration,
+    report: &mut Report,
+    progress: Progress,
+) -> Result<()> {
+    let has_library = |name: &str| {
+        let package = workspace.packages.iter().find(|package| package.name == name);
+        package.is_some_and(|package| package.targets.iter().any(Target::is_library))
+    };
+    let mut command = harness::limited(limit, false)?;
+    command.arg(cargo().get_program()).args(["test", "--locked", "--doc"]);
+    command.args(packages.iter().filter(|name| has_library(name)).flat_map(|name| ["--package", name]));
+    harness::run("doc tests", command, report, progress)
 }
 
 /// The summary. Its last line is for machines.
-fn conclude(report: &Report, tiers: &BTreeSet<Tier>, build_time: Duration) -> Result<()> {
+fn conclude(report: &Report, times: &[(Tier, Duration)], build_time: Duration) -> Result<()> {
     println!();
-    println!("building    {:>8}", minutes(build_time));
-    for (tier, time) in &report.times {
-        println!("tier {tier:<6} {:>8}", minutes(*time));
-    }
-    for tier in Tier::ALL.iter().filter(|tier| !tiers.contains(tier)) {
-        println!("tier {tier:<6} not run: not among the chosen tiers");
+    println!("building   {:>8}", minutes(build_time));
+    for tier in Tier::ALL {
+        match times.iter().find(|(run, _)| *run == tier) {
+            Some((_, time)) => println!("tier {tier:<6}{:>8}", minutes(*time)),
+            None => println!("tier {tier:<6} not run: not among the chosen tiers"),
+        }
     }
     for test in &report.ignored {
         println!("not run: {test} (ignored)");
@@ -315,17 +247,15 @@ fn conclude(report: &Report, tiers: &BTreeSet<Tier>, build_time: Duration) -> Re
     for failure in &report.failures {
         println!("FAILED: {failure}");
     }
-    let too_long = report.time() > LIMIT;
+    let total = times.iter().map(|(_, time)| *time).sum();
+    let too_long = total > LIMIT;
     if too_long {
-        println!("FAILED: the tiers took {}, at most {} are allowed", minutes(report.time()), minutes(LIMIT));
+        println!("FAILED: the tiers took {}, at most {} are allowed", minutes(total), minutes(LIMIT));
     }
     let failed = report.count.failed + u64::from(too_long);
     println!("{} passed, {failed} failed", report.count.passed);
-    if failed > 0 || !report.failures.is_empty() {
-        // The summary has said all.
-        return Err(Failed.into());
-    }
-    Ok(())
+    // The summary has said all.
+    if failed > 0 { Err(Failed.into()) } else { Ok(()) }
 }
 
 /// Tests failed, and the summary named them.

@@ -62,6 +62,13 @@ impl Workspace {
     }
 }
 
+impl Target {
+    /// Whether it is the library of its package.
+    pub(crate) fn is_library(&self) -> bool {
+        self.kind.iter().any(|kind| kind == "lib")
+    }
+}
+
 impl Package {
     /// Its folder.
     pub(crate) fn folder(&self) -> &Path {

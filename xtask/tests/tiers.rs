@@ -60,6 +60,8 @@ impl Fake {
             );
             fake.write(&format!("{folder}/src/lib.rs"), GOOD);
         }
+        let example = GOOD.replace("//! Nothing.", "//! ```\n//! assert_eq!(1, 1);\n//! ```");
+        fake.write("mesh-core/src/lib.rs", &example);
         fake.write("cni/src/main.rs", "//! Nothing.\n\nfn main() {}\n");
         fake.write("chaos-tests/src/main.rs", LAB);
         fake.write("chaos-tests/tests/cri.rs", "//! A pod.\n\n#[test]\nfn pod() {}\n");
@@ -109,8 +111,8 @@ fn last_line(output: &Output) -> String {
 fn tiers_pass_and_are_summed() {
     let fake = Fake::new();
     let output = fake.xtask(&["test", "--tiers", "netns,pure"]);
-    // Ten members, three checks.
-    assert_eq!(last_line(&output), "13 passed, 0 failed", "{}", text(&output));
+    // Ten members, an example, tidy, clippy and the reaping.
+    assert_eq!(last_line(&output), "14 passed, 0 failed", "{}", text(&output));
     assert!(output.status.success());
     let shown = text(&output);
     for wanted in ["tier pure", "tier netns", "tier cri    not run", "building", "lab reap"] {
@@ -128,7 +130,7 @@ fn a_failure_a_crash_and_what_was_not_run_are_named() {
     let output = fake.xtask(&["test", "--tiers", "pure"]);
     let shown = text(&output);
     assert!(!output.status.success(), "{shown}");
-    // mesh-core, cni, xtask and the three checks pass; kubeapi's test is ignored.
+    // mesh-core, cni, xtask, the example, tidy and clippy pass; kubeapi's test is ignored.
     assert_eq!(last_line(&output), "6 passed, 2 failed", "{shown}");
     for wanted in [
         "wrong answer",
@@ -140,6 +142,28 @@ fn a_failure_a_crash_and_what_was_not_run_are_named() {
     ] {
         assert!(shown.contains(wanted), "{wanted}: {shown}");
     }
+}
+
+#[test]
+fn an_example_that_fails_and_a_process_left_behind_are_failures() {
+    let fake = Fake::new().with_test(
+        "chaos-tests/netlab",
+        "",
+        "let mut shell = std::process::Command::new(\"sh\");\n        \
+         shell.args([\"-c\", \"sleep 10 &\"]);\n        shell.status().unwrap();",
+    );
+    fake.write("proto/src/lib.rs", "//! ```\n//! assert_eq!(1, 2, \"wrong example\");\n//! ```\n");
+    let output = fake.xtask(&["test", "--tiers", "pure,netns"]);
+    let shown = text(&output);
+    for wanted in [
+        "wrong example",
+        "FAILED: doc tests",
+        "FAILED: netlab lib netlab",
+        "it left a process behind that holds its output open",
+    ] {
+        assert!(shown.contains(wanted), "{wanted}: {shown}");
+    }
+    assert!(last_line(&output).ends_with(" passed, 2 failed"), "{shown}");
 }
 
 #[test]

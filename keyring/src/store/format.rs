@@ -13,9 +13,9 @@ use crate::private::PrivateKey;
 
 /// The format that is written and read.
 pub(super) const FORMAT: u32 = 1;
-/// Most bytes of a key file: its lines with an epoch of 20 digits take 208.
+/// Most bytes of a key file: its lines with an epoch of 20 digits take 217.
 pub(super) const KEY_MAX: usize = 256;
-/// Most bytes of the epoch file: its lines with an epoch of 20 digits take 115.
+/// Most bytes of the epoch file: its lines with an epoch of 20 digits take 114.
 pub(super) const EPOCH_MAX: usize = 128;
 
 const KEY_WORDS: [&str; 5] = ["hawser-key", "epoch", "public", "private", "sha256"];
