@@ -7,7 +7,7 @@
 use crate::capture::{Capture, CaptureOptions};
 use crate::error::LabError;
 use crate::labdir::LabDir;
-use crate::link::{Endpoint, PortId, make_veth};
+use crate::link::{Endpoint, PortId, await_ready, make_veth};
 use crate::namespace::Namespace;
 use crate::nft;
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,8 +113,10 @@ impl Bridge {
         // Known before it is up, so that a capture can place its first frame.
         self.devices.lock().expect("no panic under this lock").insert(index, port);
         self.namespace.netlink(async move |nl| nl.link_up(&device(port)).await)?;
-        let endpoint = endpoint.clone();
-        node.netlink(async move |nl| endpoint.configure(nl).await)
+        let end = endpoint.clone();
+        node.netlink(async move |nl| end.configure(nl).await)?;
+        await_ready(&self.namespace, &device(port))?;
+        await_ready(node, &endpoint.device)
     }
 
     /// Takes the whole port down: the node loses its carrier.

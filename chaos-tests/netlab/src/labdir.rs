@@ -261,7 +261,7 @@ fn remove_pin(path: &Path) -> Result<bool, LabError> {
     match rustix::fs::statfs(path) {
         Err(rustix::io::Errno::NOENT) => Ok(false),
         Err(e) => Err(e).context("inspect", path.display()),
-        Ok(fs) if i64::from(fs.f_type) == NSFS_MAGIC => unpin(path).map(|()| true),
+        Ok(fs) if fs.f_type == NSFS_MAGIC => unpin(path).map(|()| true),
         // Made, but the crash came before the mount.
         Ok(_) if fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0) => {
             fs::remove_file(path).context("remove", path.display()).map(|()| false)

@@ -3,10 +3,12 @@
 use crate::error::LabError;
 use crate::namespace::Namespace;
 use crate::netlink::{Netlink, VethEnd};
+use crate::wait::eventually_async;
 use ipnet::IpNet;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// A hardware address of six bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,13 +125,30 @@ impl Endpoint {
     }
 }
 
-/// Connects two namespaces by a veth pair with both ends configured and up.
+/// How long the kernel may take to work off a change of carrier; it rations itself to one batch a second.
+const READY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connects two namespaces by a veth pair with both ends configured, up and ready for traffic.
 pub fn veth_pair(a: &Namespace, a_end: &Endpoint, b: &Namespace, b_end: &Endpoint) -> Result<(), LabError> {
     make_veth(a, a_end, b, b_end)?;
     for (namespace, end) in [(a, a_end.clone()), (b, b_end.clone())] {
         namespace.netlink(async move |nl| end.configure(nl).await)?;
     }
-    Ok(())
+    await_ready(a, &a_end.device)?;
+    await_ready(b, &b_end.device)
+}
+
+/// Waits until a device takes traffic: until then the kernel drops what is sent.
+pub(crate) fn await_ready(namespace: &Namespace, device: &str) -> Result<(), LabError> {
+    let (device, what) = (device.to_owned(), format!("readiness of {device} in {}", namespace.name()));
+    let waited = namespace.netlink(async move |nl| {
+        Ok(eventually_async(READY_DEADLINE, &what, async || {
+            let link = nl.link(&device).await.map_err(|e| e.to_string())?;
+            if link.operational { Ok(()) } else { Err(format!("up {}, carrier {}", link.up, link.carrier)) }
+        })
+        .await)
+    })?;
+    Ok(waited?)
 }
 
 pub(crate) fn make_veth(

@@ -19,9 +19,9 @@ pub struct Canary {
     pub payload: Vec<u8>,
     /// Source address; the kernel's choice without.
     pub source: Option<IpAddr>,
-    /// For one try, connection included.
+    /// For one try.
     pub deadline: Duration,
-    /// Tries before giving up; TCP uses one.
+    /// Tries before giving up. TCP makes one that may last as long as all, as the kernel retries by itself.
     pub tries: u32,
 }
 

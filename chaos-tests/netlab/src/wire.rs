@@ -9,7 +9,7 @@ mod switch;
 use crate::bridge::pairs;
 use crate::capture::{Capture, CaptureOptions, Recorder};
 use crate::error::{Context, LabError};
-use crate::link::{Endpoint, PortId};
+use crate::link::{Endpoint, PortId, await_ready};
 use crate::namespace::Namespace;
 pub use faults::{Backlog, Cause, Draws, Fate, Faults, decide};
 use rustix::event::{EventfdFlags, eventfd};
@@ -198,6 +198,7 @@ fn open_tap(node: &Namespace, endpoint: &Endpoint) -> Result<SyncDevice, LabErro
 }
 
 fn configure(node: &Namespace, endpoint: &Endpoint) -> Result<(), LabError> {
-    let endpoint = endpoint.clone();
-    node.netlink(async move |nl| endpoint.configure(nl).await)
+    let end = endpoint.clone();
+    node.netlink(async move |nl| end.configure(nl).await)?;
+    await_ready(node, &endpoint.device)
 }

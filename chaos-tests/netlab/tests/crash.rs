@@ -14,13 +14,15 @@ const LONG: Duration = Duration::from_secs(20);
 /// Recognisable among the machine's processes.
 const SLEEP: &str = "86399";
 
+type Test = fn() -> Result<()>;
+
 fn main() -> Result<()> {
     if let Some(root) = std::env::var_os(CHILD) {
         return child(Path::new(&root));
     }
     // The harness's protocol as far as `cargo test` filters need it.
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let tests: [(&str, fn() -> Result<()>); 2] = [
+    let tests: [(&str, Test); 2] = [
         ("a_killed_laboratory_is_reaped_to_the_last_process_pin_and_device", killed),
         ("an_interrupted_laboratory_cleans_up_by_itself", interrupted),
     ];

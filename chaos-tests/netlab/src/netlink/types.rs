@@ -6,7 +6,7 @@ use super::{
 use crate::link::MacAddr;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, State};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
@@ -28,6 +28,9 @@ pub struct Link {
     pub up: bool,
     /// Whether there is a carrier.
     pub carrier: bool,
+    /// Ready for traffic: the kernel has worked off the change of carrier (RFC 2863 `up`, or `unknown`, which
+    /// is what devices without a notion of it show).
+    pub operational: bool,
     /// Index of the bridge it is a port of.
     pub controller: Option<u32>,
     /// Packets received since it was made.
@@ -49,6 +52,7 @@ impl Link {
             mtu: 0,
             up: is_up(message),
             carrier: false,
+            operational: false,
             controller: None,
             rx_packets: 0,
             tx_packets: 0,
@@ -64,6 +68,9 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Carrier(carrier) => link.carrier = *carrier != 0,
+                LinkAttribute::OperState(state) => {
+                    link.operational = matches!(state, State::Up | State::Unknown);
+                }
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::Stats64(stats) => {
                     (link.rx_packets, link.tx_packets) = (stats.rx_packets, stats.tx_packets);

@@ -132,7 +132,7 @@ pub fn tcp(namespace: &Namespace, to: SocketAddr, canary: &Canary) -> Result<Dur
                 Err("the echo differs from what was sent".into())
             }
         };
-        within(owned.deadline, attempt).await
+        within(owned.deadline * owned.tries, attempt).await
     });
     answer.map_err(|what| canary.failure("TCP echo", to, what))
 }

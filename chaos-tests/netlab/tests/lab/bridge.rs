@@ -102,6 +102,7 @@ fn a_capture_finds_a_canary_sent_in_plaintext_and_says_where() {
 fn a_capture_without_buffer_reports_its_losses_and_refuses_to_answer() {
     let (bridge, nodes, _) = star(2);
     let capture = bridge.capture(CaptureOptions { buffer: 2048, ..CaptureOptions::default() }).unwrap();
+    assert!(reaches(&nodes[0], &nodes[1], v4(2), b"warm", LONG));
     nodes[0].run(|| {
         let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
         for _ in 0..5000 {
@@ -129,6 +130,7 @@ fn ten_thousand_datagrams_are_captured_to_the_last() {
     let capture = bridge.capture(CaptureOptions::default()).unwrap();
     let before = bridge.counters(ports[0]).unwrap().sent;
     let inbox = nodes[1].run(|| UdpSocket::bind("10.0.0.2:7000").unwrap());
+    assert!(reaches(&nodes[0], &nodes[1], v4(2), b"warm", LONG));
     nodes[0].run(|| {
         let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
         for n in 0..10_000_u32 {
@@ -171,4 +173,21 @@ fn dropping_a_switch_takes_the_devices_of_its_ports_along() {
         if links.len() == 1 { Ok(()) } else { Err(format!("{links:?}")) }
     })
     .unwrap();
+}
+
+#[test]
+fn a_node_that_reboots_takes_its_old_port_again_with_its_cuts() {
+    let (bridge, mut nodes, ports) = star(2);
+    let capture = bridge.capture(CaptureOptions::default()).unwrap();
+    bridge.cut(ports[1], ports[0]).unwrap();
+    nodes.pop();
+    let again = node("again-");
+    bridge.reattach(ports[1], &again, &endpoint(2)).unwrap();
+    assert!(!reaches(&again, &nodes[0], v4(1), b"x", SHORT), "the cut is gone");
+    bridge.heal_all().unwrap();
+    let seen = netlab::eventually(LONG, "traffic", || {
+        if reaches(&again, &nodes[0], v4(1), b"after-reboot", SHORT) { Ok(()) } else { Err("none") }
+    });
+    seen.unwrap();
+    assert_eq!(capture.find(b"after-reboot").unwrap()[0].frame.port, ports[1]);
 }
