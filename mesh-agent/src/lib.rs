@@ -1,4 +1,29 @@
-//! See the crate's description in Cargo.toml.
+//! The node agent: it watches, plans with `mesh-core`, and applies.
+//!
+//! ```text
+//! watch ─► cache ─► facts ─┐                       ┌─► kernel (rtnetlink), wireguard (defguard), guard (nf_tables, host)
+//! keyring ─────────────────┼─► agent: view ─► plan ┤
+//! kernel, wireguard ───────┘        ▲         diff └─► publish (annotation, Events), http, metrics
+//! hawser-cni ─► cni ─► attachments ─┘
+//! ```
 
+pub mod agent;
+pub mod attachments;
+pub mod cache;
+pub mod cni;
+pub mod config;
+pub mod facts;
+pub mod guard;
 pub mod host;
+pub mod http;
+pub mod kernel;
+pub mod metrics;
+pub mod monitor;
+pub mod netns;
 pub mod nft;
+pub mod notes;
+pub mod podlink;
+pub mod publish;
+pub mod start;
+pub mod watch;
+pub mod wireguard;

@@ -160,6 +160,16 @@ pub enum Problem {
         /// What came out.
         mtu: u32,
     },
+    /// A WireGuard device is missing.
+    #[error(
+        "node {node}: device {slot} is missing, so nothing passes through it; it is programmed again as soon as mesh-tunnel (or the kernel's module) makes it"
+    )]
+    DeviceMissing {
+        /// This node.
+        node: NodeName,
+        /// The device.
+        slot: Slot,
+    },
     /// The pool of addresses is nearly used up.
     #[error(
         "node {node}: {used} of {capacity} addresses of {cidr} are in use; move pods away or give the node a larger pod CIDR"
@@ -206,6 +216,7 @@ impl Problem {
             Self::NoPodCidr { .. } => "NoPodCidr",
             Self::AnnouncementOverwritten { .. } => "AnnouncementOverwritten",
             Self::MtuTooSmall { .. } => "MtuTooSmall",
+            Self::DeviceMissing { .. } => "DeviceMissing",
             Self::PoolNearlyFull { .. } => "PoolNearlyFull",
             Self::AttachmentOutsideCidr { .. } => "AttachmentOutsideCidr",
         }
@@ -228,13 +239,14 @@ impl Problem {
             | Self::NoPodCidr { node }
             | Self::AnnouncementOverwritten { node }
             | Self::MtuTooSmall { node, .. }
+            | Self::DeviceMissing { node, .. }
             | Self::PoolNearlyFull { node, .. }
             | Self::AttachmentOutsideCidr { node, .. } => node,
         }
     }
 
     /// Every code, for metrics that show zero before anything went wrong.
-    pub const CODES: [&'static str; 16] = [
+    pub const CODES: [&'static str; 17] = [
         "KeyMissing",
         "KeyDuplicated",
         "AnnouncementMalformed",
@@ -249,6 +261,7 @@ impl Problem {
         "NoPodCidr",
         "AnnouncementOverwritten",
         "MtuTooSmall",
+        "DeviceMissing",
         "PoolNearlyFull",
         "AttachmentOutsideCidr",
     ];

@@ -1,0 +1,509 @@
+//! The main loop: fold what is known into one view, plan, compare with what is, apply, report.
+//!
+//! One task owns all of it. Everything else sends nudges; a nudge says only that it is worth looking again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use keyring::LoadedStore;
+use mesh_core::announcement::{Announcement, SlotAnnouncement};
+use mesh_core::diff::{Endpoints, Mode, Observed, ObservedDevice, Op, SESSION, diff};
+use mesh_core::name::NodeName;
+use mesh_core::numbers::SLOT_PORTS;
+use mesh_core::plan::{Desired, Publication, Target, plan, publication};
+use mesh_core::problem::Problem;
+use mesh_core::slot::Slot;
+use mesh_core::view::{AnnouncementFact, ClusterView, LocalFacts};
+use tokio::sync::{mpsc, watch};
+
+use crate::attachments::Table;
+use crate::cni::{Attacher, Readiness};
+use crate::config::Config;
+use crate::guard::Guard;
+use crate::http::Snapshot;
+use crate::kernel::{Kernel, KernelError, KernelState};
+use crate::metrics::Metrics;
+use crate::publish::{self, Notice, Wanted};
+use crate::watch::Nodes;
+use crate::wireguard::{Implementation, WireGuard, WireGuardError};
+
+/// Changes that come together are planned together.
+const GATHER: Duration = Duration::from_millis(30);
+/// After a failure: first and longest pause before the next try.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// How often lost DELs and vanished pods are looked for.
+const REAP: Duration = Duration::from_secs(10);
+
+/// Where the loop's results go.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Can pods be connected?
+    pub readiness: watch::Sender<Readiness>,
+    /// The last plan.
+    pub snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+    /// When the loop last turned.
+    pub heartbeat: watch::Sender<Instant>,
+    /// The announcement to write.
+    pub announce: watch::Sender<Option<Wanted>>,
+    /// Events to record.
+    pub notices: mpsc::Sender<Notice>,
+}
+
+/// The loop and what it owns.
+#[derive(Debug)]
+pub struct Agent {
+    /// The configuration.
+    pub config: Config,
+    /// This node.
+    pub node: NodeName,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The devices.
+    pub wireguard: WireGuard,
+    /// The keys.
+    pub keys: Arc<LoadedStore>,
+    /// Firewall and host environment.
+    pub guard: Guard,
+    /// Attachments, shared with the CNI server.
+    pub table: Arc<Mutex<Table>>,
+    /// The CNI server's verbs, for lost DELs.
+    pub attacher: Arc<Attacher>,
+    /// Nodes of the cluster.
+    pub nodes: watch::Receiver<Nodes>,
+    /// Nudges of the kernel.
+    pub kernel_changed: mpsc::Receiver<()>,
+    /// How often drift is looked for without a nudge.
+    pub drift_interval: Duration,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Results.
+    pub outputs: Outputs,
+    /// What the loop remembers.
+    pub memory: Memory,
+}
+
+/// What the loop remembers between turns: nothing that could not be lost.
+#[derive(Debug, Default)]
+pub struct Memory {
+    set_before: Endpoints,
+    applied: Option<Desired>,
+    confirmed: Option<Announcement>,
+    generation: u64,
+    asked_to_write: Option<(AnnouncementFact, Announcement)>,
+    missing: BTreeSet<Slot>,
+    notices: BTreeMap<String, String>,
+    turned: bool,
+}
+
+/// One turn could not be finished; the next one tries again.
+#[derive(Debug, thiserror::Error)]
+enum TurnError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    WireGuard(#[from] WireGuardError),
+    #[error("A blocking task of the agent failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Agent {
+    /// Runs for ever. Cancelling it leaves the data path as it is.
+    pub async fn run(mut self) {
+        let mut retry = RETRY.0;
+        let mut reap = tokio::time::interval(REAP);
+        reap.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let begun = Instant::now();
+            self.outputs.heartbeat.send_replace(begun);
+            let clean = self.turn().await;
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).ok().filter(|_| clean);
+            self.metrics.reconciled(begun.elapsed(), at);
+            let pause = if clean {
+                retry = RETRY.0;
+                self.drift_interval
+            } else {
+                let pause = retry;
+                retry = (retry * 2).min(RETRY.1);
+                pause
+            };
+            let asleep = tokio::time::sleep(pause);
+            tokio::pin!(asleep);
+            loop {
+                tokio::select! {
+                    () = &mut asleep => break,
+                    changed = self.nodes.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        break;
+                    }
+                    nudge = self.kernel_changed.recv() => {
+                        if nudge.is_none() {
+                            return;
+                        }
+                        break;
+                    }
+                    _ = reap.tick() => self.reap().await,
+                }
+            }
+            tokio::time::sleep(GATHER).await;
+            while self.kernel_changed.try_recv().is_ok() {}
+        }
+    }
+
+    async fn reap(&self) {
+        crate::notes::execute(&self.attacher).await;
+        if let Err(failure) = self.attacher.reap().await {
+            tracing::warn!(err = %failure, "Could not look for vanished pods");
+        }
+        let (directory, now) = (self.attacher.directory.clone(), crate::cni::now());
+        match tokio::task::spawn_blocking(move || directory.forget_rested(now)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(err = %error, "Could not forget rested addresses"),
+            Err(error) => tracing::warn!(err = %error, "Could not forget rested addresses"),
+        }
+    }
+
+    /// One turn. False: something failed and is worth another try soon.
+    async fn turn(&mut self) -> bool {
+        match self.reconcile().await {
+            Ok(clean) => clean,
+            Err(error) => {
+                tracing::error!(err = %error, "Could not reconcile");
+                let obstacle = format!("mesh-agent cannot reconcile: {error}");
+                self.outputs.readiness.send_modify(|readiness| {
+                    if !self.memory.turned {
+                        readiness.obstacles = vec![obstacle];
+                    }
+                });
+                false
+            }
+        }
+    }
+
+    async fn reconcile(&mut self) -> Result<bool, TurnError> {
+        let nodes = self.nodes.borrow_and_update().clone();
+        if self.wireguard.implementation() == Implementation::Kernel {
+            for slot in Slot::ALL {
+                self.kernel.create_wireguard(slot.device()).await?;
+            }
+        }
+        let state = self.kernel.observe().await?;
+        let (devices, silent) = self.devices(&state).await?;
+        let observed = Observed {
+            devices,
+            mesh: state.mesh(&self.config.settings.pod_cidrs),
+            routes: state.routes.clone(),
+            rules: state.rules.clone(),
+            links: state.links.keys().cloned().collect(),
+        };
+        // After looking, never before: what was connected since is then in the plan, though not in what was seen.
+        let view = self.view(nodes, &state);
+        let (desired, mut problems) = plan(&view);
+        let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
+        problems.extend(self.pool(&desired, view.synced));
+        problems.extend(self.missing_devices(&observed));
+
+        let guard = self.guard.turn(&self.config, &desired, view.synced, &self.metrics).await;
+        let ops = diff(&desired, &observed, &self.memory.set_before, mode);
+        let repair = self.memory.applied.as_ref() == Some(&desired);
+        let clean = self.apply(&desired, &ops, repair, guard.closed).await;
+        if clean && view.synced {
+            self.memory.applied = Some(desired.clone());
+        }
+        self.restored(&observed, clean);
+        problems.extend(self.announcement(&view, &desired));
+
+        self.report(&problems, &guard.findings);
+        self.count_peers(&observed);
+        self.publish_readiness(&view, &desired, &observed, &guard, &silent, clean);
+        let problems = problems.iter().map(ToString::to_string).collect();
+        let snapshot = Snapshot { view, desired, observed, pending: ops, problems };
+        self.outputs.snapshot.send_replace(Some(Arc::new(snapshot)));
+        self.memory.turned = true;
+        Ok(clean && guard.closed && silent.is_empty())
+    }
+
+    /// Both devices, where they exist; and those that exist but do not answer, with the reason.
+    async fn devices(
+        &self,
+        state: &KernelState,
+    ) -> Result<(BTreeMap<Slot, ObservedDevice>, Vec<String>), TurnError> {
+        let mut devices = BTreeMap::new();
+        let mut silent = Vec::new();
+        for slot in Slot::ALL {
+            let Some(link) = state.links.get(slot.device()) else { continue };
+            let wireguard = self.wireguard;
+            let seen =
+                tokio::task::spawn_blocking(move || wireguard.observe(slot, SystemTime::now())).await?;
+            match seen {
+                Ok(device) => {
+                    devices.insert(slot, ObservedDevice { mtu: link.mtu, up: link.up, ..device });
+                }
+                Err(error) => silent.push(error.to_string()),
+            }
+        }
+        Ok((devices, silent))
+    }
+
+    fn view(&self, nodes: Nodes, state: &KernelState) -> ClusterView {
+        let own_ips = nodes.nodes.get(&self.node).map(|own| own.internal_ips.as_slice()).unwrap_or_default();
+        let holds = |index: u32| {
+            state.addresses.iter().any(|(holder, net)| *holder == index && own_ips.contains(&net.addr()))
+        };
+        let uplinks = state.links.values().filter(|link| holds(link.index));
+        let local = LocalFacts {
+            name: self.node.clone(),
+            announcement: announcement(&self.keys),
+            uplink_mtu: uplinks.map(|link| link.mtu).min(),
+        };
+        ClusterView {
+            settings: self.config.settings.clone(),
+            local,
+            nodes: nodes.nodes,
+            attachments: self.table.lock().unwrap_or_else(PoisonError::into_inner).addresses(),
+            synced: nodes.synced,
+        }
+    }
+
+    fn pool(&self, desired: &Desired, synced: bool) -> Vec<Problem> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if synced {
+            table.ipam.set_cidrs(&desired.own_pod_cidrs);
+        }
+        let now = crate::cni::now();
+        for usage in table.ipam.usage(now) {
+            self.metrics.set_pool(&usage);
+        }
+        table.ipam.problems(now)
+    }
+
+    fn missing_devices(&mut self, observed: &Observed) -> Vec<Problem> {
+        let gone = |slot: &Slot| !observed.links.contains(slot.device());
+        for slot in Slot::ALL.into_iter().filter(gone) {
+            if self.memory.missing.insert(slot) && self.memory.turned {
+                tracing::warn!(device = %slot, "Device is missing; its peers are unreachable until it is back");
+            }
+        }
+        let problem = |slot: &Slot| Problem::DeviceMissing { node: self.node.clone(), slot: *slot };
+        Slot::ALL.iter().filter(|slot| gone(slot)).map(problem).collect()
+    }
+
+    /// Devices that were missing and are programmed now.
+    fn restored(&mut self, observed: &Observed, clean: bool) {
+        let back: Vec<Slot> =
+            self.memory.missing.iter().copied().filter(|slot| observed.devices.contains_key(slot)).collect();
+        for slot in back.into_iter().filter(|_| clean) {
+            self.memory.missing.remove(&slot);
+            tracing::info!(device = %slot, "Device is there and programmed");
+            self.metrics.tunnel_restored(slot.device());
+        }
+    }
+
+    /// Applies operations in order. What carries waits until what refuses is in force.
+    async fn apply(&mut self, desired: &Desired, ops: &[Op], repair: bool, mut closed: bool) -> bool {
+        let mut clean = true;
+        for op in ops {
+            if !closed && carries(op) {
+                clean = false;
+                continue;
+            }
+            let slot = slot_of(op);
+            // What follows from a device that was missing is a restoration, not drift.
+            let repair = repair && slot.is_none_or(|slot| !self.memory.missing.contains(&slot));
+            let result = self.one(desired, op).await;
+            self.metrics.operation(op.kind(), repair, result.is_err());
+            match result {
+                Ok(()) if repair => tracing::warn!(op = ?op, "Repaired drift"),
+                Ok(()) => tracing::debug!(op = ?op, "Applied"),
+                Err(error) => {
+                    tracing::error!(op = op.kind(), err = %error, "Could not apply");
+                    clean = false;
+                    closed &= !refuses(op);
+                }
+            }
+        }
+        clean
+    }
+
+    async fn one(&mut self, desired: &Desired, op: &Op) -> Result<(), TurnError> {
+        let wireguard = self.wireguard;
+        match op {
+            Op::PutRoute(route) => self.kernel.put_route(route).await?,
+            Op::RemoveRoute(route) => self.kernel.remove_route(route).await?,
+            Op::PutRule(rule) => self.kernel.put_rule(rule).await?,
+            Op::RemoveRule(rule) => self.kernel.remove_rule(rule).await?,
+            Op::PutMesh(address) => self.kernel.put_address("lo", *address).await?,
+            Op::RemoveMesh(address) => self.kernel.remove_address("lo", *address).await?,
+            Op::RaiseLink { slot, mtu } => {
+                self.kernel.raise(slot.device(), *mtu).await?;
+            }
+            Op::Configure { slot, port } => {
+                let (slot, port, keys) = (*slot, *port, Arc::clone(&self.keys));
+                let peers = desired.devices.get(&slot).map(|d| d.peers.clone()).unwrap_or_default();
+                for (key, peer) in &peers {
+                    self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, *key), endpoint)));
+                }
+                let work = move || wireguard.configure(slot, &keys.slot(slot).private, port, &peers);
+                tokio::task::spawn_blocking(work).await??;
+            }
+            Op::PutPeer { slot, key, peer } => {
+                let (slot, key, peer) = (*slot, *key, peer.clone());
+                self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, key), endpoint)));
+                tokio::task::spawn_blocking(move || wireguard.put_peer(slot, &key, &peer)).await??;
+            }
+            Op::RemovePeer { slot, key } => {
+                let (slot, key) = (*slot, *key);
+                self.memory.set_before.remove(&(slot, key));
+                tokio::task::spawn_blocking(move || wireguard.remove_peer(slot, &key)).await??;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes our annotation where it is not what we want, and says so where somebody changed it.
+    fn announcement(&mut self, view: &ClusterView, desired: &Desired) -> Option<Problem> {
+        let own = view.nodes.get(&self.node)?;
+        let wanted = &desired.announcement;
+        let judged = publication(wanted, &own.announcement, self.memory.confirmed.as_ref());
+        if judged == Publication::Current {
+            self.memory.confirmed = Some(wanted.clone());
+            self.memory.asked_to_write = None;
+            return None;
+        }
+        let state = (own.announcement.clone(), wanted.clone());
+        if self.memory.asked_to_write.as_ref() != Some(&state) {
+            self.memory.asked_to_write = Some(state);
+            self.memory.generation += 1;
+            let generation = self.memory.generation;
+            self.outputs.announce.send_replace(Some(Wanted { generation, announcement: wanted.clone() }));
+            if judged == Publication::Overwritten {
+                self.metrics.announcement_overwritten();
+            }
+        }
+        let problem = || Problem::AnnouncementOverwritten { node: self.node.clone() };
+        (judged == Publication::Overwritten).then(problem)
+    }
+
+    fn report(&mut self, problems: &[Problem], findings: &[(String, String)]) {
+        self.metrics.set_problems(problems.iter().map(Problem::code));
+        self.metrics.set_findings(findings.iter().map(|(code, _)| code.as_str()));
+        let problems = problems.iter().map(|p| (p.to_string(), p.code().to_owned()));
+        let findings = findings.iter().map(|(code, text)| (text.clone(), camel(code)));
+        let now: BTreeMap<String, String> = problems.chain(findings).collect();
+        for notice in publish::notices(&self.memory.notices, &now) {
+            if notice.warning {
+                tracing::warn!(code = notice.reason, "{}", notice.note);
+            } else {
+                tracing::info!(code = notice.reason, "{}", notice.note);
+            }
+            // A full queue means that the API is away; logs and metrics have it.
+            drop(self.outputs.notices.try_send(notice));
+        }
+        self.memory.notices = now;
+    }
+
+    fn count_peers(&self, observed: &Observed) {
+        let peers = || observed.devices.values().flat_map(|device| device.peers.values());
+        let alive = peers().filter(|peer| peer.handshake_age.is_some_and(|age| age < SESSION)).count();
+        self.metrics.set_peers(alive, peers().count() - alive);
+    }
+
+    fn publish_readiness(
+        &self,
+        view: &ClusterView,
+        desired: &Desired,
+        observed: &Observed,
+        guard: &crate::guard::Turn,
+        silent: &[String],
+        clean: bool,
+    ) {
+        let mut readiness =
+            Readiness { mesh: desired.mesh.clone(), mtu: desired.mtu, ..Readiness::default() };
+        if !view.synced {
+            if self.outputs.readiness.borrow().mesh.is_empty() {
+                readiness
+                    .obstacles
+                    .push("the list of Nodes has not been read from the API server yet".into());
+            } else {
+                return;
+            }
+        } else if desired.mesh.is_empty() {
+            readiness.obstacles.push(format!("node {} has no accepted pod CIDR", self.node));
+        }
+        readiness.obstacles.extend(guard.obstacles.iter().cloned());
+        if !clean && !self.memory.turned {
+            readiness.obstacles.push("the first reconciliation is not finished; see the log".into());
+        }
+        for slot in Slot::ALL.iter().filter(|slot| !observed.links.contains(slot.device())) {
+            readiness.limits.push(format!("device {slot} is missing; is mesh-tunnel running?"));
+        }
+        readiness.limits.extend(silent.iter().cloned());
+        self.outputs.readiness.send_if_modified(|present| {
+            let changed = *present != readiness;
+            *present = readiness;
+            changed
+        });
+    }
+}
+
+/// What the keyring says of both slots. Endpoints are the plan's.
+pub fn announcement(keys: &LoadedStore) -> Announcement {
+    let slot = |slot: Slot| {
+        let key = keys.slot(slot);
+        SlotAnnouncement {
+            epoch: key.epoch,
+            public_key: key.public(),
+            port: SLOT_PORTS[slot.index()],
+            draining: false,
+        }
+    };
+    Announcement { slots: [slot(Slot::Zero), slot(Slot::One)], endpoints: Vec::new(), kem: None }
+}
+
+/// Does the operation let packets through?
+fn carries(op: &Op) -> bool {
+    match op {
+        Op::PutPeer { .. } | Op::Configure { .. } => true,
+        Op::PutRoute(route) => route.target != Target::Unreachable,
+        Op::RemoveRoute(_)
+        | Op::PutRule(_)
+        | Op::RemoveRule(_)
+        | Op::PutMesh(_)
+        | Op::RemoveMesh(_)
+        | Op::RaiseLink { .. }
+        | Op::RemovePeer { .. } => false,
+    }
+}
+
+/// Does the operation keep packets from the uplink?
+fn refuses(op: &Op) -> bool {
+    matches!(op, Op::PutRule(_)) || matches!(op, Op::PutRoute(route) if route.target == Target::Unreachable)
+}
+
+fn slot_of(op: &Op) -> Option<Slot> {
+    match op {
+        Op::Configure { slot, .. }
+        | Op::RaiseLink { slot, .. }
+        | Op::PutPeer { slot, .. }
+        | Op::RemovePeer { slot, .. } => Some(*slot),
+        Op::PutRoute(route) => match &route.target {
+            Target::Device { device, .. } => Slot::ALL.into_iter().find(|slot| slot.device() == device),
+            Target::Unreachable => None,
+        },
+        Op::RemoveRoute(_) | Op::PutRule(_) | Op::RemoveRule(_) | Op::PutMesh(_) | Op::RemoveMesh(_) => None,
+    }
+}
+
+/// `forward-chain-drops` to `ForwardChainDrops`, as Events want it.
+fn camel(code: &str) -> String {
+    let word = |word: &str| {
+        let mut letters = word.chars();
+        letters
+            .next()
+            .map(|first| first.to_ascii_uppercase().to_string() + letters.as_str())
+            .unwrap_or_default()
+    };
+    code.split('-').map(word).collect()
+}

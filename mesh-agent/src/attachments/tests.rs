@@ -1,0 +1,43 @@
+use super::*;
+
+fn attachment(container: &str, ip: &str) -> Attachment {
+    Attachment {
+        v: 1,
+        id: AttachmentId { container_id: container.into(), ifname: "eth0".into() },
+        network: "hawser".into(),
+        pod: None,
+        netns: "/run/netns/x".into(),
+        ips: vec![ip.parse().unwrap()],
+        mac: None,
+        port_mappings: vec![],
+        bandwidth: None,
+    }
+}
+
+#[test]
+fn what_was_written_is_loaded_and_what_was_freed_rests() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::open(dir.path()).unwrap();
+    directory.write("hw1", &attachment("a", "10.0.0.2")).unwrap();
+    directory.write("hw2", &attachment("b", "10.0.0.3")).unwrap();
+    directory.free("hw2", Millis(1000)).unwrap();
+    directory.free("hw2", Millis(2000)).unwrap();
+    let loaded = directory.load().unwrap();
+    assert_eq!(loaded.attachments.keys().collect::<Vec<_>>(), ["hw1"]);
+    assert_eq!(loaded.resting, [("10.0.0.3".parse().unwrap(), Millis(1000))]);
+    directory.forget_rested(Millis(1000 + QUARANTINE)).unwrap();
+    assert!(directory.load().unwrap().resting.is_empty());
+}
+
+#[test]
+fn a_half_written_file_is_reported_and_costs_only_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::open(dir.path()).unwrap();
+    directory.write("hw1", &attachment("a", "10.0.0.2")).unwrap();
+    fs::write(dir.path().join("hw2.json"), "{\"v\":1,").unwrap();
+    fs::write(dir.path().join(".hw3.tmp"), "{").unwrap();
+    let loaded = directory.load().unwrap();
+    assert_eq!(loaded.attachments.len(), 1);
+    assert_eq!(loaded.unreadable.len(), 1);
+    assert!(!dir.path().join(".hw3.tmp").exists());
+}

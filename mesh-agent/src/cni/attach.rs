@@ -1,0 +1,479 @@
+//! ADD, DEL, CHECK, STATUS and GC (design D9).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kube::Client;
+use mesh_core::ipam::{IpamError, Millis};
+use mesh_core::name::NodeName;
+use mesh_core::numbers::ANNOTATION_IPS;
+use proto::cni::{Attach, Attached, AttachedIp, AttachmentId, Failure, Gc, PodRef, code};
+use tokio::sync::watch;
+
+use crate::attachments::{Attachment, Directory, Table};
+use crate::kernel::Kernel;
+use crate::metrics::Metrics;
+use crate::podlink::{self, PodLink, PodLinkError};
+use crate::watch::Pods;
+
+/// How long ADD waits for the watch to show its pod before it asks the API itself.
+const POD_PATIENCE: Duration = Duration::from_secs(2);
+/// How long ADD goes on asking for a pod that the API does not know yet.
+const POD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one request to the API may take inside ADD; kube repeats what fails for a while by itself.
+const API_DEADLINE: Duration = Duration::from_secs(8);
+
+/// How long DEL waits for an ADD of the same attachment to end; shorter than the plugin waits for the answer.
+const BUSY_DEADLINE: Duration = Duration::from_secs(25);
+
+/// Whether pods can be connected, as the last reconciliation found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Own mesh addresses: gateways of the pods.
+    pub mesh: BTreeSet<IpAddr>,
+    /// MTU of pods in bytes.
+    pub mtu: u32,
+    /// Why ADD cannot be served; empty: it can.
+    pub obstacles: Vec<String>,
+    /// Why pods that run have limited connectivity; empty: they have not.
+    pub limits: Vec<String>,
+}
+
+/// Serves the verbs.
+#[derive(Debug)]
+pub struct Attacher {
+    /// This node.
+    pub(crate) node: NodeName,
+    pub(crate) kernel: Kernel,
+    pub(crate) directory: Directory,
+    pub(crate) table: Arc<Mutex<Table>>,
+    pub(crate) pods: watch::Receiver<Pods>,
+    pub(crate) readiness: watch::Receiver<Readiness>,
+    pub(crate) api: Api,
+    pub(crate) metrics: Metrics,
+}
+
+/// The API, with a `Debug` that says nothing.
+#[derive(Clone)]
+pub(crate) struct Api(pub(crate) Client);
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Api")
+    }
+}
+
+fn io_failure(error: &dyn std::error::Error) -> Failure {
+    Failure::new(code::IO, error.to_string(), "")
+}
+
+fn try_again(msg: impl Into<String>, details: impl Into<String>) -> Failure {
+    Failure::new(code::TRY_AGAIN, msg, details)
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Attacher {
+    pub(crate) const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic in another holder leaves the table as it was between two steps; it is still the truth.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// STATUS.
+    pub(crate) fn status(&self) -> Result<(), Failure> {
+        let readiness = self.readiness.borrow();
+        let node = &self.node;
+        if !readiness.obstacles.is_empty() {
+            let msg = format!("node {node} cannot connect pods yet");
+            return Err(Failure::new(code::NOT_AVAILABLE, msg, readiness.obstacles.join("; ")));
+        }
+        if !readiness.limits.is_empty() {
+            let msg = format!("pods of node {node} have limited connectivity");
+            return Err(Failure::new(code::LIMITED, msg, readiness.limits.join("; ")));
+        }
+        Ok(())
+    }
+
+    /// ADD.
+    pub(crate) async fn add(&self, attach: Attach, netns: Option<OwnedFd>) -> Result<Attached, Failure> {
+        let netns = need_netns(netns, &attach)?;
+        let pod = attach.pod.clone().ok_or_else(|| {
+            let details = "Hawser connects pods of Kubernetes; the runtime must give K8S_POD_NAMESPACE and K8S_POD_NAME";
+            Failure::new(code::ENVIRONMENT, "CNI_ARGS names no pod", details)
+        })?;
+        let readiness = self.ready()?;
+        self.await_pod(&pod).await?;
+        let veth = attach.id.veth();
+        let _busy = self.busy(&veth).ok_or_else(|| {
+            try_again(format!("{} is being worked on by another request", attach.id.container_id), "")
+        })?;
+        let attachment = self.reserve(&veth, &attach)?;
+        let result = self.connect(&veth, &attachment, &pod, netns, &readiness).await;
+        if let Err(failure) = &result {
+            // An interface that was there before belongs to an earlier ADD, whose addresses stay.
+            if failure.code != code::ENVIRONMENT {
+                self.release(&veth).await?;
+            }
+        }
+        result
+    }
+
+    fn ready(&self) -> Result<Readiness, Failure> {
+        let readiness = self.readiness.borrow().clone();
+        if readiness.obstacles.is_empty() {
+            return Ok(readiness);
+        }
+        let msg = format!("node {} cannot connect pods yet", self.node);
+        Err(try_again(msg, readiness.obstacles.join("; ")))
+    }
+
+    /// Waits until the pod of that UID is known: from the watch, else from the API itself.
+    async fn await_pod(&self, pod: &PodRef) -> Result<(), Failure> {
+        let key = (pod.namespace.clone(), pod.name.clone());
+        let known = |pods: &Pods| pods.pods.get(&key).is_some_and(|meta| meta.is(pod.uid.as_deref()));
+        let mut pods = self.pods.clone();
+        let begun = tokio::time::Instant::now();
+        loop {
+            if let Ok(Ok(_)) = tokio::time::timeout(POD_PATIENCE, pods.wait_for(|pods| known(pods))).await {
+                return Ok(());
+            }
+            let last = match self.ask_for(pod).await? {
+                Some(meta) if meta.is(pod.uid.as_deref()) => return Ok(()),
+                Some(meta) => format!("the API knows it with UID {}", meta.uid),
+                None => "the API does not know it".to_owned(),
+            };
+            if begun.elapsed() >= POD_DEADLINE {
+                let uid = pod.uid.as_deref().unwrap_or("none");
+                let msg = format!("pod {}/{} with UID {uid} is not known", pod.namespace, pod.name);
+                return Err(try_again(msg, last));
+            }
+        }
+    }
+
+    async fn ask_for(&self, pod: &PodRef) -> Result<Option<crate::facts::PodMeta>, Failure> {
+        let api: kube::Api<k8s_openapi::api::core::v1::Pod> =
+            kube::Api::namespaced(self.api.0.clone(), &pod.namespace);
+        let away = |reason: String| {
+            let details = "a pod is connected only once its identity is known; the kubelet will try again";
+            try_again(
+                format!("API server did not answer for pod {}/{}: {reason}", pod.namespace, pod.name),
+                details,
+            )
+        };
+        match tokio::time::timeout(API_DEADLINE, api.get_metadata_opt(&pod.name)).await {
+            Ok(Ok(found)) => Ok(found.and_then(|pod| crate::facts::PodMeta::of(&pod.metadata))),
+            Ok(Err(error)) => Err(away(error.to_string())),
+            Err(_) => Err(away(format!("no answer in {} s", API_DEADLINE.as_secs()))),
+        }
+    }
+
+    /// Addresses for an attachment, written down. An attachment that is there already keeps its own: its ADD was cut off.
+    fn reserve(&self, veth: &str, attach: &Attach) -> Result<Attachment, Failure> {
+        let mut table = self.table();
+        if let Some(present) = table.attachments.get(veth) {
+            return Ok(present.clone());
+        }
+        let ips = table.ipam.allocate(&attach.requested_ips, now()).map_err(|error| pool_failure(&error))?;
+        let attachment = Attachment {
+            v: 1,
+            id: attach.id.clone(),
+            network: attach.network.clone(),
+            pod: attach.pod.clone(),
+            netns: attach.netns.clone(),
+            ips,
+            mac: attach.requested_mac.clone(),
+            port_mappings: attach.port_mappings.clone(),
+            bandwidth: attach.bandwidth,
+        };
+        table.attachments.insert(veth.to_owned(), attachment.clone());
+        Ok(attachment)
+    }
+
+    async fn connect(
+        &self,
+        veth: &str,
+        attachment: &Attachment,
+        pod: &PodRef,
+        netns: OwnedFd,
+        readiness: &Readiness,
+    ) -> Result<Attached, Failure> {
+        let link = self.link(veth, attachment, readiness)?;
+        self.write(veth, attachment).await?;
+        // Both at once: neither needs the other, and ADD answers when both are done.
+        let (made, told) =
+            tokio::join!(podlink::connect(&self.kernel, netns, &link), self.annotate(pod, &attachment.ips));
+        made.map_err(|error| match &error {
+            PodLinkError::Exists(_) => {
+                let details = "ADD without a DEL before it; the runtime has to call DEL first";
+                Failure::new(code::ENVIRONMENT, format!("CNI_IFNAME: {error}"), details)
+            }
+            PodLinkError::Netns(_) => Failure::new(code::INVALID_NETNS, error.to_string(), ""),
+            PodLinkError::Kernel(_)
+            | PodLinkError::Request { .. }
+            | PodLinkError::Setting(_)
+            | PodLinkError::Sysctl { .. }
+            | PodLinkError::Changed(_) => io_failure(&error),
+        })?;
+        told?;
+        let ip = |(address, gateway): &(IpAddr, IpAddr)| AttachedIp {
+            address: mesh_core::prefix::host(*address),
+            gateway: *gateway,
+        };
+        Ok(Attached {
+            host_ifname: link.veth.clone(),
+            host_mac: podlink::mac_text(link.host_mac),
+            pod_mac: podlink::mac_text(link.pod_mac),
+            mtu: link.mtu,
+            ips: link.ips.iter().map(ip).collect(),
+        })
+    }
+
+    fn link(&self, veth: &str, attachment: &Attachment, readiness: &Readiness) -> Result<PodLink, Failure> {
+        let gateway = |address: &IpAddr| {
+            let mesh = readiness.mesh.iter().copied().find(|m| mesh_core::prefix::same_family(*m, *address));
+            mesh.map(|mesh| (*address, mesh))
+        };
+        let ips: Vec<_> = attachment.ips.iter().filter_map(gateway).collect();
+        if ips.len() != attachment.ips.len() {
+            let msg = format!("node {} has no mesh address for {:?}", self.node, attachment.ips);
+            return Err(try_again(msg, "its pod CIDRs have just changed"));
+        }
+        let pod_mac = match &attachment.mac {
+            Some(text) => parse_mac(text)?,
+            None => podlink::mac(veth, "pod"),
+        };
+        Ok(PodLink {
+            veth: veth.to_owned(),
+            host_mac: podlink::mac(veth, "host"),
+            ifname: attachment.id.ifname.clone(),
+            pod_mac,
+            mtu: readiness.mtu,
+            ips,
+        })
+    }
+
+    /// Writes the pod's addresses where every agent reads them, long before the kubelet's status does.
+    async fn annotate(&self, pod: &PodRef, ips: &[IpAddr]) -> Result<(), Failure> {
+        let api: kube::Api<k8s_openapi::api::core::v1::Pod> =
+            kube::Api::namespaced(self.api.0.clone(), &pod.namespace);
+        let text = ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let patch = serde_json::json!({ "metadata": { "annotations": { ANNOTATION_IPS: text } } });
+        let params = kube::api::PatchParams::default();
+        let patch = kube::api::Patch::Merge(&patch);
+        let request = api.patch_metadata(&pod.name, &params, &patch);
+        let failed = |reason: String| {
+            let msg =
+                format!("could not write {ANNOTATION_IPS} on pod {}/{}: {reason}", pod.namespace, pod.name);
+            try_again(msg, "the kubelet will try again")
+        };
+        match tokio::time::timeout(API_DEADLINE, request).await {
+            Ok(Ok(written)) => {
+                // The name may have passed to a new pod between our look and our patch.
+                let meta = crate::facts::PodMeta::of(&written.metadata);
+                if meta.is_some_and(|meta| meta.is(pod.uid.as_deref())) {
+                    Ok(())
+                } else {
+                    Err(failed("the pod was replaced meanwhile".to_owned()))
+                }
+            }
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_) => Err(failed(format!("no answer in {} s", API_DEADLINE.as_secs()))),
+        }
+    }
+
+    async fn write(&self, veth: &str, attachment: &Attachment) -> Result<(), Failure> {
+        let (directory, veth, attachment) = (self.directory.clone(), veth.to_owned(), attachment.clone());
+        let written = tokio::task::spawn_blocking(move || directory.write(&veth, &attachment)).await;
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(io_failure(&error)),
+            Err(error) => Err(io_failure(&error)),
+        }
+    }
+
+    /// DEL: link, file, addresses, in this order. What is gone already is fine.
+    pub(crate) async fn del(&self, id: &AttachmentId) -> Result<(), Failure> {
+        let veth = id.veth();
+        let _busy = self.await_busy(&veth).await.ok_or_else(|| {
+            let msg = format!("{} is still being worked on by another request", id.container_id);
+            try_again(msg, "the runtime will call DEL again")
+        })?;
+        self.release(&veth).await
+    }
+
+    /// Unmakes an attachment that this request holds busy.
+    async fn release(&self, veth: &str) -> Result<(), Failure> {
+        self.kernel.remove_link(veth).await.map_err(|error| io_failure(&error))?;
+        let (directory, name) = (self.directory.clone(), veth.to_owned());
+        let freed = tokio::task::spawn_blocking(move || directory.free(&name, now())).await;
+        match freed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(io_failure(&error)),
+            Err(error) => return Err(io_failure(&error)),
+        }
+        let mut table = self.table();
+        if let Some(attachment) = table.attachments.remove(veth) {
+            for address in attachment.ips {
+                table.ipam.release(address, now());
+            }
+        }
+        Ok(())
+    }
+
+    /// CHECK.
+    pub(crate) async fn check(&self, attach: Attach, netns: Option<OwnedFd>) -> Result<(), Failure> {
+        let netns = need_netns(netns, &attach)?;
+        let readiness = self.ready()?;
+        let veth = attach.id.veth();
+        let attachment = self.table().attachments.get(&veth).cloned();
+        let failed = |msg: String| Failure::new(code::CHECK_FAILED, msg, "recreate the pod");
+        let Some(attachment) = attachment else {
+            return Err(failed(format!("no attachment for container {}", attach.id.container_id)));
+        };
+        if let Some(foreign) = attach.expected_ips.iter().find(|ip| !attachment.ips.contains(ip)) {
+            return Err(failed(format!(
+                "prevResult names {foreign}, the attachment has {:?}",
+                attachment.ips
+            )));
+        }
+        let link = self.link(&veth, &attachment, &readiness)?;
+        podlink::check(&self.kernel, netns, &link).await.map_err(|error| match error {
+            PodLinkError::Changed(text) => failed(text),
+            other => io_failure(&other),
+        })
+    }
+
+    /// GC: removes what the runtime no longer knows, goes on after failures and reports them together.
+    pub(crate) async fn gc(&self, gc: Gc) -> Result<(), Failure> {
+        let valid: BTreeSet<String> = gc.valid.iter().map(AttachmentId::veth).collect();
+        let stale: Vec<String> = {
+            let table = self.table();
+            let of_network = table.attachments.iter().filter(|(_, a)| a.network == gc.network);
+            of_network.map(|(veth, _)| veth.clone()).filter(|veth| !valid.contains(veth)).collect()
+        };
+        let mut failures = Vec::new();
+        for veth in stale {
+            let Some(_busy) = self.busy(&veth) else { continue };
+            match self.release(&veth).await {
+                Ok(()) => tracing::info!(veth, "Removed an attachment that the runtime no longer knows"),
+                Err(failure) => failures.push(format!("{veth}: {failure}")),
+            }
+        }
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let msg = format!("{} attachments could not be removed", failures.len());
+        Err(Failure::new(code::IO, msg, failures.join("; ")))
+    }
+
+    /// Frees attachments whose link is gone (with their pod's namespace) and removes links that no attachment knows.
+    pub(crate) async fn reap(&self) -> Result<(), Failure> {
+        let known: BTreeSet<String> = {
+            let table = self.table();
+            table.attachments.keys().filter(|veth| !table.busy.contains(*veth)).cloned().collect()
+        };
+        let links = self.kernel.links().await.map_err(|error| io_failure(&error))?;
+        for veth in known.iter().filter(|veth| !links.contains_key(*veth)) {
+            if let Some(_busy) = self.busy(veth) {
+                self.release(veth).await?;
+                tracing::info!(veth, "Freed an attachment whose pod is gone");
+            }
+        }
+        for veth in links.keys().filter(|name| is_pod_veth(name)) {
+            let unknown = !self.table().attachments.contains_key(veth);
+            if unknown && let Some(_busy) = self.busy(veth) {
+                self.kernel.remove_link(veth).await.map_err(|error| io_failure(&error))?;
+                tracing::info!(veth, "Removed a link that no attachment knows");
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::busy`], but waits for its turn: an ADD whose plugin was killed may still be at work.
+    async fn await_busy(&self, veth: &str) -> Option<Busy> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            if let Some(busy) = self.busy(veth) {
+                return Some(busy);
+            }
+            if begun.elapsed() >= BUSY_DEADLINE {
+                return None;
+            }
+            // Rare and short: a notification would be more to get wrong than it saves.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Marks a veth as being worked on; none: somebody is at it already.
+    fn busy(&self, veth: &str) -> Option<Busy> {
+        let mut table = self.table();
+        table
+            .busy
+            .insert(veth.to_owned())
+            .then(|| Busy { table: Arc::clone(&self.table), veth: veth.to_owned() })
+    }
+}
+
+/// Holds a veth until dropped.
+struct Busy {
+    table: Arc<Mutex<Table>>,
+    veth: String,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).busy.remove(&self.veth);
+    }
+}
+
+/// `hw` and 13 hexadecimal digits.
+pub(crate) fn is_pod_veth(name: &str) -> bool {
+    let digits = name.strip_prefix(mesh_core::numbers::POD_VETH_PREFIX);
+    digits
+        .is_some_and(|d| d.len() == 13 && d.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()))
+}
+
+fn need_netns(netns: Option<OwnedFd>, attach: &Attach) -> Result<OwnedFd, Failure> {
+    netns.ok_or_else(|| {
+        let msg = format!("no descriptor of the network namespace {} came with the request", attach.netns);
+        Failure::new(code::INVALID_NETNS, msg, "reinstall the plugin with hawser-cni install")
+    })
+}
+
+fn pool_failure(error: &IpamError) -> Failure {
+    let (code, details) = match error {
+        IpamError::Exhausted { resting, .. } if *resting > 0 => {
+            (code::TRY_AGAIN, "addresses leave quarantine within 30 s")
+        }
+        IpamError::Exhausted { .. } => {
+            (code::POOL_EXHAUSTED, "move pods to other nodes, or give the node a larger pod CIDR")
+        }
+        IpamError::NoPool { .. } => {
+            (code::TRY_AGAIN, "run the controller manager with --allocate-node-cidrs")
+        }
+        IpamError::NotOurs { .. } | IpamError::Taken { .. } | IpamError::TwoOfOneFamily { .. } => {
+            (code::INVALID_CONFIG, "ask for another address, or for none")
+        }
+    };
+    Failure::new(code, error.to_string(), details)
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], Failure> {
+    let bytes: Vec<u8> = text.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    let mac: Option<[u8; 6]> = bytes.try_into().ok();
+    // The lowest bit of the first byte marks a group address.
+    mac.filter(|mac| mac[0] & 1 == 0).ok_or_else(|| {
+        Failure::new(code::INVALID_CONFIG, format!("hardware address {text:?} is not a unicast one"), "")
+    })
+}

@@ -1,0 +1,220 @@
+//! Configuration: one YAML file (ConfigMap `hawser-config`), read once at start; flags override it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use mesh_core::numbers::{PORT_HEALTH, PORT_METRICS};
+use mesh_core::view::Settings;
+use serde::Deserialize;
+
+/// The file as written. Unknown fields are refused: a misspelt `podCIDRs` would be a cluster without protection.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Name of this cluster.
+    pub cluster_name: Option<String>,
+    /// Pod CIDRs of the cluster, both families. Mandatory.
+    #[serde(default, rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
+    /// Destinations to which pods talk with their own address, in plaintext.
+    #[serde(default, rename = "nonMasqueradeCIDRs")]
+    pub non_masquerade_cidrs: Vec<String>,
+    /// MTU of the tunnel in bytes; absent: the uplink's less 80.
+    pub mtu: Option<u32>,
+    /// Keepalive in seconds towards every peer; 0 is off, absent: 25 where this node seems to be behind NAT.
+    pub keepalive_seconds: Option<u16>,
+    /// `auto` (default), `kernel` or `userspace`.
+    pub wireguard: Option<String>,
+    /// Addresses `host:port` of the API server, tried before the Service address; the kubeconfig's when absent.
+    #[serde(default)]
+    pub api_servers: Vec<String>,
+    /// Address of `/healthz` and `/readyz`.
+    pub health_address: Option<String>,
+    /// Address of `/metrics` and `/debug/plan`.
+    pub metrics_address: Option<String>,
+    /// Where keys and attachments live.
+    pub state_dir: Option<PathBuf>,
+    /// Where the CNI plugin's socket is made.
+    pub cni_socket: Option<PathBuf>,
+}
+
+/// Which WireGuard to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The kernel's where the module is there, else `mesh-tunnel`.
+    Auto,
+    /// The kernel's.
+    Kernel,
+    /// `mesh-tunnel`.
+    Userspace,
+}
+
+/// The configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this cluster.
+    pub cluster_name: String,
+    /// What plans need.
+    pub settings: Settings,
+    /// Which WireGuard to use.
+    pub engine: Engine,
+    /// API servers to try.
+    pub api_servers: Vec<String>,
+    /// Health endpoint.
+    pub health_address: SocketAddr,
+    /// Metrics endpoint.
+    pub metrics_address: SocketAddr,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// CNI socket.
+    pub cni_socket: PathBuf,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {source}; mount the ConfigMap hawser-config there or give --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not the YAML expected.
+    #[error("configuration {path}: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A field has a value that cannot be.
+    #[error("configuration {path}: field {field}: {value:?} {reason}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a text; `path` is for errors.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let file: ConfigFile = serde_saphyr::from_str(text).map_err(|error| {
+            let reason = first_line(&error.to_string());
+            ConfigError::Parse { path: path.to_owned(), reason }
+        })?;
+        file.check(path)
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(300).collect()
+}
+
+impl ConfigFile {
+    fn check(self, path: &Path) -> Result<Config, ConfigError> {
+        let wrong = |field, value: &str, reason: String| ConfigError::Field {
+            path: path.to_owned(),
+            field,
+            value: value.to_owned(),
+            reason,
+        };
+        let prefixes = |field, list: &[String]| -> Result<Vec<IpNet>, ConfigError> {
+            let mut nets: Vec<IpNet> = Vec::new();
+            for text in list {
+                let net: IpNet = text.parse().map_err(|_| {
+                    wrong(
+                        field,
+                        text,
+                        "is not a prefix; write it as 10.244.0.0/16 or fd00:10:244::/56".into(),
+                    )
+                })?;
+                if net != net.trunc() {
+                    return Err(wrong(field, text, format!("has host bits set; write {}", net.trunc())));
+                }
+                if net.prefix_len() == 0 {
+                    return Err(wrong(
+                        field,
+                        text,
+                        "covers every address; name the cluster's own prefix".into(),
+                    ));
+                }
+                if let Some(twin) = nets.iter().find(|other| mesh_core::prefix::overlap(other, &net)) {
+                    return Err(wrong(field, text, format!("overlaps {twin}; name each prefix once")));
+                }
+                nets.push(net);
+            }
+            Ok(nets)
+        };
+        let address = |field, text: Option<String>, default: SocketAddr| match text {
+            None => Ok(default),
+            Some(text) => text.parse::<SocketAddr>().map_err(|_| {
+                wrong(field, &text, "is not an address and port; write it as 127.0.0.1:9000".into())
+            }),
+        };
+        let pod_cidrs = prefixes("podCIDRs", &self.pod_cidrs)?;
+        if pod_cidrs.is_empty() {
+            let reason = "must name the pod CIDRs of the cluster (the controller manager's --cluster-cidr): they are what is protected";
+            return Err(wrong("podCIDRs", "[]", reason.into()));
+        }
+        let non_masquerade = prefixes("nonMasqueradeCIDRs", &self.non_masquerade_cidrs)?;
+        for net in &non_masquerade {
+            if let Some(pods) = pod_cidrs.iter().find(|pods| mesh_core::prefix::overlap(pods, net)) {
+                let reason = format!("overlaps the pod CIDR {pods}, which is never plaintext; remove it");
+                return Err(wrong("nonMasqueradeCIDRs", &net.to_string(), reason));
+            }
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| !(1280..=65_455).contains(mtu)) {
+            return Err(wrong("mtu", &mtu.to_string(), "is outside 1280 to 65455".into()));
+        }
+        let engine = match self.wireguard.as_deref() {
+            None | Some("auto") => Engine::Auto,
+            Some("kernel") => Engine::Kernel,
+            Some("userspace") => Engine::Userspace,
+            Some(other) => {
+                return Err(wrong("wireguard", other, "is none of auto, kernel, userspace".into()));
+            }
+        };
+        let local = IpAddr::from([127, 0, 0, 1]);
+        let health_address =
+            address("healthAddress", self.health_address, SocketAddr::new(local, PORT_HEALTH))?;
+        let metrics_address =
+            address("metricsAddress", self.metrics_address, SocketAddr::new(local, PORT_METRICS))?;
+        let settings =
+            Settings { pod_cidrs, non_masquerade, mtu: self.mtu, keepalive: self.keepalive_seconds };
+        Ok(Config {
+            cluster_name: self.cluster_name.unwrap_or_else(|| "default".to_owned()),
+            settings,
+            engine,
+            api_servers: self.api_servers,
+            health_address,
+            metrics_address,
+            state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/hawser")),
+            cni_socket: self.cni_socket.unwrap_or_else(|| PathBuf::from(proto::cni::SOCKET)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+use super::*;
+use expect_test::{Expect, expect};
+
+fn check(text: &str, want: Expect) {
+    let got = match Config::parse(Path::new("c.yaml"), text) {
+        Ok(config) => format!("{:?} {:?}", config.settings, config.engine),
+        Err(error) => error.to_string(),
+    };
+    want.assert_eq(&got);
+}
+
+#[test]
+fn a_full_file_is_read() {
+    check(
+        "clusterName: lab\npodCIDRs: [10.244.0.0/16, 'fd00:10:244::/56']\nmtu: 1400\nwireguard: userspace\n",
+        expect![[
+            r#"Settings { pod_cidrs: [10.244.0.0/16, fd00:10:244::/56], non_masquerade: [], mtu: Some(1400), keepalive: None } Userspace"#
+        ]],
+    );
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_remedy() {
+    check(
+        "{}",
+        expect![
+            "configuration c.yaml: field podCIDRs: \"[]\" must name the pod CIDRs of the cluster (the controller manager's --cluster-cidr): they are what is protected"
+        ],
+    );
+    check(
+        "podCIDRs: [10.244.0.1/16]",
+        expect![
+            "configuration c.yaml: field podCIDRs: \"10.244.0.1/16\" has host bits set; write 10.244.0.0/16"
+        ],
+    );
+    check(
+        "podCIDRs: [0.0.0.0/0]",
+        expect![
+            "configuration c.yaml: field podCIDRs: \"0.0.0.0/0\" covers every address; name the cluster's own prefix"
+        ],
+    );
+    check(
+        "podCIDRs: [10.0.0.0/8, 10.1.0.0/16]",
+        expect![
+            "configuration c.yaml: field podCIDRs: \"10.1.0.0/16\" overlaps 10.0.0.0/8; name each prefix once"
+        ],
+    );
+    check(
+        "podCIDRs: [10.0.0.0/8]\nnonMasqueradeCIDRs: [10.1.0.0/16]",
+        expect![
+            "configuration c.yaml: field nonMasqueradeCIDRs: \"10.1.0.0/16\" overlaps the pod CIDR 10.0.0.0/8, which is never plaintext; remove it"
+        ],
+    );
+    check(
+        "podCIDRs: [10.0.0.0/8]\nmtu: 99",
+        expect!["configuration c.yaml: field mtu: \"99\" is outside 1280 to 65455"],
+    );
+    check(
+        "podCIDRs: [10.0.0.0/8]\nwireguard: openvpn",
+        expect!["configuration c.yaml: field wireguard: \"openvpn\" is none of auto, kernel, userspace"],
+    );
+}
+
+#[test]
+fn a_misspelt_field_is_refused() {
+    let error = Config::parse(Path::new("c.yaml"), "podCidr: [10.0.0.0/8]\n").unwrap_err().to_string();
+    assert!(error.contains("podCidr"), "{error}");
+}

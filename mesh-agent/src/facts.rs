@@ -1,0 +1,134 @@
+//! From Kubernetes objects to facts. The objects stop here: nothing behind this module knows their types.
+
+use std::net::IpAddr;
+
+use kube::api::{Object, ObjectMeta};
+use mesh_core::name::NodeName;
+use mesh_core::numbers::{ANNOTATION_ENDPOINT, ANNOTATION_WIREGUARD};
+use mesh_core::view::{AnnouncementFact, EndpointFact, MalformedField, NodeFacts};
+use serde::{Deserialize, Serialize};
+
+/// The part of a Node's spec that we read.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct NodeSpec {
+    /// `podCIDRs`.
+    #[serde(default, rename = "podCIDRs", skip_serializing_if = "Option::is_none")]
+    pub pod_cidrs: Option<Vec<String>>,
+}
+
+/// The part of a Node's status that we read.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct NodeStatus {
+    /// `addresses`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<NodeAddress>>,
+}
+
+/// One address of a Node.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NodeAddress {
+    /// `InternalIP`, `Hostname`…
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The address.
+    pub address: String,
+}
+
+/// A Node without the tens of kilobytes that we do not read.
+pub type Node = Object<NodeSpec, NodeStatus>;
+
+/// Longest piece of a foreign value that is repeated in an error.
+const SHOWN: usize = 80;
+
+/// Reads a Node. None: its name is not one (the API would not allow it).
+pub fn node(node: &Node) -> Option<(NodeName, NodeFacts)> {
+    let name: NodeName = node.metadata.name.as_deref()?.parse().ok()?;
+    let mut facts = NodeFacts { created: created(&node.metadata), ..NodeFacts::default() };
+    let pod_cidrs = node.spec.pod_cidrs.iter().flatten();
+    for text in pod_cidrs {
+        match text.parse::<ipnet::IpNet>() {
+            Ok(net) => facts.pod_cidrs.push(net.trunc()),
+            Err(_) => facts.malformed.push(malformed("spec.podCIDRs", text, "not a prefix")),
+        }
+    }
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    for address in addresses.into_iter().flatten().filter(|address| address.kind == "InternalIP") {
+        match address.address.parse::<IpAddr>() {
+            Ok(ip) if facts.internal_ips.contains(&ip) => {}
+            Ok(ip) => facts.internal_ips.push(ip),
+            Err(_) => {
+                facts.malformed.push(malformed("status.addresses", &address.address, "not an address"));
+            }
+        }
+    }
+    let annotation = |key: &str| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
+    if let Some(text) = annotation(ANNOTATION_ENDPOINT) {
+        facts.endpoint = endpoint(text);
+    }
+    if let Some(text) = annotation(ANNOTATION_WIREGUARD) {
+        facts.announcement = match keyring::codec::decode(text) {
+            Ok(announcement) => AnnouncementFact::Valid(announcement),
+            Err(error) => AnnouncementFact::Malformed { reason: error.to_string() },
+        };
+    }
+    Some((name, facts))
+}
+
+fn endpoint(text: &str) -> EndpointFact {
+    let mut addresses = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        match part.parse::<IpAddr>() {
+            Ok(address) if mesh_core::prefix::is_unicast(address) => addresses.push(address),
+            Ok(_) => {
+                return EndpointFact::Malformed {
+                    value: shown(text),
+                    reason: format!("{part} is not a unicast address"),
+                };
+            }
+            Err(_) => {
+                return EndpointFact::Malformed {
+                    value: shown(text),
+                    reason: format!("{:?} is not an address", shown(part)),
+                };
+            }
+        }
+    }
+    EndpointFact::Addresses(addresses)
+}
+
+fn created(meta: &ObjectMeta) -> i64 {
+    meta.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second())
+}
+
+fn malformed(field: &str, value: &str, reason: &str) -> MalformedField {
+    MalformedField { field: field.to_owned(), value: shown(value), reason: reason.to_owned() }
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
+}
+
+/// Keys, values and identity of a pod of this node, from its metadata alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodMeta {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `kubernetes.io/config.hash` of a mirror pod: what the kubelet gives as UID for a static pod.
+    pub config_hash: Option<String>,
+}
+
+impl PodMeta {
+    /// Reads a pod's metadata.
+    pub fn of(meta: &ObjectMeta) -> Option<Self> {
+        let config_hash = meta.annotations.as_ref().and_then(|a| a.get("kubernetes.io/config.hash")).cloned();
+        Some(Self { uid: meta.uid.clone()?, config_hash })
+    }
+
+    /// Is this the pod that a runtime calls `uid`? Without a UID the name has to do.
+    pub fn is(&self, uid: Option<&str>) -> bool {
+        uid.is_none_or(|uid| uid == self.uid || self.config_hash.as_deref() == Some(uid))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,42 @@
+use super::*;
+use serde_json::json;
+
+fn read(value: serde_json::Value) -> NodeFacts {
+    let object: Node = serde_json::from_value(value).unwrap();
+    node(&object).unwrap().1
+}
+
+#[test]
+fn a_bad_field_costs_only_itself() {
+    let facts = read(json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "n1", "annotations": {
+            "hawser.dev/wireguard": "{", "hawser.dev/endpoint": "192.0.2.7, 2001:db8::7"}},
+        "spec": {"podCIDRs": ["10.1.0.0/24", "tea"]},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "soup"},
+            {"type": "Hostname", "address": "n1"}]}
+    }));
+    assert_eq!(facts.pod_cidrs.len(), 1);
+    assert_eq!(facts.internal_ips, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(facts.malformed.len(), 2);
+    assert!(matches!(facts.announcement, AnnouncementFact::Malformed { .. }));
+    assert!(matches!(facts.endpoint, EndpointFact::Addresses(a) if a.len() == 2));
+}
+
+#[test]
+fn an_endpoint_that_is_no_address_is_named() {
+    let check = |text: &str| match endpoint(text) {
+        EndpointFact::Malformed { reason, .. } => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(check("example.com"), "\"example.com\" is not an address");
+    assert_eq!(check("192.0.2.1,"), "\"\" is not an address");
+    assert_eq!(check("127.0.0.1"), "127.0.0.1 is not a unicast address");
+}
+
+#[test]
+fn a_static_pod_is_known_by_its_mirrors_hash() {
+    let mirror = PodMeta { uid: "u1".into(), config_hash: Some("hash".into()) };
+    assert!(mirror.is(Some("hash")) && mirror.is(Some("u1")) && mirror.is(None) && !mirror.is(Some("other")));
+}

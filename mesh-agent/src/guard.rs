@@ -1,0 +1,187 @@
+//! Firewall and host environment, once per turn: puts them right where that is allowed and says what it found.
+
+use mesh_core::numbers::{POD_VETH_PREFIX, SLOT_PORTS};
+use mesh_core::plan::Desired;
+use mesh_core::slot::Slot;
+
+use crate::config::Config;
+use crate::host::{Host, HostFinding, HostFix, HostWant, Severity, judge};
+use crate::metrics::Metrics;
+use crate::nft::Nft;
+use crate::nft::{NftInput, ruleset};
+
+/// Holds the firewall's connection.
+#[derive(Debug)]
+pub struct Guard {
+    nft: Option<Nft>,
+    counted: std::collections::BTreeMap<String, u64>,
+    was_right: bool,
+}
+
+/// What one turn found.
+#[derive(Clone, Debug, Default)]
+pub struct Turn {
+    /// The firewall is in force: what carries may be set up.
+    pub closed: bool,
+    /// Code and sentence of each finding.
+    pub findings: Vec<(String, String)>,
+    /// Findings without whose remedy no pod can be connected.
+    pub obstacles: Vec<String>,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Guard {
+    /// Nothing is touched yet.
+    pub fn new() -> Self {
+        Self { nft: Some(Nft::new()), counted: std::collections::BTreeMap::new(), was_right: false }
+    }
+
+    /// Puts the firewall and the host right.
+    pub async fn turn(
+        &mut self,
+        config: &Config,
+        desired: &Desired,
+        synced: bool,
+        metrics: &Metrics,
+    ) -> Turn {
+        let input = nft_input(config, desired);
+        let mut turn = Turn::default();
+        for conflict in crate::nft::conflicts(&input) {
+            turn.findings.push(("node-address-guarded".to_owned(), conflict.to_string()));
+        }
+        // The handle goes to a blocking thread and comes back; should that thread panic, a new one is as good.
+        let mut nft = self.nft.take().unwrap_or_default();
+        let work = move || {
+            let table = ruleset(&input);
+            let result = if synced {
+                nft.ensure(&table)
+            } else {
+                // Before the first snapshot a table of our former life knows more than we do.
+                nft.observe().and_then(|observed| match observed.table {
+                    Some(_) => Ok(Vec::new()),
+                    None => nft.ensure(&table),
+                })
+            };
+            let counters = nft.counters();
+            (nft, result, counters)
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok((nft, result, counters)) => {
+                self.nft = Some(nft);
+                self.judge(result, metrics, &mut turn);
+                self.count(counters.unwrap_or_default(), metrics);
+            }
+            Err(error) => turn.obstacles.push(format!("the firewall could not be set: {error}")),
+        }
+        self.host(desired, &mut turn).await;
+        turn
+    }
+
+    fn judge(
+        &mut self,
+        result: Result<Vec<crate::nft::Difference>, crate::nft::NftError>,
+        metrics: &Metrics,
+        turn: &mut Turn,
+    ) {
+        match result {
+            Ok(differences) => {
+                turn.closed = true;
+                if !differences.is_empty() && self.was_right {
+                    let what: Vec<String> = differences.iter().map(ToString::to_string).collect();
+                    tracing::info!(differences = what.join("; "), "Replaced the nf_tables table");
+                }
+                self.was_right = true;
+            }
+            Err(error) => {
+                metrics.operation("firewall", false, true);
+                tracing::error!(err = %error, "Could not set the nf_tables table");
+                // What was in force stays in force: the table is replaced whole or not at all.
+                turn.closed = self.was_right;
+                turn.findings
+                    .push(("firewall-refused".to_owned(), format!("nf_tables table inet hawser: {error}")));
+                if !self.was_right {
+                    turn.obstacles.push(format!("the firewall is not in force: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Sets what may be set, and reports the rest.
+    async fn host(&self, desired: &Desired, turn: &mut Turn) {
+        let own = &desired.own_pod_cidrs;
+        let want = HostWant {
+            slots: Slot::ALL.map(|slot| slot.device().to_owned()),
+            pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
+            tunnel_ports: SLOT_PORTS,
+            ipv4: own.iter().any(|cidr| cidr.addr().is_ipv4()),
+            ipv6: own.iter().any(|cidr| cidr.addr().is_ipv6()),
+        };
+        let work = move || {
+            let host = Host::default();
+            let facts = host.observe(&want)?;
+            let (fixes, findings) = judge(&facts, &want);
+            let failed: Vec<String> = fixes.iter().filter_map(|fix| set(&host, fix)).collect();
+            Ok((findings, failed))
+        };
+        let result: Result<Result<(Vec<HostFinding>, Vec<String>), crate::host::HostError>, _> =
+            tokio::task::spawn_blocking(work).await;
+        match result {
+            Ok(Ok((findings, failed))) => {
+                for finding in findings {
+                    let text = finding.to_string();
+                    if finding.severity == Severity::Error {
+                        turn.obstacles.push(text.clone());
+                    }
+                    turn.findings.push((finding.code.to_owned(), text));
+                }
+                for text in failed {
+                    turn.obstacles.push(text.clone());
+                    turn.findings.push(("setting-refused".to_owned(), text));
+                }
+            }
+            Ok(Err(error)) => turn.findings.push(("host-unreadable".to_owned(), error.to_string())),
+            Err(error) => turn.findings.push(("host-unreadable".to_owned(), error.to_string())),
+        }
+    }
+
+    fn count(
+        &mut self,
+        counters: std::collections::BTreeMap<String, crate::nft::Counter>,
+        metrics: &Metrics,
+    ) {
+        for (name, counter) in counters {
+            let before = self.counted.insert(name.clone(), counter.packets).unwrap_or(0);
+            metrics.firewall(&name, counter.packets.saturating_sub(before));
+        }
+    }
+}
+
+/// Sets one thing; the error's text if it could not be.
+fn set(host: &Host, fix: &HostFix) -> Option<String> {
+    match host.apply(fix) {
+        Ok(()) => {
+            tracing::info!(fix = %fix, "Set up the host");
+            None
+        }
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn nft_input(config: &Config, desired: &Desired) -> NftInput {
+    NftInput {
+        guarded: config.settings.pod_cidrs.clone(),
+        own_pod_cidrs: desired.own_pod_cidrs.clone(),
+        own_node_ips: desired.own_node_ips.iter().copied().collect(),
+        peer_node_ips: desired.peer_node_ips.iter().copied().collect(),
+        mesh: desired.mesh.iter().copied().collect(),
+        non_masquerade: config.settings.non_masquerade.clone(),
+        slots: Slot::ALL.map(|slot| slot.device().to_owned()),
+        pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
+        tunnel_ports: SLOT_PORTS,
+    }
+}

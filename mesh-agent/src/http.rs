@@ -1,0 +1,104 @@
+//! `/healthz`, `/readyz` on one address; `/metrics`, `/debug/plan` on another.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use mesh_core::diff::{Observed, Op};
+use mesh_core::plan::Desired;
+use mesh_core::view::ClusterView;
+use tokio::sync::watch;
+
+use crate::cni::Readiness;
+use crate::metrics::Metrics;
+
+/// What `/debug/plan` shows: nothing secret is in any of it.
+#[derive(Debug, serde::Serialize)]
+pub struct Snapshot {
+    /// What was known.
+    pub view: ClusterView,
+    /// What shall be.
+    pub desired: Desired,
+    /// What was.
+    pub observed: Observed,
+    /// What was left to do.
+    pub pending: Vec<Op>,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+/// What the endpoints read.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// When the main loop last turned.
+    pub heartbeat: watch::Receiver<Instant>,
+    /// Can ADD be served?
+    pub readiness: watch::Receiver<Readiness>,
+    /// The last plan.
+    pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// Metrics.
+    pub metrics: Metrics,
+}
+
+/// The main loop turns at least every minute; this long without a turn means that it hangs.
+const DEAD: Duration = Duration::from_secs(300);
+
+/// Serves both addresses until the task is dropped.
+///
+/// # Errors
+/// An address cannot be bound.
+pub async fn serve(health: SocketAddr, metrics: SocketAddr, sources: Sources) -> std::io::Result<()> {
+    let bind = async |address: SocketAddr, what: &str| {
+        tokio::net::TcpListener::bind(address).await.map_err(|error| {
+            std::io::Error::new(
+                error.kind(),
+                format!("{what} {address}: {error}; another process listens there?"),
+            )
+        })
+    };
+    let first = bind(health, "healthAddress").await?;
+    let second = bind(metrics, "metricsAddress").await?;
+    let probes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
+    let insight = Router::new().route("/metrics", get(render)).route("/debug/plan", get(plan));
+    let first = axum::serve(first, probes.with_state(sources.clone()));
+    let second = axum::serve(second, insight.with_state(sources));
+    tokio::try_join!(first, second).map(|_| ())
+}
+
+/// Liveness: does the main loop turn? Never about peers or the API server.
+async fn healthz(State(sources): State<Sources>) -> Response {
+    let silent = sources.heartbeat.borrow().elapsed();
+    if silent < DEAD {
+        return "ok\n".into_response();
+    }
+    let text = format!("main loop has not turned for {} s\n", silent.as_secs());
+    (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+}
+
+/// Readiness: the predicate of CNI STATUS.
+async fn readyz(State(sources): State<Sources>) -> Response {
+    let readiness = sources.readiness.borrow().clone();
+    let why: Vec<String> = readiness.obstacles.into_iter().chain(readiness.limits).collect();
+    if why.is_empty() {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, why.join("\n") + "\n").into_response()
+}
+
+async fn render(State(sources): State<Sources>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    (kind, sources.metrics.render()).into_response()
+}
+
+async fn plan(State(sources): State<Sources>) -> Response {
+    let snapshot = sources.snapshot.borrow().clone();
+    match snapshot {
+        Some(snapshot) => axum::Json(&*snapshot).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "no plan yet\n").into_response(),
+    }
+}

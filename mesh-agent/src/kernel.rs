@@ -1,0 +1,458 @@
+//! The kernel's networking, by rtnetlink: what is there, and the small operations that change it.
+//!
+//! Nothing here chooses. What is ours is known by [`ROUTE_PROTOCOL`], or (addresses on `lo`) by lying inside the
+//! cluster's pod CIDRs; everything else is left alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use mesh_core::numbers::ROUTE_PROTOCOL;
+use mesh_core::plan::{Route, Rule, Target};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{
+    AddressMessageBuilder, Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkWireguard,
+    RouteMessageBuilder,
+};
+
+/// A netlink request that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct KernelError {
+    /// What was asked, with its object.
+    what: String,
+    /// What the kernel said.
+    source: rtnetlink::Error,
+}
+
+impl KernelError {
+    /// No netlink socket could be had.
+    pub(crate) fn socket(error: std::io::Error) -> Self {
+        let what = format!("Could not open a netlink socket: {error}");
+        Self { what, source: rtnetlink::Error::RequestFailed }
+    }
+}
+
+/// Turns a failure into a [`KernelError`] that says what was asked.
+fn asked<T>(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> Result<T, KernelError> {
+    move |source| Err(KernelError { what: what(), source })
+}
+
+/// Is it only that the thing is gone already, or there already?
+fn errno(error: &rtnetlink::Error) -> Option<rustix::io::Errno> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            message.code.map(|code| rustix::io::Errno::from_raw_os_error(code.get().abs()))
+        }
+        _ => None,
+    }
+}
+
+fn tolerate(
+    result: Result<(), rtnetlink::Error>,
+    fine: &[rustix::io::Errno],
+    what: impl FnOnce() -> String,
+) -> Result<(), KernelError> {
+    match result {
+        Err(error) if errno(&error).is_some_and(|code| fine.contains(&code)) => Ok(()),
+        other => other.or_else(asked(what)),
+    }
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Number of the device.
+    pub index: u32,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Hardware address; empty for a tunnel.
+    pub mac: Vec<u8>,
+}
+
+/// What the kernel shows.
+#[derive(Clone, Debug, Default)]
+pub struct KernelState {
+    /// Devices by name.
+    pub links: BTreeMap<String, Link>,
+    /// Every address with the number of its device.
+    pub addresses: Vec<(u32, IpNet)>,
+    /// Our routes.
+    pub routes: BTreeSet<Route>,
+    /// Our rules.
+    pub rules: BTreeSet<Rule>,
+}
+
+impl KernelState {
+    /// Addresses on `lo` inside `guarded`.
+    pub fn mesh(&self, guarded: &[IpNet]) -> BTreeSet<IpAddr> {
+        let lo = self.links.get("lo").map(|lo| lo.index);
+        let ours = |(index, net): &&(u32, IpNet)| {
+            Some(*index) == lo && guarded.iter().any(|g| g.contains(&net.addr()))
+        };
+        self.addresses.iter().filter(ours).map(|(_, net)| net.addr()).collect()
+    }
+}
+
+/// A connection to the kernel in the network namespace in which it was made.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    handle: Handle,
+}
+
+impl Kernel {
+    /// Connects; the connection's task lives in the current runtime.
+    ///
+    /// # Errors
+    /// No netlink socket.
+    pub fn connect() -> std::io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The netlink handle, for what is not shared.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Everything at once.
+    ///
+    /// # Errors
+    /// A dump was refused or cut off.
+    pub async fn observe(&self) -> Result<KernelState, KernelError> {
+        let links = self.links().await?;
+        let names: BTreeMap<u32, &str> =
+            links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
+        let mut routes = BTreeSet::new();
+        let mut rules = BTreeSet::new();
+        for request in [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ] {
+            let mut dump = self.handle.route().get(request).execute();
+            while let Some(message) =
+                dump.try_next().await.or_else(asked(|| "Could not list routes".into()))?
+            {
+                routes.extend(route(&message, &names));
+            }
+        }
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let mut dump = self.handle.rule().get(version).execute();
+            while let Some(message) =
+                dump.try_next().await.or_else(asked(|| "Could not list rules".into()))?
+            {
+                rules.extend(rule(&message));
+            }
+        }
+        Ok(KernelState { addresses: self.addresses().await?, routes, rules, links })
+    }
+
+    /// Devices by name.
+    ///
+    /// # Errors
+    /// The dump was refused or cut off.
+    pub async fn links(&self) -> Result<BTreeMap<String, Link>, KernelError> {
+        let mut links = BTreeMap::new();
+        let mut dump = self.handle.link().get().execute();
+        while let Some(message) = dump.try_next().await.or_else(asked(|| "Could not list links".into()))? {
+            links.extend(link(&message));
+        }
+        Ok(links)
+    }
+
+    async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, KernelError> {
+        let mut addresses = Vec::new();
+        let mut dump = self.handle.address().get().execute();
+        while let Some(message) =
+            dump.try_next().await.or_else(asked(|| "Could not list addresses".into()))?
+        {
+            addresses.extend(address(&message));
+        }
+        Ok(addresses)
+    }
+
+    /// Number of a device.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn index(&self, name: &str) -> Result<u32, KernelError> {
+        Ok(self.link(name).await?.index)
+    }
+
+    /// One device.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn link(&self, name: &str) -> Result<Link, KernelError> {
+        let what = || format!("Could not find link {name}");
+        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
+        let message = found.try_next().await.or_else(asked(what))?;
+        message
+            .as_ref()
+            .and_then(link)
+            .map(|(_, link)| link)
+            .ok_or_else(|| KernelError { what: what(), source: rtnetlink::Error::RequestFailed })
+    }
+
+    /// Adds a route, or replaces the one to the same prefix in the same table with the same metric.
+    ///
+    /// # Errors
+    /// Refused, or its device is gone.
+    pub async fn put_route(&self, route: &Route) -> Result<(), KernelError> {
+        let message = self.route_message(route).await?;
+        let result = self.handle.route().add(message).replace().execute().await;
+        result.or_else(asked(|| format!("Could not put route {route:?}")))
+    }
+
+    /// Removes a route; gone already is fine.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn remove_route(&self, route: &Route) -> Result<(), KernelError> {
+        let Ok(message) = self.route_message(route).await else {
+            return Ok(()); // With its device, a route is gone too.
+        };
+        let result = self.handle.route().del(message).execute().await;
+        let gone = [rustix::io::Errno::SRCH, rustix::io::Errno::NOENT, rustix::io::Errno::NODEV];
+        tolerate(result, &gone, || format!("Could not remove route {route:?}"))
+    }
+
+    async fn route_message(&self, route: &Route) -> Result<RouteMessage, KernelError> {
+        let what = || format!("Could not write route {route:?}");
+        let invalid = |_| KernelError { what: what(), source: rtnetlink::Error::RequestFailed };
+        let mut builder = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(route.prefix.addr(), route.prefix.prefix_len())
+            .map_err(invalid)?
+            .table_id(route.table)
+            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
+        if route.metric() != 0 {
+            builder = builder.priority(route.metric());
+        }
+        match &route.target {
+            Target::Unreachable => {
+                builder = builder.kind(RouteType::Unreachable).scope(RouteScope::Universe);
+            }
+            Target::Device { device, source } => {
+                let scope =
+                    if route.prefix.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+                builder =
+                    builder.kind(RouteType::Unicast).output_interface(self.index(device).await?).scope(scope);
+                if let Some(source) = source {
+                    builder = builder.pref_source(*source).map_err(invalid)?;
+                }
+            }
+        }
+        Ok(builder.build())
+    }
+
+    /// Adds a rule; there already is fine.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn put_rule(&self, rule: &Rule) -> Result<(), KernelError> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = rule_message(rule);
+        tolerate(request.execute().await, &[rustix::io::Errno::EXIST], || {
+            format!("Could not add rule {rule:?}")
+        })
+    }
+
+    /// Removes a rule; gone already is fine.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn remove_rule(&self, rule: &Rule) -> Result<(), KernelError> {
+        let result = self.handle.rule().del(rule_message(rule)).execute().await;
+        tolerate(result, &[rustix::io::Errno::NOENT], || format!("Could not remove rule {rule:?}"))
+    }
+
+    /// Puts a host address on a device, usable at once (no duplicate address detection).
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn put_address(&self, device: &str, address: IpAddr) -> Result<(), KernelError> {
+        let index = self.index(device).await?;
+        let mut request = self.handle.address().add(index, address, host_length(address)).replace();
+        if address.is_ipv6() {
+            request.message_mut().header.flags |= netlink_packet_route::address::AddressHeaderFlags::Nodad;
+        }
+        request.execute().await.or_else(asked(|| format!("Could not put address {address} on {device}")))
+    }
+
+    /// Takes a host address from a device; gone already is fine.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn remove_address(&self, device: &str, address: IpAddr) -> Result<(), KernelError> {
+        let index = self.index(device).await?;
+        let message = match address {
+            IpAddr::V4(v4) => {
+                AddressMessageBuilder::<std::net::Ipv4Addr>::new().index(index).address(v4, 32).build()
+            }
+            IpAddr::V6(v6) => {
+                AddressMessageBuilder::<std::net::Ipv6Addr>::new().index(index).address(v6, 128).build()
+            }
+        };
+        let result = self.handle.address().del(message).execute().await;
+        let gone = [rustix::io::Errno::ADDRNOTAVAIL];
+        tolerate(result, &gone, || format!("Could not remove address {address} from {device}"))
+    }
+
+    /// Sets the MTU of a device and brings it up.
+    ///
+    /// # Errors
+    /// Refused, or there is no such device.
+    pub async fn raise(&self, device: &str, mtu: u32) -> Result<(), KernelError> {
+        let index = self.index(device).await?;
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).up().build();
+        let result = self.handle.link().set(message).execute().await;
+        result.or_else(asked(|| format!("Could not set MTU {mtu} of {device} and bring it up")))
+    }
+
+    /// Makes a kernel WireGuard device; there already is fine.
+    ///
+    /// # Errors
+    /// Refused: most likely the kernel has no WireGuard.
+    pub async fn create_wireguard(&self, device: &str) -> Result<(), KernelError> {
+        let result = self.handle.link().add(LinkWireguard::new(device).build()).execute().await;
+        tolerate(result, &[rustix::io::Errno::EXIST], || {
+            format!("Could not create WireGuard device {device}")
+        })
+    }
+
+    /// Removes a device; gone already is fine. True: it was there.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn remove_link(&self, device: &str) -> Result<bool, KernelError> {
+        let Ok(index) = self.index(device).await else { return Ok(false) };
+        let result = self.handle.link().del(index).execute().await;
+        let what = || format!("Could not remove link {device}");
+        tolerate(result, &[rustix::io::Errno::NODEV], what)?;
+        Ok(true)
+    }
+}
+
+fn host_length(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn link(message: &LinkMessage) -> Option<(String, Link)> {
+    let (mut name, mut mtu, mut mac) = (None, 0, Vec::new());
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::Mtu(value) => mtu = *value,
+            LinkAttribute::Address(bytes) => mac.clone_from(bytes),
+            _ => {}
+        }
+    }
+    let up = message.header.flags.contains(LinkFlags::Up);
+    Some((name?, Link { index: message.header.index, mtu, up, mac }))
+}
+
+fn address(message: &AddressMessage) -> Option<(u32, IpNet)> {
+    // IPv4: Local is the own address, Address the peer's on a point-to-point link. IPv6 has Address alone.
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let address = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    if message.header.scope == AddressScope::Link {
+        return None;
+    }
+    let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    Some((message.header.index, net))
+}
+
+fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Route> {
+    if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
+        return None;
+    }
+    let mut table = u32::from(message.header.table);
+    let (mut destination, mut device, mut source) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::Destination(to) => destination = ip(to),
+            RouteAttribute::PrefSource(from) => source = ip(from),
+            RouteAttribute::Oif(index) => device = names.get(index).map(|name| (*name).to_owned()),
+            _ => {}
+        }
+    }
+    let destination = destination.or_else(|| unspecified(message.header.address_family))?;
+    let prefix = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
+    let target = if message.header.kind == RouteType::Unreachable {
+        Target::Unreachable
+    } else {
+        Target::Device { device: device?, source }
+    };
+    Some(Route { table, prefix, target })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}
+
+fn unspecified(family: AddressFamily) -> Option<IpAddr> {
+    match family {
+        AddressFamily::Inet => Some(IpAddr::from([0; 4])),
+        AddressFamily::Inet6 => Some(IpAddr::from([0; 16])),
+        _ => None,
+    }
+}
+
+fn rule(message: &RuleMessage) -> Option<Rule> {
+    let ours = RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
+    if !message.attributes.contains(&ours) {
+        return None;
+    }
+    let (mut priority, mut table) = (0, u32::from(message.header.table));
+    let (mut from, mut to) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Table(id) => table = *id,
+            RuleAttribute::Source(ip) => from = IpNet::new(*ip, message.header.src_len).ok(),
+            RuleAttribute::Destination(ip) => to = IpNet::new(*ip, message.header.dst_len).ok(),
+            _ => {}
+        }
+    }
+    Some(Rule { priority, from, to, table })
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    let family = |net: &IpNet| if net.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.family = rule.from.as_ref().or(rule.to.as_ref()).map_or(AddressFamily::Inet, family);
+    message.header.action = RuleAction::ToTable;
+    if let Some(from) = rule.from {
+        message.header.src_len = from.prefix_len();
+        message.attributes.push(RuleAttribute::Source(from.addr()));
+    }
+    if let Some(to) = rule.to {
+        message.header.dst_len = to.prefix_len();
+        message.attributes.push(RuleAttribute::Destination(to.addr()));
+    }
+    message.attributes.push(RuleAttribute::Priority(rule.priority));
+    message.attributes.push(RuleAttribute::Table(rule.table));
+    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));
+    message
+}

@@ -1,0 +1,42 @@
+//! Deletions that the plugin wrote down because nobody answered it (design D9).
+
+use std::path::{Path, PathBuf};
+
+use proto::cni::{Detach, PENDING_DELETES};
+
+use crate::cni::Attacher;
+
+/// Executes and removes every note. What cannot be read is put aside by name, so that it is reported once.
+pub async fn execute(attacher: &Attacher) {
+    for (path, detach) in read(Path::new(PENDING_DELETES)) {
+        let Some(detach) = detach else {
+            let aside = path.with_extension("unreadable");
+            tracing::warn!(note = %path.display(), "A note of a deletion cannot be read; put aside. Its pod's link and addresses go when its namespace does");
+            drop(std::fs::rename(&path, aside));
+            continue;
+        };
+        match attacher.del(&detach.id).await {
+            Ok(()) => {
+                tracing::info!(
+                    container = detach.id.container_id,
+                    "Executed a deletion that the plugin wrote down"
+                );
+                if let Err(error) = std::fs::remove_file(&path) {
+                    tracing::warn!(note = %path.display(), err = %error, "Could not remove a note");
+                }
+            }
+            Err(failure) => {
+                tracing::warn!(note = %path.display(), err = %failure, "Could not execute a note")
+            }
+        }
+    }
+}
+
+fn read(directory: &Path) -> Vec<(PathBuf, Option<Detach>)> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let notes = paths.filter(|path| path.extension().is_some_and(|ext| ext == "json"));
+    let parse =
+        |path: &PathBuf| std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    notes.map(|path| (path.clone(), parse(&path))).collect()
+}

@@ -1,0 +1,100 @@
+//! What this node writes to the API: its announcement, and Events about problems.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client};
+use mesh_core::announcement::Announcement;
+use mesh_core::name::NodeName;
+use mesh_core::numbers::ANNOTATION_WIREGUARD;
+use tokio::sync::{mpsc, watch};
+
+/// An announcement to write. The number grows with each time it has to be written anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Distinguishes writing again from having written.
+    pub generation: u64,
+    /// What to write.
+    pub announcement: Announcement,
+}
+
+/// Writes the newest wanted announcement until the API takes it; ends with the sender.
+pub async fn announce(client: Client, node: NodeName, mut wanted: watch::Receiver<Option<Wanted>>) {
+    let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
+    let mut pause = Duration::from_millis(200);
+    while wanted.changed().await.is_ok() {
+        loop {
+            let Some(now) = wanted.borrow_and_update().clone() else { break };
+            let text = keyring::codec::encode(&now.announcement);
+            let patch = serde_json::json!({ "metadata": { "annotations": { ANNOTATION_WIREGUARD: text } } });
+            match api.patch_metadata(node.as_str(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(_) => {
+                    tracing::info!(node = %node, "Announced both slots");
+                    pause = Duration::from_millis(200);
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(node = %node, err = %error, "Could not write the announcement; trying again");
+                    // A newer announcement is not worth waiting for: it is taken at the next turn anyway.
+                    drop(tokio::time::timeout(pause, wanted.changed()).await);
+                    pause = (pause * 2).min(Duration::from_secs(30));
+                }
+            }
+        }
+    }
+}
+
+/// An Event to record about this node.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// CamelCase word.
+    pub reason: String,
+    /// One sentence.
+    pub note: String,
+    /// Something is wrong, rather than right again.
+    pub warning: bool,
+}
+
+/// Records notices as Events of the Node. Notices are dropped while the API is away: metrics and logs have them too.
+pub async fn record(client: Client, node: NodeName, mut notices: mpsc::Receiver<Notice>) {
+    let reporter = Reporter { controller: "hawser.dev/mesh-agent".into(), instance: Some(node.to_string()) };
+    let recorder = Recorder::new(client, reporter);
+    let reference = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(node.to_string()),
+        // The kubelet's own Events bear the name here too; `kubectl describe node` looks for it.
+        uid: Some(node.to_string()),
+        ..ObjectReference::default()
+    };
+    while let Some(notice) = notices.recv().await {
+        let event = Event {
+            type_: if notice.warning { EventType::Warning } else { EventType::Normal },
+            reason: notice.reason,
+            note: Some(notice.note.chars().take(1000).collect()),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        let publish = tokio::time::timeout(Duration::from_secs(10), recorder.publish(&event, &reference));
+        match publish.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(err = %error, "Could not record an Event"),
+            Err(_) => tracing::debug!("Recording an Event took too long"),
+        }
+    }
+}
+
+/// Notices for what is new in `now` and what is gone since `before`. Keys are sentences, values their words.
+pub fn notices(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<Notice> {
+    let appeared = now.iter().filter(|(note, _)| !before.contains_key(*note));
+    let gone = before.iter().filter(|(note, _)| !now.contains_key(*note));
+    let notice = |(note, reason): (&String, &String), warning| Notice {
+        reason: if warning { reason.clone() } else { format!("{reason}Resolved") },
+        note: note.clone(),
+        warning,
+    };
+    appeared.map(|n| notice(n, true)).chain(gone.map(|n| notice(n, false))).collect()
+}

@@ -1,0 +1,273 @@
+//! From flags to a running agent.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use keyring::{LoadedStore, Store};
+use kube::Client;
+use mesh_core::announcement::Epoch;
+use mesh_core::ipam::Ipam;
+use mesh_core::name::NodeName;
+use mesh_core::plan::Target;
+use tokio::sync::{mpsc, watch};
+
+use crate::agent::{Agent, Memory, Outputs};
+use crate::attachments::{Directory, Table};
+use crate::cni::{Attacher, Readiness};
+use crate::config::{Config, Engine};
+use crate::guard::Guard;
+use crate::host::Host;
+use crate::kernel::Kernel;
+use crate::metrics::Metrics;
+use crate::wireguard::{Implementation, WireGuard};
+use crate::{cni, facts, http, monitor, publish};
+
+/// What the command line gives.
+#[derive(Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// A kubeconfig; none: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of this node's Node object.
+    pub node: String,
+    /// How often drift is looked for without a nudge of the kernel.
+    pub drift_interval: Duration,
+}
+
+/// Nudges of the kernel that may wait: one would do, since a nudge carries nothing.
+const NUDGES: usize = 8;
+/// Events that may wait while the API is slow; more than a node has problems.
+const NOTICES: usize = 64;
+
+/// Runs the agent until SIGTERM or SIGINT, which leave the data path running.
+///
+/// # Errors
+/// What keeps it from starting: configuration, keys, sockets.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let config = Config::load(&options.config)?;
+    let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
+    let metrics = Metrics::new();
+    let client = client(&options, &config).await?;
+    let keys = Arc::new(keys(&config.state_dir, &client, &node).await?);
+    let kernel = Kernel::connect().context("Could not open a netlink socket")?;
+    let wireguard = WireGuard::new(implementation(config.engine).await?);
+    tracing::info!(
+        node = %node,
+        cluster = config.cluster_name,
+        wireguard = ?wireguard.implementation(),
+        version = env!("CARGO_PKG_VERSION"),
+        "Starting"
+    );
+
+    let directory = Directory::open(&config.state_dir.join("attachments"))?;
+    let table = Arc::new(Mutex::new(table(&directory, &kernel, &node).await?));
+    let (nodes_tx, nodes) = watch::channel(crate::watch::Nodes::default());
+    let (pods_tx, pods) = watch::channel(crate::watch::Pods::default());
+    let starting = Readiness { obstacles: vec!["mesh-agent is starting".into()], ..Readiness::default() };
+    let (readiness_tx, readiness) = watch::channel(starting);
+    let (snapshot_tx, snapshot) = watch::channel(None);
+    let (heartbeat_tx, heartbeat) = watch::channel(Instant::now());
+    let (announce_tx, announce) = watch::channel(None);
+    let (notices_tx, notices) = mpsc::channel(NOTICES);
+    let (nudge, kernel_changed) = mpsc::channel(NUDGES);
+
+    let attacher = Arc::new(Attacher {
+        node: node.clone(),
+        kernel: kernel.clone(),
+        directory,
+        table: Arc::clone(&table),
+        pods,
+        readiness: readiness.clone(),
+        api: cni::Api(client.clone()),
+        metrics: metrics.clone(),
+    });
+    let listener = cni::listen(&config.cni_socket)
+        .with_context(|| format!("Could not listen on {}", config.cni_socket.display()))?;
+    let sources = http::Sources { heartbeat, readiness, snapshot, metrics: metrics.clone() };
+    let agent = Agent {
+        node: node.clone(),
+        kernel,
+        wireguard,
+        keys,
+        guard: Guard::new(),
+        table,
+        attacher: Arc::clone(&attacher),
+        nodes,
+        kernel_changed,
+        drift_interval: options.drift_interval,
+        metrics: metrics.clone(),
+        outputs: Outputs {
+            readiness: readiness_tx,
+            snapshot: snapshot_tx,
+            heartbeat: heartbeat_tx,
+            announce: announce_tx,
+            notices: notices_tx,
+        },
+        memory: Memory::default(),
+        config: config.clone(),
+    };
+
+    // All of these end only when something is broken for good, so the first end is the agent's.
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(named("agent", async move {
+        agent.run().await;
+        Ok(())
+    }));
+    let watch_metrics = metrics.clone();
+    tasks.spawn(named("watch of nodes", {
+        let client = client.clone();
+        async move {
+            crate::watch::nodes(client, nodes_tx, watch_metrics).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("watch of pods", {
+        let (client, node) = (client.clone(), node.clone());
+        async move {
+            crate::watch::pods(client, node, pods_tx, metrics).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("announcer", {
+        let (client, node) = (client.clone(), node.clone());
+        async move {
+            publish::announce(client, node, announce).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("recorder", async move {
+        publish::record(client, node, notices).await;
+        Ok(())
+    }));
+    tasks.spawn(named("kernel monitor", async move { Ok(monitor::run(nudge).await?) }));
+    tasks.spawn(named("CNI server", async move {
+        cni::serve(listener, attacher).await;
+        Ok(())
+    }));
+    tasks.spawn(named("HTTP server", async move {
+        Ok(http::serve(config.health_address, config.metrics_address, sources).await?)
+    }));
+
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("Terminated; the data path stays as it is"),
+        _ = tokio::signal::ctrl_c() => tracing::info!("Interrupted; the data path stays as it is"),
+        ended = tasks.join_next() => match ended {
+            Some(Ok(Err(error))) => return Err(error),
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
+        },
+    }
+    Ok(())
+}
+
+async fn named(name: &'static str, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    work.await.with_context(|| format!("{name} failed"))?;
+    bail!("{name} ended")
+}
+
+/// A client of the first API server that answers, in the order: configuration, kubeconfig or service account.
+async fn client(options: &Options, config: &Config) -> anyhow::Result<Client> {
+    let base = match &options.kubeconfig {
+        Some(path) => {
+            let kubeconfig = kube::config::Kubeconfig::read_from(path)
+                .with_context(|| format!("kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("kubeconfig {}", path.display()))?
+        }
+        None => kube::Config::incluster()
+            .context("no --kubeconfig, and not in a pod with a service account (KUBERNETES_SERVICE_HOST and its token)")?,
+    };
+    let mut candidates = vec![base.clone()];
+    for (place, server) in config.api_servers.iter().enumerate() {
+        let url = format!("https://{server}");
+        let mut candidate = base.clone();
+        candidate.cluster_url =
+            url.parse().with_context(|| format!("configuration: apiServers: {server:?} is not host:port"))?;
+        candidates.insert(place, candidate);
+    }
+    if let [only] = &candidates[..] {
+        return Ok(Client::try_from(only.clone())?);
+    }
+    loop {
+        for candidate in &candidates {
+            let client = Client::try_from(candidate.clone())?;
+            match tokio::time::timeout(Duration::from_secs(3), client.apiserver_version()).await {
+                Ok(Ok(_)) => return Ok(client),
+                Ok(Err(error)) => {
+                    tracing::warn!(url = %candidate.cluster_url, err = %error, "API server does not answer");
+                }
+                Err(_) => tracing::warn!(url = %candidate.cluster_url, "API server does not answer in 3 s"),
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Both keys of this node. New ones get epochs above those that its annotation bears: a node whose disk was wiped must
+/// not seem to go back.
+async fn keys(state_dir: &Path, client: &Client, node: &NodeName) -> anyhow::Result<LoadedStore> {
+    let directory = state_dir.join("keys");
+    let store = Store::open(&directory)?;
+    let complete = ["slot0.key", "slot1.key"].iter().all(|file| directory.join(file).exists());
+    let store = if complete { store } else { store.above(announced_epoch(client, node).await) };
+    Ok(tokio::task::spawn_blocking(move || store.load_or_create_all()).await??)
+}
+
+/// The greatest epoch in our annotation. Waits for the API: without it a new node has nobody to talk to anyway.
+async fn announced_epoch(client: &Client, node: &NodeName) -> Epoch {
+    let api = crate::watch::nodes_api(client.clone());
+    loop {
+        match api.get_opt(node.as_str()).await {
+            Ok(found) => {
+                let facts = found.as_ref().and_then(facts::node).map(|(_, facts)| facts);
+                let announced = facts.as_ref().and_then(|facts| facts.announced());
+                let epochs = announced.into_iter().flat_map(|a| &a.slots).map(|slot| slot.epoch);
+                return epochs.max().unwrap_or(Epoch(0));
+            }
+            Err(error) => {
+                tracing::warn!(err = %error, "Waiting for the API server before making keys");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn implementation(engine: Engine) -> anyhow::Result<Implementation> {
+    match engine {
+        Engine::Kernel => Ok(Implementation::Kernel),
+        Engine::Userspace => Ok(Implementation::Userspace),
+        Engine::Auto => {
+            let found = tokio::task::spawn_blocking(|| Host::default().kernel_wireguard()).await?;
+            Ok(if found? { Implementation::Kernel } else { Implementation::Userspace })
+        }
+    }
+}
+
+/// What files and kernel say of attachments and addresses.
+async fn table(directory: &Directory, kernel: &Kernel, node: &NodeName) -> anyhow::Result<Table> {
+    let reader = directory.clone();
+    let loaded = tokio::task::spawn_blocking(move || reader.load()).await??;
+    let unreadable = loaded.unreadable.clone();
+    // The pools come with the first plan; what is taken is known already.
+    let mut table = Table::new(Ipam::new(node.clone(), &[]), loaded, cni::now());
+    if unreadable.is_empty() {
+        return Ok(table);
+    }
+    let routes = kernel.observe().await?.routes;
+    for (path, reason) in unreadable {
+        let veth = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+        let by = |target: &Target| matches!(target, Target::Device { device, .. } if *device == veth);
+        let ips: Vec<_> = routes.iter().filter(|r| by(&r.target)).map(|route| route.prefix.addr()).collect();
+        tracing::error!(
+            file = %path.display(), reason, addresses = ?ips,
+            "Could not read an attachment; its addresses are taken from the routes. Recreate its pod"
+        );
+        table.recover(&veth, ips);
+    }
+    Ok(table)
+}

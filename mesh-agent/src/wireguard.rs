@@ -1,0 +1,186 @@
+//! Programs WireGuard through `defguard_wireguard_rs`: the kernel's by netlink, `mesh-tunnel` by its UAPI socket.
+//!
+//! All calls block (a socket with timeouts of seconds): call them on a blocking thread.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use defguard_wireguard_rs::error::WireguardInterfaceError;
+use defguard_wireguard_rs::host::Host;
+use defguard_wireguard_rs::key::Key;
+use defguard_wireguard_rs::net::IpAddrMask;
+use defguard_wireguard_rs::peer::Peer;
+use defguard_wireguard_rs::{InterfaceConfiguration, Kernel, Userspace, WGApi, WireguardInterfaceApi};
+use keyring::PrivateKey;
+use mesh_core::diff::{ObservedDevice, ObservedPeer};
+use mesh_core::key::PublicKey;
+use mesh_core::plan::DesiredPeer;
+use mesh_core::slot::Slot;
+use zeroize::{Zeroize, Zeroizing};
+
+/// Which implementation runs the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Implementation {
+    /// The kernel's module.
+    Kernel,
+    /// `mesh-tunnel`.
+    Userspace,
+}
+
+/// WireGuard refused, or did not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} of {slot}: {source}{hint}")]
+pub struct WireGuardError {
+    what: &'static str,
+    slot: Slot,
+    source: WireguardInterfaceError,
+    hint: &'static str,
+}
+
+/// The two devices.
+#[derive(Clone, Copy, Debug)]
+pub struct WireGuard {
+    implementation: Implementation,
+}
+
+impl WireGuard {
+    /// Devices of this implementation.
+    pub const fn new(implementation: Implementation) -> Self {
+        Self { implementation }
+    }
+
+    /// Which one it is.
+    pub const fn implementation(&self) -> Implementation {
+        self.implementation
+    }
+
+    /// Key, port and peers of a device. MTU and state are the kernel's to tell and left at their defaults.
+    ///
+    /// # Errors
+    /// The device is missing or does not answer.
+    pub fn observe(&self, slot: Slot, now: SystemTime) -> Result<ObservedDevice, WireGuardError> {
+        let host = self
+            .with(slot, |api| api.read_interface_data())
+            .map_err(|source| self.error("Could not read the state", slot, source))?;
+        let public_key = host.private_key.as_ref().filter(|key| key.as_slice().iter().any(|b| *b != 0));
+        let public_key = public_key.map(|key| PublicKey::from_bytes(key.public_key().as_array()));
+        let peers = host.peers.values().map(|peer| observed(peer, now)).collect();
+        Ok(ObservedDevice { public_key, port: host.listen_port, peers, ..ObservedDevice::default() })
+    }
+
+    /// Sets key, port and all peers at once.
+    ///
+    /// # Errors
+    /// Refused, or the device is missing.
+    pub fn configure(
+        &self,
+        slot: Slot,
+        key: &PrivateKey,
+        port: u16,
+        peers: &BTreeMap<PublicKey, DesiredPeer>,
+    ) -> Result<(), WireGuardError> {
+        let peers: Vec<Peer> = peers.iter().map(|(key, peer)| wanted(key, peer)).collect();
+        let result = match self.implementation {
+            Implementation::Userspace => api::<Userspace>(slot).and_then(|api| {
+                let mut host = Host::new(port, Key::new(*key.expose()));
+                host.peers = peers.into_iter().map(|peer| (peer.public_key.clone(), peer)).collect();
+                Ok(api.write_host(&host)?)
+            }),
+            Implementation::Kernel => api::<Kernel>(slot).and_then(|api| {
+                let mut text = base64_key(key);
+                let mut config = InterfaceConfiguration {
+                    name: slot.device().to_owned(),
+                    prvkey: text.as_str().to_owned(),
+                    addresses: Vec::new(),
+                    port,
+                    peers,
+                    mtu: None,
+                    fwmark: None,
+                };
+                text.zeroize();
+                let done = api
+                    .configure_interface(&config)
+                    .and_then(|()| config.peers.iter().try_for_each(|peer| api.configure_peer(peer)));
+                config.prvkey.zeroize();
+                done
+            }),
+        };
+        result.map_err(|source| self.error("Could not set key and port", slot, source))
+    }
+
+    /// Adds or changes a peer.
+    ///
+    /// # Errors
+    /// Refused, or the device is missing.
+    pub fn put_peer(&self, slot: Slot, key: &PublicKey, peer: &DesiredPeer) -> Result<(), WireGuardError> {
+        let peer = wanted(key, peer);
+        self.with(slot, |api| api.configure_peer(&peer))
+            .map_err(|source| self.error("Could not set a peer", slot, source))
+    }
+
+    /// Removes a peer.
+    ///
+    /// # Errors
+    /// Refused, or the device is missing.
+    pub fn remove_peer(&self, slot: Slot, key: &PublicKey) -> Result<(), WireGuardError> {
+        let key = Key::new(*key.as_bytes());
+        self.with(slot, |api| api.remove_peer(&key))
+            .map_err(|source| self.error("Could not remove a peer", slot, source))
+    }
+
+    fn with<T>(
+        &self,
+        slot: Slot,
+        act: impl FnOnce(&dyn WireguardInterfaceApi) -> Result<T, WireguardInterfaceError>,
+    ) -> Result<T, WireguardInterfaceError> {
+        match self.implementation {
+            Implementation::Kernel => act(&api::<Kernel>(slot)?),
+            Implementation::Userspace => act(&api::<Userspace>(slot)?),
+        }
+    }
+
+    fn error(&self, what: &'static str, slot: Slot, source: WireguardInterfaceError) -> WireGuardError {
+        let hint = match self.implementation {
+            Implementation::Kernel => "; is the module wireguard loaded?",
+            Implementation::Userspace => "; is mesh-tunnel running?",
+        };
+        WireGuardError { what, slot, source, hint }
+    }
+}
+
+fn api<I>(slot: Slot) -> Result<WGApi<I>, WireguardInterfaceError> {
+    WGApi::<I>::new(slot.device())
+}
+
+fn base64_key(key: &PrivateKey) -> Zeroizing<String> {
+    use base64::Engine as _;
+    Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(*key.expose()))
+}
+
+fn wanted(key: &PublicKey, peer: &DesiredPeer) -> Peer {
+    let mut wanted = Peer::new(Key::new(*key.as_bytes()));
+    wanted.endpoint = peer.endpoint;
+    wanted.persistent_keepalive_interval = Some(peer.keepalive.unwrap_or(0));
+    wanted.allowed_ips =
+        peer.allowed.iter().map(|net| IpAddrMask::new(net.network(), net.prefix_len())).collect();
+    wanted
+}
+
+fn observed(peer: &Peer, now: SystemTime) -> (PublicKey, ObservedPeer) {
+    let net = |mask: &IpAddrMask| ipnet::IpNet::new(mask.address, mask.cidr).ok().map(|net| net.trunc());
+    let handshake = peer.last_handshake.filter(|at| *at != SystemTime::UNIX_EPOCH);
+    let observed = ObservedPeer {
+        endpoint: peer.endpoint.map(unmapped),
+        allowed: peer.allowed_ips.iter().filter_map(net).collect(),
+        keepalive: peer.persistent_keepalive_interval.filter(|seconds| *seconds != 0),
+        // A handshake in the future is a clock that was set back: as good as just now.
+        handshake_age: handshake.map(|at| now.duration_since(at).unwrap_or_default()),
+    };
+    (PublicKey::from_bytes(peer.public_key.as_array()), observed)
+}
+
+/// `::ffff:192.0.2.1` and `192.0.2.1` are one endpoint.
+fn unmapped(endpoint: SocketAddr) -> SocketAddr {
+    SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port())
+}
