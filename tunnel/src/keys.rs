@@ -72,6 +72,17 @@ secret!(
     PresharedKey
 );
 
+impl PrivateKey {
+    /// The key with the bits fixed that Curve25519 ignores (RFC 7748, section 5), as the kernel and
+    /// wireguard-go store it: what `get` prints does not depend on the implementation.
+    #[must_use]
+    pub fn clamped(mut self) -> Self {
+        self.0[0] &= 0b1111_1000;
+        self.0[31] = (self.0[31] & 0b0111_1111) | 0b0100_0000;
+        self
+    }
+}
+
 /// Writes bytes as lower-case hexadecimal.
 ///
 /// # Errors

@@ -257,7 +257,7 @@ fn parse_set<'a>(
 
 fn parse_device_line(set: &mut SetRequest, line: Line<'_>) -> Result<(), UapiError> {
     match line.key {
-        "private_key" => set.private_key = Some(PrivateKey::new(*line.key32()?)),
+        "private_key" => set.private_key = Some(PrivateKey::new(*line.key32()?).map(PrivateKey::clamped)),
         "listen_port" => set.listen_port = Some(line.port_or_seconds()?),
         "fwmark" => {
             let parsed = match line.value.strip_prefix("0x") {

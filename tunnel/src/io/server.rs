@@ -209,7 +209,10 @@ fn receive(
         if !readable {
             continue;
         }
-        let n = client.read(&mut chunk[..])?;
+        let n = match client.read(&mut chunk[..]) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
         if n == 0 {
             return Ok(None);
         }

@@ -318,7 +318,7 @@ impl Node {
 /// Nodes on one switch.
 pub(crate) struct Lab {
     pub(crate) nodes: Vec<Node>,
-    pub(crate) switch: Ns,
+    _switch: Ns,
 }
 
 impl Lab {
@@ -336,7 +336,7 @@ impl Lab {
             ns.run("ip link set u0 up");
             Node { ns, n, keys: Keys::new(), program: *program, process: None, log: Arc::default() }
         });
-        Self { nodes: nodes.collect(), switch }
+        Self { nodes: nodes.collect(), _switch: switch }
     }
 
     /// Nodes with configured tunnels and no peers.
