@@ -7,7 +7,7 @@
 //! for an initiation, by receiver index for all else) → `Tunn` → the inner source must belong to that peer
 //! in the table *as it is after decryption* → TUN.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -19,10 +19,11 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use crate::counters::{Counter, Counters};
 use crate::keys::PublicKey;
 use crate::packet;
-use crate::state::{Changes, RouteOp, State};
+use crate::state::State;
 use crate::table::{AllowedIps, Owner};
-use crate::uapi::{DeviceView, PeerView, SetRequest, UapiError, canonical};
+use crate::uapi::canonical;
 
+mod configure;
 mod identity;
 mod load;
 mod peer;
@@ -456,150 +457,6 @@ impl Engine {
         }
     }
 
-    /// Applies a `set=1` request as a whole, or not at all.
-    ///
-    /// # Errors
-    /// The port cannot be bound, the mark cannot be set, too many peers, or no randomness.
-    pub fn set(&self, request: &SetRequest, underlay: &impl Underlay) -> Result<(), UapiError> {
-        let mut config = lock(&self.config);
-        config.check(request)?;
-        // Proves that random numbers are to be had before anything changes.
-        random_u32()?;
-        let old_mark = underlay.fwmark();
-        if let Some(fwmark) = request.fwmark {
-            underlay.set_fwmark(fwmark).map_err(|source| UapiError::Fwmark { fwmark, source })?;
-        }
-        let unbound = underlay.port() == 0;
-        let wanted = match (request.listen_port, &request.private_key) {
-            (Some(port), _) if port != underlay.port() || port == 0 => Some(port),
-            (None, Some(Some(_))) if unbound => Some(0),
-            (Some(_) | None, _) => None,
-        };
-        if let Some(port) = wanted {
-            underlay.bind(port).map_err(|source| {
-                if request.fwmark.is_some() && underlay.set_fwmark(old_mark).is_err() {
-                    tracing::warn!(fwmark = old_mark, "previous fwmark could not be restored");
-                }
-                UapiError::Bind { port, source }
-            })?;
-        }
-        if wanted.is_some() && !unbound {
-            for peer in read(&self.registry).by_key.values() {
-                lock(&peer.inner).announce = true;
-            }
-        }
-        let changes = config.apply(request);
-        self.carry_out(&config, &changes)
-    }
-
-    fn carry_out(&self, config: &State, changes: &Changes) -> Result<(), UapiError> {
-        let identity = if changes.identity {
-            let identity = config.private_key().map(|key| Arc::new(Identity::new(key)));
-            write(&self.identity).clone_from(&identity);
-            identity
-        } else {
-            read(&self.identity).clone()
-        };
-        let identity = identity.as_deref();
-        let mut registry = write(&self.registry);
-        let mut gone = Vec::new();
-        for key in &changes.removed {
-            if let Some(peer) = registry.by_key.remove(key) {
-                let mut inner = lock(&peer.inner);
-                registry.by_index.remove(&inner.index);
-                inner.retire();
-                drop(inner);
-                gone.push(peer);
-            }
-        }
-        for key in &changes.added {
-            let id = self.next_peer_id.fetch_add(1, Ordering::Relaxed);
-            registry.by_key.insert(*key, Arc::new(Peer::new(id, *key)));
-        }
-        let renewed: BTreeSet<PublicKey> = if changes.identity {
-            config.peers().keys().copied().collect()
-        } else {
-            changes.added.union(&changes.rekeyed).copied().collect()
-        };
-        let mut failure = None;
-        for key in &renewed {
-            if let Err(e) = renew(&mut registry, key, config, identity) {
-                failure = Some(e);
-            }
-        }
-        for (key, endpoint) in &changes.endpoints {
-            if let Some(peer) = registry.by_key.get(key) {
-                lock(&peer.inner).endpoint = Some(*endpoint);
-            }
-        }
-        for key in changes.added.union(&changes.keepalives) {
-            if let (Some(peer), Some(c)) = (registry.by_key.get(key), config.peers().get(key)) {
-                lock(&peer.inner).set_keepalive(c.persistent_keepalive);
-            }
-        }
-        drop(registry);
-        self.reroute(&gone, &changes.routes);
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// Applies table changes in one step that no packet can see half of.
-    fn reroute(&self, gone: &[Arc<Peer>], ops: &[RouteOp]) {
-        let registry = read(&self.registry);
-        let mut routes = write(&self.routes);
-        for peer in gone {
-            routes.clear_owner(peer.id);
-        }
-        for op in ops {
-            match op {
-                RouteOp::Insert(prefix, key) => match registry.by_key.get(key) {
-                    Some(peer) => routes.insert(*prefix, Arc::clone(peer)),
-                    None => routes.remove(*prefix), // Given to a peer that the same request removes.
-                },
-                RouteOp::Remove(prefix, key) => {
-                    if let Some(peer) = registry.by_key.get(key) {
-                        routes.remove_from(*prefix, peer.id);
-                    }
-                }
-                RouteOp::Clear(key) => {
-                    if let Some(peer) = registry.by_key.get(key) {
-                        routes.clear_owner(peer.id);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The configuration and state as `get=1` shows them.
-    #[must_use]
-    pub fn view(&self, underlay: &impl Underlay) -> DeviceView {
-        let config = lock(&self.config);
-        let registry = read(&self.registry);
-        let routes = read(&self.routes);
-        let peers = config
-            .peers()
-            .iter()
-            .filter_map(|(key, c)| {
-                let peer = registry.by_key.get(key)?;
-                Some(PeerView {
-                    public_key: *key,
-                    preshared_key: c.preshared_key.clone(),
-                    endpoint: lock(&peer.inner).endpoint,
-                    last_handshake: peer.last_handshake(),
-                    tx_bytes: peer.tx_bytes(),
-                    rx_bytes: peer.rx_bytes(),
-                    persistent_keepalive: c.persistent_keepalive,
-                    allowed_ips: routes.prefixes_of(peer.id).copied().collect(),
-                })
-            })
-            .collect();
-        DeviceView {
-            private_key: config.private_key().cloned(),
-            listen_port: underlay.port(),
-            fwmark: underlay.fwmark(),
-            peers,
-        }
-    }
-
     /// The peer that owns an address, for tests and diagnosis.
     #[must_use]
     pub fn owner_of(&self, addr: IpAddr) -> Option<PublicKey> {
@@ -607,46 +464,8 @@ impl Engine {
     }
 }
 
-/// Gives a peer a fresh `Tunn` under a fresh index, or none if the device has no key.
-fn renew(
-    registry: &mut Registry,
-    key: &PublicKey,
-    config: &State,
-    identity: Option<&Identity>,
-) -> Result<(), UapiError> {
-    let (Some(peer), Some(c)) = (registry.by_key.get(key).cloned(), config.peers().get(key)) else {
-        return Ok(());
-    };
-    let mut inner = lock(&peer.inner);
-    registry.by_index.remove(&inner.index);
-    inner.retire();
-    let Some(identity) = identity else { return Ok(()) };
-    let index = free_index(&registry.by_index)?;
-    if let Some(tunn) = identity.tunn(key, c.preshared_key.as_ref(), index) {
-        inner.start(tunn, index);
-        registry.by_index.insert(index, Arc::clone(&peer));
-    } else {
-        tracing::warn!(peer = %key, "public key is of low order: this peer cannot be talked to");
-    }
-    Ok(())
-}
-
 fn counter_of(data: &[u8]) -> u64 {
     data.get(8..).and_then(<[u8]>::first_chunk).map_or(u64::MAX, |b| u64::from_le_bytes(*b))
-}
-
-fn random_u32() -> Result<u32, UapiError> {
-    getrandom::u32().map_err(|e| UapiError::Random(e.to_string()))
-}
-
-/// A random 24-bit index that no `Tunn` has. With at most 65536 peers one in 256 is taken.
-fn free_index(taken: &HashMap<u32, Arc<Peer>>) -> Result<u32, UapiError> {
-    loop {
-        let index = random_u32()? >> 8;
-        if !taken.contains_key(&index) {
-            return Ok(index);
-        }
-    }
 }
 
 /// The UNIX time, zero if the clock is before 1970.

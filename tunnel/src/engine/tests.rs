@@ -1,5 +1,5 @@
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use boringtun::x25519;
 use ipnet::IpNet;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::keys::{PresharedKey, PrivateKey};
-use crate::uapi::{PeerRequest, PrefixOp};
+use crate::uapi::{PeerRequest, PrefixOp, SetRequest};
 
 #[derive(Default)]
 struct FakeUnderlay {
@@ -201,12 +201,19 @@ fn a_replayed_packet_is_dropped_and_counted() {
 }
 
 #[test]
-fn a_counter_beyond_the_message_limit_is_dropped_before_decryption() {
-    let (a, b) = pair();
-    for counter in [u64::MAX, REJECT_AFTER_MESSAGES] {
-        let mut sent = a.transmit(&v4([10, 0, 0, 1], [10, 0, 0, 2], 8)).udp.remove(0).1;
-        sent[8..16].copy_from_slice(&counter.to_le_bytes());
-        assert!(b.receive(&sent, a.addr).tun.is_empty());
+fn a_counter_beyond_the_message_limit_is_dropped_before_anything_else_is_looked_at() {
+    let b = Node::new(2);
+    let mut data = vec![0; 32];
+    data[0] = 4;
+    for (counter, dropped_as) in [
+        (u64::MAX, Counter::ReplayOrAuth),
+        (REJECT_AFTER_MESSAGES, Counter::ReplayOrAuth),
+        (REJECT_AFTER_MESSAGES - 1, Counter::UnknownSession),
+    ] {
+        data[8..16].copy_from_slice(&counter.to_le_bytes());
+        let before = b.count(dropped_as);
+        assert!(b.receive(&data, "192.0.2.1:1".parse().unwrap()).tun.is_empty());
+        assert_eq!(b.count(dropped_as), before + 1, "{counter}");
     }
 }
 
@@ -380,15 +387,16 @@ fn a_flood_is_answered_with_cookies_and_who_shows_his_cookie_gets_in() {
     let to = x25519::PublicKey::from(*b.public().as_bytes());
     let knock = |tunn: &mut Tunn| {
         let mut buf = vec![0; 2048];
-        match tunn.format_handshake_initiation(&mut buf, true) {
-            TunnResult::WriteToNetwork(d) => d.to_vec(),
-            other => panic!("{other:?}"),
-        }
+        let TunnResult::WriteToNetwork(d) = tunn.format_handshake_initiation(&mut buf, true) else {
+            panic!("an initiation")
+        };
+        d.to_vec()
     };
     let mut flood = Tunn::new(x25519::StaticSecret::from([66; 32]), to, None, None, 5, None);
     let mut cookies = 0;
-    for n in 0..1000u32 {
-        let from = SocketAddr::from(([198, 51, (n >> 8) as u8, (n & 255) as u8], 9));
+    for n in 0..1000u16 {
+        let [high, low] = n.to_be_bytes();
+        let from = SocketAddr::from(([198, 51, high, low], 9));
         cookies += b.receive(&knock(&mut flood), from).udp.len();
     }
     assert!(cookies >= 700, "{cookies} cookie replies");
