@@ -329,6 +329,11 @@ impl Namespace {
         Ok(())
     }
 
+    /// The processes that live in this network namespace, threads of this process excepted.
+    pub fn processes(&self) -> Result<Vec<i32>, LabError> {
+        Ok(procfs::others()?.into_iter().filter(|pid| procfs::lives_in(*pid, self.inode)).collect())
+    }
+
     /// Kills every process inside (SIGKILL), as a power cut does. Returns how many were killed.
     pub fn kill_all(&self) -> Result<usize, LabError> {
         let inode = self.inode;

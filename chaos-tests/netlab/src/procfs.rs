@@ -42,7 +42,7 @@ fn state(stat: &str) -> Option<char> {
 }
 
 /// All process numbers except our own.
-fn others() -> Result<Vec<i32>, LabError> {
+pub(crate) fn others() -> Result<Vec<i32>, LabError> {
     let own = std::process::id().to_string();
     let entries = fs::read_dir("/proc").context("list", "/proc")?;
     Ok(entries.filter_map(|e| e.ok()?.file_name().to_str().filter(|n| *n != own)?.parse().ok()).collect())
