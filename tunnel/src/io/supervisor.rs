@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::Stop;
-use super::device::{Device, Options};
+use super::device::{Device, Options, StartError};
+use super::tun::TunError;
 
-/// Between two attempts to start a device. Short, since a successor waits for its predecessor to exit.
+/// Between two attempts while the name is taken. Short, since a successor waits for its predecessor to exit.
 const RETRY: Duration = Duration::from_millis(200);
+/// Between two attempts after any other obstacle: an attempt may create the interface and take it back.
+const RETRY_SLOWLY: Duration = Duration::from_secs(2);
 /// Between two log lines about the same obstacle.
 const REMIND: Duration = Duration::from_secs(10);
 
@@ -16,6 +19,7 @@ pub fn run(options: &Options, stop: &Stop) {
     let interface = options.name.as_str();
     let mut reported: Option<(String, Instant)> = None;
     while !stop.is_raised() {
+        let mut pause = RETRY;
         match Device::start(options) {
             Ok(device) => {
                 reported = None;
@@ -31,6 +35,9 @@ pub fn run(options: &Options, stop: &Stop) {
                 tracing::info!(interface, "device is gone");
             }
             Err(e) => {
+                if !matches!(e, StartError::Tun(TunError::Taken { .. })) {
+                    pause = RETRY_SLOWLY;
+                }
                 let text = e.to_string();
                 let due = reported.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() > REMIND);
                 if due {
@@ -39,7 +46,7 @@ pub fn run(options: &Options, stop: &Stop) {
                 }
             }
         }
-        if stop.wait(RETRY) {
+        if stop.wait(pause) {
             break;
         }
     }
