@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ApplyConflict};
-use crate::fields::{self, FieldSet, SERVER_METADATA, leaves, steps};
+use crate::fields::{self, FieldSet, Path, SERVER_METADATA, Step, leaves, steps};
 use crate::managed::{Change, Entry, Managed, Manager};
 use crate::schema::{ListKind, Schema};
 
@@ -38,9 +38,18 @@ pub(crate) fn apply(
     // Fields that this manager applied before and does not apply now go, unless somebody else owns them.
     let before = managed.0.get(&applier.manager).map(|e| e.set.clone()).unwrap_or_default();
     let others = managed.owned_by_others(&applier.manager);
-    let mut dropped: Vec<_> = before.iter().filter(|p| !own.contains(*p) && !others.contains(*p)).collect();
-    dropped.sort_by_key(|p| std::cmp::Reverse(p.len()));
-    for path in dropped {
+    let held = |path: &[Step]| others.iter().any(|other| other.starts_with(path));
+    let dropped: Vec<&Path> = before.iter().filter(|p| !own.contains(*p) && !held(p)).collect();
+    for path in &dropped {
+        // An item that stays keeps the fields that name it.
+        if let [item @ .., Step::Key(key), Step::Field(field)] = path.as_slice() {
+            let names = serde_json::from_str::<Map<String, Value>>(key).unwrap_or_default();
+            let item: Path = item.iter().cloned().chain([Step::Key(key.clone())]).collect();
+            if names.contains_key(field) && !dropped.contains(&&item) {
+                continue;
+            }
+        }
+        // Shorter paths come first: an item goes as a whole.
         fields::remove(&mut merged, path);
     }
 

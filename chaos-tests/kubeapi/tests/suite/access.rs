@@ -1,1 +1,112 @@
+//! Who may do what.
 
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::Client;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kubeapi::{AdmissionRequest, Server, User};
+use serde_json::json;
+
+use crate::support::*;
+
+fn code(error: &kube::Error) -> u16 {
+    match error {
+        kube::Error::Api(status) => status.code,
+        other => panic!("not an answer of the API: {other}"),
+    }
+}
+
+#[tokio::test]
+async fn no_token_and_an_unknown_or_revoked_one_are_401() {
+    let server = server().await;
+    let mut config = config(&server, &User::admin()).await;
+    let token = server.tokens().issue(User::admin());
+    config.auth_info.token = Some(token.clone().into());
+    let good: Api<Node> = Api::all(Client::try_from(config.clone()).unwrap());
+    good.list(&ListParams::default()).await.unwrap();
+    assert_eq!(server.tokens().revoke(&token).unwrap().name, "kubernetes-admin");
+    assert_eq!(code(&good.list(&ListParams::default()).await.unwrap_err()), 401);
+    for token in [None, Some("unknown".to_owned())] {
+        config.auth_info.token = token.map(Into::into);
+        let nodes: Api<Node> = Api::all(Client::try_from(config.clone()).unwrap());
+        assert_eq!(code(&nodes.list(&ListParams::default()).await.unwrap_err()), 401);
+    }
+}
+
+#[tokio::test]
+async fn another_ca_is_not_trusted() {
+    let (server, other) = (server().await, server().await);
+    let mut config = config(&server, &User::admin()).await;
+    config.root_cert = crate::support::config(&other, &User::admin()).await.root_cert;
+    let nodes: Api<Node> = Api::all(Client::try_from(config).unwrap());
+    let error = nodes.list(&ListParams::default()).await.unwrap_err();
+    assert!(!matches!(error, kube::Error::Api(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_rotated_certificate_is_served_to_new_connections() {
+    let server = server().await;
+    server.rotate_certificate().unwrap();
+    let nodes: Api<Node> = Api::all(client(&server).await);
+    nodes.list(&ListParams::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_reads_nodes_and_patches_but_does_not_create_delete_or_read_secrets() {
+    let server = server().await;
+    server.store().create(&node("n1")).unwrap();
+    let agent = client_of(&server, &User::agent_of_node("n1", "uid")).await;
+    let nodes: Api<Node> = Api::all(agent.clone());
+    let label = Patch::Merge(json!({"metadata": {"annotations": {"hawser.dev/wireguard": "{}"}}}));
+    nodes.patch("n1", &PatchParams::default(), &label).await.unwrap();
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(json!({"status": {}}))).await.unwrap();
+    assert_eq!(code(&nodes.create(&PostParams::default(), &node("n2")).await.unwrap_err()), 403);
+    let error = nodes.delete("n1", &kube::api::DeleteParams::default()).await.unwrap_err();
+    assert_eq!(code(&error), 403);
+    assert!(error.to_string().contains("cannot delete resource \"nodes\""), "{error}");
+    let secrets: Api<Secret> = Api::namespaced(agent, "default");
+    assert_eq!(code(&secrets.list(&ListParams::default()).await.unwrap_err()), 403);
+}
+
+#[tokio::test]
+async fn a_kubelet_writes_its_own_node_alone() {
+    let server = server().await;
+    server.store().create(&node("n1")).unwrap();
+    server.store().create(&node("n2")).unwrap();
+    let nodes: Api<Node> = Api::all(client_of(&server, &User::kubelet("n1")).await);
+    let patch = Patch::Strategic(json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}));
+    nodes.patch_status("n1", &PatchParams::default(), &patch).await.unwrap();
+    assert_eq!(code(&nodes.patch_status("n2", &PatchParams::default(), &patch).await.unwrap_err()), 403);
+}
+
+/// Claim and object decide, as in a `ValidatingAdmissionPolicy`.
+fn own_node_only(request: &AdmissionRequest<'_>) -> Result<(), String> {
+    let claim = request.user.and_then(|u| u.extra.get("authentication.kubernetes.io/node-name"));
+    match claim.and_then(|c| c.first()) {
+        Some(node) if request.new["metadata"]["name"] != node.as_str() => Err("not your node".into()),
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[tokio::test]
+async fn admission_denies_with_422_what_authorization_allowed() {
+    let server = Server::builder().admission(Arc::new(own_node_only)).start().await.unwrap();
+    server.store().create(&node("n1")).unwrap();
+    server.store().create(&node("n2")).unwrap();
+    let nodes: Api<Node> = Api::all(client_of(&server, &User::agent_of_node("n1", "uid")).await);
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {"a": "b"}}}));
+    nodes.patch("n1", &PatchParams::default(), &patch).await.unwrap();
+    let error = nodes.patch("n2", &PatchParams::default(), &patch).await.unwrap_err();
+    assert_eq!(code(&error), 422);
+    assert!(error.to_string().contains("not your node"), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_above_the_limit_is_413() {
+    let server = server().await;
+    let nodes: Api<Node> = Api::all(client(&server).await);
+    let mut huge = node("n1");
+    huge.metadata.annotations = Some([("a".to_owned(), "x".repeat(4 << 20))].into());
+    assert_eq!(code(&nodes.create(&PostParams::default(), &huge).await.unwrap_err()), 413);
+}
