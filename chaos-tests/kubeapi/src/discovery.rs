@@ -185,12 +185,10 @@ pub(crate) fn openapi(registry: &Registry, name: &str, version: &str) -> Result<
         let collection = format!("{root}{scope}/{}", r.plural);
         let operation = |action: &str, media: &[&str]| operation(&gvk, &id, action, media);
         let json = ["application/json"];
-        let patches = [
-            "application/apply-patch+yaml",
-            "application/json-patch+json",
-            "application/merge-patch+json",
-            "application/strategic-merge-patch+json",
-        ];
+        // Without strategic merge: kubectl would take the merge keys of built-in kinds from these schemas, which
+        // do not have them, instead of from its own types.
+        let patches =
+            ["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
         paths.insert(
             collection.clone(),
             json!({"get": operation("list", &[]), "post": operation("post", &json),

@@ -73,9 +73,7 @@ fn builtin(ty: &str, field: &str) -> Field {
         ("Node", "spec") => object("NodeSpec"),
         ("Node", "status") => object("NodeStatus"),
         ("NodeSpec", "podCIDRs") => set(),
-        ("NodeSpec", "taints") => {
-            Field { child: "Taint", list: ListKind::Atomic, strategic: Strategic::MergeBy("key") }
-        }
+        // `taints` have no merge key, whatever their shape suggests: they are replaced.
         ("NodeStatus", "addresses") => map_list("NodeAddress", &["type"], "type"),
         (_, "conditions") if ty.ends_with("Status") && ty != "NetworkPolicyStatus" => {
             map_list("Condition", &["type"], "type")

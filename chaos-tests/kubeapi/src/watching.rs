@@ -73,6 +73,7 @@ impl Watch {
         let period = self.bookmarks.unwrap_or(Duration::from_secs(3600));
         let mut ticks = interval_at(Instant::now() + period, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut due, mut over) = (false, false);
         loop {
             changes.borrow_and_update();
             if self.faults.stands(&self.what, &self.user, |f| matches!(f, Fault::Freeze)) {
@@ -98,14 +99,19 @@ impl Watch {
             if !events.is_empty() {
                 continue;
             }
+            // Everything up to the present is sent, so a bookmark may say so. The real server sends a last one before
+            // it closes too.
+            if std::mem::take(&mut due) || over {
+                self.periodic(lines, cursor.rv).await?;
+            }
+            if over {
+                return Ok(());
+            }
             tokio::select! {
                 rung = cursor.bell.changed() => if rung.is_err() { return Err(Ended) },
                 _ = changes.changed() => {}
-                _ = ticks.tick() => self.periodic(lines, cursor.rv).await?,
-                () = sleep_until(self.deadline) => {
-                    // The real server sends a last bookmark too, so that the client resumes from here.
-                    return self.periodic(lines, cursor.rv).await;
-                }
+                _ = ticks.tick() => due = true,
+                () = sleep_until(self.deadline) => over = true,
                 () = lines.closed() => return Err(Ended),
                 () = self.shutdown.cancelled() => return Err(Ended),
             }

@@ -160,7 +160,13 @@ fn strategic_merge_merges_keyed_lists() {
 }
 
 #[test]
-fn strategic_merge_replaces_lists_without_a_key_as_tolerations_are() {
+fn strategic_merge_replaces_lists_without_a_key_as_tolerations_and_taints_are() {
+    check_strategic(
+        "Node",
+        json!({"spec": {"taints": [{"key": "a"}]}}),
+        json!({"spec": {"taints": [{"key": "b"}]}}),
+        json!({"spec": {"taints": [{"key": "b"}]}}),
+    );
     check_strategic(
         "Pod",
         json!({"spec": {"tolerations": [{"key": "a"}], "x": 1}}),
@@ -171,34 +177,34 @@ fn strategic_merge_replaces_lists_without_a_key_as_tolerations_are() {
 
 #[test]
 fn strategic_merge_obeys_directives() {
-    let taints = json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}, {"key": "b", "effect": "NoExecute"}]}});
+    let pod = json!({"spec": {"containers": [{"name": "a", "effect": "NoSchedule"}, {"name": "b", "effect": "NoExecute"}]}});
     check_strategic(
-        "Node",
-        taints.clone(),
-        json!({"spec": {"taints": [{"$patch": "delete", "key": "a"}]}}),
-        json!({"spec": {"taints": [{"key": "b", "effect": "NoExecute"}]}}),
+        "Pod",
+        pod.clone(),
+        json!({"spec": {"containers": [{"$patch": "delete", "name": "a"}]}}),
+        json!({"spec": {"containers": [{"name": "b", "effect": "NoExecute"}]}}),
     );
     check_strategic(
-        "Node",
-        taints.clone(),
-        json!({"spec": {"taints": [{"key": "c"}, {"$patch": "replace"}]}}),
-        json!({"spec": {"taints": [{"key": "c"}]}}),
+        "Pod",
+        pod.clone(),
+        json!({"spec": {"containers": [{"name": "c"}, {"$patch": "replace"}]}}),
+        json!({"spec": {"containers": [{"name": "c"}]}}),
     );
     check_strategic(
-        "Node",
-        taints.clone(),
+        "Pod",
+        pod.clone(),
         json!({"spec": {"$patch": "replace", "x": 1}}),
         json!({"spec": {"x": 1}}),
     );
-    check_strategic("Node", taints.clone(), json!({"spec": {"$patch": "delete"}}), json!({}));
+    check_strategic("Pod", pod.clone(), json!({"spec": {"$patch": "delete"}}), json!({}));
     check_strategic(
-        "Node",
-        taints.clone(),
-        json!({"spec": {"$setElementOrder/taints": [{"key": "b"}, {"key": "a"}], "taints": [{"key": "a", "v": 1}]}}),
-        json!({"spec": {"taints": [{"key": "b", "effect": "NoExecute"}, {"key": "a", "effect": "NoSchedule", "v": 1}]}}),
+        "Pod",
+        pod.clone(),
+        json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}], "containers": [{"name": "a", "v": 1}]}}),
+        json!({"spec": {"containers": [{"name": "b", "effect": "NoExecute"}, {"name": "a", "effect": "NoSchedule", "v": 1}]}}),
     );
     check_strategic(
-        "Node",
+        "Pod",
         json!({"metadata": {"finalizers": ["a", "b"]}}),
         json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}}),
         json!({"metadata": {"finalizers": ["b", "c"]}}),
@@ -209,9 +215,9 @@ fn strategic_merge_obeys_directives() {
         json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/"}}]}}),
         json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}}),
     );
-    let error = strategic(&taints, &json!({"spec": {"taints": [{"effect": "x"}]}}), Schema::Builtin("Node"));
+    let error = strategic(&pod, &json!({"spec": {"containers": [{"effect": "x"}]}}), Schema::Builtin("Pod"));
     assert!(error.is_err(), "an item without its merge key");
-    assert!(strategic(&taints, &json!({"spec": {"$patch": "explode"}}), Schema::Builtin("Node")).is_err());
+    assert!(strategic(&pod, &json!({"spec": {"$patch": "explode"}}), Schema::Builtin("Pod")).is_err());
 }
 
 fn manager(name: &str) -> Manager {

@@ -110,3 +110,19 @@ async fn a_body_above_the_limit_is_413() {
     huge.metadata.annotations = Some([("a".to_owned(), "x".repeat(4 << 20))].into());
     assert_eq!(code(&nodes.create(&PostParams::default(), &huge).await.unwrap_err()), 413);
 }
+
+#[tokio::test]
+async fn users_can_ask_what_they_may_do() {
+    let server = server().await;
+    let client = client_of(&server, &User::agent_of_node("n1", "uid")).await;
+    for (verb, allowed) in [("patch", true), ("delete", false)] {
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {"verb": verb, "resource": "nodes"}}});
+        let request = http::Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+            .header("Content-Type", "application/json")
+            .body(serde_json::to_vec(&review).unwrap())
+            .unwrap();
+        let answer: serde_json::Value = client.request(request).await.unwrap();
+        assert_eq!(answer["status"]["allowed"], allowed, "{verb}");
+    }
+}

@@ -3,8 +3,9 @@
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event as CoreEvent, Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::{metadata_watcher, reflector, watcher};
+use kube::runtime::{reflector, watcher};
 use kube::{Client, Discovery, ResourceExt as _};
 use serde_json::json;
 
@@ -45,9 +46,9 @@ async fn watcher_with_any_semantic() {
 #[tokio::test]
 async fn metadata_watcher_sees_metadata_alone() {
     let server = server().await;
-    let pods: Api<Pod> = Api::all(client(&server).await);
+    let pods: Api<PartialObjectMeta<Pod>> = Api::all(client(&server).await);
     server.store().create(&pod("p1", "n1")).unwrap();
-    let mut events = Box::pin(metadata_watcher(pods, watcher::Config::default().fields("spec.nodeName=n1")));
+    let mut events = Box::pin(watcher(pods, watcher::Config::default().fields("spec.nodeName=n1")));
     until(&mut events, "init-done").await;
     server.store().create(&pod("p2", "n2")).unwrap();
     server.store().create(&pod("p3", "n1")).unwrap();

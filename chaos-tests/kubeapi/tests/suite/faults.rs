@@ -55,15 +55,16 @@ async fn a_watch_cut_in_the_middle_of_an_event_resumes_without_a_list() {
 }
 
 #[tokio::test]
-async fn a_truncated_line_is_an_error_and_nothing_is_lost_for_good() {
+async fn kube_skips_a_truncated_line_in_silence_and_that_event_is_lost() {
     let b = bench().await;
     let mut events = Box::pin(watcher(b.nodes.clone(), watcher::Config::default()).default_backoff());
     until(&mut events, "init-done").await;
-    let fault =
-        b.server.faults().inject_times(1, Filter::on(Verb::Watch, "nodes"), Fault::TruncateLine { after: 0 });
+    let filter = Filter::on(Verb::Watch, "nodes");
+    let fault = b.server.faults().inject_times(1, filter, Fault::TruncateLine { after: 0 });
     b.server.store().create(&node("n2")).unwrap();
-    within("an error of the watcher", async { while events.next().await.unwrap().is_ok() {} }).await;
-    assert_eq!(b.server.faults().hits(fault), 1);
+    b.server.store().create(&node("n3")).unwrap();
+    assert_eq!(until(&mut events, "apply n3").await, ["apply n3"], "callers must guard against a lost n2");
+    assert_eq!((b.server.faults().hits(fault), b.lists()), (1, 1));
 }
 
 #[tokio::test]
