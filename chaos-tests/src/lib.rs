@@ -1,1 +1,22 @@
-//! The lab and its scenarios.
+//! The lab: clusters of namespaces on one machine, with the real agent, tunnel and CNI plugin, an embedded Kubernetes
+//! API, a fake runtime that does what libcni does, faults, and captures on every wire.
+//!
+//! - [`cluster`]: a lab of nodes, up and down.
+//! - [`node`], [`pod`]: what it is made of.
+//! - [`runtime`]: calls the CNI binary as containerd and CRI-O do.
+//! - [`matrix`]: probes between everything, each with a canary of its own.
+//! - [`demo`]: what `make demo` shows.
+
+pub mod bench_cni;
+pub mod binaries;
+pub mod cluster;
+pub mod demo;
+pub mod matrix;
+pub mod node;
+pub mod plain;
+pub mod pod;
+pub mod runtime;
+
+pub use cluster::{Lab, LabOptions};
+pub use node::Node;
+pub use pod::Pod;

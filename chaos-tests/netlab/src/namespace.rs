@@ -58,7 +58,8 @@ pub struct NamespaceBuilder {
 }
 
 impl NamespaceBuilder {
-    /// Covers `inside` with an empty tmpfs. The directory is made on the host if it does not exist.
+    /// Covers `inside` with an empty tmpfs. Where the directory does not exist, it is made in this
+    /// namespace alone.
     pub fn tmpfs(mut self, inside: impl Into<PathBuf>) -> Self {
         self.mounts.push(Mount::Tmpfs { inside: inside.into(), options: "mode=0755".into() });
         self
@@ -385,7 +386,7 @@ fn private_mounts(mounts: &[Mount]) -> Result<(), LabError> {
     remount_sys()?;
     mounts.iter().try_for_each(|m| match m {
         Mount::Tmpfs { inside, options } => {
-            fs::create_dir_all(inside).context("create mount point", inside.display())?;
+            mount_point(inside)?;
             let options = CString::new(options.as_str()).expect("invariant: numbers and letters only");
             mount("hawser-lab", inside, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(&*options))
                 .context("mount tmpfs on", inside.display())
@@ -393,7 +394,7 @@ fn private_mounts(mounts: &[Mount]) -> Result<(), LabError> {
         Mount::Bind { host, inside } => {
             let source = fs::metadata(host).context("inspect", host.display())?;
             if source.is_dir() {
-                fs::create_dir_all(inside).context("create mount point", inside.display())?;
+                mount_point(inside)?;
             } else {
                 touch(inside)?;
             }
@@ -401,6 +402,30 @@ fn private_mounts(mounts: &[Mount]) -> Result<(), LabError> {
                 .context("bind", format!("{} at {}", host.display(), inside.display()))
         }
     })
+}
+
+/// Makes a missing mount point in this mount namespace alone: its nearest parent that exists is covered by an overlay whose
+/// upper layer is memory, so that the host gets no directory that nobody would remove.
+fn mount_point(inside: &Path) -> Result<(), LabError> {
+    if inside.is_dir() {
+        return Ok(());
+    }
+    let parent = inside.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    // Any directory will do: what is mounted there is needed only until the overlay holds it.
+    let scratch = Path::new("/tmp");
+    mount("hawser-lab", scratch, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, None)
+        .context("mount tmpfs on", scratch.display())?;
+    for layer in ["upper", "work"] {
+        let layer = scratch.join(layer);
+        fs::create_dir(&layer).context("create", layer.display())?;
+    }
+    let options = format!("lowerdir={},upperdir=/tmp/upper,workdir=/tmp/work", parent.display());
+    let options = CString::new(options).expect("invariant: a path without NUL");
+    let covered = mount("hawser-lab", parent, "overlay", MountFlags::empty(), Some(&*options))
+        .context("mount overlay on", parent.display());
+    unmount(scratch, UnmountFlags::DETACH).context("unmount", scratch.display())?;
+    covered?;
+    fs::create_dir_all(inside).context("create mount point", inside.display())
 }
 
 /// A sysfs shows the network namespace of the thread that mounted it; control groups are carried over from

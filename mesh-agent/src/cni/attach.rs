@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -310,6 +311,18 @@ impl Attacher {
             try_again(msg, "the runtime will call DEL again")
         })?;
         self.release(&veth).await
+    }
+
+    /// A DEL that the plugin wrote down at `note`. False: the note is gone, since the plugin itself came back to it; what
+    /// is attached under that name now is new and stays.
+    pub(crate) async fn del_noted(&self, id: &AttachmentId, note: &Path) -> Result<bool, Failure> {
+        let Some(_busy) = self.await_busy(&id.veth()).await else { return Ok(false) };
+        if !note.exists() {
+            return Ok(false);
+        }
+        self.release(&id.veth()).await?;
+        std::fs::remove_file(note).map_err(|error| io_failure(&error))?;
+        Ok(true)
     }
 
     /// Unmakes an attachment that this request holds busy.

@@ -1,0 +1,354 @@
+//! `lab`: clusters of namespaces on this machine.
+#![allow(clippy::print_stdout, reason = "a program for people")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use chaos_tests::cluster::{Lab, LabOptions, node_name};
+use chaos_tests::demo;
+use clap::{Parser, Subcommand};
+use kubeapi::User;
+use netlab::LabDir;
+use serde_json::{Value, json};
+
+/// Clusters of network namespaces on this machine, with the real programs.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Name of the lab.
+    #[arg(long, global = true, default_value = "lab")]
+    name: String,
+    /// JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Starts a lab that stays until `down`.
+    Up {
+        /// Nodes.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
+        nodes: u8,
+        /// Pods on each node.
+        #[arg(long, default_value_t = 2)]
+        pods: u8,
+    },
+    /// Starts a lab, shows what it can, and removes it.
+    Demo {
+        /// Nodes.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=20))]
+        nodes: u8,
+        /// Write every frame between nodes to this pcapng file.
+        #[arg(long)]
+        pcap: Option<PathBuf>,
+    },
+    /// Says how a lab is.
+    Status,
+    /// Runs a command on a node or in a pod.
+    Exec {
+        /// `node-N` or the name of a pod.
+        place: String,
+        /// The command.
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Ends a lab.
+    Down,
+    /// Removes what crashed labs left.
+    Reap,
+    /// Measures.
+    Bench {
+        /// `cni`.
+        bench: String,
+        /// Also write the results here.
+        #[arg(long, id = "results")]
+        file: Option<PathBuf>,
+    },
+    /// Holds a lab until it is told to end; `up` starts this.
+    #[command(hide = true)]
+    Serve {
+        #[arg(long)]
+        nodes: u8,
+        #[arg(long)]
+        pods: u8,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            if arguments.json {
+                println!("{}", json!({"error": format!("{error:#}")}));
+            } else {
+                tracing::error!("{error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the lab makes network namespaces and needs root: run it with sudo");
+    }
+    match &arguments.verb {
+        Verb::Up { nodes, pods } => up(arguments, *nodes, *pods),
+        Verb::Demo { nodes, pcap } => run_demo(arguments, *nodes, pcap.as_deref()),
+        Verb::Status => status(arguments),
+        Verb::Exec { place, command } => exec(arguments, place, command),
+        Verb::Down => down(arguments),
+        Verb::Reap => {
+            let reaped = netlab::reap(LabDir::DEFAULT_ROOT)?;
+            let list: Vec<String> = reaped.iter().map(|lab| lab.dir.display().to_string()).collect();
+            print(arguments, &json!({ "reaped": list }), &format!("Removed {} crashed labs", list.len()));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Bench { bench, file } => {
+            if bench != "cni" {
+                bail!("no bench is called {bench:?}; there is: cni");
+            }
+            let results = chaos_tests::bench_cni::run(&mut |line| eprintln!("{line}"))?;
+            println!("{}", chaos_tests::bench_cni::table(&results));
+            if let Some(file) = file {
+                std::fs::write(file, serde_json::to_vec_pretty(&results)?)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Serve { nodes, pods } => serve(arguments, *nodes, *pods),
+    }
+}
+
+fn print(arguments: &Arguments, json: &Value, text: &str) {
+    if arguments.json { println!("{json}") } else { println!("{text}") }
+}
+
+fn run_demo(arguments: &Arguments, nodes: u8, pcap: Option<&Path>) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let mut say = |line: &str| eprintln!("[{:5.1} s] {line}", begun.elapsed().as_secs_f64());
+    let name = netlab::unique_name("demo");
+    let report = demo::run(LabOptions::new(name).nodes(nodes), pcap, &mut say)?;
+    print(arguments, &serde_json::to_value(&report)?, &demo::text(&report));
+    Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn state_file(name: &str) -> PathBuf {
+    Path::new(LabDir::DEFAULT_ROOT).join(name).join("lab.json")
+}
+
+fn read_state(name: &str) -> Result<Value> {
+    let path = state_file(name);
+    let text = std::fs::read_to_string(&path)
+        .map_err(|_| anyhow!("no lab {name:?} is running; start one with: lab up --name {name}"))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+fn up(arguments: &Arguments, nodes: u8, pods: u8) -> Result<ExitCode> {
+    use std::os::unix::process::CommandExt;
+    let name = &arguments.name;
+    if read_state(name).is_ok_and(|state| alive(&state)) {
+        bail!("lab {name:?} is running already; end it with: lab down --name {name}");
+    }
+    netlab::reap(LabDir::DEFAULT_ROOT)?;
+    let log = std::env::temp_dir().join(format!("hawser-lab-{name}.log"));
+    let file = std::fs::File::create(&log)?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--name", name, "serve", "--nodes", &nodes.to_string(), "--pods", &pods.to_string()])
+        .stdin(std::process::Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .process_group(0)
+        .spawn()?;
+    if !arguments.json {
+        eprintln!("Starting lab {name} with {nodes} nodes and {pods} pods each");
+    }
+    let state = netlab::eventually(Duration::from_secs(120), "the lab is up", || match read_state(name) {
+        Ok(state) => Ok(Ok(state)),
+        Err(_) if child.try_wait().is_ok_and(|ended| ended.is_some()) => {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            Ok(Err(anyhow!("the lab did not start: {}", text.trim())))
+        }
+        Err(error) => Err(error.to_string()),
+    })??;
+    let kubeconfig = state["kubeconfig"].as_str().unwrap_or_default();
+    let text = format!(
+        "Lab {name} is up.\n  kubectl --kubeconfig {kubeconfig} get nodes\n  lab --name {name} status\n  lab --name {name} exec node-1 wg show\n  lab --name {name} down"
+    );
+    print(arguments, &state, &text);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn alive(state: &Value) -> bool {
+    let pid = state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    pid.and_then(rustix::process::Pid::from_raw)
+        .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+}
+
+fn serve(arguments: &Arguments, nodes: u8, pods: u8) -> Result<ExitCode> {
+    let mut options = LabOptions::new(arguments.name.as_str()).nodes(nodes);
+    options.host_api = true;
+    let mut lab = Lab::up(options)?;
+    lab.dir.clean_on_signal()?;
+    lab.await_mesh(Duration::from_secs(60))?;
+    let mut running = Vec::new();
+    for node in 1..=nodes {
+        for index in 0..pods {
+            let letter = char::from(b'a' + index % 26);
+            running.push(lab.add_pod(node, &format!("pod-{node}{letter}"))?);
+        }
+    }
+    let parties = running.iter().map(chaos_tests::matrix::Party::pod).collect::<Result<Vec<_>>>()?;
+    let kubeconfig = lab.dir.path().join("kubeconfig");
+    let host =
+        lab.api().addrs().iter().copied().find(|a| a.ip().is_loopback()).context("no address for kubectl")?;
+    let text = lab.api().kubeconfig_at(&User::admin(), &format!("https://{host}"));
+    write_private(&kubeconfig, &text)?;
+    let place =
+        |namespace: &netlab::Namespace| json!({"net": namespace.netns_path(), "mnt": namespace.mntns_path()});
+    let nodes: Vec<Value> = lab
+        .nodes
+        .iter()
+        .map(|node| {
+            json!({"name": node.name, "number": node.number, "cidrs": lab.pod_cidrs(node.number),
+                   "place": place(&node.namespace)})
+        })
+        .collect();
+    let pods: Vec<Value> = running
+        .iter()
+        .map(|pod| {
+            json!({"name": pod.name, "node": node_name(pod.node), "ips": pod.ips,
+                   "place": place(&pod.namespace)})
+        })
+        .collect();
+    let state = json!({
+        "name": arguments.name, "pid": std::process::id(), "kubeconfig": kubeconfig,
+        "api": format!("https://{host}"), "nodes": nodes, "pods": pods,
+        "echoPort": chaos_tests::matrix::ECHO_PORT, "servers": parties.iter().map(chaos_tests::matrix::Party::servers).sum::<usize>(),
+    });
+    let file = state_file(&arguments.name);
+    let temporary = file.with_extension("tmp");
+    std::fs::write(&temporary, state.to_string())?;
+    std::fs::rename(&temporary, &file)?;
+    loop {
+        for node in &mut lab.nodes {
+            for started in node.supervise()? {
+                println!("{}: started {started} again", node.name);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+fn status(arguments: &Arguments) -> Result<ExitCode> {
+    let mut state = read_state(&arguments.name)?;
+    if !alive(&state) {
+        bail!("lab {:?} has crashed; remove it with: lab reap", arguments.name);
+    }
+    let mut lines =
+        vec![format!("{:<8} {:<44} {:>7} {:>10}  state", "node", "pod CIDRs", "peers", "handshakes")];
+    let nodes = state["nodes"].as_array().cloned().unwrap_or_default();
+    let mut reports = Vec::new();
+    for node in &nodes {
+        let name = node["name"].as_str().unwrap_or_default();
+        let dump = inside(&state, name, &["wg".into(), "show".into(), "all".into(), "dump".into()], true)?;
+        let peers: Vec<Vec<&str>> =
+            dump.1.lines().map(|l| l.split('\t').collect()).filter(|f: &Vec<&str>| f.len() == 9).collect();
+        let shaken = peers.iter().filter(|fields| fields[5] != "0").count();
+        let cidrs: Vec<&str> =
+            node["cidrs"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let up = if dump.0 { "up" } else { "tunnel down" };
+        lines.push(format!("{name:<8} {:<44} {:>7} {shaken:>10}  {up}", cidrs.join(" "), peers.len()));
+        reports.push(json!({"name": name, "peers": peers.len(), "handshakes": shaken, "tunnel": dump.0}));
+    }
+    for pod in state["pods"].as_array().into_iter().flatten() {
+        let ips: Vec<&str> = pod["ips"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        lines.push(format!(
+            "{:<8} {} on {}",
+            pod["name"].as_str().unwrap_or_default(),
+            ips.join(" "),
+            pod["node"].as_str().unwrap_or_default()
+        ));
+    }
+    state["status"] = Value::Array(reports);
+    print(arguments, &state, &lines.join("\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn exec(arguments: &Arguments, place: &str, command: &[String]) -> Result<ExitCode> {
+    let state = read_state(&arguments.name)?;
+    if !arguments.json {
+        let (success, _) = inside(&state, place, command, false)?;
+        return Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let (success, output) = inside(&state, place, command, true)?;
+    println!("{}", json!({"place": place, "command": command, "success": success, "stdout": output}));
+    Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a command in a node or pod: on a thread that has joined its namespaces.
+fn inside(state: &Value, place: &str, command: &[String], collect: bool) -> Result<(bool, String)> {
+    let places = || state["nodes"].as_array().into_iter().chain(state["pods"].as_array()).flatten();
+    let found = places().find(|p| p["name"] == place).with_context(|| {
+        let names: Vec<&str> = places().filter_map(|p| p["name"].as_str()).collect();
+        format!("there is no {place:?}; there are: {}", names.join(", "))
+    })?;
+    let open = |kind: &str| -> Result<std::fs::File> {
+        let path = found["place"][kind].as_str().context("a place without namespaces")?;
+        std::fs::File::open(path).with_context(|| format!("{path}: is the lab running?"))
+    };
+    let (net, mnt) = (open("net")?, open("mnt")?);
+    let (program, words) = command.split_first().context("no command")?;
+    let (program, words) = (program.clone(), words.to_vec());
+    let work = move || -> Result<(bool, String)> {
+        use nix::sched::{CloneFlags, setns, unshare};
+        setns(&net, CloneFlags::CLONE_NEWNET)?;
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(&mnt, CloneFlags::CLONE_NEWNS)?;
+        let mut command = Command::new(&program);
+        command.args(words);
+        if collect {
+            let output = command.output().with_context(|| program)?;
+            return Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        let status = command.status().with_context(|| program)?;
+        Ok((status.success(), String::new()))
+    };
+    std::thread::spawn(work).join().map_err(|_| anyhow!("the command's thread panicked"))?
+}
+
+fn down(arguments: &Arguments) -> Result<ExitCode> {
+    let state = read_state(&arguments.name)?;
+    let pid = state["pid"]
+        .as_i64()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid.filter(|_| alive(&state)) {
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        netlab::eventually(Duration::from_secs(30), "the lab has ended", || {
+            if alive(&state) { Err("its process is still there") } else { Ok(()) }
+        })?;
+    }
+    netlab::reap(LabDir::DEFAULT_ROOT)?;
+    print(arguments, &json!({"down": arguments.name}), &format!("Lab {} is gone", arguments.name));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,432 @@
+//! One cluster in namespaces: a switch, an API server on a host of its own, a router to the world, and nodes.
+//!
+//! ```text
+//!   node 1   192.0.2.1, 2001:db8::1  ─┐
+//!   node N   192.0.2.N, 2001:db8::N  ─┤ switch ── API   192.0.2.254, 2001:db8::fe  (port 6443)
+//!                                     │        └─ world 192.0.2.253, 2001:db8::fd  (everybody's default route)
+//!   pods of node N: 10.244.N.0/24, fd00:10:244:N::/64
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use ipnet::IpNet;
+use kubeapi::{Server, User};
+use netlab::classify::Policy;
+use netlab::netlink::Route;
+use netlab::{Bridge, Capture, CaptureOptions, Endpoint, LabDir, Namespace, PortId, Wire};
+use serde_json::{Value, json};
+
+use crate::binaries::Binaries;
+use crate::node::Node;
+use crate::pod::Pod;
+
+/// Port of the embedded API.
+pub const API_PORT: u16 = 6443;
+
+/// Which families the nodes' network has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Underlay {
+    /// Both.
+    Dual,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+}
+
+impl Underlay {
+    const fn v4(self) -> bool {
+        matches!(self, Self::Dual | Self::V4)
+    }
+
+    const fn v6(self) -> bool {
+        matches!(self, Self::Dual | Self::V6)
+    }
+}
+
+/// What a lab is made of.
+#[derive(Clone, Debug)]
+pub struct LabOptions {
+    /// Its name; its state is in `<root>/<name>`.
+    pub name: String,
+    /// Nodes to begin with.
+    pub nodes: u8,
+    /// Families between nodes.
+    pub underlay: Underlay,
+    /// Length of a node's IPv4 pod CIDR; a long one makes a small pool.
+    pub pod_prefix: u8,
+    /// The userspace wire with this seed instead of the kernel's bridge.
+    pub wire: Option<u64>,
+    /// Seconds between two looks for drift.
+    pub drift_interval: u64,
+    /// Where the nodes' disks are; none: in the lab's state directory, which is memory.
+    pub disk: Option<std::path::PathBuf>,
+    /// Whether a port of the machine's 127.0.0.1 leads to the API, for kubectl.
+    pub host_api: bool,
+}
+
+impl LabOptions {
+    /// Three dual-stack nodes on a bridge.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            nodes: 3,
+            underlay: Underlay::Dual,
+            pod_prefix: 24,
+            wire: None,
+            drift_interval: 60,
+            disk: None,
+            host_api: false,
+        }
+    }
+
+    /// With this many nodes.
+    #[must_use]
+    pub fn nodes(self, nodes: u8) -> Self {
+        Self { nodes, ..self }
+    }
+}
+
+/// The link that everybody is on.
+#[derive(Debug)]
+pub enum Switch {
+    /// At the kernel's speed.
+    Bridge(Bridge),
+    /// With faults.
+    Wire(Wire),
+}
+
+impl Switch {
+    pub(crate) fn attach(&self, namespace: &Namespace, endpoint: &Endpoint) -> Result<PortId> {
+        Ok(match self {
+            Self::Bridge(bridge) => bridge.attach(namespace, endpoint)?,
+            Self::Wire(wire) => wire.attach(namespace, endpoint)?,
+        })
+    }
+
+    /// Captures everything that crosses.
+    ///
+    /// # Errors
+    /// No capture socket.
+    pub fn capture(&self, options: CaptureOptions) -> Result<Capture> {
+        Ok(match self {
+            Self::Bridge(bridge) => bridge.capture(options)?,
+            Self::Wire(wire) => wire.capture(options)?,
+        })
+    }
+
+    /// Lets nothing pass between these groups.
+    ///
+    /// # Errors
+    /// The switch refused.
+    pub fn partition(&self, groups: &[&[PortId]]) -> Result<()> {
+        match self {
+            Self::Bridge(bridge) => bridge.partition(groups)?,
+            Self::Wire(wire) => wire.partition(groups),
+        }
+        Ok(())
+    }
+
+    /// Ends every partition.
+    ///
+    /// # Errors
+    /// The switch refused.
+    pub fn heal(&self) -> Result<()> {
+        match self {
+            Self::Bridge(bridge) => bridge.heal_all()?,
+            Self::Wire(wire) => wire.heal_all(),
+        }
+        Ok(())
+    }
+}
+
+/// A running lab. Dropping it removes everything.
+#[derive(Debug)]
+pub struct Lab {
+    /// What it was made from.
+    pub options: LabOptions,
+    /// Nodes, node 1 first. Before everything below: processes end before what they use.
+    pub nodes: Vec<Node>,
+    /// A host outside the cluster.
+    pub world: Namespace,
+    /// The control plane's host.
+    pub control: Namespace,
+    /// The link.
+    pub switch: Switch,
+    /// Programs under test.
+    pub binaries: Binaries,
+    server: Option<Server>,
+    runtime: tokio::runtime::Runtime,
+    /// Its state directory.
+    pub dir: LabDir,
+}
+
+/// Number of an address in the underlay: nodes have their own number.
+const API_HOST: u8 = 254;
+const WORLD_HOST: u8 = 253;
+
+/// Address of host `number` in each family.
+fn underlay(number: u8) -> (Ipv4Addr, Ipv6Addr) {
+    (Ipv4Addr::new(192, 0, 2, number), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number)))
+}
+
+impl Lab {
+    /// Brings a lab up: agents run, but the mesh may not be complete yet ([`Lab::await_mesh`]).
+    ///
+    /// # Errors
+    /// Whatever could not be made; what was made is removed.
+    pub fn up(options: LabOptions) -> Result<Self> {
+        install_tls();
+        let binaries = Binaries::find()?;
+        netlab::reap(LabDir::DEFAULT_ROOT).context("could not remove what a crashed lab left")?;
+        let dir = LabDir::create(LabDir::DEFAULT_ROOT, &options.name)?;
+        let switch = match options.wire {
+            None => Switch::Bridge(Bridge::in_lab("switch", &dir)?),
+            Some(seed) => Switch::Wire(Wire::new("switch", seed)?),
+        };
+        let control = Namespace::net_only("control").lab(&dir).build()?;
+        let world = Namespace::net_only("world").lab(&dir).build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let mut lab =
+            Self { nodes: Vec::new(), world, control, switch, binaries, server: None, runtime, dir, options };
+        lab.attach_host(&lab.control, API_HOST)?;
+        lab.attach_host(&lab.world, WORLD_HOST)?;
+        for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+            lab.world.sysctl(key, "1")?;
+        }
+        lab.start_api()?;
+        for number in 1..=lab.options.nodes {
+            lab.add_node(number)?;
+        }
+        Ok(lab)
+    }
+
+    /// The end of a host on the switch.
+    pub(crate) fn endpoint(&self, number: u8) -> Result<Endpoint> {
+        let (v4, v6) = underlay(number);
+        let mut endpoint = Endpoint::new("eth0");
+        if self.options.underlay.v4() {
+            endpoint = endpoint.address(IpNet::new(v4.into(), 24)?);
+        }
+        if self.options.underlay.v6() {
+            endpoint = endpoint.address(IpNet::new(v6.into(), 64)?);
+        }
+        Ok(endpoint)
+    }
+
+    fn attach_host(&self, host: &Namespace, number: u8) -> Result<PortId> {
+        self.switch.attach(host, &self.endpoint(number)?)
+    }
+
+    /// Attaches a node and gives it the default routes that make a leak possible.
+    pub(crate) fn attach_node(&self, node: &Namespace, number: u8) -> Result<PortId> {
+        let port = self.attach_host(node, number)?;
+        let (v4, v6) = underlay(WORLD_HOST);
+        let both: [(bool, IpNet, IpAddr); 2] = [
+            (self.options.underlay.v4(), "0.0.0.0/0".parse()?, v4.into()),
+            (self.options.underlay.v6(), "::/0".parse()?, v6.into()),
+        ];
+        for (_, to, by) in both.into_iter().filter(|(has, ..)| *has) {
+            node.netlink(async move |nl| nl.route_add(&Route::to(to).via(by)).await)?;
+        }
+        Ok(port)
+    }
+
+    fn start_api(&mut self) -> Result<()> {
+        let v4_only = self.options.underlay == Underlay::V4;
+        let any: IpAddr = if v4_only { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let listener = self.control.run(move || std::net::TcpListener::bind((any, API_PORT)))?;
+        listener.set_nonblocking(true)?;
+        let (v4, v6) = underlay(API_HOST);
+        let state = self.dir.path().join("api");
+        std::fs::create_dir_all(&state)?;
+        let mut builder = Server::builder()
+            .listener(listener)
+            .san(&v4.to_string())
+            .san(&v6.to_string())
+            .state_dir(Some(state));
+        if self.options.host_api {
+            builder = builder.listen(SocketAddr::from(([127, 0, 0, 1], 0)));
+        }
+        self.server = Some(self.runtime.block_on(builder.start())?);
+        Ok(())
+    }
+
+    /// The API server.
+    ///
+    /// # Panics
+    /// While it is stopped by [`Lab::stop_api`].
+    pub fn api(&self) -> &Server {
+        self.server.as_ref().expect("the API server is running")
+    }
+
+    /// Stops the API server, as if its host died.
+    pub fn stop_api(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop());
+        }
+    }
+
+    /// Starts it again with its objects and versions.
+    ///
+    /// # Errors
+    /// It could not listen or read its state.
+    pub fn restart_api(&mut self) -> Result<()> {
+        self.stop_api();
+        self.start_api()
+    }
+
+    /// URL of the API server as nodes reach it.
+    pub fn api_url(&self) -> String {
+        let (v4, v6) = underlay(API_HOST);
+        if self.options.underlay.v4() {
+            format!("https://{v4}:{API_PORT}")
+        } else {
+            format!("https://[{v6}]:{API_PORT}")
+        }
+    }
+
+    /// A kubeconfig for `user`, for programs on the nodes.
+    pub fn kubeconfig(&self, user: &User) -> String {
+        self.api().kubeconfig_at(user, &self.api_url())
+    }
+
+    /// Makes node `number`, its Node object and its processes.
+    ///
+    /// # Errors
+    /// Whatever could not be made.
+    pub fn add_node(&mut self, number: u8) -> Result<()> {
+        let object = self.node_object(number);
+        let created: Value = self.api().store().create(&object).map_err(|e| anyhow!("{e}"))?;
+        let uid = created["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        let kubeconfig = self.kubeconfig(&User::agent_of_node(&node_name(number), &uid));
+        let node = Node::start(self, number, &kubeconfig)?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Ends a node and deletes its Node object. Its disk stays, for [`Lab::add_node`] of the same number.
+    ///
+    /// # Errors
+    /// The API refused, or a process would not end.
+    pub fn remove_node(&mut self, number: u8) -> Result<()> {
+        self.nodes.retain(|node| node.number != number);
+        self.api().store().delete_now("nodes", None, &node_name(number)).map_err(|e| anyhow!("{e}"))
+    }
+
+    fn node_object(&self, number: u8) -> Value {
+        let (v4, v6) = underlay(number);
+        let mut addresses = vec![json!({"type": "Hostname", "address": node_name(number)})];
+        if self.options.underlay.v4() {
+            addresses.push(json!({"type": "InternalIP", "address": v4}));
+        }
+        if self.options.underlay.v6() {
+            addresses.push(json!({"type": "InternalIP", "address": v6}));
+        }
+        let cidrs = self.pod_cidrs(number);
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": node_name(number)},
+            "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+            "status": {"addresses": addresses, "conditions": [{
+                "type": "Ready", "status": "True", "reason": "Lab",
+                "lastHeartbeatTime": null, "lastTransitionTime": null,
+            }]},
+        })
+    }
+
+    /// Pod CIDRs of node `number`.
+    pub fn pod_cidrs(&self, number: u8) -> [String; 2] {
+        [format!("10.244.{number}.0/{}", self.options.pod_prefix), format!("fd00:10:244:{number:x}::/64")]
+    }
+
+    /// Pod CIDRs of the cluster.
+    pub fn cluster_cidrs(&self) -> Vec<IpNet> {
+        ["10.244.0.0/16", "fd00:10:244::/48"].iter().filter_map(|cidr| cidr.parse().ok()).collect()
+    }
+
+    /// Node `number`.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn node(&self, number: u8) -> &Node {
+        self.nodes.iter().find(|node| node.number == number).expect("a node of that number")
+    }
+
+    /// Node `number`, to kill and start its processes.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn node_mut(&mut self, number: u8) -> &mut Node {
+        self.nodes.iter_mut().find(|node| node.number == number).expect("a node of that number")
+    }
+
+    /// Makes a pod through the API, a namespace and the CNI plugin.
+    ///
+    /// # Errors
+    /// As the plugin says.
+    pub fn add_pod(&self, node: u8, name: &str) -> Result<Pod> {
+        Pod::create(self, node, name)
+    }
+
+    /// Waits until every node is ready and has had a handshake with every other one on the slot in use.
+    ///
+    /// # Errors
+    /// After `deadline`, with what is missing.
+    pub fn await_mesh(&self, deadline: Duration) -> Result<()> {
+        Ok(netlab::eventually(deadline, "the mesh is complete", || self.mesh_complete())?)
+    }
+
+    fn mesh_complete(&self) -> Result<(), String> {
+        for node in &self.nodes {
+            node.ready()?;
+            let peers = node.peers().map_err(|error| format!("{}: {error:#}", node.name))?;
+            let expected = self.nodes.len() - 1;
+            for device in ["hawser0", "hawser1"] {
+                let have = peers.iter().filter(|peer| peer.device == device).count();
+                if have != expected {
+                    return Err(format!("{} has {have} of {expected} peers on {device}", node.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What may cross the switch: WireGuard and the API.
+    pub fn policy(&self) -> Policy {
+        let (v4, v6) = underlay(API_HOST);
+        Policy::wireguard([51880, 51881])
+            .api_server(SocketAddr::new(v4.into(), API_PORT))
+            .api_server(SocketAddr::new(v6.into(), API_PORT))
+    }
+
+    /// The state directory's logs, for people.
+    pub fn log_path(&self, node: u8, program: &str) -> std::path::PathBuf {
+        log_path(self.dir.path(), node, program)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.nodes.clear();
+        self.stop_api();
+    }
+}
+
+/// Where a program of a node writes its log.
+pub(crate) fn log_path(dir: &Path, node: u8, program: &str) -> std::path::PathBuf {
+    dir.join(format!("{}-{program}.log", node_name(node)))
+}
+
+/// Name of node `number`.
+pub fn node_name(number: u8) -> String {
+    format!("node-{number}")
+}
+
+/// One TLS provider for the whole process; already there is fine.
+pub fn install_tls() {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+}

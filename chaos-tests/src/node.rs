@@ -1,0 +1,321 @@
+//! A node: namespaces, its files, and the processes under test.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use netlab::{LabDir, Namespace, Output, PortId, Process};
+
+use crate::binaries::Binaries;
+use crate::cluster::{Lab, log_path, node_name};
+
+/// How long a command on a node may take.
+const COMMAND: Duration = Duration::from_secs(30);
+
+/// A node with its processes.
+#[derive(Debug)]
+pub struct Node {
+    /// 1 and up.
+    pub number: u8,
+    /// `node-N`.
+    pub name: String,
+    /// Its port on the switch.
+    pub port: PortId,
+    agent: Option<Process>,
+    tunnel: Option<Process>,
+    /// After the processes, so that they end first.
+    pub namespace: Namespace,
+    drift_interval: u64,
+    binaries: Binaries,
+    dir: LabDir,
+}
+
+/// A peer, as `wg show all dump` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WgPeer {
+    /// The device.
+    pub device: String,
+    /// The peer's key.
+    pub public_key: String,
+    /// Where it is.
+    pub endpoint: String,
+    /// Its prefixes.
+    pub allowed_ips: String,
+    /// Seconds since 1970, 0 for never.
+    pub latest_handshake: u64,
+    /// Bytes received.
+    pub received: u64,
+    /// Bytes sent.
+    pub sent: u64,
+}
+
+impl Node {
+    pub(crate) fn start(lab: &Lab, number: u8, kubeconfig: &str) -> Result<Self> {
+        let name = node_name(number);
+        let root = lab.options.disk.clone().unwrap_or_else(|| lab.dir.path().to_owned());
+        let disk = root.join(format!("{name}-disk"));
+        std::fs::create_dir_all(&disk)?;
+        let namespace = Namespace::builder(name.as_str())
+            .lab(&lab.dir)
+            .tmpfs("/run")
+            .tmpfs("/etc/hawser")
+            .tmpfs("/etc/cni")
+            .tmpfs("/opt/cni")
+            .bind(disk, "/var/lib/hawser")
+            .build()?;
+        let port = lab.attach_node(&namespace, number)?;
+        let mut node = Self {
+            number,
+            name,
+            port,
+            agent: None,
+            tunnel: None,
+            namespace,
+            drift_interval: lab.options.drift_interval,
+            binaries: lab.binaries.clone(),
+            dir: lab.dir.clone(),
+        };
+        let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let config = format!("clusterName: lab\npodCIDRs: ['{}']\n", cidrs.replace(", ", "', '"));
+        node.write_file("/etc/hawser/config.yaml", &config)?;
+        node.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
+        node.start_tunnel()?;
+        node.start_agent()?;
+        node.install_cni()?;
+        Ok(node)
+    }
+
+    /// Writes a file of this node, mode 0600.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write_file(&self, path: &str, text: &str) -> Result<()> {
+        let (path, text) = (PathBuf::from(path), text.to_owned());
+        self.namespace.run(move || write_private(&path, &text)).with_context(|| format!("on {}", self.name))
+    }
+
+    /// Starts `mesh-tunnel`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_tunnel(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.binaries.tunnel);
+        command.args(["hawser0", "hawser1"]);
+        self.tunnel = Some(self.spawn(command, "mesh-tunnel")?);
+        Ok(())
+    }
+
+    /// Starts `mesh-agent`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.binaries.agent);
+        command
+            .args(["--kubeconfig", "/etc/hawser/kubeconfig", "--node-name", &self.name])
+            .args(["--drift-interval", &self.drift_interval.to_string()])
+            .env("NO_COLOR", "1");
+        self.agent = Some(self.spawn(command, "mesh-agent")?);
+        Ok(())
+    }
+
+    fn spawn(&self, command: Command, program: &str) -> Result<Process> {
+        let log = log_path(self.dir.path(), self.number, program);
+        self.namespace
+            .spawn(command, Output::File(log))
+            .with_context(|| format!("{program} on {}", self.name))
+    }
+
+    fn install_cni(&self) -> Result<()> {
+        let mut command = Command::new(&self.binaries.cni);
+        command.arg("install");
+        self.run(command)?;
+        Ok(())
+    }
+
+    /// `mesh-agent`, if it was started.
+    pub const fn agent(&self) -> Option<&Process> {
+        self.agent.as_ref()
+    }
+
+    /// `mesh-tunnel`, if it was started.
+    pub const fn tunnel(&self) -> Option<&Process> {
+        self.tunnel.as_ref()
+    }
+
+    /// SIGKILL to the agent.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.take().context("no agent is running")?.kill()?;
+        Ok(())
+    }
+
+    /// SIGTERM to the agent, and its end awaited.
+    ///
+    /// # Errors
+    /// It is not running, or does not end.
+    pub fn stop_agent(&mut self) -> Result<()> {
+        let status = self.agent.take().context("no agent is running")?.stop(Duration::from_secs(10))?;
+        if !status.success() {
+            bail!("mesh-agent on {} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to the tunnel.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn kill_tunnel(&mut self) -> Result<()> {
+        self.tunnel.take().context("no tunnel is running")?.kill()?;
+        Ok(())
+    }
+
+    /// Starts again what has ended, as a kubelet would. Names what was started.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn supervise(&mut self) -> Result<Vec<&'static str>> {
+        let ended = |process: &Option<Process>| match process {
+            Some(process) => process.try_wait().is_ok_and(|status| status.is_some()),
+            None => true,
+        };
+        let mut started = Vec::new();
+        if ended(&self.tunnel) {
+            self.start_tunnel()?;
+            started.push("mesh-tunnel");
+        }
+        if ended(&self.agent) {
+            self.start_agent()?;
+            started.push("mesh-agent");
+        }
+        Ok(started)
+    }
+
+    /// Runs a command on this node; its output if it succeeds.
+    ///
+    /// # Errors
+    /// It fails, or takes longer than half a minute; the error has its output.
+    pub fn run(&self, command: Command) -> Result<String> {
+        let text = format!("{command:?}");
+        let output = self.namespace.exec(command, COMMAND)?;
+        if !output.status.success() {
+            bail!(
+                "{text} on {}: {}: {}{}",
+                self.name,
+                output.status,
+                output.stdout_text(),
+                output.stderr_text()
+            );
+        }
+        Ok(output.stdout_text())
+    }
+
+    /// Runs a command given as words.
+    ///
+    /// # Errors
+    /// As [`Node::run`].
+    pub fn sh(&self, words: &str) -> Result<String> {
+        let mut words = words.split_whitespace();
+        let mut command = Command::new(words.next().context("no command")?);
+        command.args(words);
+        self.run(command)
+    }
+
+    /// The body of `http://127.0.0.1:<port><path>` on this node, if its status is 200.
+    ///
+    /// # Errors
+    /// No answer, or another status, with its body.
+    pub fn http(&self, port: u16, path: &str) -> Result<String> {
+        let path = path.to_owned();
+        self.namespace.run(move || http_get(port, &path))
+    }
+
+    /// Is the agent ready to connect pods, and its tunnel there?
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> Result<(), String> {
+        let answer = self.http(mesh_core::numbers::PORT_HEALTH, "/readyz");
+        answer.map(|_| ()).map_err(|error| format!("{}: {error:#}", self.name))
+    }
+
+    /// One sample of `/metrics`, by its line's beginning.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn metric(&self, beginning: &str) -> Result<f64> {
+        let text = self.http(mesh_core::numbers::PORT_METRICS, "/metrics")?;
+        let line = text.lines().find(|line| line.starts_with(beginning));
+        let value = line.and_then(|line| line.rsplit(' ').next()).map_or(Ok(0.0), str::parse);
+        value.with_context(|| format!("{beginning} on {}", self.name))
+    }
+
+    /// Peers of both slots, from `wg show all dump`.
+    ///
+    /// # Errors
+    /// `wg` failed.
+    pub fn peers(&self) -> Result<Vec<WgPeer>> {
+        let dump = self.sh("wg show all dump")?;
+        let peer = |line: &str| {
+            let field: Vec<&str> = line.split('\t').collect();
+            // A device has five fields, a peer nine.
+            (field.len() == 9).then(|| WgPeer {
+                device: field[0].to_owned(),
+                public_key: field[1].to_owned(),
+                endpoint: field[3].to_owned(),
+                allowed_ips: field[4].to_owned(),
+                latest_handshake: field[5].parse().unwrap_or(0),
+                received: field[6].parse().unwrap_or(0),
+                sent: field[7].parse().unwrap_or(0),
+            })
+        };
+        Ok(dump.lines().filter_map(peer).collect())
+    }
+
+    /// The log of one of its programs.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn log(&self, program: &str) -> Result<String> {
+        let path = log_path(self.dir.path(), self.number, program);
+        std::fs::read_to_string(&path).map_err(|error| anyhow!("{}: {error}", path.display()))
+    }
+
+    /// Its addresses on the switch.
+    ///
+    /// # Errors
+    /// Netlink failed.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>> {
+        let all = self.namespace.netlink(async |nl| nl.addrs("eth0").await)?;
+        let global = |ip: &IpAddr| mesh_core::prefix::is_unicast(*ip);
+        Ok(all.iter().map(ipnet::IpNet::addr).filter(global).collect())
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+fn http_get(port: u16, path: &str) -> Result<String> {
+    use std::io::{Read, Write};
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    if head.split(' ').nth(1) != Some("200") {
+        bail!("{}", body.trim());
+    }
+    Ok(body.to_owned())
+}
