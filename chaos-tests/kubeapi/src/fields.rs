@@ -275,7 +275,8 @@ pub(crate) fn remove(object: &mut Value, path: &[Step]) {
         }
         Step::Item(json) => {
             if let Some(items) = object.as_array_mut() {
-                items.retain(|item| item.to_string() != *json);
+                let gone = serde_json::from_str::<Value>(json).unwrap_or_default();
+                items.retain(|item| *item != gone);
             }
         }
     }

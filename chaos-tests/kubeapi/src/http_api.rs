@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
@@ -19,14 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Attributes, Authorizer, Tokens, User, Verb};
+use crate::call::{Call, body, delete_options, dry_run, dry_run_in_body, manager, patch_of};
 use crate::discovery;
 use crate::error::ApiError;
 use crate::faults::{Fault, Faults};
-use crate::patch::Patch;
 use crate::resource::Resource;
 use crate::routes::{self, Route, flag, parameter};
 use crate::selectors::Selector;
-use crate::store::{DeleteOptions, Deleted, ListQuery, Snapshot, Store, Target, Write, expired_token};
+use crate::store::{Deleted, ListQuery, Snapshot, Store, Target, Write, expired_token};
 use crate::tables::Include;
 use crate::view::{View, negotiate};
 use crate::watching::{QUEUE, Watch};
@@ -54,19 +54,6 @@ pub(crate) struct Api {
     pub(crate) bookmark_interval: Duration,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
-}
-
-struct Call {
-    user: User,
-    query: Vec<(String, String)>,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Call {
-    fn header(&self, name: &http::HeaderName) -> Option<&str> {
-        self.headers.get(name).and_then(|v| v.to_str().ok())
-    }
 }
 
 fn answer(code: StatusCode, media: &str, body: impl Into<Bytes>) -> Answer {
@@ -158,7 +145,15 @@ impl Api {
         let call = Call { user, query, headers: head.headers, body };
         let result = match route {
             Route::Resource { version, what } => self.resource(&method, &version, what.clone(), &call),
-            other => self.other(&other, &call),
+            other @ (Route::Health
+            | Route::Version
+            | Route::Core
+            | Route::Groups
+            | Route::Group(_)
+            | Route::Resources { .. }
+            | Route::OpenApiV2
+            | Route::OpenApiIndex
+            | Route::OpenApi { .. }) => self.other(&other, &call),
         };
         let cut = what.verb != Verb::Watch
             && result.is_ok()
@@ -211,7 +206,7 @@ impl Api {
             (Route::Health, _) => return Ok(answer(StatusCode::OK, "text/plain; charset=utf-8", "ok")),
             // An empty document is a valid one in protobuf, which is what kubectl up to 1.26 asks for.
             (Route::OpenApiV2, _) if accept.is_some_and(|a| a.contains("protobuf")) => {
-                let media = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+                let media = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
                 return Ok(answer(StatusCode::OK, media, Bytes::new()));
             }
             (Route::OpenApiV2, _) => {
@@ -287,9 +282,9 @@ impl Api {
             subresource,
             version,
         };
-        let stale = self.faults.take(&what, &call.user, |f| match f {
-            Fault::Stale(snapshot) if matches!(what.verb, Verb::Get | Verb::List) => Some(snapshot.clone()),
-            _ => None,
+        let reads = matches!(what.verb, Verb::Get | Verb::List);
+        let stale = self.faults.take(&what, &call.user, |f| {
+            if let Fault::Stale(snapshot) = f { reads.then(|| snapshot.clone()) } else { None }
         });
         let show = |code, stored: &_| Ok(json_answer(code, view.object(stored)));
         match what.verb {
@@ -531,90 +526,6 @@ fn deletion(resource: &Resource, object: &Value) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": {
         "name": object["metadata"]["name"], "group": resource.group, "kind": resource.plural,
         "uid": object["metadata"]["uid"]}})
-}
-
-fn dry_run(query: &[(String, String)]) -> Result<bool, ApiError> {
-    match parameter(query, "dryRun") {
-        None => Ok(false),
-        Some("All") => Ok(true),
-        Some(other) => {
-            Err(ApiError::bad_request(format!("dryRun: Unsupported value: \"{other}\": supported: \"All\"")))
-        }
-    }
-}
-
-fn dry_run_in_body(call: &Call) -> Result<bool, ApiError> {
-    if call.body.is_empty() {
-        return Ok(false);
-    }
-    Ok(body(call)?["dryRun"].as_array().is_some_and(|d| d.iter().any(|v| v == "All")))
-}
-
-/// `fieldManager`, else the program's name of the User-Agent, else `unknown`, as on the real server.
-fn manager(call: &Call) -> String {
-    let agent = call.header(&USER_AGENT).and_then(|a| a.split('/').next()).filter(|a| !a.is_empty());
-    parameter(&call.query, "fieldManager").or(agent).unwrap_or("unknown").to_owned()
-}
-
-/// The body as JSON; YAML is read where it is announced.
-fn body(call: &Call) -> Result<Value, ApiError> {
-    let media = media(call);
-    match media.as_str() {
-        "" | "application/json" => serde_json::from_slice(&call.body)
-            .map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}"))),
-        "application/yaml" | "application/apply-patch+yaml" => yaml(&call.body),
-        _ => Err(ApiError::UnsupportedMediaType {
-            given: media,
-            supported: "application/json, application/yaml",
-        }),
-    }
-}
-
-fn media(call: &Call) -> String {
-    let value = call.header(&CONTENT_TYPE).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_owned()
-}
-
-fn yaml(bytes: &[u8]) -> Result<Value, ApiError> {
-    // kube sends JSON as YAML; the YAML reader is for people.
-    if let Ok(value) = serde_json::from_slice(bytes) {
-        return Ok(value);
-    }
-    serde_saphyr::from_slice(bytes).map_err(|e| ApiError::bad_request(format!("the body is not YAML: {e}")))
-}
-
-fn patch_of(call: &Call, resource: &Resource) -> Result<Patch, ApiError> {
-    let json = || {
-        serde_json::from_slice::<Value>(&call.body)
-            .map_err(|e| ApiError::bad_request(format!("the patch is not JSON: {e}")))
-    };
-    match media(call).as_str() {
-        "application/merge-patch+json" => Ok(Patch::Merge(json()?)),
-        "application/json-patch+json" => Ok(Patch::Json(json()?)),
-        "application/strategic-merge-patch+json" if !resource.custom => Ok(Patch::Strategic(json()?)),
-        "application/apply-patch+yaml" => {
-            if parameter(&call.query, "fieldManager").is_none() {
-                return Err(ApiError::bad_request("fieldManager is required for apply patch"));
-            }
-            Ok(Patch::Apply { config: yaml(&call.body)?, force: flag(&call.query, "force") })
-        }
-        other => Err(ApiError::UnsupportedMediaType {
-            given: other.to_owned(),
-            supported: "application/json-patch+json, application/merge-patch+json, \
-                        application/strategic-merge-patch+json (built-in kinds), application/apply-patch+yaml",
-        }),
-    }
-}
-
-fn delete_options(call: &Call) -> Result<DeleteOptions, ApiError> {
-    let given = if call.body.is_empty() { Value::Null } else { body(call)? };
-    let text = |field: &str| given["preconditions"][field].as_str().map(str::to_owned);
-    let query = parameter(&call.query, "gracePeriodSeconds").and_then(|g| g.parse().ok());
-    Ok(DeleteOptions {
-        grace_seconds: given["gracePeriodSeconds"].as_u64().or(query),
-        uid: text("uid"),
-        resource_version: text("resourceVersion"),
-    })
 }
 
 impl std::fmt::Debug for Api {

@@ -26,9 +26,10 @@
 //! No controllers: nodes stay as they are written, pods on nodes go when somebody deletes them with grace 0,
 //! owner references are not collected. No defaulting and field checks of built-in kinds beyond what
 //! `store::lifecycle` names, no pruning, defaulting and CEL of custom ones. Bodies in protobuf or CBOR are refused
-//! (415). A watch that starts in the future is refused at once instead of after three seconds.
+//! (415), so kubectl's typed generators need `--dry-run=client -o yaml | kubectl create -f -`. A watch that starts in the future is refused at once instead of after three seconds.
 
 mod auth;
+mod call;
 mod discovery;
 mod error;
 mod faults;

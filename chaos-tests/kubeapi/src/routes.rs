@@ -144,13 +144,10 @@ mod tests {
 
     fn resource(method: &Method, path: &str, raw: &str) -> (Verb, String) {
         let query = query(Some(raw)).unwrap();
-        match parse(method, path, &query).unwrap() {
-            Route::Resource { version, what: w } => (
-                w.verb,
-                format!("{}|{version}|{}|{}|{}|{}", w.group, w.namespace, w.resource, w.name, w.subresource),
-            ),
-            other => panic!("{other:?}"),
-        }
+        let Route::Resource { version, what: w } = parse(method, path, &query).unwrap() else {
+            panic!("{path} is no resource");
+        };
+        (w.verb, format!("{}|{version}|{}|{}|{}|{}", w.group, w.namespace, w.resource, w.name, w.subresource))
     }
 
     #[test]

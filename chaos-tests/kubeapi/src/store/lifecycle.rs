@@ -23,11 +23,7 @@ pub(crate) fn default_create(resource: &Resource, object: &mut Value) {
             object["status"] = json!({"phase": "Active"});
         }
         "pods" => object["status"] = json!({"phase": "Pending", "qosClass": "BestEffort"}),
-        "nodes" => {
-            if object["spec"].is_null() {
-                object["spec"] = json!({});
-            }
-        }
+        "nodes" if object["spec"].is_null() => object["spec"] = json!({}),
         "customresourcedefinitions.apiextensions.k8s.io" => {
             let time = super::now();
             let condition = |kind: &str, reason: &str, message: &str| {

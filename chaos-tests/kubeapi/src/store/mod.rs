@@ -3,6 +3,7 @@
 //! One mutex guards everything: a write is one step, its version is one number for all resources (as an etcd
 //! revision), and what a list shows is what a watch from its version continues.
 
+mod compose;
 mod direct;
 mod event;
 mod lifecycle;

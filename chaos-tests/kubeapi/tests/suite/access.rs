@@ -11,10 +11,8 @@ use serde_json::json;
 use crate::support::*;
 
 fn code(error: &kube::Error) -> u16 {
-    match error {
-        kube::Error::Api(status) => status.code,
-        other => panic!("not an answer of the API: {other}"),
-    }
+    let kube::Error::Api(status) = error else { panic!("not an answer of the API: {error}") };
+    status.code
 }
 
 #[tokio::test]

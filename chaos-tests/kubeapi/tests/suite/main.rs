@@ -1,5 +1,7 @@
 //! The embedded API against kube's own clients and kubectl, over real TLS.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
 mod access;
 mod clients;
 mod faults;

@@ -95,9 +95,8 @@ async fn versions_that_went_back_are_refused_as_too_large() {
     let mut config = config(&server, &User::admin()).await;
     config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
-    let error = match client.request_stream(request).await {
-        Ok(_) => panic!("a version of the future was served"),
-        Err(error) => error,
+    let Err(error) = client.request_stream(request).await else {
+        panic!("a version of the future was served")
     };
     assert!(error.to_string().contains("Too large resource version"), "{error}");
 }
