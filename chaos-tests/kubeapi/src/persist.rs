@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -96,9 +97,10 @@ pub(crate) fn open(dir: &Path) -> io::Result<(Loaded, Log)> {
             }
         }
     }
-    let file = File::options().create(true).append(true).open(log_path(dir))?;
+    // Objects may be secrets.
+    let file = File::options().create(true).append(true).mode(0o600).open(log_path(dir))?;
     file.set_len(whole)?;
-    Ok((Loaded { ..loaded }, Log { dir: dir.to_owned(), file, lines: 0 }))
+    Ok((loaded, Log { dir: dir.to_owned(), file, lines: 0 }))
 }
 
 impl Log {
@@ -120,7 +122,8 @@ impl Log {
         objects: impl Iterator<Item = (&'a str, &'a Key, &'a Value)>,
     ) -> io::Result<()> {
         let temporary = self.dir.join("snapshot.tmp");
-        let mut out = BufWriter::new(File::create(&temporary)?);
+        let file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut out = BufWriter::new(file);
         serde_json::to_writer(&mut out, &Header { rv })?;
         out.write_all(b"\n")?;
         for object in objects {
