@@ -59,11 +59,12 @@ impl Node {
         std::fs::create_dir_all(&disk)?;
         let namespace = Namespace::builder(name.as_str())
             .lab(&lab.dir)
+            // Before /run is covered, since the disk lies there.
+            .bind(disk, "/var/lib/hawser")
             .tmpfs("/run")
             .tmpfs("/etc/hawser")
             .tmpfs("/etc/cni")
             .tmpfs("/opt/cni")
-            .bind(disk, "/var/lib/hawser")
             .build()?;
         let port = lab.attach_node(&namespace, number)?;
         let mut node = Self {

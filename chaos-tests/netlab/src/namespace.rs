@@ -285,6 +285,8 @@ impl Namespace {
     /// where `output` says.
     pub fn spawn(&self, command: Command, output: Output) -> Result<Process, LabError> {
         let lab = self.lab.clone();
+        // Here and not inside, where a mount may cover the log's directory.
+        let output = output.open()?;
         self.run(move || Process::spawn(command, output, lab.as_ref()))
     }
 

@@ -30,6 +30,31 @@ pub enum Output {
     Inherit,
 }
 
+/// As [`Output`], with its file open.
+#[derive(Debug)]
+pub(crate) enum OpenOutput {
+    Null,
+    Files(File, File),
+    Lines,
+    Inherit,
+}
+
+impl Output {
+    pub(crate) fn open(self) -> Result<OpenOutput, LabError> {
+        Ok(match self {
+            Self::Null => OpenOutput::Null,
+            Self::Lines => OpenOutput::Lines,
+            Self::Inherit => OpenOutput::Inherit,
+            Self::File(path) => {
+                let file = File::options().create(true).append(true).open(&path);
+                let file = file.context("open the log", path.display())?;
+                let second = file.try_clone().context("duplicate the log", path.display())?;
+                OpenOutput::Files(file, second)
+            }
+        })
+    }
+}
+
 /// A finished command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -73,24 +98,16 @@ impl Process {
     /// Starts the command on the calling thread, whose namespaces it inherits.
     pub(crate) fn spawn(
         mut command: Command,
-        output: Output,
+        output: OpenOutput,
         lab: Option<&LabDir>,
     ) -> Result<Self, LabError> {
         let label = describe(&command);
         command.stdin(Stdio::null()).process_group(0);
-        match &output {
-            Output::Null => command.stdout(Stdio::null()).stderr(Stdio::null()),
-            Output::File(path) => {
-                let file = File::options()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .context("open the log", path.display())?;
-                let second = file.try_clone().context("duplicate the log", path.display())?;
-                command.stdout(file).stderr(second)
-            }
-            Output::Lines => command.stdout(Stdio::piped()).stderr(Stdio::piped()),
-            Output::Inherit => command.stdout(Stdio::inherit()).stderr(Stdio::inherit()),
+        match output {
+            OpenOutput::Null => command.stdout(Stdio::null()).stderr(Stdio::null()),
+            OpenOutput::Files(out, err) => command.stdout(out).stderr(err),
+            OpenOutput::Lines => command.stdout(Stdio::piped()).stderr(Stdio::piped()),
+            OpenOutput::Inherit => command.stdout(Stdio::inherit()).stderr(Stdio::inherit()),
         };
         let mut child = start(&mut command, &label, lab)?;
         let lines = Arc::new(Mutex::new(Vec::new()));
