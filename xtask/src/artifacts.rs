@@ -10,9 +10,6 @@ use crate::deps::{self, Need};
 use crate::run::{Progress, as_root, find_program, output, run};
 use crate::workspace::{Workspace, cargo};
 
-/// Where programs that start the CNI plugin find it: set for the lab and for every test.
-pub(crate) const CNI_VARIABLE: &str = "HAWSER_CNI";
-
 /// A profile of cargo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Profile {
@@ -92,9 +89,9 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &[String], progress: Progre
     progress.say("building mesh-agent, mesh-tunnel and the lab");
     build_programs(Profile::Dev)?;
     progress.say("building hawser-cni, static");
-    let plugin = build_cni(workspace, Profile::Dev)?;
+    build_cni(workspace, Profile::Dev)?;
     progress.say("starting the lab");
-    become_lab(workspace, Profile::Dev, &plugin, "demo", arguments)
+    become_lab(workspace, Profile::Dev, "demo", arguments)
 }
 
 /// Builds for release, then becomes `lab bench NAME`.
@@ -108,26 +105,21 @@ pub(crate) fn bench(
     deps::check(&[Need::Build, Need::Bench])?;
     progress.say("building for release; the first time takes minutes");
     build_programs(Profile::Release)?;
-    let plugin = build_cni(workspace, Profile::Release)?;
+    build_cni(workspace, Profile::Release)?;
     progress.say(format_args!("bench {name}"));
     let mut all = vec![name.to_owned()];
     if let Some(file) = json {
+        // The lab's own --json is about its standard output.
         let file = std::path::absolute(file).with_context(|| format!("--json {}", file.display()))?;
-        all.extend(["--json".to_owned(), file.display().to_string()]);
+        all.extend(["--results".to_owned(), file.display().to_string()]);
     }
     all.extend_from_slice(arguments);
-    become_lab(workspace, Profile::Release, &plugin, "bench", &all)
+    become_lab(workspace, Profile::Release, "bench", &all)
 }
 
-fn become_lab(
-    workspace: &Workspace,
-    profile: Profile,
-    plugin: &Path,
-    verb: &str,
-    arguments: &[String],
-) -> Result<()> {
+fn become_lab(workspace: &Workspace, profile: Profile, verb: &str, arguments: &[String]) -> Result<()> {
     let mut command = as_root(lab(workspace, profile))?;
-    command.arg(verb).args(arguments).env(CNI_VARIABLE, plugin);
+    command.arg(verb).args(arguments);
     let shown = crate::run::show(&command);
     // Replaces this process, so that signals reach the lab and its exit code is ours.
     Err(command.exec()).with_context(|| format!("cannot run {shown}"))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use crate::artifacts::{self, CNI_VARIABLE, Profile};
+use crate::artifacts::{self, Profile};
 use crate::deps::{self, Need};
 use crate::harness::{self, Report};
 use crate::run::{Progress, as_root, is_root, minutes, output, run, show};
@@ -56,7 +56,7 @@ pub(crate) fn test(workspace: &Workspace, tiers: &[Tier], progress: Progress) ->
             report.check("reaping what crashed runs left", artifacts::reap(workspace, progress), progress);
         }
         for program in programs.iter().filter(|program| program.place.tier == *tier) {
-            run_program(program, workspace, left(), &mut report, progress)?;
+            run_program(program, left(), &mut report, progress)?;
         }
         times.push((*tier, begin.elapsed()));
     }
@@ -196,20 +196,13 @@ fn build_tests(workspace: &Workspace, packages: &[String]) -> Result<Vec<Program
 }
 
 /// Runs one test program as cargo would.
-fn run_program(
-    program: &Program,
-    workspace: &Workspace,
-    limit: Duration,
-    report: &mut Report,
-    progress: Progress,
-) -> Result<()> {
+fn run_program(program: &Program, limit: Duration, report: &mut Report, progress: Progress) -> Result<()> {
     let mut command = harness::limited(limit, program.place.root)?;
     command
         .arg(&program.file)
         .current_dir(&program.folder)
         .env("CARGO_MANIFEST_DIR", &program.folder)
-        .env("CARGO_PKG_NAME", &program.package)
-        .env(CNI_VARIABLE, workspace.target_directory.join("static/hawser-cni"));
+        .env("CARGO_PKG_NAME", &program.package);
     harness::run(&program.name, command, report, progress)
 }
 

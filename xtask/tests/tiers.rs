@@ -1,7 +1,6 @@
 //! `cargo xtask` on a workspace of empty members with the names of ours: what it counts, names and refuses.
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
-use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
@@ -24,8 +23,7 @@ const LAB: &str = r#"//! Nothing.
 
 fn main() {
     let all: Vec<String> = std::env::args().skip(1).collect();
-    let plugin = std::env::var("HAWSER_CNI").unwrap_or_default();
-    println!("lab {} {plugin}", all.join(" "));
+    println!("lab {}", all.join(" "));
 }
 "#;
 
@@ -200,9 +198,22 @@ fn a_broken_arrow_unformatted_code_and_a_dead_link_fail_tidy() {
 fn the_demo_gets_its_arguments_and_a_static_plugin() {
     let fake = Fake::new();
     let output = fake.xtask(&["demo", "--nodes", "3"]);
-    let plugin = fake.0.path().join("target/static/hawser-cni");
-    assert_eq!(last_line(&output), format!("lab demo --nodes 3 {}", plugin.display()), "{}", text(&output));
-    assert!(Path::new(&plugin).is_file());
+    assert_eq!(last_line(&output), "lab demo --nodes 3", "{}", text(&output));
+    assert!(fake.0.path().join("target/static/hawser-cni").is_file());
+}
+
+#[test]
+fn a_bench_is_built_for_release_and_gets_its_file() {
+    let fake = Fake::new();
+    let output = fake.xtask(&["bench", "cni", "--json", "rows.json"]);
+    let file = fake.0.path().join("rows.json");
+    assert_eq!(
+        last_line(&output),
+        format!("lab bench cni --results {}", file.display()),
+        "{}",
+        text(&output)
+    );
+    assert!(fake.0.path().join("target/release/lab").is_file());
 }
 
 #[test]
