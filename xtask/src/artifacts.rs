@@ -111,7 +111,7 @@ pub(crate) fn bench(
     if let Some(file) = json {
         // The lab's own --json is about its standard output.
         let file = std::path::absolute(file).with_context(|| format!("--json {}", file.display()))?;
-        all.extend(["--results".to_owned(), file.display().to_string()]);
+        all.extend(["--file".to_owned(), file.display().to_string()]);
     }
     all.extend_from_slice(arguments);
     become_lab(workspace, Profile::Release, "bench", &all)

@@ -207,12 +207,7 @@ fn a_bench_is_built_for_release_and_gets_its_file() {
     let fake = Fake::new();
     let output = fake.xtask(&["bench", "cni", "--json", "rows.json"]);
     let file = fake.0.path().join("rows.json");
-    assert_eq!(
-        last_line(&output),
-        format!("lab bench cni --results {}", file.display()),
-        "{}",
-        text(&output)
-    );
+    assert_eq!(last_line(&output), format!("lab bench cni --file {}", file.display()), "{}", text(&output));
     assert!(fake.0.path().join("target/release/lab").is_file());
 }
 
