@@ -3,6 +3,7 @@
 //! One task owns all of it. Everything else sends nudges; a nudge says only that it is worth looking again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -213,6 +214,7 @@ impl Agent {
             self.memory.applied = Some(desired.clone());
         }
         self.restored(&observed, clean);
+        wake(&desired, &ops).await;
         problems.extend(self.announcement(&view, &desired));
 
         self.report(&problems, &guard.findings);
@@ -446,6 +448,46 @@ impl Agent {
             changed
         });
     }
+}
+
+/// A device that was just keyed has no session, while its peers may still send to the one that died with its former
+/// process, for up to 15 s. One datagram to each peer's mesh address makes it begin a handshake, which ends that.
+async fn wake(desired: &Desired, ops: &[Op]) {
+    let keyed = |slot: &Slot| ops.iter().any(|op| matches!(op, Op::Configure { slot: s, .. } if s == slot));
+    let targets: Vec<IpAddr> =
+        Slot::ALL.iter().filter(|slot| keyed(slot)).flat_map(|s| behind(desired, *s)).collect();
+    let sources = desired.mesh.clone();
+    let send = move || {
+        for source in sources {
+            // Best effort: whatever a pod sends does the same a little later.
+            let Ok(socket) = std::net::UdpSocket::bind((source, 0)) else { continue };
+            for target in targets.iter().filter(|target| mesh_core::prefix::same_family(**target, source)) {
+                drop(socket.send_to(&[0], (*target, DISCARD)));
+            }
+        }
+    };
+    drop(tokio::task::spawn_blocking(send).await);
+}
+
+/// The discard port (RFC 863): nobody listens on a mesh address's, and an ICMP error in return is as good.
+const DISCARD: u16 = 9;
+
+/// Mesh addresses, one per peer, that are routed into a slot.
+fn behind(desired: &Desired, slot: Slot) -> Vec<IpAddr> {
+    let into = |route: &&mesh_core::plan::Route| {
+        route.table == mesh_core::numbers::TABLE_PODS
+            && matches!(&route.target, Target::Device { device, .. } if device == slot.device())
+    };
+    let mut by_peer: BTreeMap<&NodeName, IpAddr> = BTreeMap::new();
+    for route in desired.routes.iter().filter(into) {
+        let owner = desired.devices.get(&slot).and_then(|device| {
+            device.peers.values().find(|peer| peer.allowed.contains(&route.prefix)).map(|peer| &peer.node)
+        });
+        if let (Some(owner), Some(address)) = (owner, mesh_core::prefix::mesh_address(&route.prefix)) {
+            by_peer.entry(owner).or_insert(address);
+        }
+    }
+    by_peer.into_values().collect()
 }
 
 /// What the keyring says of both slots. Endpoints are the plan's.

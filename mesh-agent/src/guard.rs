@@ -128,8 +128,7 @@ impl Guard {
             let failed: Vec<String> = fixes.iter().filter_map(|fix| set(&host, fix)).collect();
             Ok((findings, failed))
         };
-        let result: Result<Result<(Vec<HostFinding>, Vec<String>), crate::host::HostError>, _> =
-            tokio::task::spawn_blocking(work).await;
+        let result: Result<Judged, _> = tokio::task::spawn_blocking(work).await;
         match result {
             Ok(Ok((findings, failed))) => {
                 for finding in findings {
@@ -160,6 +159,9 @@ impl Guard {
         }
     }
 }
+
+/// Findings, and the settings that could not be made.
+type Judged = Result<(Vec<HostFinding>, Vec<String>), crate::host::HostError>;
 
 /// Sets one thing; the error's text if it could not be.
 fn set(host: &Host, fix: &HostFix) -> Option<String> {

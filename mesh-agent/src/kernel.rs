@@ -2,6 +2,10 @@
 //!
 //! Nothing here chooses. What is ours is known by [`ROUTE_PROTOCOL`], or (addresses on `lo`) by lying inside the
 //! cluster's pod CIDRs; everything else is left alone.
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "netlink has more attributes and messages than concern us"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,4 +1,8 @@
 //! Listens to the kernel for changes to what is ours, so that drift is repaired at once and not only every minute.
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "netlink has more attributes and messages than concern us"
+)]
 
 use futures::StreamExt;
 use mesh_core::numbers::ROUTE_PROTOCOL;

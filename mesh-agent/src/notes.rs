@@ -15,16 +15,12 @@ pub async fn execute(attacher: &Attacher) {
             drop(std::fs::rename(&path, aside));
             continue;
         };
-        match attacher.del(&detach.id).await {
-            Ok(()) => {
-                tracing::info!(
-                    container = detach.id.container_id,
-                    "Executed a deletion that the plugin wrote down"
-                );
-                if let Err(error) = std::fs::remove_file(&path) {
-                    tracing::warn!(note = %path.display(), err = %error, "Could not remove a note");
-                }
+        match attacher.del_noted(&detach.id, &path).await {
+            Ok(true) => {
+                let container = detach.id.container_id;
+                tracing::info!(container, "Executed a deletion that the plugin wrote down");
             }
+            Ok(false) => {}
             Err(failure) => {
                 tracing::warn!(note = %path.display(), err = %failure, "Could not execute a note")
             }
@@ -35,7 +31,12 @@ pub async fn execute(attacher: &Attacher) {
 fn read(directory: &Path) -> Vec<(PathBuf, Option<Detach>)> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
-    let notes = paths.filter(|path| path.extension().is_some_and(|ext| ext == "json"));
+    // A leading dot marks a note that was not finished.
+    let whole = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("hw") && name.ends_with(".json")
+    };
+    let notes = paths.filter(whole);
     let parse =
         |path: &PathBuf| std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     notes.map(|path| (path.clone(), parse(&path))).collect()

@@ -363,7 +363,12 @@ impl Attacher {
         let link = self.link(&veth, &attachment, &readiness)?;
         podlink::check(&self.kernel, netns, &link).await.map_err(|error| match error {
             PodLinkError::Changed(text) => failed(text),
-            other => io_failure(&other),
+            PodLinkError::Kernel(_)
+            | PodLinkError::Request { .. }
+            | PodLinkError::Netns(_)
+            | PodLinkError::Setting(_)
+            | PodLinkError::Sysctl { .. }
+            | PodLinkError::Exists(_) => io_failure(&error),
         })
     }
 

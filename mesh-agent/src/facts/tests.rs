@@ -28,7 +28,7 @@ fn a_bad_field_costs_only_itself() {
 fn an_endpoint_that_is_no_address_is_named() {
     let check = |text: &str| match endpoint(text) {
         EndpointFact::Malformed { reason, .. } => reason,
-        other => panic!("{other:?}"),
+        EndpointFact::Absent | EndpointFact::Addresses(_) => panic!("{text:?} was taken"),
     };
     assert_eq!(check("example.com"), "\"example.com\" is not an address");
     assert_eq!(check("192.0.2.1,"), "\"\" is not an address");
