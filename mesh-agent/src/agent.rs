@@ -120,6 +120,8 @@ impl Agent {
             let clean = self.turn().await;
             let at = SystemTime::now().duration_since(UNIX_EPOCH).ok().filter(|_| clean);
             self.metrics.reconciled(begun.elapsed(), at);
+            // At most half of the time: in a large cluster a turn is long and changes never end.
+            let rest = begun.elapsed().max(GATHER);
             let pause = if clean {
                 retry = RETRY.0;
                 self.drift_interval
@@ -148,7 +150,7 @@ impl Agent {
                     _ = reap.tick() => self.reap().await,
                 }
             }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(rest).await;
             while self.kernel_changed.try_recv().is_ok() {}
         }
     }

@@ -31,7 +31,17 @@ impl<K: Ord + Clone, V> Default for Cache<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V> Cache<K, V> {
+impl<K: Ord + Clone, V: PartialEq> Cache<K, V> {
+    /// Would this change nothing that matters: the same object again, as with every heartbeat in a Node's status?
+    pub fn is_known(&self, told: &Told<K, V>) -> bool {
+        match told {
+            Told::Applied(key, version, value) => {
+                self.known.get(key).is_some_and(|(known, present)| known <= version && present == value)
+            }
+            Told::Deleted(..) | Told::Relisted(_) => false,
+        }
+    }
+
     /// Has a complete list been seen?
     pub const fn complete(&self) -> bool {
         self.complete

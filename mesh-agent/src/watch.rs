@@ -97,6 +97,7 @@ async fn follow<O, K, V, S, F, R>(
 ) where
     O: ResourceExt + DeserializeOwned + Clone + Debug + Send + 'static,
     K: Ord + Clone + Debug,
+    V: PartialEq,
     S: futures::Stream<Item = watcher::Result<Event<O>>> + Send,
     F: Fn(K) -> R,
     R: Future<Output = kube::Result<Option<O>>>,
@@ -134,10 +135,11 @@ async fn follow<O, K, V, S, F, R>(
             };
             gone = 0;
             let Some(told) = told else { continue };
+            let news = !cache.is_known(&told);
             for key in cache.tell(told) {
                 settle(what, &mut cache, key, &read, &ask, metrics).await;
             }
-            if !changed(&cache) {
+            if news && !changed(&cache) {
                 return;
             }
         }
@@ -155,6 +157,7 @@ async fn settle<O, K, V, F, R>(
 ) where
     O: ResourceExt,
     K: Ord + Clone + Debug,
+    V: PartialEq,
     F: Fn(K) -> R,
     R: Future<Output = kube::Result<Option<O>>>,
 {

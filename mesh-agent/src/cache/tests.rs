@@ -12,6 +12,16 @@ fn a_list_without_a_known_object_is_doubted_not_believed() {
 }
 
 #[test]
+fn the_same_object_in_a_newer_version_is_nothing_new() {
+    let mut cache = Cache::default();
+    assert!(cache.tell(Told::Applied("a", 3, "x")).is_empty());
+    assert!(cache.is_known(&Told::Applied("a", 4, "x")));
+    assert!(!cache.is_known(&Told::Applied("a", 4, "y")));
+    assert!(!cache.is_known(&Told::Applied("a", 2, "x")), "older: to be doubted");
+    assert!(!cache.is_known(&Told::Deleted("a", 5)));
+}
+
+#[test]
 fn an_older_version_or_deletion_is_doubted() {
     let mut cache = Cache::default();
     assert!(cache.tell(Told::Applied("a", 9, "new")).is_empty());
