@@ -71,14 +71,26 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "wireguard-tools",
         program: Some("wg"),
-        needs: &[NETNS, Need::Demo],
+        needs: &[NETNS, CRI, Need::Demo, Need::Bench],
         reason: "wg drives mesh-tunnel in its tests and shows peers in the lab",
     },
     Package {
-        name: "tcpdump",
-        program: Some("tcpdump"),
-        needs: &[NETNS, Need::Demo],
-        reason: "captures read by another program than ours",
+        name: "wireguard-go",
+        program: Some("wireguard-go"),
+        needs: &[NETNS],
+        reason: "another implementation as a real peer of mesh-tunnel",
+    },
+    Package {
+        name: "iptables",
+        program: Some("iptables-nft"),
+        needs: &[NETNS],
+        reason: "a FORWARD chain that drops, as Docker leaves it",
+    },
+    Package {
+        name: "kubernetes-client",
+        program: Some("kubectl"),
+        needs: &[Need::Tier(Tier::Pure), NETNS],
+        reason: "kubectl against the embedded API",
     },
     Package {
         name: "containernetworking-plugins",
