@@ -89,7 +89,7 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "kubernetes-client",
         program: Some("kubectl"),
-        needs: &[Need::Tier(Tier::Pure), NETNS],
+        needs: &[NETNS],
         reason: "kubectl against the embedded API",
     },
     Package {

@@ -44,6 +44,8 @@ pub(crate) fn place(package: &str, target: &Target) -> Option<Place> {
     let (tier, root) = match package {
         // It runs this tool, which asks for the packages of the tier.
         "xtask" if integration && target.name == "tiers" => (Tier::Netns, false),
+        // It runs kubectl.
+        "kubeapi" if integration => (Tier::Netns, false),
         "mesh-core" | "proto" | "kubeapi" | "xtask" => (Tier::Pure, false),
         "keyring" => (Tier::Pure, true),
         "cni" if !integration => (Tier::Pure, true),
