@@ -13,6 +13,7 @@ use crate::procfs::{self, ProcessId};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::{Arc, Mutex};
 
 /// Every process a laboratory starts, and their descendants, carry this environment variable with the run's
@@ -101,6 +102,25 @@ impl LabDir {
         ProcessId::of(pid).map_or(Ok(()), |id| self.append(&Entry::Process(id)))
     }
 
+    /// Starts and records a process. No cleanup begins meanwhile: it either finds the process or has refused it.
+    pub(crate) fn start_process(
+        &self,
+        start: impl FnOnce() -> Result<Child, LabError>,
+    ) -> Result<Child, LabError> {
+        let mut journal = self.inner.journal.lock().expect("no panic under this lock");
+        let Some(file) = journal.as_mut() else {
+            let ended = std::io::Error::other("the laboratory has ended");
+            return Err(ended).context("start a process in", self.path().display());
+        };
+        let mut child = start()?;
+        let Some(id) = ProcessId::of(child.id().cast_signed()) else { return Ok(child) };
+        if let Err(error) = file.write_all(Entry::Process(id).to_line().as_bytes()) {
+            crate::process::end(&mut child);
+            return Err(error).context("append to the journal in", self.path().display());
+        }
+        Ok(child)
+    }
+
     /// Records the pin of a network namespace to be unmounted. Call it before making the pin.
     pub fn record_pin(&self, path: &Path) -> Result<(), LabError> {
         self.append(&Entry::Pin(path.to_owned()))
@@ -171,11 +191,20 @@ impl LabDir {
 }
 
 impl Inner {
+    /// Holds the journal until the end, so that whoever would start something or leave waits.
     fn clean(&self) -> Result<(), LabError> {
-        if self.journal.lock().expect("no panic under this lock").take().is_none() {
+        let mut journal = self.journal.lock().expect("no panic under this lock");
+        if journal.take().is_none() {
             return Ok(());
         }
         clean(&self.dir, true).map(drop)
+    }
+}
+
+impl Drop for LabDir {
+    fn drop(&mut self) {
+        // A signal's cleanup may be under way: the process shall not end before it.
+        drop(self.inner.journal.lock());
     }
 }
 

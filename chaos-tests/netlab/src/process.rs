@@ -123,7 +123,7 @@ impl Process {
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(fd) => fd,
             Err(e) => {
-                end(&mut child, pid);
+                end(&mut child);
                 return Err(e).context("open a pidfd of", label);
             }
         };
@@ -211,7 +211,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let child = self.child.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        end(child, self.pid);
+        end(child);
         // Readers end with the last holder of the pipes. A grandchild outside the group may be one, so they
         // are not joined; they hold nothing but memory.
         self.readers.clear();
@@ -219,11 +219,11 @@ impl Drop for Process {
 }
 
 /// Kills the group and reaps, unless that is done.
-fn end(child: &mut Child, pid: Pid) {
+pub(crate) fn end(child: &mut Child) {
     if matches!(child.try_wait(), Ok(Some(_))) {
         return;
     }
-    let _ = kill_process_group(pid, Signal::KILL);
+    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
     let _ = child.wait();
 }
 
@@ -250,7 +250,7 @@ pub(crate) fn exec(
         .map_err(std::io::Error::from)
         .and_then(|fd| readable(&fd, deadline));
     if !matches!(ended, Ok(true)) {
-        end(&mut child, pid);
+        end(&mut child);
         ended.context("wait for", &label)?;
         let text = |c: Option<Collector>| c.map(Collector::now).unwrap_or_default();
         return Err(LabError::CommandTimeout {
@@ -271,15 +271,11 @@ fn start(command: &mut Command, label: &str, lab: Option<&LabDir>) -> Result<Chi
         let (key, value) = lab.mark();
         command.env(key, value);
     }
-    let mut child = command.spawn().context("start", label)?;
-    if let Some(lab) = lab
-        && let Err(e) = lab.record_process(child.id().cast_signed())
-    {
-        let pid = Pid::from_child(&child);
-        end(&mut child, pid);
-        return Err(e);
+    let mut start = || command.spawn().context("start", label);
+    match lab {
+        Some(lab) => lab.start_process(start),
+        None => start(),
     }
-    Ok(child)
 }
 
 fn describe(command: &Command) -> String {

@@ -1,6 +1,6 @@
 use crate::support::{LONG, endpoint, net, node, reaches, v4, v6};
 use netlab::netlink::{Route, Rule, sysctl};
-use netlab::{LabError, Namespace, Output, Signal, eventually, unique_name, veth_pair};
+use netlab::{LabDir, LabError, Namespace, Output, Process, Signal, eventually, unique_name, veth_pair};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -138,6 +138,31 @@ fn a_daemon_that_left_its_group_and_its_parent_ends_with_the_namespace() {
     eventually(LONG, "the daemon", running).unwrap();
     drop(ns);
     assert_eq!(command(), "");
+}
+
+#[test]
+fn what_starts_while_a_laboratory_ends_is_refused_or_ended_too() {
+    let root = tempfile::tempdir().unwrap();
+    let lab = LabDir::create(root.path(), "ends").unwrap();
+    let ns = Namespace::net_only(unique_name("ends")).lab(&lab).build().unwrap();
+    let (started, seen) = std::sync::mpsc::channel();
+    let starter = std::thread::spawn(move || {
+        for _ in 0..2000 {
+            match ns.spawn(sh("exec sleep 600"), Output::Null) {
+                Ok(process) => started.send(process).unwrap(),
+                Err(error) => return Some(error.to_string()),
+            }
+        }
+        None
+    });
+    let mut processes: Vec<Process> = seen.iter().take(10).collect();
+    lab.close().unwrap();
+    let refused = starter.join().unwrap().expect("what starts after the end is refused");
+    assert!(refused.contains("the laboratory has ended"), "{refused}");
+    processes.extend(seen);
+    for process in processes {
+        process.wait(LONG).unwrap();
+    }
 }
 
 #[test]
