@@ -7,8 +7,8 @@ use mesh_core::slot::Slot;
 use crate::config::Config;
 use crate::host::{Host, HostFinding, HostFix, HostWant, Severity, judge};
 use crate::metrics::Metrics;
-use crate::nft::Nft;
-use crate::nft::{NftInput, ruleset};
+use crate::nft::model::Table;
+use crate::nft::{Nft, NftInput, ruleset};
 
 /// Holds the firewall's connection.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Guard {
     nft: Option<Nft>,
     counted: std::collections::BTreeMap<String, u64>,
     was_right: bool,
+    // What was in force after the last turn: if that was different from it now, somebody else changed it.
+    ensured: Option<Table>,
 }
 
 /// What one turn found.
@@ -38,7 +40,12 @@ impl Default for Guard {
 impl Guard {
     /// Nothing is touched yet.
     pub fn new() -> Self {
-        Self { nft: Some(Nft::new()), counted: std::collections::BTreeMap::new(), was_right: false }
+        Self {
+            nft: Some(Nft::new()),
+            counted: std::collections::BTreeMap::new(),
+            was_right: false,
+            ensured: None,
+        }
     }
 
     /// Puts the firewall and the host right.
@@ -56,8 +63,10 @@ impl Guard {
         }
         // The handle goes to a blocking thread and comes back; should that thread panic, a new one is as good.
         let mut nft = self.nft.take().unwrap_or_default();
+        let table = ruleset(&input);
+        // Before the first snapshot nothing was made exactly so.
+        let wanted = synced.then(|| table.clone());
         let work = move || {
-            let table = ruleset(&input);
             let result = if synced {
                 nft.ensure(&table)
             } else {
@@ -73,7 +82,7 @@ impl Guard {
         match tokio::task::spawn_blocking(work).await {
             Ok((nft, result, counters)) => {
                 self.nft = Some(nft);
-                self.judge(result, metrics, &mut turn);
+                self.judge(result, wanted, metrics, &mut turn);
                 self.count(counters.unwrap_or_default(), metrics);
             }
             Err(error) => turn.obstacles.push(format!("the firewall could not be set: {error}")),
@@ -85,6 +94,7 @@ impl Guard {
     fn judge(
         &mut self,
         result: Result<Vec<crate::nft::Difference>, crate::nft::NftError>,
+        wanted: Option<Table>,
         metrics: &Metrics,
         turn: &mut Turn,
     ) {
@@ -93,9 +103,15 @@ impl Guard {
                 turn.closed = true;
                 if !differences.is_empty() && self.was_right {
                     let what: Vec<String> = differences.iter().map(ToString::to_string).collect();
-                    tracing::info!(differences = what.join("; "), "Replaced the nf_tables table");
+                    if wanted.is_some() && self.ensured == wanted {
+                        tracing::warn!(differences = what.join("; "), "Repaired the nf_tables table");
+                        metrics.firewall_repaired();
+                    } else {
+                        tracing::info!(differences = what.join("; "), "Replaced the nf_tables table");
+                    }
                 }
                 self.was_right = true;
+                self.ensured = wanted;
             }
             Err(error) => {
                 metrics.operation("firewall", false, true);
