@@ -56,7 +56,7 @@ pub struct LabOptions {
     pub nodes: u8,
     /// Families between nodes.
     pub underlay: Underlay,
-    /// Length of a node's IPv4 pod CIDR; a long one makes a small pool.
+    /// Length of a node's IPv4 pod CIDR, 17 to 30; a long one makes a small pool, a short one room for few nodes.
     pub pod_prefix: u8,
     /// The userspace wire with this seed instead of the kernel's bridge.
     pub wire: Option<u64>,
@@ -340,7 +340,10 @@ impl Lab {
 
     /// Pod CIDRs of node `number`.
     pub fn pod_cidrs(&self, number: u8) -> [String; 2] {
-        [format!("10.244.{number}.0/{}", self.options.pod_prefix), format!("fd00:10:244:{number:x}::/64")]
+        let length = self.options.pod_prefix;
+        // Node 1 of /22 has 10.244.4.0: a CIDR has to begin where its prefix does.
+        let third = number << 24_u8.saturating_sub(length);
+        [format!("10.244.{third}.0/{length}"), format!("fd00:10:244:{number:x}::/64")]
     }
 
     /// Pod CIDRs of the cluster.

@@ -65,6 +65,8 @@ impl Node {
             .tmpfs("/etc/hawser")
             .tmpfs("/etc/cni")
             .tmpfs("/opt/cni")
+            // Results that a runtime remembers.
+            .tmpfs("/var/lib/cni")
             .build()?;
         let port = lab.attach_node(&namespace, number)?;
         let mut node = Self {

@@ -164,6 +164,18 @@ impl Runtime {
         Ok(())
     }
 
+    /// Answers of every plugin to VERSION.
+    ///
+    /// # Errors
+    /// A [`CniError`].
+    pub fn versions(&self, node: &Namespace) -> Result<Vec<Value>> {
+        let nobody = Sandbox::of_pod("dummy", "dummy", "none", "none", "none");
+        let answer = |plugin: &Value| {
+            Ok(serde_json::from_str(&self.call(node, "VERSION", plugin, &nobody, None, &json!({}))?)?)
+        };
+        self.plugins().iter().map(answer).collect()
+    }
+
     fn call(
         &self,
         node: &Namespace,
