@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -25,6 +26,7 @@ use rtnetlink::{
     AddressMessageBuilder, Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkWireguard,
     RouteMessageBuilder,
 };
+use tokio::sync::Mutex;
 
 /// A netlink request that the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +113,8 @@ impl KernelState {
 #[derive(Clone, Debug)]
 pub struct Kernel {
     handle: Handle,
+    /// Held during a dump: a netlink socket does one at a time, and says EBUSY to the second.
+    dump: Arc<Mutex<()>>,
 }
 
 impl Kernel {
@@ -121,7 +125,7 @@ impl Kernel {
     pub fn connect() -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, dump: Arc::default() })
     }
 
     /// The netlink handle, for what is not shared.
@@ -134,7 +138,8 @@ impl Kernel {
     /// # Errors
     /// A dump was refused or cut off.
     pub async fn observe(&self) -> Result<KernelState, KernelError> {
-        let links = self.links().await?;
+        let _one = self.dump.lock().await;
+        let links = self.dump_links().await?;
         let names: BTreeMap<u32, &str> =
             links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
         let mut routes = BTreeSet::new();
@@ -158,7 +163,7 @@ impl Kernel {
                 rules.extend(rule(&message));
             }
         }
-        Ok(KernelState { addresses: self.addresses().await?, routes, rules, links })
+        Ok(KernelState { addresses: self.dump_addresses().await?, routes, rules, links })
     }
 
     /// Devices by name.
@@ -166,6 +171,11 @@ impl Kernel {
     /// # Errors
     /// The dump was refused or cut off.
     pub async fn links(&self) -> Result<BTreeMap<String, Link>, KernelError> {
+        let _one = self.dump.lock().await;
+        self.dump_links().await
+    }
+
+    async fn dump_links(&self) -> Result<BTreeMap<String, Link>, KernelError> {
         let mut links = BTreeMap::new();
         let mut dump = self.handle.link().get().execute();
         while let Some(message) = dump.try_next().await.or_else(asked(|| "Could not list links".into()))? {
@@ -174,7 +184,7 @@ impl Kernel {
         Ok(links)
     }
 
-    async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, KernelError> {
+    async fn dump_addresses(&self) -> Result<Vec<(u32, IpNet)>, KernelError> {
         let mut addresses = Vec::new();
         let mut dump = self.handle.address().get().execute();
         while let Some(message) =
