@@ -83,6 +83,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         readiness: readiness.clone(),
         api: cni::Api(client.clone()),
         metrics: metrics.clone(),
+        nudge: nudge.clone(),
     });
     let listener = cni::listen(&config.cni_socket)
         .with_context(|| format!("Could not listen on {}", config.cni_socket.display()))?;

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kube::Client;
-use mesh_core::ipam::{IpamError, Millis};
+use mesh_core::ipam::{Ipam, IpamError, Millis};
 use mesh_core::name::NodeName;
 use mesh_core::numbers::ANNOTATION_IPS;
 use proto::cni::{Attach, Attached, AttachedIp, AttachmentId, Failure, Gc, PodRef, code};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::attachments::{Attachment, Directory, Table};
 use crate::kernel::Kernel;
@@ -55,6 +55,8 @@ pub struct Attacher {
     pub(crate) readiness: watch::Receiver<Readiness>,
     pub(crate) api: Api,
     pub(crate) metrics: Metrics,
+    /// Wakes the main loop, which reports a pool that is nearly full.
+    pub(crate) nudge: mpsc::Sender<()>,
 }
 
 /// The API, with a `Debug` that says nothing.
@@ -114,18 +116,17 @@ impl Attacher {
             Failure::new(code::ENVIRONMENT, "CNI_ARGS names no pod", details)
         })?;
         let readiness = self.ready()?;
-        self.await_pod(&pod).await?;
         let veth = attach.id.veth();
+        // Before the pod is awaited: the DEL of a runtime that lost patience has to come after us, not before.
         let _busy = self.busy(&veth).ok_or_else(|| {
             try_again(format!("{} is being worked on by another request", attach.id.container_id), "")
         })?;
-        let attachment = self.reserve(&veth, &attach)?;
+        self.await_pod(&pod).await?;
+        let (attachment, fresh) = self.reserve(&veth, &attach)?;
         let result = self.connect(&veth, &attachment, &pod, netns, &readiness).await;
-        if let Err(failure) = &result {
-            // An interface that was there before belongs to an earlier ADD, whose addresses stay.
-            if failure.code != code::ENVIRONMENT {
-                self.release(&veth).await?;
-            }
+        // What an earlier ADD reserved stays its own until DEL.
+        if result.is_err() && fresh {
+            self.release(&veth).await?;
         }
         result
     }
@@ -179,13 +180,14 @@ impl Attacher {
         }
     }
 
-    /// Addresses for an attachment, written down. An attachment that is there already keeps its own: its ADD was cut off.
-    fn reserve(&self, veth: &str, attach: &Attach) -> Result<Attachment, Failure> {
+    /// Addresses for an attachment, and whether they are new. An attachment that is there already keeps its own.
+    fn reserve(&self, veth: &str, attach: &Attach) -> Result<(Attachment, bool), Failure> {
         let mut table = self.table();
         if let Some(present) = table.attachments.get(veth) {
-            return Ok(present.clone());
+            return Ok((present.clone(), false));
         }
-        let ips = table.ipam.allocate(&attach.requested_ips, now()).map_err(|error| pool_failure(&error))?;
+        let ips = self.pool(&mut table, |ipam| ipam.allocate(&attach.requested_ips, now()));
+        let ips = ips.map_err(|error| pool_failure(&error))?;
         let attachment = Attachment {
             v: 1,
             id: attach.id.clone(),
@@ -198,7 +200,7 @@ impl Attacher {
             bandwidth: attach.bandwidth,
         };
         table.attachments.insert(veth.to_owned(), attachment.clone());
-        Ok(attachment)
+        Ok((attachment, true))
     }
 
     async fn connect(
@@ -337,11 +339,22 @@ impl Attacher {
         }
         let mut table = self.table();
         if let Some(attachment) = table.attachments.remove(veth) {
-            for address in attachment.ips {
-                table.ipam.release(address, now());
-            }
+            self.pool(&mut table, |ipam| attachment.ips.iter().for_each(|ip| ipam.release(*ip, now())));
         }
         Ok(())
+    }
+
+    /// Changes the pools and says at once how full they are. The main loop is woken only where a problem comes or goes.
+    fn pool<T>(&self, table: &mut Table, change: impl FnOnce(&mut Ipam) -> T) -> T {
+        let troubled = |table: &Table| table.ipam.problems(now()).len();
+        let before = troubled(table);
+        let result = change(&mut table.ipam);
+        table.ipam.usage(now()).iter().for_each(|usage| self.metrics.set_pool(usage));
+        if troubled(table) != before {
+            // A full queue is a nudge that is already there.
+            let _ = self.nudge.try_send(());
+        }
+        result
     }
 
     /// CHECK.
@@ -403,14 +416,18 @@ impl Attacher {
         };
         let links = self.kernel.links().await.map_err(|error| io_failure(&error))?;
         for veth in known.iter().filter(|veth| !links.contains_key(*veth)) {
-            if let Some(_busy) = self.busy(veth) {
+            // Looked at again under the lock: a DEL and an ADD may have passed since.
+            if let Some(_busy) = self.busy(veth)
+                && self.kernel.link(veth).await.is_err()
+            {
                 self.release(veth).await?;
                 tracing::info!(veth, "Freed an attachment whose pod is gone");
             }
         }
         for veth in links.keys().filter(|name| is_pod_veth(name)) {
-            let unknown = !self.table().attachments.contains_key(veth);
-            if unknown && let Some(_busy) = self.busy(veth) {
+            if let Some(_busy) = self.busy(veth)
+                && !self.table().attachments.contains_key(veth)
+            {
                 self.kernel.remove_link(veth).await.map_err(|error| io_failure(&error))?;
                 tracing::info!(veth, "Removed a link that no attachment knows");
             }
