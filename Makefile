@@ -9,7 +9,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Seconds for each fuzz target.
 SECONDS_EACH ?= 60
 
-.PHONY: help demo test test-all bench fuzz clean tools
+.PHONY: help demo test test-vm test-all bench fuzz clean tools
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -24,7 +24,11 @@ test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
 	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,netns,cri)
 	@$(XTASK) test $(if $(TIERS),--tiers $(TIERS))
 
-test-all: test fuzz ## Run the tests and every fuzz target
+test-vm: tools ## Run the demo on a Debian kernel in qemu, with the kernel's WireGuard
+	@$(CARGO) build --locked --workspace --bins
+	@chaos-tests/vm/run
+
+test-all: test test-vm fuzz ## Run the tests, the demo in a VM and every fuzz target
 
 bench: tools ## Run the bench NAME, rows also to the file JSON
 	@test -n '$(NAME)' || { echo 'which bench? for example: make bench NAME=cni JSON=cni.json' >&2; exit 2; }
