@@ -111,7 +111,12 @@ async fn judge(request: Request, netns: Option<OwnedFd>, attacher: &Attacher) ->
     let code = result.as_ref().err().map_or(0, |failure| failure.code);
     attacher.metrics().cni(verb, code, begun.elapsed());
     if let Err(failure) = &result {
-        tracing::warn!(verb, code, err = %failure, "CNI request refused");
+        if verb == "status" {
+            // Asked every few seconds for as long as it lasts; the reasons are logged where they arise.
+            tracing::debug!(verb, code, err = %failure, "CNI request refused");
+        } else {
+            tracing::warn!(verb, code, err = %failure, "CNI request refused");
+        }
     }
     result.unwrap_or_else(Outcome::Failed)
 }
