@@ -7,6 +7,7 @@
 //!   pods of node N: 10.244.N.0/24, fd00:10:244:N::/64
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -64,8 +65,12 @@ pub struct LabOptions {
     pub drift_interval: u64,
     /// Where the nodes' disks are; none: in the lab's state directory, which is memory.
     pub disk: Option<std::path::PathBuf>,
+    /// The kernel's WireGuard instead of `mesh-tunnel`.
+    pub kernel_wireguard: bool,
     /// Whether a port of the machine's 127.0.0.1 leads to the API, for kubectl.
     pub host_api: bool,
+    /// Whether SIGINT, SIGTERM and SIGHUP remove the lab and end this process, from the first thing made on.
+    pub end_on_signal: bool,
 }
 
 impl LabOptions {
@@ -79,7 +84,9 @@ impl LabOptions {
             wire: None,
             drift_interval: 60,
             disk: None,
+            kernel_wireguard: false,
             host_api: false,
+            end_on_signal: false,
         }
     }
 
@@ -156,8 +163,12 @@ pub struct Lab {
     pub control: Namespace,
     /// The link.
     pub switch: Switch,
+    /// Ports of the API's host and of the world.
+    pub hosts: Vec<PortId>,
     /// Programs under test.
     pub binaries: Binaries,
+    /// Nodes that have another underlay address than their number.
+    places: BTreeMap<u8, u8>,
     server: Option<Server>,
     runtime: tokio::runtime::Runtime,
     /// Its state directory.
@@ -183,6 +194,9 @@ impl Lab {
         let binaries = Binaries::find()?;
         netlab::reap(LabDir::DEFAULT_ROOT).context("could not remove what a crashed lab left")?;
         let dir = LabDir::create(LabDir::DEFAULT_ROOT, &options.name)?;
+        if options.end_on_signal {
+            dir.clean_on_signal()?;
+        }
         let switch = match options.wire {
             None => Switch::Bridge(Bridge::in_lab("switch", &dir)?),
             Some(seed) => Switch::Wire(Wire::new("switch", seed)?),
@@ -190,10 +204,20 @@ impl Lab {
         let control = Namespace::net_only("control").lab(&dir).build()?;
         let world = Namespace::net_only("world").lab(&dir).build()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let mut lab =
-            Self { nodes: Vec::new(), world, control, switch, binaries, server: None, runtime, dir, options };
-        lab.attach_host(&lab.control, API_HOST)?;
-        lab.attach_host(&lab.world, WORLD_HOST)?;
+        let mut lab = Self {
+            nodes: Vec::new(),
+            world,
+            control,
+            switch,
+            hosts: Vec::new(),
+            binaries,
+            places: BTreeMap::new(),
+            server: None,
+            runtime,
+            dir,
+            options,
+        };
+        lab.hosts = vec![lab.attach_host(&lab.control, API_HOST)?, lab.attach_host(&lab.world, WORLD_HOST)?];
         for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
             lab.world.sysctl(key, "1")?;
         }
@@ -223,7 +247,7 @@ impl Lab {
 
     /// Attaches a node and gives it the default routes that make a leak possible.
     pub(crate) fn attach_node(&self, node: &Namespace, number: u8) -> Result<PortId> {
-        let port = self.attach_host(node, number)?;
+        let port = self.attach_host(node, self.place_of(number))?;
         let (v4, v6) = underlay(WORLD_HOST);
         let both: [(bool, IpNet, IpAddr); 2] = [
             (self.options.underlay.v4(), "0.0.0.0/0".parse()?, v4.into()),
@@ -299,7 +323,16 @@ impl Lab {
     /// # Errors
     /// Whatever could not be made.
     pub fn add_node(&mut self, number: u8) -> Result<()> {
-        let object = self.node_object(number);
+        self.add_node_as(number, |_| {})
+    }
+
+    /// [`Lab::add_node`] with changes to its Node object.
+    ///
+    /// # Errors
+    /// Whatever could not be made.
+    pub fn add_node_as(&mut self, number: u8, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut object = self.node_object(number);
+        change(&mut object);
         let created: Value = self.api().store().create(&object).map_err(|e| anyhow!("{e}"))?;
         let uid = created["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let kubeconfig = self.kubeconfig(&User::agent_of_node(&node_name(number), &uid));
@@ -317,8 +350,29 @@ impl Lab {
         self.api().store().delete_now("nodes", None, &node_name(number)).map_err(|e| anyhow!("{e}"))
     }
 
-    fn node_object(&self, number: u8) -> Value {
-        let (v4, v6) = underlay(number);
+    /// Gives node `number` the underlay address of host `host` when it is added next.
+    pub fn place(&mut self, number: u8, host: u8) {
+        self.places.insert(number, host);
+    }
+
+    fn place_of(&self, number: u8) -> u8 {
+        self.places.get(&number).copied().unwrap_or(number)
+    }
+
+    /// Addresses of node `number` in the underlay, both families.
+    pub fn underlay_of(&self, number: u8) -> (Ipv4Addr, Ipv6Addr) {
+        underlay(self.place_of(number))
+    }
+
+    /// The disk of node `number`: `/var/lib/hawser` there.
+    pub fn disk_of(&self, number: u8) -> std::path::PathBuf {
+        let root = self.options.disk.as_deref().unwrap_or_else(|| self.dir.path());
+        root.join(format!("{}-disk", node_name(number)))
+    }
+
+    /// The Node object that [`Lab::add_node`] makes.
+    pub fn node_object(&self, number: u8) -> Value {
+        let (v4, v6) = self.underlay_of(number);
         let mut addresses = vec![json!({"type": "Hostname", "address": node_name(number)})];
         if self.options.underlay.v4() {
             addresses.push(json!({"type": "InternalIP", "address": v4}));

@@ -86,14 +86,19 @@ pub fn canary() -> Vec<u8> {
     one.repeat(2)
 }
 
-/// Sends all three protocols to every address of `to`.
+/// Sends all three protocols to every address of `to`, three times at most.
 pub fn probe(from: &Party<'_>, to: &Party<'_>) -> Vec<Probe> {
+    probe_with(from, to, 3)
+}
+
+/// [`probe`] with this many tries of a second each.
+pub fn probe_with(from: &Party<'_>, to: &Party<'_>, tries: u32) -> Vec<Probe> {
     let mut probes = Vec::new();
     for ip in &to.ips {
         let at = SocketAddr::new(*ip, ECHO_PORT);
         for protocol in ["tcp", "udp", "icmp"] {
             let bytes = canary();
-            let canary = Canary::new(bytes.clone()).tries(3);
+            let canary = Canary::new(bytes.clone()).tries(tries);
             let result = match protocol {
                 "tcp" => probe::tcp(from.namespace, at, &canary),
                 "udp" => probe::udp(from.namespace, at, &canary),

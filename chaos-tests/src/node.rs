@@ -49,13 +49,14 @@ pub struct WgPeer {
     pub received: u64,
     /// Bytes sent.
     pub sent: u64,
+    /// Persistent keepalive in seconds.
+    pub keepalive: Option<u16>,
 }
 
 impl Node {
     pub(crate) fn start(lab: &Lab, number: u8, kubeconfig: &str) -> Result<Self> {
         let name = node_name(number);
-        let root = lab.options.disk.clone().unwrap_or_else(|| lab.dir.path().to_owned());
-        let disk = root.join(format!("{name}-disk"));
+        let disk = lab.disk_of(number);
         std::fs::create_dir_all(&disk)?;
         let namespace = Namespace::builder(name.as_str())
             .lab(&lab.dir)
@@ -81,10 +82,14 @@ impl Node {
             dir: lab.dir.clone(),
         };
         let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let config = format!("clusterName: lab\npodCIDRs: ['{}']\n", cidrs.replace(", ", "', '"));
+        let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
+        let cidrs = cidrs.replace(", ", "', '");
+        let config = format!("clusterName: lab\npodCIDRs: ['{cidrs}']\nwireguard: {engine}\n");
         node.write_file("/etc/hawser/config.yaml", &config)?;
         node.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
-        node.start_tunnel()?;
+        if !lab.options.kernel_wireguard {
+            node.start_tunnel()?;
+        }
         node.start_agent()?;
         node.install_cni()?;
         Ok(node)
@@ -275,6 +280,7 @@ impl Node {
                 latest_handshake: field[5].parse().unwrap_or(0),
                 received: field[6].parse().unwrap_or(0),
                 sent: field[7].parse().unwrap_or(0),
+                keepalive: field[8].parse().ok(),
             })
         };
         Ok(dump.lines().filter_map(peer).collect())

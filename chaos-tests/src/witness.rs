@@ -1,0 +1,206 @@
+//! What a scenario watches while it breaks things: a capture on the switch, numbered streams whose payload is a canary,
+//! and the data path of a node as text that two moments can be compared by.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use netlab::probe::{self, Canary, Report, Stream, StreamOptions, Transport};
+use netlab::{Capture, CaptureOptions, Namespace, eventually};
+use serde_json::Value;
+
+use crate::cluster::Lab;
+use crate::matrix::{ECHO_PORT, Party, Probe, Verdict, canary, probe_with, verdict};
+use crate::node::Node;
+
+/// A capture, and every canary that was sent since it began.
+#[derive(Debug)]
+pub struct Witness {
+    capture: Capture,
+    probes: Vec<Probe>,
+}
+
+impl Witness {
+    /// Captures from now on.
+    ///
+    /// # Errors
+    /// No capture socket.
+    pub fn new(lab: &Lab) -> Result<Self> {
+        Ok(Self { capture: lab.switch.capture(CaptureOptions::default())?, probes: Vec::new() })
+    }
+
+    fn remember(&mut self, to: IpAddr, protocol: &'static str) -> Vec<u8> {
+        let canary = canary();
+        self.probes.push(Probe {
+            from: "scenario".to_owned(),
+            to: to.to_string(),
+            protocol,
+            family: if to.is_ipv4() { "v4" } else { "v6" },
+            error: None,
+            canary: canary.clone(),
+        });
+        canary
+    }
+
+    /// A running stream of a hundred records a second towards `ip`, which `server` holds.
+    ///
+    /// # Errors
+    /// It could not be established.
+    pub fn stream(
+        &mut self,
+        transport: Transport,
+        client: &Namespace,
+        server: &Namespace,
+        ip: IpAddr,
+    ) -> Result<Stream> {
+        let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
+        let payload = self.remember(ip, protocol);
+        let options = StreamOptions::new(transport, SocketAddr::new(ip, 0)).payload(payload);
+        Ok(Stream::start(client, server, &options)?)
+    }
+
+    /// Streams over both transports to every address.
+    ///
+    /// # Errors
+    /// One could not be established.
+    pub fn streams(&mut self, client: &Namespace, server: &Namespace, ips: &[IpAddr]) -> Result<Vec<Stream>> {
+        let mut streams = Vec::new();
+        for ip in ips {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                streams.push(self.stream(transport, client, server, *ip)?);
+            }
+        }
+        Ok(streams)
+    }
+
+    /// All three protocols to every address of `to`; the failures.
+    pub fn failures(&mut self, from: &Party<'_>, to: &Party<'_>, tries: u32) -> Vec<String> {
+        let probes = probe_with(from, to, tries);
+        let failed = probes.iter().filter_map(|probe| {
+            let Probe { from, to, protocol, family, .. } = probe;
+            probe.error.as_ref().map(|error| format!("{from} to {to} {protocol} {family}: {error}"))
+        });
+        let failed = failed.collect();
+        self.probes.extend(probes);
+        failed
+    }
+
+    /// One datagram to a [`Party`]'s echo server, or to nobody, without a second try.
+    ///
+    /// # Errors
+    /// What was seen instead of the echo.
+    pub fn knock(&mut self, from: &Namespace, to: IpAddr, patience: Duration) -> Result<Duration> {
+        let payload = self.remember(to, "udp");
+        let canary = Canary::new(payload).tries(1).deadline(patience);
+        Ok(probe::udp(from, SocketAddr::new(to, ECHO_PORT), &canary)?)
+    }
+
+    /// The capture itself.
+    pub const fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    /// What crossed the switch until now, searched for every canary.
+    ///
+    /// # Errors
+    /// The capture lost frames, so that nothing can be said.
+    pub fn verdict(&self, lab: &Lab) -> Result<Verdict> {
+        verdict(lab, &self.capture, &self.probes)
+    }
+
+    /// [`Witness::verdict`], which has to be clean. The number of frames.
+    ///
+    /// # Errors
+    /// The first things that were seen in clear.
+    pub fn clean(&self, lab: &Lab) -> Result<u64> {
+        let seen = self.verdict(lab)?;
+        if !seen.is_clean() || seen.frames == 0 || self.probes.is_empty() {
+            let lines = seen.canaries.iter().chain(&seen.strangers).chain(&seen.pod_addresses);
+            let lines: Vec<&str> = lines.take(10).map(String::as_str).collect();
+            bail!(
+                "{} canaries sent, {} frames seen ({:?}), in clear: {}",
+                self.probes.len(),
+                seen.frames,
+                seen.classes,
+                lines.join("; ")
+            );
+        }
+        Ok(seen.frames)
+    }
+}
+
+/// Waits until every stream has delivered this many records more.
+///
+/// # Errors
+/// Not within twenty seconds: the reports.
+pub fn flowing(streams: &[Stream], records: u64) -> Result<()> {
+    let wanted: Vec<u64> = streams.iter().map(|stream| stream.report().received + records).collect();
+    eventually(Duration::from_secs(20), "every stream goes on", || {
+        let late = |(stream, wanted): (&Stream, &u64)| {
+            let report = stream.report();
+            (report.received < *wanted).then(|| report.to_string())
+        };
+        let late: Vec<String> = streams.iter().zip(&wanted).filter_map(late).collect();
+        if late.is_empty() { Ok(()) } else { Err(late.join("; ")) }
+    })?;
+    Ok(())
+}
+
+/// Ends streams that must not have lost a record; the longest gap.
+///
+/// # Errors
+/// The reports of those that have.
+pub fn lossless(streams: Vec<Stream>) -> Result<Duration> {
+    let reports: Vec<Report> = streams.into_iter().map(|s| s.stop(Duration::from_secs(5))).collect();
+    let bad = |r: &&Report| r.lost != 0 || r.duplicated != 0 || r.error.is_some() || r.received == 0;
+    let lossy: Vec<String> = reports.iter().filter(bad).map(ToString::to_string).collect();
+    if !lossy.is_empty() {
+        bail!("{}", lossy.join("; "));
+    }
+    Ok(reports.iter().map(|report| report.longest_gap).max().unwrap_or_default())
+}
+
+/// Routes, rules, addresses, firewall, keys and peers of a node, without what counts or ages: one sorted line each.
+///
+/// # Errors
+/// A command failed.
+pub fn data_path(node: &Node) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for words in [
+        "ip -4 -d route show table all",
+        "ip -6 -d route show table all",
+        "ip -4 -d rule",
+        "ip -6 -d rule",
+        "ip -o addr",
+        "ip -o link",
+        "nft -s list ruleset",
+        "wg show all public-key",
+        "wg show all listen-port",
+    ] {
+        lines.extend(node.sh(words)?.lines().map(|line| format!("{words}: {line}")));
+    }
+    for peer in node.peers()? {
+        let peer = crate::node::WgPeer { latest_handshake: 0, received: 0, sent: 0, ..peer };
+        lines.push(format!("{peer:?}"));
+    }
+    lines.sort();
+    Ok(lines)
+}
+
+/// What is in one of two sorted lists more often than in the other.
+pub fn difference(before: &[String], after: &[String]) -> Vec<String> {
+    let more = |sign: &str, a: &[String], b: &[String]| -> Vec<String> {
+        let count = |list: &[String], line: &String| list.iter().filter(|l| *l == line).count();
+        a.iter().filter(|line| count(a, line) > count(b, line)).map(|line| format!("{sign} {line}")).collect()
+    };
+    [more("-", before, after), more("+", after, before)].concat()
+}
+
+/// Events of the API with this reason.
+///
+/// # Errors
+/// The API refused the list.
+pub fn events(lab: &Lab, reason: &str) -> Result<Vec<Value>> {
+    let all: Vec<Value> = lab.api().store().list("events", None)?;
+    Ok(all.into_iter().filter(|event| event["reason"] == reason).collect())
+}
