@@ -58,10 +58,15 @@ pub struct Notice {
     pub warning: bool,
 }
 
+/// Sentences whose series of Events are remembered.
+const MAX_RECORDERS: usize = 256;
+
 /// Records notices as Events of the Node. Notices are dropped while the API is away: metrics and logs have them too.
 pub async fn record(client: Client, node: NodeName, mut notices: mpsc::Receiver<Notice>) {
     let reporter = Reporter { controller: "hawser.dev/mesh-agent".into(), instance: Some(node.to_string()) };
-    let recorder = Recorder::new(client, reporter);
+    // A recorder folds Events of one reason into a series that shows the first one's note, so that the second device
+    // or Node with the same problem would not be named: one for each sentence keeps them apart.
+    let mut recorders: BTreeMap<String, Recorder> = BTreeMap::new();
     let reference = ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Node".into()),
@@ -71,6 +76,11 @@ pub async fn record(client: Client, node: NodeName, mut notices: mpsc::Receiver<
         ..ObjectReference::default()
     };
     while let Some(notice) = notices.recv().await {
+        if recorders.len() >= MAX_RECORDERS {
+            recorders.clear();
+        }
+        let new = || Recorder::new(client.clone(), reporter.clone());
+        let recorder = recorders.entry(notice.note.clone()).or_insert_with(new);
         let event = Event {
             type_: if notice.warning { EventType::Warning } else { EventType::Normal },
             reason: notice.reason,
