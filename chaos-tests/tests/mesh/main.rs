@@ -31,8 +31,14 @@ fn options(name: &str, nodes: u8) -> LabOptions {
 /// Waits until an agent is ready and has turned this many times more.
 fn settled(node: &Node, turns: f64) -> Result<()> {
     eventually(Duration::from_secs(20), "the agent is ready", || node.ready())?;
+    turned(node, turns)
+}
+
+/// Waits until an agent, ready or not, has turned this many times more.
+fn turned(node: &Node, turns: f64) -> Result<()> {
     let count = || node.metric("hawser_reconcile_seconds_count");
-    let wanted = count()? + turns;
+    let up = || count().map_err(|error| format!("{error:#}"));
+    let wanted = eventually(Duration::from_secs(20), "the agent answers", up)? + turns;
     eventually(Duration::from_secs(20), "the agent turns", || match count() {
         Ok(now) if now >= wanted => Ok(()),
         Ok(now) => Err(format!("{now} of {wanted} turns")),
