@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
+use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -19,9 +20,12 @@ use crate::cache::{Cache, Told};
 use crate::facts::{self, Node, PodMeta};
 use crate::metrics::Metrics;
 
-/// A watch that asked this often in a row for a version that is gone (HTTP 410) is begun anew with a list: kube's
+/// A watch that asked this often in a row for a version that is not there (HTTP 410, or 504) is begun anew with a list: kube's
 /// watcher relists only on the 410 that comes inside a stream.
 const GONE_LIMIT: u32 = 3;
+
+/// Before a list that kube's backoff does not know of.
+const RELIST: Duration = Duration::from_millis(500);
 
 /// Nodes by name, and whether the list was complete.
 #[derive(Clone, Debug, Default)]
@@ -86,6 +90,97 @@ pub async fn pods(client: Client, node: NodeName, tell: channel::Sender<Pods>, m
     follow("pods", stream, read, ask, changed, &metrics).await;
 }
 
+/// Pauses between tries, from half a second to a quarter of a minute, each shortened by chance by up to a half so that a
+/// cluster's agents do not come all at once. Whatever is received begins it anew: kube's own would go on from where it was
+/// two minutes ago, and an agent behind a server that comes and goes would be up to half a minute late each time.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    next: Duration,
+}
+
+impl Patience {
+    const FIRST: Duration = Duration::from_millis(500);
+    const LONGEST: Duration = Duration::from_secs(15);
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { next: Self::FIRST }
+    }
+}
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let half = self.next / 2;
+        self.next = (self.next * 2).min(Self::LONGEST);
+        // The keys of the standard library's hash maps are as random as this has to be.
+        let chance = std::hash::RandomState::new().build_hasher().finish() % 1000;
+        Some(half + half * u32::try_from(chance).unwrap_or(0) / 1000)
+    }
+}
+
+impl kube::runtime::utils::Backoff for Patience {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What an interruption says of our place in the stream of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// The watch can go on from there.
+    None,
+    /// It is in a past that the server has forgotten, or in a future from which it was set back (or, for a moment, that a
+    /// server which lags behind another has not seen).
+    Gone,
+    /// An event could not be read.
+    Unread,
+}
+
+impl Doubt {
+    /// kube's watcher itself begins anew only on a 410 inside the stream: it would skip an event that it cannot read, and
+    /// ask for a version of the future until the server has counted up to it, missing all that happened meanwhile.
+    fn of(error: &watcher::Error) -> Self {
+        match error {
+            watcher::Error::WatchStartFailed(kube::Error::Api(status)) => match status.code {
+                410 => Self::Gone,
+                504 if status.message.contains("Too large resource version") => Self::Gone,
+                _ => Self::None,
+            },
+            watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => Self::Unread,
+            watcher::Error::WatchStartFailed(_)
+            | watcher::Error::WatchFailed(_)
+            | watcher::Error::InitialListFailed(_)
+            | watcher::Error::WatchError(_)
+            | watcher::Error::NoResourceVersion => Self::None,
+        }
+    }
+}
+
+/// What an administrator has to do about an interruption, where it does not pass by itself.
+fn remedy(error: &watcher::Error) -> &'static str {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status,
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => return "",
+    };
+    match status.code {
+        401 => {
+            ": API server refuses our credentials; the mesh stays as it is, but follows nothing. Renew the token in the kubeconfig (or the service account) and restart mesh-agent"
+        }
+        403 => {
+            ": API server does not allow it; the mesh stays as it is, but follows nothing. Bind mesh-agent to its role (get, list and watch nodes and pods)"
+        }
+        _ => "",
+    }
+}
+
 /// Follows one watch for ever: through closes, errors, and both forms of 410.
 async fn follow<O, K, V, S, F, R>(
     what: &'static str,
@@ -106,7 +201,7 @@ async fn follow<O, K, V, S, F, R>(
     loop {
         let mut gone = 0;
         let mut listed = Vec::new();
-        let mut events = std::pin::pin!(stream().default_backoff());
+        let mut events = std::pin::pin!(stream().backoff(Patience::default()));
         while let Some(event) = events.next().await {
             let told = match event {
                 Ok(Event::Init) => {
@@ -122,12 +217,12 @@ async fn follow<O, K, V, S, F, R>(
                 Ok(Event::Delete(object)) => versioned(&object, &read).map(|(k, v, _)| Told::Deleted(k, v)),
                 Err(error) => {
                     metrics.watch_error(what);
-                    tracing::warn!(watch = what, err = %error, "Watch interrupted");
-                    let is_gone = matches!(&error,
-                        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410);
-                    gone = if is_gone { gone + 1 } else { 0 };
-                    if gone >= GONE_LIMIT {
-                        tracing::warn!(watch = what, "Version is gone, listing anew");
+                    tracing::warn!(watch = what, err = %error, "Watch interrupted{}", remedy(&error));
+                    let doubt = Doubt::of(&error);
+                    gone = if doubt == Doubt::Gone { gone + 1 } else { 0 };
+                    if doubt == Doubt::Unread || gone >= GONE_LIMIT {
+                        tracing::warn!(watch = what, "Cannot go on from where the watch was, listing anew");
+                        tokio::time::sleep(RELIST).await;
                         break;
                     }
                     continue;
@@ -184,4 +279,51 @@ fn versioned<O: ResourceExt, K, V>(object: &O, read: &impl Fn(&O) -> Option<(K, 
     // A version that is not a number (the API promises none) counts as newest: then the last word is believed.
     let version = object.resource_version().and_then(|v| v.parse().ok()).unwrap_or(u64::MAX);
     read(object).map(|(key, value)| (key, version, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: u16, message: &str) -> kube::Error {
+        let mut status = kube::core::Status::failure(message, "Reason");
+        status.code = code;
+        kube::Error::Api(Box::new(status))
+    }
+
+    #[test]
+    fn what_the_watcher_cannot_go_on_from_is_listed_anew() {
+        use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+        let unreadable = || kube::Error::SerdeError(serde_json::from_str::<u8>("x").unwrap_err());
+        for (error, doubt) in [
+            (WatchStartFailed(refused(410, "too old resource version")), Doubt::Gone),
+            (WatchStartFailed(refused(504, "Too large resource version: 9, current: 3")), Doubt::Gone),
+            (WatchStartFailed(refused(504, "gateway timeout")), Doubt::None),
+            (WatchStartFailed(refused(503, "unavailable")), Doubt::None),
+            (WatchFailed(unreadable()), Doubt::Unread),
+            (InitialListFailed(unreadable()), Doubt::None),
+        ] {
+            assert_eq!(Doubt::of(&error), doubt, "{error}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_begin_anew_after_a_success() {
+        use kube::runtime::utils::Backoff;
+        let mut patience = Patience::default();
+        for longest in [500, 1000, 2000, 4000, 8000, 15_000, 15_000] {
+            let pause = patience.next().unwrap().as_millis();
+            assert!((longest / 2..=longest).contains(&pause), "{pause} of {longest}");
+        }
+        patience.reset();
+        assert!(patience.next().unwrap() <= Patience::FIRST);
+    }
+
+    #[test]
+    fn credentials_and_rights_that_are_refused_are_named_with_their_remedy() {
+        let hint = |code| remedy(&watcher::Error::InitialListFailed(refused(code, "no")));
+        assert!(hint(401).contains("Renew the token"), "{}", hint(401));
+        assert!(hint(403).contains("Bind mesh-agent to its role"), "{}", hint(403));
+        assert_eq!(hint(500), "");
+    }
 }
