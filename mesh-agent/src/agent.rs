@@ -33,6 +33,9 @@ use crate::wireguard::{Implementation, WireGuard, WireGuardError};
 const GATHER: Duration = Duration::from_millis(30);
 /// After a failure: first and longest pause before the next try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// An announcement that was asked for and is not shown after this is asked for again: somebody may have changed ours back
+/// to what it was before between two looks.
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(5);
 /// How often lost DELs and vanished pods are looked for.
 const REAP: Duration = Duration::from_secs(10);
 
@@ -92,6 +95,7 @@ pub struct Memory {
     confirmed: Option<Announcement>,
     generation: u64,
     asked_to_write: Option<(AnnouncementFact, Announcement)>,
+    asked_at: Option<Instant>,
     missing: BTreeSet<Slot>,
     notices: BTreeMap<String, String>,
     turned: bool,
@@ -130,6 +134,7 @@ impl Agent {
                 retry = (retry * 2).min(RETRY.1);
                 pause
             };
+            let pause = if self.memory.asked_to_write.is_some() { pause.min(ANNOUNCE_AGAIN) } else { pause };
             let asleep = tokio::time::sleep(pause);
             tokio::pin!(asleep);
             loop {
@@ -368,7 +373,11 @@ impl Agent {
 
     /// Writes our annotation where it is not what we want, and says so where somebody changed it.
     fn announcement(&mut self, view: &ClusterView, desired: &Desired) -> Option<Problem> {
-        let own = view.nodes.get(&self.node)?;
+        let Some(own) = view.nodes.get(&self.node) else {
+            // A Node object that is made anew begins without our annotation, and nobody has overwritten it.
+            (self.memory.confirmed, self.memory.asked_to_write) = (None, None);
+            return None;
+        };
         let wanted = &desired.announcement;
         let judged = publication(wanted, &own.announcement, self.memory.confirmed.as_ref());
         if judged == Publication::Current {
@@ -377,12 +386,14 @@ impl Agent {
             return None;
         }
         let state = (own.announcement.clone(), wanted.clone());
-        if self.memory.asked_to_write.as_ref() != Some(&state) {
+        let fresh = self.memory.asked_to_write.as_ref() != Some(&state);
+        if fresh || self.memory.asked_at.is_none_or(|at| at.elapsed() >= ANNOUNCE_AGAIN) {
             self.memory.asked_to_write = Some(state);
+            self.memory.asked_at = Some(Instant::now());
             self.memory.generation += 1;
             let generation = self.memory.generation;
             self.outputs.announce.send_replace(Some(Wanted { generation, announcement: wanted.clone() }));
-            if judged == Publication::Overwritten {
+            if fresh && judged == Publication::Overwritten {
                 self.metrics.announcement_overwritten();
             }
         }
@@ -433,6 +444,11 @@ impl Agent {
             } else {
                 return;
             }
+        } else if !view.nodes.contains_key(&self.node) {
+            readiness.obstacles.push(format!(
+                "there is no Node object {}; --node-name (NODE_NAME) must be the name under which the kubelet registers",
+                self.node
+            ));
         } else if desired.mesh.is_empty() {
             readiness.obstacles.push(format!("node {} has no accepted pod CIDR", self.node));
         }

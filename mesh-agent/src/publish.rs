@@ -11,6 +11,7 @@ use mesh_core::announcement::Announcement;
 use mesh_core::name::NodeName;
 use mesh_core::numbers::ANNOTATION_WIREGUARD;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// An announcement to write. The number grows with each time it has to be written anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,19 +22,47 @@ pub struct Wanted {
     pub announcement: Announcement,
 }
 
+/// The same announcement written again within this is a quarrel about our annotation.
+const QUARREL: Duration = Duration::from_secs(60);
+/// Longest pause between two announcements in a quarrel.
+const LONGEST_GAP: Duration = Duration::from_secs(30);
+
+/// How long the same announcement waits to be written again, now that it was `since` the last time and had waited `gap`.
+///
+/// Two agents under one name (or a controller that puts annotations back) would otherwise answer each other as fast as
+/// watches run, and every node of the cluster would plan anew each time.
+fn gap_after(gap: Duration, since: Option<Duration>) -> Duration {
+    match since {
+        Some(since) if since < QUARREL => (gap * 2).clamp(Duration::from_secs(1), LONGEST_GAP),
+        Some(_) | None => Duration::ZERO,
+    }
+}
+
 /// Writes the newest wanted announcement until the API takes it; ends with the sender.
 pub async fn announce(client: Client, node: NodeName, mut wanted: watch::Receiver<Option<Wanted>>) {
     let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
     let mut pause = Duration::from_millis(200);
+    let (mut gap, mut written) = (Duration::ZERO, None::<(String, Instant)>);
     while wanted.changed().await.is_ok() {
         loop {
             let Some(now) = wanted.borrow_and_update().clone() else { break };
             let text = keyring::codec::encode(&now.announcement);
+            let again = written.as_ref().filter(|(before, _)| *before == text).map(|(_, at)| *at);
+            if let Some(at) = again
+                && let Ok(newer) = tokio::time::timeout_at(at + gap, wanted.changed()).await
+            {
+                match newer {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
             let patch = serde_json::json!({ "metadata": { "annotations": { ANNOTATION_WIREGUARD: text } } });
             match api.patch_metadata(node.as_str(), &PatchParams::default(), &Patch::Merge(&patch)).await {
                 Ok(_) => {
                     tracing::info!(node = %node, "Announced both slots");
                     pause = Duration::from_millis(200);
+                    gap = gap_after(gap, again.map(|before| before.elapsed()));
+                    written = Some((text, Instant::now()));
                     break;
                 }
                 Err(error) => {
@@ -107,4 +136,24 @@ pub fn notices(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>
         warning,
     };
     appeared.map(|n| notice(n, true)).chain(gone.map(|n| notice(n, false))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarrel_about_our_annotation_slows_down_and_is_forgotten() {
+        let seconds = Duration::from_secs;
+        let mut gap = gap_after(Duration::ZERO, None);
+        assert_eq!(gap, Duration::ZERO, "the first");
+        let mut gaps = Vec::new();
+        for _ in 0..7 {
+            gap = gap_after(gap, Some(gap));
+            gaps.push(gap.as_secs());
+        }
+        assert_eq!(gaps, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(gap_after(gap, Some(seconds(59))), seconds(30));
+        assert_eq!(gap_after(gap, Some(seconds(60))), Duration::ZERO, "peace");
+    }
 }
