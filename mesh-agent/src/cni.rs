@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 mod attach;
 
-pub(crate) use attach::{Api, now};
+pub(crate) use attach::{Api, is_pod_veth, now};
 pub use attach::{Attacher, Readiness};
 
 /// A plugin that connects and says nothing is let go after this.

@@ -12,6 +12,7 @@ use axum::routing::get;
 use mesh_core::diff::{Observed, Op};
 use mesh_core::plan::Desired;
 use mesh_core::view::ClusterView;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cni::Readiness;
@@ -48,25 +49,39 @@ pub struct Sources {
 /// The main loop turns at least every minute; this long without a turn means that it hangs.
 const DEAD: Duration = Duration::from_secs(300);
 
+/// Both addresses, bound and not served yet.
+#[derive(Debug)]
+pub struct Listeners {
+    health: TcpListener,
+    metrics: TcpListener,
+}
+
+/// Binds both addresses.
+///
+/// # Errors
+/// An address cannot be bound; says which and what may have it.
+pub async fn bind(health: SocketAddr, metrics: SocketAddr) -> std::io::Result<Listeners> {
+    let bind = async |address: SocketAddr, what: &str| {
+        TcpListener::bind(address).await.map_err(|error| {
+            let text = format!(
+                "{what} {address}: {error}; another process listens there? Stop it, or set {what} in the configuration"
+            );
+            std::io::Error::new(error.kind(), text)
+        })
+    };
+    let health = bind(health, "healthAddress").await?;
+    Ok(Listeners { health, metrics: bind(metrics, "metricsAddress").await? })
+}
+
 /// Serves both addresses until the task is dropped.
 ///
 /// # Errors
-/// An address cannot be bound.
-pub async fn serve(health: SocketAddr, metrics: SocketAddr, sources: Sources) -> std::io::Result<()> {
-    let bind = async |address: SocketAddr, what: &str| {
-        tokio::net::TcpListener::bind(address).await.map_err(|error| {
-            std::io::Error::new(
-                error.kind(),
-                format!("{what} {address}: {error}; another process listens there?"),
-            )
-        })
-    };
-    let first = bind(health, "healthAddress").await?;
-    let second = bind(metrics, "metricsAddress").await?;
+/// A listener broke.
+pub async fn serve(listeners: Listeners, sources: Sources) -> std::io::Result<()> {
     let probes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
     let insight = Router::new().route("/metrics", get(render)).route("/debug/plan", get(plan));
-    let first = axum::serve(first, probes.with_state(sources.clone()));
-    let second = axum::serve(second, insight.with_state(sources));
+    let first = axum::serve(listeners.health, probes.with_state(sources.clone()));
+    let second = axum::serve(listeners.metrics, insight.with_state(sources));
     tokio::try_join!(first, second).map(|_| ())
 }
 

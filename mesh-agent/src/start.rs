@@ -1,5 +1,6 @@
 //! From flags to a running agent.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use mesh_core::announcement::Epoch;
 use mesh_core::ipam::Ipam;
 use mesh_core::name::NodeName;
 use mesh_core::plan::Target;
+use mesh_core::slot::Slot;
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Agent, Memory, Outputs};
@@ -50,7 +52,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let config = Config::load(&options.config)?;
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
-    let client = client(&options, &config).await?;
+    let (client, patient) = clients(&options, &config).await?;
     let keys = Arc::new(keys(&config.state_dir, &client, &node).await?);
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
     let wireguard = WireGuard::new(implementation(config.engine).await?);
@@ -81,10 +83,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         table: Arc::clone(&table),
         pods,
         readiness: readiness.clone(),
-        api: cni::Api(client.clone()),
+        api: cni::Api(patient.clone()),
         metrics: metrics.clone(),
         nudge: nudge.clone(),
     });
+    // Before the socket and everything that changes the node: a second agent ends here at the latest.
+    let listeners = http::bind(config.health_address, config.metrics_address).await?;
     let listener = cni::listen(&config.cni_socket)
         .with_context(|| format!("Could not listen on {}", config.cni_socket.display()))?;
     let sources = http::Sources { heartbeat, readiness, snapshot, metrics: metrics.clone() };
@@ -140,7 +144,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
     }));
     tasks.spawn(named("recorder", async move {
-        publish::record(client, node, notices).await;
+        publish::record(patient, node, notices).await;
         Ok(())
     }));
     tasks.spawn(named("kernel monitor", async move { Ok(monitor::run(nudge).await?) }));
@@ -148,9 +152,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cni::serve(listener, attacher).await;
         Ok(())
     }));
-    tasks.spawn(named("HTTP server", async move {
-        Ok(http::serve(config.health_address, config.metrics_address, sources).await?)
-    }));
+    tasks.spawn(named("HTTP server", async move { Ok(http::serve(listeners, sources).await?) }));
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
@@ -170,12 +172,30 @@ async fn named(name: &'static str, work: impl Future<Output = anyhow::Result<()>
     bail!("{name} ended")
 }
 
-/// A client of the first API server that answers, in the order: configuration, kubeconfig or service account.
-async fn client(options: &Options, config: &Config) -> anyhow::Result<Client> {
+/// Two clients of the first API server that answers, in the order: configuration, kubeconfig or service account.
+///
+/// The first is for those who try again by themselves: kube's own retries of 429, 503 and 504 wait up to minutes without
+/// a word, long after the server is back. The second has them, for requests under a deadline of seconds.
+async fn clients(options: &Options, config: &Config) -> anyhow::Result<(Client, Client)> {
+    let make = |config| {
+        // What can be wrong here are the certificates, whose place the error does not know.
+        Client::try_from(config).with_context(|| match &options.kubeconfig {
+            Some(path) => format!(
+                "kubeconfig {}: no client can be made of it; see certificate-authority, client-certificate and client-key",
+                path.display()
+            ),
+            None => "service account: no client can be made of its ca.crt and token".to_owned(),
+        })
+    };
+    let both = |chosen: &kube::Config| {
+        let mut prompt = chosen.clone();
+        prompt.default_retry = false;
+        anyhow::Ok((make(prompt)?, make(chosen.clone())?))
+    };
     let base = match &options.kubeconfig {
         Some(path) => {
             let kubeconfig = kube::config::Kubeconfig::read_from(path)
-                .with_context(|| format!("kubeconfig {}", path.display()))?;
+                .with_context(|| format!("kubeconfig {} (--kubeconfig)", path.display()))?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
                 .await
                 .with_context(|| format!("kubeconfig {}", path.display()))?
@@ -183,6 +203,14 @@ async fn client(options: &Options, config: &Config) -> anyhow::Result<Client> {
         None => kube::Config::incluster()
             .context("no --kubeconfig, and not in a pod with a service account (KUBERNETES_SERVICE_HOST and its token)")?,
     };
+    if base.root_cert.as_ref().is_some_and(Vec::is_empty) {
+        // Nothing would be trusted, and every request fail for a reason that names no file.
+        let place = options.kubeconfig.as_ref().map_or_else(
+            || "service account: ca.crt".to_owned(),
+            |path| format!("kubeconfig {}: certificate-authority", path.display()),
+        );
+        bail!("{place} holds no certificate; wanted PEM of the cluster's CA");
+    }
     let mut candidates = vec![base.clone()];
     for (place, server) in config.api_servers.iter().enumerate() {
         let url = format!("https://{server}");
@@ -192,13 +220,13 @@ async fn client(options: &Options, config: &Config) -> anyhow::Result<Client> {
         candidates.insert(place, candidate);
     }
     if let [only] = &candidates[..] {
-        return Ok(Client::try_from(only.clone())?);
+        return both(only);
     }
     loop {
         for candidate in &candidates {
-            let client = Client::try_from(candidate.clone())?;
-            match tokio::time::timeout(Duration::from_secs(3), client.apiserver_version()).await {
-                Ok(Ok(_)) => return Ok(client),
+            let (prompt, patient) = both(candidate)?;
+            match tokio::time::timeout(Duration::from_secs(3), prompt.apiserver_version()).await {
+                Ok(Ok(_)) => return Ok((prompt, patient)),
                 Ok(Err(error)) => {
                     tracing::warn!(url = %candidate.cluster_url, err = %error, "API server does not answer");
                 }
@@ -242,6 +270,8 @@ async fn implementation(engine: Engine) -> anyhow::Result<Implementation> {
     match engine {
         Engine::Kernel => Ok(Implementation::Kernel),
         Engine::Userspace => Ok(Implementation::Userspace),
+        // A running mesh-tunnel holds the devices and carries traffic: that is not taken away under it.
+        Engine::Auto if tunnel_answers() => Ok(Implementation::Userspace),
         Engine::Auto => {
             let found = tokio::task::spawn_blocking(|| Host::default().kernel_wireguard()).await?;
             Ok(if found? { Implementation::Kernel } else { Implementation::Userspace })
@@ -249,23 +279,37 @@ async fn implementation(engine: Engine) -> anyhow::Result<Implementation> {
     }
 }
 
+/// Does a `mesh-tunnel` serve the first slot?
+fn tunnel_answers() -> bool {
+    let socket = format!("/var/run/wireguard/{}.sock", Slot::Zero.device());
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
 /// What files and kernel say of attachments and addresses.
 async fn table(directory: &Directory, kernel: &Kernel, node: &NodeName) -> anyhow::Result<Table> {
     let reader = directory.clone();
     let loaded = tokio::task::spawn_blocking(move || reader.load()).await??;
-    let unreadable = loaded.unreadable.clone();
+    let mut lost: BTreeMap<String, String> = BTreeMap::new();
+    for (path, reason) in &loaded.unreadable {
+        let veth = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+        lost.insert(veth, format!("{}: {reason}", path.display()));
+    }
+    let state = kernel.observe().await?;
+    // A file is written before its link is made and goes after it: a link without one means that the directory was
+    // lost or is another one than before. The pods on such links run.
+    for veth in state.links.keys().filter(|name| cni::is_pod_veth(name)) {
+        if !loaded.attachments.contains_key(veth) {
+            lost.entry(veth.clone()).or_insert_with(|| "there is no file for its link".to_owned());
+        }
+    }
     // The pools come with the first plan; what is taken is known already.
     let mut table = Table::new(Ipam::new(node.clone(), &[]), loaded, cni::now());
-    if unreadable.is_empty() {
-        return Ok(table);
-    }
-    let routes = kernel.observe().await?.routes;
-    for (path, reason) in unreadable {
-        let veth = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+    for (veth, reason) in lost {
         let by = |target: &Target| matches!(target, Target::Device { device, .. } if *device == veth);
-        let ips: Vec<_> = routes.iter().filter(|r| by(&r.target)).map(|route| route.prefix.addr()).collect();
+        let ips: Vec<_> =
+            state.routes.iter().filter(|r| by(&r.target)).map(|route| route.prefix.addr()).collect();
         tracing::error!(
-            file = %path.display(), reason, addresses = ?ips,
+            veth, reason, addresses = ?ips,
             "Could not read an attachment; its addresses are taken from the routes. Recreate its pod"
         );
         table.recover(&veth, ips);
