@@ -1,0 +1,8 @@
+//! The agent against an API server that misbehaves, Nodes that lie, and a start with bad input; and the lab's own
+//! command line. Needs root; every lab is isolated and named for itself.
+
+mod faults;
+mod nodes;
+mod program;
+mod start;
+mod support;
