@@ -43,6 +43,9 @@ enum Verb {
         /// Nodes.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=20))]
         nodes: u8,
+        /// The kernel's WireGuard instead of mesh-tunnel.
+        #[arg(long)]
+        kernel_wireguard: bool,
         /// Write every frame between nodes to this pcapng file.
         #[arg(long)]
         pcap: Option<PathBuf>,
@@ -106,7 +109,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     match &arguments.verb {
         Verb::Up { nodes, pods } => up(arguments, *nodes, *pods),
-        Verb::Demo { nodes, pcap } => run_demo(arguments, *nodes, pcap.as_deref()),
+        Verb::Demo { nodes, kernel_wireguard, pcap } => {
+            run_demo(arguments, *nodes, *kernel_wireguard, pcap.as_deref())
+        }
         Verb::Status => status(arguments),
         Verb::Exec { place, command } => exec(arguments, place, command),
         Verb::Down => down(arguments),
@@ -135,11 +140,14 @@ fn print(arguments: &Arguments, json: &Value, text: &str) {
     if arguments.json { println!("{json}") } else { println!("{text}") }
 }
 
-fn run_demo(arguments: &Arguments, nodes: u8, pcap: Option<&Path>) -> Result<ExitCode> {
+fn run_demo(arguments: &Arguments, nodes: u8, kernel: bool, pcap: Option<&Path>) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut say = |line: &str| eprintln!("[{:5.1} s] {line}", begun.elapsed().as_secs_f64());
     let name = netlab::unique_name("demo");
-    let report = demo::run(LabOptions::new(name).nodes(nodes), pcap, &mut say)?;
+    let mut options = LabOptions::new(name).nodes(nodes);
+    options.kernel_wireguard = kernel;
+    options.end_on_signal = true;
+    let report = demo::run(options, pcap, &mut say)?;
     print(arguments, &serde_json::to_value(&report)?, &demo::text(&report));
     Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -199,8 +207,8 @@ fn alive(state: &Value) -> bool {
 fn serve(arguments: &Arguments, nodes: u8, pods: u8) -> Result<ExitCode> {
     let mut options = LabOptions::new(arguments.name.as_str()).nodes(nodes);
     options.host_api = true;
+    options.end_on_signal = true;
     let mut lab = Lab::up(options)?;
-    lab.dir.clean_on_signal()?;
     lab.await_mesh(Duration::from_secs(60))?;
     let mut running = Vec::new();
     for node in 1..=nodes {
