@@ -48,6 +48,12 @@ fn an_agent_that_is_killed_or_stopped_is_not_missed_and_its_successor_changes_no
     settled(lab.node(1), 3.0)?;
     none(&difference(&before, &data_path(lab.node(1))?))?;
     let count = streams.len();
+    for (index, stream) in streams.iter().enumerate() {
+        let report = stream.report();
+        if report.longest_gap > Duration::from_millis(200) {
+            println!("{} stream: {report}", ["TCP", "UDP"][index % 2]);
+        }
+    }
     let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
     let gap = lossless(streams)?;
     let frames = witness.clean(&lab)?;
