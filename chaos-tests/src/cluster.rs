@@ -429,7 +429,7 @@ impl Lab {
         Pod::create(self, node, name)
     }
 
-    /// Waits until every node is ready and has had a handshake with every other one on the slot in use.
+    /// Waits until every node is ready and has every other one as a peer on both slots. Handshakes come with traffic.
     ///
     /// # Errors
     /// After `deadline`, with what is missing.
