@@ -169,7 +169,8 @@ pub fn diff(desired: &Desired, observed: &Observed, set_before: &Endpoints, mode
         if have.public_key != Some(want.public_key) || have.port != want.port {
             ops.push(Op::Configure { slot: *slot, port: want.port });
         }
-        if have.mtu != desired.mtu || !have.up {
+        // Before the first snapshot it is not known which uplink is ours, and the MTU of our former life is no guess.
+        if (have.mtu != desired.mtu && mode == Mode::Full) || !have.up {
             ops.push(Op::RaiseLink { slot: *slot, mtu: desired.mtu });
         }
     }

@@ -149,3 +149,23 @@ fn a_route_to_a_device_that_is_missing_waits() {
     assert!(!ops.iter().any(|op| matches!(op, Op::PutRoute(Route { target: Target::Device { .. }, .. }))));
     assert!(ops.iter().any(|op| matches!(op, Op::PutPeer { slot: Slot::One, .. })));
 }
+
+#[test]
+fn before_the_first_snapshot_the_mtu_of_a_device_in_use_is_not_guessed() {
+    let (desired, _) = crate::plan::plan(&world(&["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24 192.0.2.2"]));
+    let mut observed = empty();
+    for (slot, device) in &mut observed.devices {
+        let want = &desired.devices[slot];
+        (device.public_key, device.port) = (Some(want.public_key), want.port);
+        // As a former life set it on an uplink with jumbo frames, of which nothing is known yet.
+        (device.mtu, device.up) = (desired.mtu + 7500, *slot == Slot::Zero);
+    }
+    let raised = |mode| -> Vec<Slot> {
+        let ops = diff(&desired, &observed, &Endpoints::new(), mode);
+        ops.iter()
+            .filter_map(|op| if let Op::RaiseLink { slot, .. } = op { Some(*slot) } else { None })
+            .collect()
+    };
+    assert_eq!(raised(Mode::AddOnly), [Slot::One], "only the one that is down");
+    assert_eq!(raised(Mode::Full), Slot::ALL);
+}
