@@ -37,6 +37,9 @@ pub struct NodeAddress {
 /// A Node without the tens of kilobytes that we do not read.
 pub type Node = Object<NodeSpec, NodeStatus>;
 
+/// InternalIPs of one node that are read: a few for each family. Each becomes routes and allowed IPs on every other node,
+/// and a node writes its own status.
+const MAX_INTERNAL_IPS: usize = 16;
 /// Longest piece of a foreign value that is repeated in an error.
 const SHOWN: usize = 80;
 
@@ -55,6 +58,13 @@ pub fn node(node: &Node) -> Option<(NodeName, NodeFacts)> {
     for address in addresses.into_iter().flatten().filter(|address| address.kind == "InternalIP") {
         match address.address.parse::<IpAddr>() {
             Ok(ip) if facts.internal_ips.contains(&ip) => {}
+            Ok(_) if facts.internal_ips.len() >= MAX_INTERNAL_IPS => {
+                let reason = format!(
+                    "a node has at most {MAX_INTERNAL_IPS}; this one and those after it are not read"
+                );
+                facts.malformed.push(malformed("status.addresses", &address.address, &reason));
+                break;
+            }
             Ok(ip) => facts.internal_ips.push(ip),
             Err(_) => {
                 facts.malformed.push(malformed("status.addresses", &address.address, "not an address"));

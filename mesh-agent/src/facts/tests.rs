@@ -40,3 +40,17 @@ fn a_static_pod_is_known_by_its_mirrors_hash() {
     let mirror = PodMeta { uid: "u1".into(), config_hash: Some("hash".into()) };
     assert!(mirror.is(Some("hash")) && mirror.is(Some("u1")) && mirror.is(None) && !mirror.is(Some("other")));
 }
+
+#[test]
+fn a_node_cannot_claim_addresses_without_end() {
+    let address =
+        |n: u16| json!({"type": "InternalIP", "address": format!("192.0.{}.{}", n / 250, n % 250 + 1)});
+    let addresses: Vec<_> = (0..5000).map(address).collect();
+    let facts = read(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {},
+        "status": {"addresses": addresses}
+    }));
+    assert_eq!(facts.internal_ips.len(), 16);
+    assert_eq!(facts.malformed.len(), 1, "{:?}", facts.malformed.first());
+    assert!(facts.malformed[0].reason.contains("at most 16"), "{:?}", facts.malformed);
+}
