@@ -414,7 +414,9 @@ impl Agent {
                 tracing::info!(code = notice.reason, "{}", notice.note);
             }
             // A full queue means that the API is away; logs and metrics have it.
-            drop(self.outputs.notices.try_send(notice));
+            if publish::worth_an_event(&notice) {
+                drop(self.outputs.notices.try_send(notice));
+            }
         }
         self.memory.notices = now;
     }

@@ -126,6 +126,12 @@ pub async fn record(client: Client, node: NodeName, mut notices: mpsc::Receiver<
     }
 }
 
+/// Is it for Events too? Not that another node has no keys yet: every node is told so of every newcomer, which would be
+/// as many Events as there are pairs of nodes.
+pub fn worth_an_event(notice: &Notice) -> bool {
+    !matches!(notice.reason.as_str(), "KeyMissing" | "KeyMissingResolved")
+}
+
 /// Notices for what is new in `now` and what is gone since `before`. Keys are sentences, values their words.
 pub fn notices(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<Notice> {
     let appeared = now.iter().filter(|(note, _)| !before.contains_key(*note));
@@ -141,6 +147,13 @@ pub fn notices(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newcomer_is_no_event_at_every_other_node() {
+        let told =
+            |reason: &str| worth_an_event(&Notice { reason: reason.into(), note: "n".into(), warning: true });
+        assert_eq!(["KeyMissing", "KeyMissingResolved", "KeyDuplicated"].map(told), [false, false, true]);
+    }
 
     #[test]
     fn a_quarrel_about_our_annotation_slows_down_and_is_forgotten() {
