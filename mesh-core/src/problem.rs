@@ -170,9 +170,9 @@ pub enum Problem {
         /// The device.
         slot: Slot,
     },
-    /// The pool of addresses is nearly used up.
+    /// The pool of addresses is nearly used up. The sentence does not count, since a problem is known by its sentence.
     #[error(
-        "node {node}: {used} of {capacity} addresses of {cidr} are in use; move pods away or give the node a larger pod CIDR"
+        "node {node}: of the {capacity} addresses of {cidr} at least {percent} % are in use or in quarantine; move pods away or give the node a larger pod CIDR", percent = crate::ipam::WARN_PERCENT
     )]
     PoolNearlyFull {
         /// This node.

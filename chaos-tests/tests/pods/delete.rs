@@ -10,7 +10,7 @@ use netlab::eventually;
 
 use crate::common::{
     ATTACHMENTS, LONG, NOTES, Prepared, answers, await_pool, await_traces, files, in_parallel, lab, lab_of,
-    restart, traces, veths,
+    refused, restart, traces, veths,
 };
 
 #[test]
@@ -64,18 +64,11 @@ fn del_with_the_agent_down_is_written_down_and_done_at_its_start() {
     .unwrap();
     assert_eq!(veths(&lab, 1).len(), 0);
     await_pool(&lab, 1, "used", 0);
-    // The addresses come back after their rest, and the name can be used again at once.
+    await_pool(&lab, 1, "resting", 5);
     let again = Prepared::new(&lab, 1, "again");
-    let result =
-        eventually(LONG * 2, "an address has rested", || again.add(&lab).map_err(|e| e.to_string())).unwrap();
-    let freed = results.iter().map(|result| addresses(result)[0]);
-    assert!(freed.collect::<Vec<_>>().contains(&addresses(&result)[0]), "{result}");
-    eventually(LONG, "the others are forgotten after their rest", || match files(&lab, 1, ATTACHMENTS) {
-        files if files.len() == 1 => Ok(()),
-        files => Err(format!("{files:?}")),
-    })
-    .unwrap();
-    again.del(&lab, Some(&result)).unwrap();
+    let (error, _) = refused(|| again.add(&lab));
+    assert_eq!(error.code, 11, "{error}");
+    assert!(error.msg.contains("0 of 5") && error.msg.contains("5 more in quarantine"), "{error}");
     let left: Vec<String> = traces(&lab, 1).difference(&before).cloned().collect();
     assert!(left.iter().all(|trace| trace.ends_with(NOTES)), "only the directory of notes is new: {left:?}");
 }

@@ -79,31 +79,31 @@ fn a_pod_that_a_silent_watch_does_not_show_is_found_by_asking() {
 }
 
 #[test]
-fn an_add_for_a_pod_that_was_replaced_is_refused() {
-    let lab = lab("replaced", 1);
-    let old = Prepared::new(&lab, 1, "name");
-    lab.api().store().delete_now("pods", Some(NAMESPACE), "name").unwrap();
-    let before = traces(&lab, 1);
-    let new = create_object(&lab, 1, "name", &json!({})).unwrap();
-    let (error, took) = refused(|| old.add(&lab));
-    assert_eq!(error.code, 11, "{error}");
-    assert!(error.details.contains(&new), "{error}");
-    assert!(took < UNKNOWN, "{took:?}");
-    await_traces(&lab, 1, &before);
-    assert_eq!(announced(&lab, "name"), "", "the new pod bears no address of the old one");
-}
-
-#[test]
-fn an_unknown_pod_is_refused_with_11_in_time_and_leaves_nothing() {
+fn an_unknown_and_a_replaced_pod_are_refused_with_11_in_time_and_leave_nothing() {
     let lab = lab("unknown", 1);
-    let pod = Prepared::of_uid(&lab, 1, "nobody", NOBODY);
+    let nobody = Prepared::of_uid(&lab, 1, "nobody", NOBODY);
+    let old = Prepared::new(&lab, 1, "replaced");
+    lab.api().store().delete_now("pods", Some(NAMESPACE), "replaced").unwrap();
+    let new = create_object(&lab, 1, "replaced", &json!({})).unwrap();
     let before = traces(&lab, 1);
-    let (error, took) = refused(|| pod.add(&lab));
-    eprintln!("refused after {took:?}: {error}");
-    assert_eq!(error.code, 11, "{error}");
-    assert!(error.msg.contains("default/nobody") && error.msg.contains(NOBODY), "{error}");
-    assert!(took < UNKNOWN, "{took:?}");
+    let refusals = std::thread::scope(|scope| {
+        let adds = [&nobody, &old].map(|pod| scope.spawn(|| refused(|| pod.add(&lab))));
+        adds.map(|add| add.join().unwrap())
+    });
+    for ((error, took), words) in refusals
+        .iter()
+        .zip([["default/nobody", NOBODY, "does not know it"], ["default/replaced", &old.uid, &new]])
+    {
+        eprintln!("refused after {took:?}: {error}");
+        assert_eq!(error.code, 11, "{error}");
+        assert!(
+            words.iter().all(|word| error.to_string().contains(word)),
+            "{error} names not all of {words:?}"
+        );
+        assert!(*took < UNKNOWN, "{took:?}");
+    }
     await_traces(&lab, 1, &before);
+    assert_eq!(announced(&lab, "replaced"), "", "the new pod bears no address of the old one");
 }
 
 #[test]

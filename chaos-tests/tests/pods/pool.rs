@@ -7,7 +7,7 @@ use chaos_tests::{Lab, LabOptions};
 use netlab::eventually;
 use serde_json::Value;
 
-use crate::common::{Prepared, await_pool, lab_of, refused};
+use crate::common::{ATTACHMENTS, LONG, Prepared, await_pool, files, lab_of, refused};
 
 /// Notes of Events with this reason.
 fn events(lab: &Lab, reason: &str) -> Vec<String> {
@@ -42,7 +42,7 @@ fn a_full_pool_warns_at_ninety_percent_names_itself_and_gives_back_the_oldest_fi
         events => Ok(events),
     });
     let note = warned.unwrap().remove(0);
-    for word in ["node-1", "10.244.1.0/28", "12", "13"] {
+    for word in ["node-1", "10.244.1.0/28", "90 %", "13"] {
         assert!(note.contains(word), "{note:?} names no {word}");
     }
     assert_eq!(lab.node(1).metric("hawser_problems{kind=\"PoolNearlyFull\"}").unwrap(), 1.0);
@@ -56,6 +56,17 @@ fn a_full_pool_warns_at_ninety_percent_names_itself_and_gives_back_the_oldest_fi
         assert!(error.msg.contains(word), "{error} names no {word}");
     }
 
+    // The last address changed nothing about the warning, and the loop has turned since.
+    let turns = lab.node(1).metric("hawser_reconcile_seconds_count").unwrap();
+    lab.node(1).sh("ip addr add 198.51.100.1/32 dev lo").unwrap();
+    let turned = || match lab.node(1).metric("hawser_reconcile_seconds_count") {
+        Ok(now) if now > turns => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    eventually(Duration::from_secs(10), "another turn", turned).unwrap();
+    assert_eq!(events(&lab, "PoolNearlyFullResolved"), Vec::<String>::new());
+    assert_eq!(events(&lab, "PoolNearlyFull").len(), 1);
+
     // Freed in another order than they were handed out; each rests half a minute.
     let freed: Vec<_> = [7, 2, 5].iter().map(|index| &pods[*index]).collect();
     for (pod, result) in &freed {
@@ -68,4 +79,9 @@ fn a_full_pool_warns_at_ninety_percent_names_itself_and_gives_back_the_oldest_fi
     let add_late = || late.add(&lab).map_err(|error| error.to_string());
     let result = eventually(Duration::from_secs(40), "an address has rested", add_late).unwrap();
     assert_eq!(addresses(&result)[0], addresses(&freed[0].1)[0], "the one that was freed first");
+    let forgotten = || {
+        let files = files(&lab, 1, ATTACHMENTS);
+        if files.iter().any(|file| file.ends_with(".freed")) { Err(format!("{files:?}")) } else { Ok(()) }
+    };
+    eventually(LONG, "the files of what was freed are forgotten after its rest", forgotten).unwrap();
 }
