@@ -89,6 +89,12 @@ mod messages {
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Linux {
+        #[prost(string, tag = "1")]
+        pub(crate) cgroup_parent: String,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
     pub(crate) struct SandboxConfig {
         #[prost(message, optional, tag = "1")]
         pub(crate) metadata: Option<Metadata>,
@@ -97,7 +103,7 @@ mod messages {
         #[prost(map = "string, string", tag = "7")]
         pub(crate) annotations: HashMap<String, String>,
         #[prost(message, optional, tag = "8")]
-        pub(crate) linux: Option<Empty>,
+        pub(crate) linux: Option<Linux>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -272,6 +278,8 @@ fn archive(directory: &Path, mark: (&str, &str)) -> Result<PathBuf> {
 struct Containerd<'a> {
     lab: &'a Lab,
     node: u8,
+    /// Parent of its pods' control groups, of our own so that it can be removed.
+    cgroup: String,
     runtime: tokio::runtime::Runtime,
     channel: tonic::transport::Channel,
     _process: Process,
@@ -306,7 +314,14 @@ impl<'a> Containerd<'a> {
         let endpoint =
             tonic::transport::Endpoint::from_static("http://containerd").timeout(Duration::from_secs(60));
         let channel = runtime.block_on(endpoint.connect_with_connector(connect))?;
-        Ok(Self { lab, node, runtime, channel, _process: process })
+        Ok(Self {
+            lab,
+            node,
+            cgroup: format!("/{}", netlab::unique_name("hawser-cri")),
+            runtime,
+            channel,
+            _process: process,
+        })
     }
 
     fn call<Q, A>(&self, service: &str, method: &str, question: Q) -> Result<A>
@@ -357,7 +372,7 @@ impl<'a> Containerd<'a> {
             metadata: Some(metadata.clone()),
             hostname: name.to_owned(),
             annotations: HashMap::from([("lab".to_owned(), "yes".to_owned())]),
-            linux: Some(m::Empty {}),
+            linux: Some(m::Linux { cgroup_parent: self.cgroup.clone() }),
         };
         let begun = Instant::now();
         let sandbox: m::Id = self.ask("RunPodSandbox", m::RunSandbox { config: Some(config.clone()) })?;
@@ -428,6 +443,17 @@ impl Drop for Containerd<'_> {
         for sandbox in self.sandboxes().unwrap_or_default() {
             if let Err(error) = self.stop(&sandbox.id).and_then(|()| self.remove(&sandbox.id)) {
                 eprintln!("sandbox {} stays behind: {error:#}", sandbox.id);
+            }
+        }
+        // One below each hierarchy of version 1, or one in all of version 2.
+        let roots =
+            std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let group = root.join(self.cgroup.trim_start_matches('/'));
+            if group.is_dir()
+                && let Err(error) = std::fs::remove_dir(&group)
+            {
+                eprintln!("{} stays behind: {error}", group.display());
             }
         }
     }
@@ -512,7 +538,7 @@ fn containerd_starts_pods_that_reach_each_other_through_the_mesh_and_leave_nothi
                     namespace: NAMESPACE.to_owned(),
                     attempt: 0,
                 }),
-                linux: Some(m::Empty {}),
+                linux: Some(m::Linux { cgroup_parent: nodes[0].cgroup.clone() }),
                 ..m::SandboxConfig::default()
             }),
         },
