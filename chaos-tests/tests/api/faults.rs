@@ -77,6 +77,11 @@ fn strike(lab: &Lab, case: &Case, change: &mut Harmless) -> Result<()> {
         let hits = faults.hits(id);
         if hits >= case.strikes { Ok(()) } else { Err(format!("{hits} of {}", case.strikes)) }
     })?;
+    if matches!(case.fault, Fault::Freeze) {
+        // Silence cannot be told from peace: it has to be seen that it is one.
+        let seen = eventually(Duration::from_secs(2), "nobody is told", || change.followed(lab));
+        anyhow::ensure!(seen.is_err(), "the change was followed through a frozen watch");
+    }
     faults.remove(id);
     gone.into_iter().for_each(|id| faults.remove(id));
     if swallows(&case.fault) {
