@@ -14,7 +14,6 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType, connect, sendmsg, socket_with,
 };
-use serde::Deserialize;
 
 /// The agent accepts at once; a backlog that stays full means that it hangs.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -100,12 +99,6 @@ impl AgentError {
     }
 }
 
-/// Just the version of an answer, which every version has.
-#[derive(Deserialize)]
-struct VersionOnly {
-    v: u16,
-}
-
 /// A stream that fails with [`io::ErrorKind::TimedOut`] when the time is over, however slowly bytes arrive.
 struct Timed<'a> {
     stream: &'a UnixStream,
@@ -178,7 +171,7 @@ fn receive(timed: &mut Timed<'_>) -> Result<Response, FrameError> {
     timed.read_exact(&mut header)?;
     let mut body = vec![0; cni::body_length(header)?];
     timed.read_exact(&mut body)?;
-    let VersionOnly { v } = cni::decode(&body)?;
+    let v = cni::version(&body)?;
     if v == cni::VERSION {
         return cni::decode(&body);
     }

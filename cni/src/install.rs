@@ -70,15 +70,15 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// The conflist that `install` writes. The base version is one that old runtimes load; those that know
+/// The conflist that `install` writes. `portMappings` and `bandwidth` are not among our capabilities until the agent serves
+/// them: declared, they would be taken and come to nothing; `--chain` gives them to a plugin that does. The base version is one that old runtimes load; those that know
 /// `cniVersions` choose the highest that they speak.
 pub fn conflist(install: &Install) -> Value {
-    let capabilities: Map<String, Value> =
-        ["portMappings", "bandwidth", "ips", "mac", "io.kubernetes.cri.pod-annotations"]
-            .into_iter()
-            .filter(|name| install.chain.iter().all(|plugin| plugin.capability() != *name))
-            .map(|name| (name.to_owned(), json!(true)))
-            .collect();
+    let capabilities: Map<String, Value> = ["ips", "mac", "io.kubernetes.cri.pod-annotations"]
+        .into_iter()
+        .filter(|name| install.chain.iter().all(|plugin| plugin.capability() != *name))
+        .map(|name| (name.to_owned(), json!(true)))
+        .collect();
     let mut ours = Map::new();
     ours.insert("type".to_owned(), json!(BINARY));
     ours.insert("capabilities".to_owned(), Value::Object(capabilities));

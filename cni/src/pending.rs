@@ -18,7 +18,8 @@ pub fn note_path(dir: &Path, id: &AttachmentId) -> PathBuf {
 /// Of the file system.
 pub fn write(dir: &Path, detach: &Detach) -> io::Result<()> {
     files::make_dir(dir, 0o700)?;
-    files::remove_stale(dir, &detach.id.note_name())?;
+    // Housekeeping; the note itself is what counts.
+    drop(files::remove_stale(dir, &detach.id.note_name()));
     let content = serde_json::to_vec(detach)?;
     files::replace(dir, &detach.id.note_name(), 0o600, &content)
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::os::fd::AsFd;
 
-use proto::cni::{Detach, Outcome, Verb};
+use proto::cni::{Detach, Failure, Outcome, Verb, code};
 use serde_json::{Value, json};
 
 use crate::agent::{AgentError, AgentOptions, ask};
@@ -39,13 +39,23 @@ pub fn run(plan: Plan, log: &mut impl Write) -> Result<Option<Value>, Error> {
         Plan::Check(check) => run_check(*check).map(|()| None),
         Plan::Del(agent, detach) => run_del(&agent, detach, log).map(|()| None),
         Plan::Status(agent) => match ask(&agent, Verb::Status, None) {
-            Ok(outcome) => done(outcome).map(|()| None),
+            Ok(outcome) => done(as_status(outcome)).map(|()| None),
             Err(source) => Err(Error::Agent { socket: agent.socket, source, status: true }),
         },
         Plan::Gc(agent, gc) => {
             let outcome = ask(&agent, Verb::Gc(gc), None).map_err(|source| unreachable(&agent, source))?;
             done(outcome).map(|()| None)
         }
+    }
+}
+
+/// STATUS knows two failures, and a runtime only these (specification, section STATUS).
+fn as_status(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Failed(failure) if failure.code != code::LIMITED => {
+            Outcome::Failed(Failure { code: code::NOT_AVAILABLE, ..failure })
+        }
+        Outcome::Failed(_) | Outcome::Done | Outcome::Attached(_) => outcome,
     }
 }
 

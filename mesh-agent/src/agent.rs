@@ -10,9 +10,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use keyring::LoadedStore;
 use mesh_core::announcement::{Announcement, SlotAnnouncement};
 use mesh_core::diff::{Endpoints, Mode, Observed, ObservedDevice, Op, SESSION, diff};
+use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
 use mesh_core::numbers::SLOT_PORTS;
-use mesh_core::plan::{Desired, Publication, Target, plan, publication};
+use mesh_core::plan::{Desired, DesiredPeer, Publication, Target, plan, publication};
 use mesh_core::problem::Problem;
 use mesh_core::slot::Slot;
 use mesh_core::view::{AnnouncementFact, ClusterView, LocalFacts};
@@ -27,7 +28,7 @@ use crate::kernel::{Kernel, KernelError, KernelState};
 use crate::metrics::Metrics;
 use crate::publish::{self, Notice, Wanted};
 use crate::watch::Nodes;
-use crate::wireguard::{Implementation, WireGuard, WireGuardError};
+use crate::wireguard::{CallError, Caller, Implementation};
 
 /// Changes that come together are planned together.
 const GATHER: Duration = Duration::from_millis(30);
@@ -64,7 +65,7 @@ pub struct Agent {
     /// The kernel.
     pub kernel: Kernel,
     /// The devices.
-    pub wireguard: WireGuard,
+    pub wireguard: Caller,
     /// The keys.
     pub keys: Arc<LoadedStore>,
     /// Firewall and host environment.
@@ -97,6 +98,8 @@ pub struct Memory {
     asked_to_write: Option<(AnnouncementFact, Announcement)>,
     asked_at: Option<Instant>,
     missing: BTreeSet<Slot>,
+    /// Slots that were keyed and whose peers do not know it yet.
+    unheard: BTreeSet<Slot>,
     notices: BTreeMap<String, String>,
     turned: bool,
 }
@@ -107,9 +110,7 @@ enum TurnError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
-    WireGuard(#[from] WireGuardError),
-    #[error("A blocking task of the agent failed: {0}")]
-    Task(#[from] tokio::task::JoinError),
+    WireGuard(#[from] CallError),
 }
 
 impl Agent {
@@ -152,7 +153,13 @@ impl Agent {
                         }
                         break;
                     }
-                    _ = reap.tick() => self.reap().await,
+                    _ = reap.tick() => {
+                        self.reap().await;
+                        // Somebody's flush of all tables tells nobody; the generation is one small question.
+                        if self.guard.changed_by_others().await {
+                            break;
+                        }
+                    }
                 }
             }
             tokio::time::sleep(rest).await;
@@ -192,13 +199,9 @@ impl Agent {
 
     async fn reconcile(&mut self) -> Result<bool, TurnError> {
         let nodes = self.nodes.borrow_and_update().clone();
-        if self.wireguard.implementation() == Implementation::Kernel {
-            for slot in Slot::ALL {
-                self.kernel.create_wireguard(slot.device()).await?;
-            }
-        }
+        let mut silent = self.create_devices().await;
         let state = self.kernel.observe().await?;
-        let (devices, silent) = self.devices(&state).await?;
+        let devices = self.devices(&state, &mut silent).await;
         let observed = Observed {
             devices,
             mesh: state.mesh(&self.config.settings.pod_cidrs),
@@ -216,12 +219,14 @@ impl Agent {
         let guard = self.guard.turn(&self.config, &desired, view.synced, &self.metrics).await;
         let ops = diff(&desired, &observed, &self.memory.set_before, mode);
         let repair = self.memory.applied.as_ref() == Some(&desired);
-        let clean = self.apply(&desired, &ops, repair, guard.closed).await;
+        let clean = self.apply(&desired, &observed, &ops, repair, mode, guard.closed).await;
         if clean && view.synced {
             self.memory.applied = Some(desired.clone());
         }
         self.restored(&observed, clean);
-        wake(&desired, &ops).await;
+        if view.synced {
+            wake(&desired, std::mem::take(&mut self.memory.unheard)).await;
+        }
         problems.extend(self.announcement(&view, &desired));
 
         self.report(&problems, &guard.findings);
@@ -231,21 +236,30 @@ impl Agent {
         let snapshot = Snapshot { view, desired, observed, pending: ops, problems };
         self.outputs.snapshot.send_replace(Some(Arc::new(snapshot)));
         self.memory.turned = true;
-        Ok(clean && guard.closed && silent.is_empty())
+        Ok(clean && guard.closed && silent.is_empty() && guard.firewall)
     }
 
-    /// Both devices, where they exist; and those that exist but do not answer, with the reason.
-    async fn devices(
-        &self,
-        state: &KernelState,
-    ) -> Result<(BTreeMap<Slot, ObservedDevice>, Vec<String>), TurnError> {
+    /// Makes the kernel's devices where it is the engine. Why not, where they cannot be made: the rest goes on without them,
+    /// above all what closes.
+    async fn create_devices(&self) -> Vec<String> {
+        let mut failed = Vec::new();
+        if self.wireguard.implementation() == Implementation::Kernel {
+            for slot in Slot::ALL {
+                if let Err(error) = self.kernel.create_wireguard(slot.device()).await {
+                    failed.push(format!("{error}; is the module wireguard there?"));
+                }
+            }
+        }
+        failed
+    }
+
+    /// Both devices, where they exist; why not goes to `silent`, where they exist and do not answer.
+    async fn devices(&self, state: &KernelState, silent: &mut Vec<String>) -> BTreeMap<Slot, ObservedDevice> {
         let mut devices = BTreeMap::new();
-        let mut silent = Vec::new();
         for slot in Slot::ALL {
             let Some(link) = state.links.get(slot.device()) else { continue };
-            let wireguard = self.wireguard;
             let seen =
-                tokio::task::spawn_blocking(move || wireguard.observe(slot, SystemTime::now())).await?;
+                self.wireguard.call(slot, move |wireguard| wireguard.observe(slot, SystemTime::now())).await;
             match seen {
                 Ok(device) => {
                     devices.insert(slot, ObservedDevice { mtu: link.mtu, up: link.up, ..device });
@@ -253,7 +267,7 @@ impl Agent {
                 Err(error) => silent.push(error.to_string()),
             }
         }
-        Ok((devices, silent))
+        devices
     }
 
     fn view(&self, nodes: Nodes, state: &KernelState) -> ClusterView {
@@ -310,18 +324,27 @@ impl Agent {
         }
     }
 
-    /// Applies operations in order. What carries waits until what refuses is in force.
-    async fn apply(&mut self, desired: &Desired, ops: &[Op], repair: bool, mut closed: bool) -> bool {
+    /// Applies operations in order. What carries waits until what refuses is in force, and what refused before stays until
+    /// then.
+    async fn apply(
+        &mut self,
+        desired: &Desired,
+        observed: &Observed,
+        ops: &[Op],
+        repair: bool,
+        mode: Mode,
+        mut closed: bool,
+    ) -> bool {
         let mut clean = true;
         for op in ops {
-            if !closed && carries(op) {
+            if !closed && (carries(op) || opens(op)) {
                 clean = false;
                 continue;
             }
             let slot = slot_of(op);
             // What follows from a device that was missing is a restoration, not drift.
             let repair = repair && slot.is_none_or(|slot| !self.memory.missing.contains(&slot));
-            let result = self.one(desired, op).await;
+            let result = self.one(desired, observed, mode, op).await;
             self.metrics.operation(op.kind(), repair, result.is_err());
             match result {
                 Ok(()) if repair => tracing::warn!(op = ?op, "Repaired drift"),
@@ -336,8 +359,13 @@ impl Agent {
         clean
     }
 
-    async fn one(&mut self, desired: &Desired, op: &Op) -> Result<(), TurnError> {
-        let wireguard = self.wireguard;
+    async fn one(
+        &mut self,
+        desired: &Desired,
+        observed: &Observed,
+        mode: Mode,
+        op: &Op,
+    ) -> Result<(), TurnError> {
         match op {
             Op::PutRoute(route) => self.kernel.put_route(route).await?,
             Op::RemoveRoute(route) => self.kernel.remove_route(route).await?,
@@ -350,25 +378,50 @@ impl Agent {
             }
             Op::Configure { slot, port } => {
                 let (slot, port, keys) = (*slot, *port, Arc::clone(&self.keys));
-                let peers = desired.devices.get(&slot).map(|d| d.peers.clone()).unwrap_or_default();
+                let mut peers = desired.devices.get(&slot).map(|d| d.peers.clone()).unwrap_or_default();
+                if mode == Mode::AddOnly {
+                    peers.extend(self.strangers(observed, slot, &peers));
+                }
                 for (key, peer) in &peers {
                     self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, *key), endpoint)));
                 }
-                let work = move || wireguard.configure(slot, &keys.slot(slot).private, port, &peers);
-                tokio::task::spawn_blocking(work).await??;
+                self.memory.unheard.insert(slot);
+                let work = move |wireguard: crate::wireguard::WireGuard| {
+                    wireguard.configure(slot, &keys.slot(slot).private, port, &peers)
+                };
+                self.wireguard.call(slot, work).await?;
             }
             Op::PutPeer { slot, key, peer } => {
                 let (slot, key, peer) = (*slot, *key, peer.clone());
                 self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, key), endpoint)));
-                tokio::task::spawn_blocking(move || wireguard.put_peer(slot, &key, &peer)).await??;
+                self.wireguard.call(slot, move |wireguard| wireguard.put_peer(slot, &key, &peer)).await?;
             }
             Op::RemovePeer { slot, key } => {
                 let (slot, key) = (*slot, *key);
                 self.memory.set_before.remove(&(slot, key));
-                tokio::task::spawn_blocking(move || wireguard.remove_peer(slot, &key)).await??;
+                self.wireguard.call(slot, move |wireguard| wireguard.remove_peer(slot, &key)).await?;
             }
         }
         Ok(())
+    }
+
+    /// Peers that a device has and the plan does not know, as it has them: keying the device sets all peers at once, and
+    /// before the first snapshot none may go.
+    fn strangers(
+        &self,
+        observed: &Observed,
+        slot: Slot,
+        known: &BTreeMap<PublicKey, DesiredPeer>,
+    ) -> BTreeMap<PublicKey, DesiredPeer> {
+        let present = observed.devices.get(&slot).into_iter().flat_map(|device| &device.peers);
+        let as_it_is = |peer: &mesh_core::diff::ObservedPeer| DesiredPeer {
+            node: self.node.clone(),
+            endpoint: peer.endpoint,
+            allowed: peer.allowed.clone(),
+            keepalive: peer.keepalive,
+        };
+        let strange = present.filter(|(key, _)| !known.contains_key(key));
+        strange.map(|(key, peer)| (*key, as_it_is(peer))).collect()
     }
 
     /// Writes our annotation where it is not what we want, and says so where somebody changed it.
@@ -472,10 +525,11 @@ impl Agent {
 
 /// A device that was just keyed has no session, while its peers may still send to the one that died with its former
 /// process, for up to 15 s. One datagram to each peer's mesh address makes it begin a handshake, which ends that.
-async fn wake(desired: &Desired, ops: &[Op]) {
-    let keyed = |slot: &Slot| ops.iter().any(|op| matches!(op, Op::Configure { slot: s, .. } if s == slot));
-    let targets: Vec<IpAddr> =
-        Slot::ALL.iter().filter(|slot| keyed(slot)).flat_map(|s| behind(desired, *s)).collect();
+async fn wake(desired: &Desired, keyed: BTreeSet<Slot>) {
+    let targets: Vec<IpAddr> = keyed.into_iter().flat_map(|slot| behind(desired, slot)).collect();
+    if targets.is_empty() {
+        return;
+    }
     let sources = desired.mesh.clone();
     let send = move || {
         for source in sources {
@@ -537,6 +591,12 @@ fn carries(op: &Op) -> bool {
         | Op::RaiseLink { .. }
         | Op::RemovePeer { .. } => false,
     }
+}
+
+/// Does the operation take away what keeps packets from the uplink?
+fn opens(op: &Op) -> bool {
+    matches!(op, Op::RemoveRule(_))
+        || matches!(op, Op::RemoveRoute(route) if route.target == Target::Unreachable)
 }
 
 /// Does the operation keep packets from the uplink?

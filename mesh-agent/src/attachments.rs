@@ -65,7 +65,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Attachme
 pub struct Loaded {
     /// Attachments by veth.
     pub attachments: BTreeMap<String, Attachment>,
-    /// Addresses at rest and since when, in milliseconds since 1970.
+    /// Addresses at rest and since when, in milliseconds since boot.
     pub resting: Vec<(IpAddr, Millis)>,
     /// Files that could not be read, with the reason: left where they are, their addresses unknown.
     pub unreadable: Vec<(PathBuf, String)>,
@@ -153,7 +153,7 @@ impl Directory {
         self.sync()
     }
 
-    /// Frees an attachment at `now` (milliseconds since 1970). Gone already is fine.
+    /// Frees an attachment at `now` (milliseconds since boot). Gone already is fine.
     ///
     /// # Errors
     /// It could not be renamed.
@@ -176,7 +176,7 @@ impl Directory {
             let name = entry.file_name();
             let freed = name.to_str().and_then(|n| n.strip_suffix(".freed")).and_then(|n| n.rsplit_once('-'));
             let at = freed.and_then(|(_, at)| at.parse::<u64>().ok());
-            // A time in the future comes from a clock that was set back since.
+            // A time ahead is of before a reboot; what rests is in memory by now.
             if at.is_some_and(|at| at > now.0 || now.0 - at >= QUARANTINE) {
                 remove(&entry.path())?;
             }

@@ -70,10 +70,10 @@ async fn answer(mut stream: UnixStream, attacher: &Arc<Attacher>) -> Result<(), 
     let read = tokio::time::timeout(REQUEST_DEADLINE, read_request(&mut stream)).await;
     let read = read.unwrap_or_else(|_| Err(FrameError::Io(std::io::ErrorKind::TimedOut.into())));
     let outcome = match read {
-        Ok((request, netns)) => {
+        Ok((asked, netns)) => {
             // In a task of its own: a plugin that is killed must not cut off work half way.
             let attacher = Arc::clone(attacher);
-            let work = tokio::spawn(async move { judge(request, netns, &attacher).await });
+            let work = tokio::spawn(async move { judge(asked, netns, &attacher).await });
             work.await.unwrap_or_else(|_| {
                 Outcome::Failed(Failure::new(
                     code::IO,
@@ -94,12 +94,23 @@ async fn answer(mut stream: UnixStream, attacher: &Arc<Attacher>) -> Result<(), 
     Ok(())
 }
 
-async fn judge(request: Request, netns: Option<OwnedFd>, attacher: &Attacher) -> Outcome {
-    if request.v != VERSION {
-        let msg = format!("plugin speaks version {} of the agent's protocol, the agent {VERSION}", request.v);
-        let details = "reinstall the plugin with hawser-cni install";
-        return Outcome::Failed(Failure::new(code::INCOMPATIBLE, msg, details));
-    }
+/// What came over the socket.
+enum Asked {
+    /// A request that can be read.
+    Request(Box<Request>),
+    /// One whose content is not ours to read.
+    InAnotherVersion(u16),
+}
+
+async fn judge(asked: Asked, netns: Option<OwnedFd>, attacher: &Attacher) -> Outcome {
+    let request = match asked {
+        Asked::Request(request) => *request,
+        Asked::InAnotherVersion(v) => {
+            let msg = format!("plugin speaks version {v} of the agent's protocol, the agent {VERSION}");
+            let details = "reinstall the plugin with hawser-cni install";
+            return Outcome::Failed(Failure::new(code::INCOMPATIBLE, msg, details));
+        }
+    };
     let begun = Instant::now();
     let (verb, result) = match request.verb {
         Verb::Add(attach) => ("add", attacher.add(attach, netns).await.map(Outcome::Attached)),
@@ -122,7 +133,7 @@ async fn judge(request: Request, netns: Option<OwnedFd>, attacher: &Attacher) ->
 }
 
 /// Reads one frame and the descriptor that came with its first byte.
-async fn read_request(stream: &mut UnixStream) -> Result<(Request, Option<OwnedFd>), FrameError> {
+async fn read_request(stream: &mut UnixStream) -> Result<(Asked, Option<OwnedFd>), FrameError> {
     let mut start = [0_u8; 4096];
     let (count, netns) = stream.async_io(Interest::READABLE, || receive(stream, &mut start)).await?;
     let mut bytes = start[..count].to_vec();
@@ -140,7 +151,11 @@ async fn read_request(stream: &mut UnixStream) -> Result<(Request, Option<OwnedF
         stream.read_exact(&mut body[have..]).await?;
     }
     body.truncate(length);
-    Ok((proto::cni::decode(&body)?, netns))
+    let v = proto::cni::version(&body)?;
+    if v != VERSION {
+        return Ok((Asked::InAnotherVersion(v), netns));
+    }
+    Ok((Asked::Request(Box::new(proto::cni::decode(&body)?)), netns))
 }
 
 fn receive(stream: &UnixStream, buffer: &mut [u8]) -> std::io::Result<(usize, Option<OwnedFd>)> {

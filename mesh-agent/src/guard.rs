@@ -6,6 +6,7 @@ use mesh_core::slot::Slot;
 
 use crate::config::Config;
 use crate::host::{Host, HostFinding, HostFix, HostWant, Severity, judge};
+use crate::kernel::Kernel;
 use crate::metrics::Metrics;
 use crate::nft::model::Table;
 use crate::nft::{Nft, NftInput, ruleset};
@@ -16,6 +17,7 @@ pub struct Guard {
     nft: Option<Nft>,
     counted: std::collections::BTreeMap<String, u64>,
     was_right: bool,
+    generation: Option<u32>,
     // What was in force after the last turn: if that was different from it now, somebody else changed it.
     ensured: Option<Table>,
 }
@@ -25,6 +27,8 @@ pub struct Guard {
 pub struct Turn {
     /// The firewall is in force: what carries may be set up.
     pub closed: bool,
+    /// It is exactly as wanted; else the next turn comes soon.
+    pub firewall: bool,
     /// Code and sentence of each finding.
     pub findings: Vec<(String, String)>,
     /// Findings without whose remedy no pod can be connected.
@@ -44,6 +48,7 @@ impl Guard {
             nft: Some(Nft::new()),
             counted: std::collections::BTreeMap::new(),
             was_right: false,
+            generation: None,
             ensured: None,
         }
     }
@@ -67,15 +72,7 @@ impl Guard {
         // Before the first snapshot nothing was made exactly so.
         let wanted = synced.then(|| table.clone());
         let work = move || {
-            let result = if synced {
-                nft.ensure(&table)
-            } else {
-                // Before the first snapshot a table of our former life knows more than we do.
-                nft.observe().and_then(|observed| match observed.table {
-                    Some(_) => Ok(Vec::new()),
-                    None => nft.ensure(&table),
-                })
-            };
+            let result = if synced { nft.ensure(&table) } else { keep_or_make(&mut nft, &table) };
             let counters = nft.counters();
             (nft, result, counters)
         };
@@ -100,7 +97,7 @@ impl Guard {
     ) {
         match result {
             Ok(differences) => {
-                turn.closed = true;
+                (turn.closed, turn.firewall) = (true, true);
                 if !differences.is_empty() && self.was_right {
                     let what: Vec<String> = differences.iter().map(ToString::to_string).collect();
                     if wanted.is_some() && self.ensured == wanted {
@@ -110,14 +107,13 @@ impl Guard {
                         tracing::info!(differences = what.join("; "), "Replaced the nf_tables table");
                     }
                 }
-                self.was_right = true;
+                self.was_right |= wanted.is_some();
                 self.ensured = wanted;
             }
             Err(error) => {
                 metrics.operation("firewall", false, true);
                 tracing::error!(err = %error, "Could not set the nf_tables table");
-                // What was in force stays in force: the table is replaced whole or not at all.
-                turn.closed = self.was_right;
+                // Nobody knows whether the table is still there, so nothing that carries is set up until it is.
                 turn.findings
                     .push(("firewall-refused".to_owned(), format!("nf_tables table inet hawser: {error}")));
                 if !self.was_right {
@@ -125,6 +121,13 @@ impl Guard {
                 }
             }
         }
+    }
+
+    /// Has anybody changed nf_tables since the last turn? Unknown is no.
+    pub async fn changed_by_others(&mut self) -> bool {
+        let seen = tokio::task::spawn_blocking(crate::nft::generation).await;
+        let Ok(Ok(generation)) = seen else { return false };
+        self.generation.replace(generation).is_some_and(|before| before != generation)
     }
 
     /// Sets what may be set, and reports the rest.
@@ -187,6 +190,42 @@ fn set(host: &Host, fix: &HostFix) -> Option<String> {
             None
         }
         Err(error) => Some(error.to_string()),
+    }
+}
+
+/// Puts in force what refuses, from the configuration alone and before anybody is asked for anything: from the boot of a
+/// node on, nothing of a pod finds the uplink.
+///
+/// # Errors
+/// The kernel refused a route, a rule or the table.
+pub async fn close(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
+    let (routes, rules) = mesh_core::plan::closing(&config.settings.pod_cidrs);
+    for route in &routes {
+        kernel.put_route(route).await?;
+    }
+    for rule in &rules {
+        kernel.put_rule(rule).await?;
+    }
+    let input = NftInput {
+        guarded: config.settings.pod_cidrs.clone(),
+        own_pod_cidrs: Vec::new(),
+        own_node_ips: Vec::new(),
+        peer_node_ips: Vec::new(),
+        mesh: Vec::new(),
+        non_masquerade: config.settings.non_masquerade.clone(),
+        slots: Slot::ALL.map(|slot| slot.device().to_owned()),
+        pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
+        tunnel_ports: SLOT_PORTS,
+    };
+    tokio::task::spawn_blocking(move || keep_or_make(&mut Nft::new(), &ruleset(&input))).await??;
+    Ok(())
+}
+
+/// Before the first snapshot a table of our former life knows more than we do; a dormant or empty one knows nothing.
+fn keep_or_make(nft: &mut Nft, table: &Table) -> Result<Vec<crate::nft::Difference>, crate::nft::NftError> {
+    match nft.observe()?.table {
+        Some(kept) if kept.flags == 0 && !kept.chains.is_empty() => Ok(Vec::new()),
+        Some(_) | None => nft.ensure(table),
     }
 }
 

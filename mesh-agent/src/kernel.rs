@@ -208,14 +208,21 @@ impl Kernel {
     /// # Errors
     /// There is none of that name.
     pub async fn link(&self, name: &str) -> Result<Link, KernelError> {
-        let what = || format!("Could not find link {name}");
+        let missing = || KernelError {
+            what: format!("There is no link {name}"),
+            source: rtnetlink::Error::RequestFailed,
+        };
+        self.find_link(name).await?.ok_or_else(missing)
+    }
+
+    /// One device, or that there is none: not the same as not knowing.
+    async fn find_link(&self, name: &str) -> Result<Option<Link>, KernelError> {
         let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
-        let message = found.try_next().await.or_else(asked(what))?;
-        message
-            .as_ref()
-            .and_then(link)
-            .map(|(_, link)| link)
-            .ok_or_else(|| KernelError { what: what(), source: rtnetlink::Error::RequestFailed })
+        match found.try_next().await {
+            Ok(message) => Ok(message.as_ref().and_then(link).map(|(_, link)| link)),
+            Err(error) if errno(&error) == Some(rustix::io::Errno::NODEV) => Ok(None),
+            Err(error) => Err(error).or_else(asked(|| format!("Could not look for link {name}"))),
+        }
     }
 
     /// Adds a route, or replaces the one to the same prefix in the same table with the same metric.
@@ -233,9 +240,12 @@ impl Kernel {
     /// # Errors
     /// Refused.
     pub async fn remove_route(&self, route: &Route) -> Result<(), KernelError> {
-        let Ok(message) = self.route_message(route).await else {
+        if let Target::Device { device, .. } = &route.target
+            && self.find_link(device).await?.is_none()
+        {
             return Ok(()); // With its device, a route is gone too.
-        };
+        }
+        let message = self.route_message(route).await?;
         let result = self.handle.route().del(message).execute().await;
         let gone = [rustix::io::Errno::SRCH, rustix::io::Errno::NOENT, rustix::io::Errno::NODEV];
         tolerate(result, &gone, || format!("Could not remove route {route:?}"))
@@ -349,8 +359,8 @@ impl Kernel {
     /// # Errors
     /// Refused.
     pub async fn remove_link(&self, device: &str) -> Result<bool, KernelError> {
-        let Ok(index) = self.index(device).await else { return Ok(false) };
-        let result = self.handle.link().del(index).execute().await;
+        let Some(link) = self.find_link(device).await? else { return Ok(false) };
+        let result = self.handle.link().del(link.index).execute().await;
         let what = || format!("Could not remove link {device}");
         tolerate(result, &[rustix::io::Errno::NODEV], what)?;
         Ok(true)

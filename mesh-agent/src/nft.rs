@@ -28,6 +28,14 @@ pub(crate) use wire::{NETLINK_NETFILTER, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV
 use ledger::Ledger;
 use model::Table;
 
+/// Number of the ruleset's present state: it grows with every transaction of anybody.
+///
+/// # Errors
+/// Netlink failed.
+pub fn generation() -> Result<u32, NftError> {
+    Channel::open(NETLINK_NETFILTER)?.generation()
+}
+
 /// Our table in the kernel, with the memory of its counters. Each call opens a socket of its own, in the network
 /// namespace of the calling thread.
 #[derive(Debug)]

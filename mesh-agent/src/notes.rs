@@ -37,7 +37,11 @@ fn read(directory: &Path) -> Vec<(PathBuf, Option<Detach>)> {
         name.starts_with("hw") && name.ends_with(".json")
     };
     let notes = paths.filter(whole);
-    let parse =
-        |path: &PathBuf| std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    notes.map(|path| (path.clone(), parse(&path))).collect()
+    // What cannot be read now may be readable in ten seconds; only what is no note is put aside.
+    let parse = |path: PathBuf| {
+        let bytes = std::fs::read(&path).ok()?;
+        let note = serde_json::from_slice(&bytes).ok();
+        Some((path, note))
+    };
+    notes.filter_map(parse).collect()
 }

@@ -23,7 +23,7 @@ use crate::guard::Guard;
 use crate::host::Host;
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
-use crate::wireguard::{Implementation, WireGuard};
+use crate::wireguard::{Caller, Implementation, WireGuard};
 use crate::{cni, facts, http, monitor, publish};
 
 /// What the command line gives.
@@ -52,10 +52,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let config = Config::load(&options.config)?;
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
+    let kernel = Kernel::connect().context("Could not open a netlink socket")?;
+    crate::guard::close(&config, &kernel).await.context("Could not refuse plaintext of pods")?;
     let (client, patient) = clients(&options, &config).await?;
     let keys = Arc::new(keys(&config.state_dir, &client, &node).await?);
-    let kernel = Kernel::connect().context("Could not open a netlink socket")?;
-    let wireguard = WireGuard::new(implementation(config.engine).await?);
+    let wireguard = Caller::new(WireGuard::new(implementation(config.engine).await?));
     tracing::info!(
         node = %node,
         cluster = config.cluster_name,

@@ -1,10 +1,13 @@
 //! Programs WireGuard through `defguard_wireguard_rs`: the kernel's by netlink, `mesh-tunnel` by its UAPI socket.
 //!
-//! All calls block (a socket with timeouts of seconds): call them on a blocking thread.
+//! The calls of [`WireGuard`] block, and a `mesh-tunnel` that is stopped or stuck makes them block for as long as it is:
+//! defguard reads until the other side closes. [`Caller`] gives each a thread and a deadline.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use defguard_wireguard_rs::error::WireguardInterfaceError;
 use defguard_wireguard_rs::host::Host;
@@ -36,6 +39,80 @@ pub struct WireGuardError {
     slot: Slot,
     source: WireguardInterfaceError,
     hint: &'static str,
+}
+
+/// Why a call came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// WireGuard said so.
+    #[error(transparent)]
+    Refused(#[from] WireGuardError),
+    /// No answer in [`CALL_DEADLINE`], or an earlier call still waits for one.
+    #[error("{slot} does not answer: mesh-tunnel is stopped or stuck; restart it")]
+    Silent {
+        /// The device.
+        slot: Slot,
+    },
+    /// The call panicked.
+    #[error("A call to {slot} ended early; this is a bug")]
+    Ended {
+        /// The device.
+        slot: Slot,
+    },
+}
+
+/// How long one call may take: a device with thousands of peers answers in well under a second.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Calls the devices from async code.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    wireguard: WireGuard,
+    /// Slots with a call under way: a stuck one keeps its thread, so there is never a second.
+    busy: Arc<[AtomicBool; 2]>,
+}
+
+impl Caller {
+    /// For these devices.
+    pub fn new(wireguard: WireGuard) -> Self {
+        Self { wireguard, busy: Arc::default() }
+    }
+
+    /// Which implementation it is.
+    pub const fn implementation(&self) -> Implementation {
+        self.wireguard.implementation()
+    }
+
+    /// Runs one call.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call<T: Send + 'static>(
+        &self,
+        slot: Slot,
+        work: impl FnOnce(WireGuard) -> Result<T, WireGuardError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        if self.busy[slot.index()].swap(true, Ordering::AcqRel) {
+            return Err(CallError::Silent { slot });
+        }
+        let (wireguard, busy) = (self.wireguard, Arc::clone(&self.busy));
+        let (send, receive) = tokio::sync::oneshot::channel();
+        // Not from the runtime's pool, which waits for its threads at exit.
+        let started = std::thread::Builder::new().name(format!("call-{slot}")).spawn(move || {
+            let result = work(wireguard);
+            busy[slot.index()].store(false, Ordering::Release);
+            drop(send.send(result));
+        });
+        if started.is_err() {
+            self.busy[slot.index()].store(false, Ordering::Release);
+            return Err(CallError::Ended { slot });
+        }
+        match tokio::time::timeout(CALL_DEADLINE, receive).await {
+            Ok(Ok(result)) => Ok(result?),
+            Ok(Err(_)) => Err(CallError::Ended { slot }),
+            Err(_) => Err(CallError::Silent { slot }),
+        }
+    }
 }
 
 /// The two devices.

@@ -124,6 +124,16 @@ pub struct Rule {
     pub table: u32,
 }
 
+/// What closes, from the configuration alone: it can be in force before anything else is known.
+pub fn closing(pod_cidrs: &[IpNet]) -> (BTreeSet<Route>, BTreeSet<Rule>) {
+    let rule = |cidr: &IpNet| Rule { priority: RULE_PODS, from: None, to: Some(*cidr), table: TABLE_PODS };
+    // In the main table too: should the rules be lost, the default route must still not be met.
+    let refuse = |cidr: &IpNet| {
+        [TABLE_PODS, TABLE_MAIN].map(|table| Route { table, prefix: *cidr, target: Target::Unreachable })
+    };
+    (pod_cidrs.iter().flat_map(refuse).collect(), pod_cidrs.iter().map(rule).collect())
+}
+
 /// Plans this node.
 pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
     let claims = Claims::judge(view);
@@ -180,14 +190,8 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         }
     }
 
-    let mut rules = BTreeSet::new();
-    for cidr in &view.settings.pod_cidrs {
-        rules.insert(Rule { priority: RULE_PODS, from: None, to: Some(*cidr), table: TABLE_PODS });
-        // In the main table too: should the rules be lost, the default route must still not be met.
-        for table in [TABLE_PODS, TABLE_MAIN] {
-            routes.insert(Route { table, prefix: *cidr, target: Target::Unreachable });
-        }
-    }
+    let (refusing, mut rules) = closing(&view.settings.pod_cidrs);
+    routes.extend(refusing);
     for cidr in &own.cidrs {
         rules.insert(Rule { priority: RULE_NODES, from: Some(*cidr), to: None, table: TABLE_NODES });
     }

@@ -316,6 +316,19 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     Ok(serde_json::from_slice(body)?)
 }
 
+/// Version of a frame's body, whatever else is in it: a reader looks at this first, so that it can name both versions
+/// where it does not know the rest.
+///
+/// # Errors
+/// [`FrameError::Json`].
+pub fn version(body: &[u8]) -> Result<u16, FrameError> {
+    #[derive(Deserialize)]
+    struct VersionOnly {
+        v: u16,
+    }
+    decode::<VersionOnly>(body).map(|VersionOnly { v }| v)
+}
+
 /// Writes one frame to a blocking stream.
 ///
 /// # Errors

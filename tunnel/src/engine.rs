@@ -279,6 +279,9 @@ impl Engine {
     ) {
         let response_len = {
             let mut inner = lock(&peer.inner);
+            if !inner.may_answer(Instant::now()) {
+                return self.counters.add(Counter::RateLimited);
+            }
             match inner.decapsulate(datagram, scratch) {
                 Some(TunnResult::WriteToNetwork(response)) => {
                     let local: Option<&[u8; 4]> = response.get(4..).and_then(<[u8]>::first_chunk);
@@ -412,6 +415,7 @@ impl Engine {
     /// Notes the time of a confirmed handshake and sends what waited for it.
     fn handshake_done(&self, peer: &Arc<Peer>, scratch: &mut [u8], sink: &mut impl Sink) {
         peer.note_handshake();
+        lock(&peer.inner).confirmed(Instant::now());
         self.counters.add(Counter::HandshakeDone);
         tracing::debug!(peer = %peer.public_key, "handshake completed");
         // `Tunn` holds at most `QUEUE_LIMIT` packets; the bound keeps a surprise from becoming a loop.

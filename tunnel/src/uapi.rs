@@ -185,7 +185,8 @@ pub type ScopeResolver<'a> = &'a dyn Fn(&str) -> Option<u32>;
 /// The first line that is wrong.
 pub fn parse(text: &[u8], scope: ScopeResolver<'_>) -> Result<Request, UapiError> {
     let text = std::str::from_utf8(text).map_err(|_| UapiError::NotText)?;
-    let mut lines = text.lines().take_while(|l| !l.is_empty()).enumerate().map(|(i, l)| (i + 1, l));
+    // Not `lines()`, which would take a lone carriage return for the end of the request and leave the rest undone.
+    let mut lines = text.split('\n').take_while(|l| !l.is_empty()).enumerate().map(|(i, l)| (i + 1, l));
     let operation = lines.next().map_or("", |(_, l)| l);
     match operation {
         "get=1" => match lines.next() {
@@ -196,7 +197,11 @@ pub fn parse(text: &[u8], scope: ScopeResolver<'_>) -> Result<Request, UapiError
             }),
         },
         "set=1" => parse_set(lines, scope).map(Request::Set),
-        other => Err(UapiError::UnknownOperation { line: other.chars().take(64).collect() }),
+        other => {
+            // The key alone: the value may be a secret whose request lost its first line.
+            let key = other.split('=').next().unwrap_or_default();
+            Err(UapiError::UnknownOperation { line: key.chars().take(64).collect() })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use chaos_tests::matrix::Party;
 use chaos_tests::witness::{Witness, data_path, difference, events, flowing, lossless};
 use netlab::eventually;
@@ -153,4 +153,76 @@ fn without_a_tunnel_nothing_passes_in_clear_and_a_new_one_is_programmed_again() 
         back[0], back[1]
     );
     Ok(())
+}
+
+#[test]
+fn a_tunnel_that_hangs_does_not_hang_the_agent_and_goes_on_where_it_was() -> Result<()> {
+    let mut options = options("frozen", 2);
+    options.drift_interval = 1;
+    let lab = lab(options)?;
+    let [a, b] = [lab.add_pod(1, "a")?, lab.add_pod(2, "b")?];
+    let mut witness = Witness::new(&lab)?;
+    settled(lab.node(1), 2.0)?;
+    let node = lab.node(1);
+    let tunnel = node.tunnel().context("a tunnel")?;
+    tunnel.signal(netlab::Signal::STOP)?;
+    eventually(Duration::from_secs(20), "the agent says that the tunnel is silent", || match node.ready() {
+        Err(why) if why.contains("does not answer") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    node.sh("ip route del unreachable 10.244.0.0/16 table 51880 proto 202")?;
+    eventually(Duration::from_secs(30), "the route is put back", || {
+        match node.sh("ip route show table 51880") {
+            Ok(routes) if routes.contains("unreachable 10.244.0.0/16") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    tunnel.signal(netlab::Signal::CONT)?;
+    eventually(Duration::from_secs(30), "the agent is ready again", || node.ready())?;
+    let failures = witness.failures(&Party::pod(&a)?, &Party::pod(&b)?, 5);
+    ensure!(failures.is_empty(), "{failures:?}");
+    witness.clean(&lab)?;
+    Ok(())
+}
+
+#[test]
+fn a_node_is_closed_before_anybody_answers_the_agent() -> Result<()> {
+    let mut lab = lab(options("closed", 1))?;
+    let node = lab.node_mut(1);
+    node.stop_agent()?;
+    // As after a reboot, with an API server that is away.
+    for undo in [
+        "nft delete table inet hawser",
+        "ip route flush table 51880",
+        "ip route del unreachable 10.244.0.0/16",
+        "ip rule del priority 50",
+        "ip -6 rule del priority 50",
+    ] {
+        node.sh(undo)?;
+    }
+    node.write_file(
+        "/etc/hawser/config.yaml",
+        "podCIDRs: ['10.244.0.0/16', 'fd00:10:244::/48']\napiServers: ['192.0.2.200:1']\nwireguard: userspace\n",
+    )?;
+    node.write_file("/etc/hawser/kubeconfig", &node_kubeconfig())?;
+    node.start_agent()?;
+    let node = lab.node(1);
+    eventually(Duration::from_secs(10), "routes, rules and firewall refuse", || -> Result<(), String> {
+        let all = ["ip route show table 51880", "ip route show", "ip rule", "ip -6 rule", "nft list tables"]
+            .map(|command| node.sh(command).unwrap_or_default());
+        let wanted =
+            ["unreachable 10.244.0.0/16", "unreachable 10.244.0.0/16", "51880", "51880", "inet hawser"];
+        let missing = all.iter().zip(wanted).find(|(shown, wanted)| !shown.contains(*wanted));
+        missing.map_or(Ok(()), |(shown, wanted)| Err(format!("no {wanted:?} in {shown:?}")))
+    })?;
+    Ok(())
+}
+
+/// A kubeconfig whose server answers nobody.
+fn node_kubeconfig() -> String {
+    "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+     clusters: [{name: c, cluster: {server: 'https://192.0.2.201:1'}}]\n\
+     users: [{name: u, user: {token: t}}]\n\
+     contexts: [{name: c, context: {cluster: c, user: u}}]\n"
+        .to_owned()
 }

@@ -90,11 +90,9 @@ fn install_places_binary_loopback_and_conflist_and_repeating_it_changes_nothing(
           "plugins": [
             {
               "capabilities": {
-                "bandwidth": true,
                 "io.kubernetes.cri.pod-annotations": true,
                 "ips": true,
-                "mac": true,
-                "portMappings": true
+                "mac": true
               },
               "type": "hawser-cni"
             }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kube::Client;
 use mesh_core::ipam::{Ipam, IpamError, Millis};
@@ -77,10 +77,12 @@ fn try_again(msg: impl Into<String>, details: impl Into<String>) -> Failure {
     Failure::new(code::TRY_AGAIN, msg, details)
 }
 
-/// Milliseconds since 1970.
+/// Milliseconds since boot, sleep included: a quarantine does not depend on what somebody does to the wall clock. After a
+/// reboot times of before may lie ahead; they count as now.
 pub(crate) fn now() -> Millis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(since.tv_sec), u64::try_from(since.tv_nsec));
+    Millis(seconds.unwrap_or(0).saturating_mul(1000).saturating_add(nanos.unwrap_or(0) / 1_000_000))
 }
 
 impl Attacher {
@@ -318,7 +320,8 @@ impl Attacher {
     /// A DEL that the plugin wrote down at `note`. False: the note is gone, since the plugin itself came back to it; what
     /// is attached under that name now is new and stays.
     pub(crate) async fn del_noted(&self, id: &AttachmentId, note: &Path) -> Result<bool, Failure> {
-        let Some(_busy) = self.await_busy(&id.veth()).await else { return Ok(false) };
+        // Not waited for: notes are looked at again in seconds, and others should not wait for this one.
+        let Some(_busy) = self.busy(&id.veth()) else { return Ok(false) };
         if !note.exists() {
             return Ok(false);
         }
@@ -420,16 +423,21 @@ impl Attacher {
             if let Some(_busy) = self.busy(veth)
                 && self.kernel.link(veth).await.is_err()
             {
-                self.release(veth).await?;
-                tracing::info!(veth, "Freed an attachment whose pod is gone");
+                match self.release(veth).await {
+                    Ok(()) => tracing::info!(veth, "Freed an attachment whose pod is gone"),
+                    // One that cannot be freed must not keep the others.
+                    Err(failure) => tracing::warn!(veth, err = %failure, "Could not free an attachment"),
+                }
             }
         }
         for veth in links.keys().filter(|name| is_pod_veth(name)) {
             if let Some(_busy) = self.busy(veth)
                 && !self.table().attachments.contains_key(veth)
             {
-                self.kernel.remove_link(veth).await.map_err(|error| io_failure(&error))?;
-                tracing::info!(veth, "Removed a link that no attachment knows");
+                match self.kernel.remove_link(veth).await {
+                    Ok(_) => tracing::info!(veth, "Removed a link that no attachment knows"),
+                    Err(error) => tracing::warn!(veth, err = %error, "Could not remove a link"),
+                }
             }
         }
         Ok(())

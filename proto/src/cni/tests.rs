@@ -27,6 +27,12 @@ fn a_frame_reads_back_as_it_was_written() {
 }
 
 #[test]
+fn the_version_of_a_body_that_nobody_knows_is_read() {
+    assert_eq!(version(br#"{"v":7,"verb":{"teleport":{}}}"#).unwrap(), 7);
+    assert!(version(br#"{"verb":1}"#).is_err());
+}
+
+#[test]
 fn a_length_over_the_limit_is_refused_before_memory_is_taken() {
     let bytes = (MAX_FRAME + 1).to_be_bytes();
     assert!(matches!(read_frame::<Request>(&mut bytes.as_slice()), Err(FrameError::TooLong(_))));

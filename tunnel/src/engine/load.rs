@@ -32,6 +32,14 @@ pub(super) struct SourceLimiter {
     buckets: Mutex<HashMap<IpAddr, Bucket>>,
 }
 
+/// One host has all addresses of an IPv6 /64, so they share a bucket.
+fn bucket_key(source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V4(_) => source,
+        IpAddr::V6(v6) => IpAddr::from((u128::from(v6) >> 64 << 64).to_be_bytes()),
+    }
+}
+
 impl SourceLimiter {
     /// Notes that a cookie was asked for: the device is under load.
     pub(super) fn note_refused(&self) {
@@ -44,6 +52,7 @@ impl SourceLimiter {
         if count < LOAD_LIMIT && !self.refused.load(Ordering::Relaxed) {
             return true;
         }
+        let source = bucket_key(source);
         let mut buckets = lock(&self.buckets);
         if !buckets.contains_key(&source) && buckets.len() >= MAX_SOURCES {
             return false;

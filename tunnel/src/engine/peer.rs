@@ -15,6 +15,11 @@ use crate::keys::PublicKey;
 pub(super) const QUEUE_LIMIT: u64 = 256;
 /// Responses that may wait for their first data packet; `Tunn` keeps eight sessions.
 const UNCONFIRMED: usize = 8;
+/// Of these, so many at most while a session lives: each answer takes one of `Tunn`'s eight places, and initiations that
+/// somebody recorded would push out the session in use.
+const ANSWERS: usize = 4;
+/// A session is used this long at most (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
+const SESSION: Duration = Duration::from_secs(180);
 const TYPE_DATA: u8 = 4;
 
 /// A datagram of this length in the scratch buffer, for this endpoint.
@@ -51,6 +56,8 @@ pub(super) struct PeerInner {
     pub(super) endpoint: Option<SocketAddr>,
     /// Local indexes of sessions that we answered and that have carried no data yet.
     unconfirmed: [Option<u32>; UNCONFIRMED],
+    /// When the last handshake was confirmed.
+    confirmed_at: Option<Instant>,
     queued: u64,
     keepalive: Duration,
     /// An authenticated packet was sent or received since the last tick.
@@ -71,6 +78,7 @@ impl Peer {
                 index: u32::MAX,
                 endpoint: None,
                 unconfirmed: [None; UNCONFIRMED],
+                confirmed_at: None,
                 queued: 0,
                 keepalive: Duration::ZERO,
                 active: false,
@@ -115,6 +123,7 @@ impl PeerInner {
         self.tunn = None;
         self.index = u32::MAX;
         self.unconfirmed = [None; UNCONFIRMED];
+        self.confirmed_at = None;
         self.queued = 0;
     }
 
@@ -182,6 +191,19 @@ impl PeerInner {
     pub(super) fn note_unconfirmed(&mut self, local: Option<u32>) {
         self.unconfirmed.rotate_right(1);
         self.unconfirmed[0] = local;
+    }
+
+    /// Whether another initiation may be answered. A peer that really lost its session is not shut out by this: what we
+    /// send it comes to nothing, and after 15 s we begin a handshake ourselves.
+    pub(super) fn may_answer(&self, now: Instant) -> bool {
+        let lives = self.confirmed_at.is_some_and(|at| now.saturating_duration_since(at) < SESSION);
+        !lives || self.unconfirmed.iter().flatten().count() < ANSWERS
+    }
+
+    /// A handshake was confirmed; what was answered before it is past.
+    pub(super) fn confirmed(&mut self, now: Instant) {
+        self.confirmed_at = Some(now);
+        self.unconfirmed = [None; UNCONFIRMED];
     }
 
     /// Whether this data packet is the first of a session that we answered.

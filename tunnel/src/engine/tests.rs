@@ -342,6 +342,27 @@ fn the_endpoint_follows_data_but_not_an_initiation_that_may_be_a_replay() {
 }
 
 #[test]
+fn recorded_initiations_do_not_push_out_the_session_in_use() {
+    let (a, b) = pair();
+    let recorded: Vec<Vec<u8>> = (0..9)
+        .map(|_| {
+            let fresh = Node::new(1);
+            fresh.knows(&b, &["10.0.0.2/32"]);
+            fresh.transmit(&v4([10, 0, 0, 1], [10, 0, 0, 2], 0)).udp.remove(0).1
+        })
+        .collect();
+    for initiation in &recorded {
+        b.receive(initiation, "198.51.100.1:9".parse().unwrap());
+    }
+    for (from, to, packet) in
+        [(&b, &a, v4([10, 0, 0, 2], [10, 0, 0, 1], 8)), (&a, &b, v4([10, 0, 0, 1], [10, 0, 0, 2], 8))]
+    {
+        let datagram = from.transmit(&packet).udp.remove(0).1;
+        assert_eq!(to.receive(&datagram, from.addr).tun, [packet]);
+    }
+}
+
+#[test]
 fn without_an_endpoint_packets_are_dropped_and_counted() {
     let (a, b) = (Node::new(1), Node::new(2));
     a.peer(b.public(), |p| p.prefixes = vec![PrefixOp::Add("10.0.0.2/32".parse().unwrap())]);
