@@ -45,7 +45,7 @@ clean: ## Remove what crashed labs left, and everything that was built
 
 # What cargo needs before it can build xtask, which installs the rest.
 tools:
-	@command -v $(CARGO) >/dev/null || { echo 'cargo is not in PATH: install Rust 1.95 or later (https://rustup.rs); under sudo it is lost, so run make as your own user' >&2; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo 'cargo is not in PATH: install Rust 1.95 or later; under sudo it is lost, so run make as your own user' >&2; exit 1; }
 	@if ! command -v cc >/dev/null; then \
 		command -v apt-get >/dev/null || { echo 'cc is missing and this is neither Debian nor Ubuntu: install a C compiler' >&2; exit 1; }; \
 		echo 'installing gcc, which cargo links with'; \
