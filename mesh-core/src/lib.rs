@@ -11,6 +11,7 @@ pub mod key;
 pub mod name;
 pub mod numbers;
 pub mod plan;
+pub mod policy;
 pub mod prefix;
 pub mod problem;
 pub mod slot;
