@@ -41,7 +41,8 @@ struct hw_address {
 #define HW_ADDRESS_NODE 2 /* of a node */
 
 /* blocks: LPM over mapped addresses; value for addresses that are not in `addresses`. Guarded prefixes and what lies in
- * them carry HW_CLASS_UNKNOWN. */
+ * them carry HW_CLASS_UNKNOWN. A prefix that only one bank has still hides the shorter ones from the other: there it
+ * carries the class that the other bank's longest match gives (HW_CLASS_WORLD for none). */
 struct hw_prefix {
 	__u32 bits; /* 96 + n for IPv4 */
 	struct hw_addr addr;
@@ -108,7 +109,7 @@ struct hw_local {
 
 /* state: array of one */
 struct hw_state {
-	__u32 epoch;
+	__u32 epoch; /* from 1 */
 	__u32 flags;
 };
 #define HW_STATE_FLOWS 1 /* write flow events */
@@ -136,17 +137,16 @@ struct hw_flow {
 	__u32 service; /* backend's number for HW_SCOPE_SERVICE */
 	struct hw_addr nat; /* FLOW with HW_FLOW_SERVICE: what the client called it (source of replies).
 			       SERVICE: the backend's address. */
-	struct hw_addr snat; /* HW_FLOW_HAIRPIN: what the backend sees as source; else zero */
-	__u32 packets[2]; /* with, against; wraps */
+	struct hw_addr client; /* HW_FLOW_HAIRPIN: the pod itself (the tuple has the service's address as source) */
 };
 #define HW_FLOW_STACK 1   /* came in by the stack and goes back by it */
 #define HW_FLOW_SERVICE 2
 #define HW_FLOW_HAIRPIN 4
 #define HW_FLOW_REVOKED 8 /* denied after it was allowed: stays as a tombstone */
 #define HW_FLOW_HOST 16   /* opened by the pod's own node */
-#define HW_FLOW_FIN_OUT 32
-#define HW_FLOW_FIN_IN 64
-#define HW_FLOW_AUDITED 128
+#define HW_FLOW_FIN_WITH 32    /* FIN seen in the direction of the first packet */
+#define HW_FLOW_FIN_AGAINST 64 /* ... in the other */
+#define HW_FLOW_AUDITED 128    /* denied by policy, passes */
 
 /* state, for timeouts */
 #define HW_NEW 0         /* one direction seen */
@@ -210,6 +210,10 @@ struct hw_affinity {
 	__u32 pad;
 };
 
+/* Mark of a packet that the stack shall refuse with a reset or an ICMP error (nf_tables rule of ours): a service without
+ * endpoints. */
+#define HW_MARK_REJECT 0x20
+
 /* ------------------------------------------------------------------ what happened */
 
 #define HW_REASONS 40
@@ -250,7 +254,6 @@ enum hw_reason {
 	HW_DROP_FRAGMENT,        /* its first was not seen */
 	HW_DROP_TUNNEL_FOREIGN,  /* out of the tunnel, and for nobody here */
 	HW_DROP_UNGUARDED,       /* to a pod from a link without a guard */
-	HW_DROP_UNREACHABLE,     /* no route but the one that refuses */
 	HW_DROP_GUARD_OUT,       /* a guarded address in clear on an uplink, leaving */
 	HW_DROP_GUARD_IN,
 	HW_DROP_NO_BACKEND,      /* a service whose local policy leaves none */
