@@ -130,7 +130,10 @@ struct hw_tuple {
 
 struct hw_flow {
 	__u64 until;  /* ns of the boot-independent monotonic clock (bpf_ktime_get_ns) */
-	__u32 judged[2]; /* epoch at which the destination's ingress, the source's egress said yes; 0: never asked */
+	/* By direction (the destination's ingress, the source's egress): epoch at which it was judged << 1, and 1 if denied;
+	 * 0: never asked. One word, since CPUs write without locks. A flow denied after it was allowed stays as a
+	 * tombstone. */
+	__u32 judged[2];
 	__u8 state;
 	__u8 flags;
 	__be16 nat_port;
@@ -142,11 +145,9 @@ struct hw_flow {
 #define HW_FLOW_STACK 1   /* came in by the stack and goes back by it */
 #define HW_FLOW_SERVICE 2
 #define HW_FLOW_HAIRPIN 4
-#define HW_FLOW_REVOKED 8 /* denied after it was allowed: stays as a tombstone */
 #define HW_FLOW_HOST 16   /* opened by the pod's own node */
 #define HW_FLOW_FIN_WITH 32    /* FIN seen in the direction of the first packet */
 #define HW_FLOW_FIN_AGAINST 64 /* ... in the other */
-#define HW_FLOW_AUDITED 128    /* denied by policy, passes */
 
 /* state, for timeouts */
 #define HW_NEW 0         /* one direction seen */
