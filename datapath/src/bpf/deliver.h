@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Where a packet that may pass goes: into a pod, into the mesh, to the stack. */
+#ifndef HAWSER_DELIVER_H
+#define HAWSER_DELIVER_H
+
+#include <linux/pkt_cls.h>
+
+#include "translate.h"
+
+/* Does the packet travel against the first one of its flow? An ICMP error travels against the packet in it. */
+static __always_inline int against(const struct packet *p)
+{
+	return p->reverse ^ (p->kind == HW_ICMP_ERROR);
+}
+
+/* Which edge of the flow its sender, its receiver is. */
+static __always_inline __u32 sender_edge(const struct packet *p)
+{
+	return against(p) ? HW_INGRESS : HW_EGRESS;
+}
+
+static __always_inline __u32 receiver_edge(const struct packet *p)
+{
+	return against(p) ? HW_EGRESS : HW_INGRESS;
+}
+
+/* Answers of a service get its address back. */
+static __always_inline int answer(struct __sk_buff *skb, struct packet *p, const struct hw_flow *flow)
+{
+	if (!(flow->flags & HW_FLOW_SERVICE) || !against(p))
+		return 0;
+	if (p->kind != HW_ICMP_ERROR)
+		return translate_back(skb, p, flow);
+	return flow->flags & HW_FLOW_HAIRPIN ? HW_DROP_ICMP_UNRELATED : translate_inner(skb, p, flow);
+}
+
+/* One hop less, as a router does it. */
+static __always_inline int hop(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 ttl = p->ttl - 1;
+
+	if (p->ip4) {
+		/* The checksum goes by words: TTL is the first byte of its own. */
+		__be16 old = bpf_htons(p->ttl << 8), new = bpf_htons(ttl << 8);
+
+		if (bpf_l3_csum_replace(skb, p->l3 + offsetof(struct iphdr, check), old, new, 2))
+			return HW_DROP_TRANSLATE;
+		return bpf_skb_store_bytes(skb, p->l3 + offsetof(struct iphdr, ttl), &ttl, 1, 0) ? HW_DROP_TRANSLATE : 0;
+	}
+	return bpf_skb_store_bytes(skb, p->l3 + offsetof(struct ipv6hdr, hop_limit), &ttl, 1, 0) ? HW_DROP_TRANSLATE : 0;
+}
+
+/* Into a pod, past the host's end of its link and the program on it. */
+static __noinline int into_pod(struct __sk_buff *skb, struct packet *p, const struct hw_endpoint *ep, __u32 ifindex)
+{
+	__u8 head[14];
+
+	if (hop(skb, p))
+		return drop(skb, p, HW_DROP_TRANSLATE);
+	__builtin_memcpy(head, ep->pod_mac, 6);
+	__builtin_memcpy(head + 6, ep->host_mac, 6);
+	*(__be16 *)(head + 12) = p->ip4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	/* What comes out of the tunnel has no Ethernet header. */
+	if (!p->l3 && bpf_skb_change_head(skb, sizeof(head), 0))
+		return drop(skb, p, HW_DROP_TRANSLATE);
+	if (bpf_skb_store_bytes(skb, 0, head, sizeof(head), 0))
+		return drop(skb, p, HW_DROP_TRANSLATE);
+	count(HW_COUNT_TO_PEER);
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+/* Where the kernel's routes lead into the tunnel, straight there; everything else is the stack's, also the refusal. */
+static __noinline int into_mesh(struct __sk_buff *skb, struct packet *p)
+{
+	struct bpf_fib_lookup route = { .ifindex = skb->ifindex, .l4_protocol = p->t.protocol };
+	__u32 *kind, device;
+	long found;
+
+	if (p->ip4) {
+		route.family = 2 /* AF_INET */;
+		route.ipv4_src = p->t.src.w[3];
+		route.ipv4_dst = p->t.dst.w[3];
+	} else {
+		route.family = 10 /* AF_INET6 */;
+		__builtin_memcpy(route.ipv6_src, &p->t.src, 16);
+		__builtin_memcpy(route.ipv6_dst, &p->t.dst, 16);
+	}
+	found = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	/* A tunnel has no neighbours. */
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+		goto stack;
+	device = route.ifindex;
+	kind = bpf_map_lookup_elem(&devices, &device);
+	if (!kind || *kind != HW_DEVICE_SLOT)
+		goto stack;
+	if (hop(skb, p))
+		return drop(skb, p, HW_DROP_TRANSLATE);
+	count(HW_COUNT_TO_TUNNEL);
+	return bpf_redirect(device, 0);
+stack:
+	count(HW_COUNT_TO_STACK);
+	return TC_ACT_OK;
+}
+
+#endif

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Flows that are known. An entry's key is the tuple of the flow's first packet, after translation, as it is between the two ends;
+ * both directions find it. It says at which epoch each edge of ours (the source's egress, the destination's ingress) was
+ * judged; a packet that meets an older epoch has that edge judged again. What was allowed and is denied now stays as
+ * a tombstone, so that the other side cannot go on as if it had begun a flow of its own.
+ */
+#ifndef HAWSER_FLOW_H
+#define HAWSER_FLOW_H
+
+#include "policy.h"
+
+#define HW_SECOND 1000000000ull
+/* Idle times. Established TCP: two hours and a bit, over the usual keepalive (RFC 1122 4.2.3.6); the others as nf_conntrack. */
+#define HW_TCP_OPENING (60 * HW_SECOND)
+#define HW_TCP_ESTABLISHED (8000 * HW_SECOND)
+#define HW_TCP_CLOSING (10 * HW_SECOND)
+#define HW_TCP_HALF_CLOSED (600 * HW_SECOND)
+#define HW_UDP_NEW (30 * HW_SECOND)
+#define HW_UDP_ESTABLISHED (180 * HW_SECOND)
+#define HW_OTHER (60 * HW_SECOND)
+/* A cut connection's ends try again for about a quarter of an hour (tcp_retries2); each try renews this. */
+#define HW_REVOKED_IDLE (300 * HW_SECOND)
+
+static __always_inline int is_opening(const struct packet *p)
+{
+	return p->t.protocol == IPPROTO_TCP && p->kind != HW_LATER_FRAGMENT && p->kind != HW_ICMP_ERROR &&
+	       (p->tcp_flags & (HW_TCP_SYN | HW_TCP_ACK | HW_TCP_RST)) == HW_TCP_SYN;
+}
+
+static __always_inline struct hw_flow *usable(const struct packet *p, const struct hw_tuple *t)
+{
+	struct hw_flow *flow = bpf_map_lookup_elem(&flows, t);
+
+	if (!flow)
+		return 0;
+	/* Too old; or closed, and its tuple is used again, perhaps from the other side. */
+	if (flow->until < p->now || (flow->state == HW_CLOSING && is_opening(p))) {
+		bpf_map_delete_elem(&flows, t);
+		return 0;
+	}
+	return flow;
+}
+
+/* Finds the flow of the tuple p->t; p->reverse says in which direction. */
+static __noinline struct hw_flow *find(struct scratch *s)
+{
+	struct packet *p = &s->p;
+	struct hw_flow *flow = usable(p, &p->t);
+
+	p->reverse = 0;
+	if (flow)
+		return flow;
+	reverse(&p->t, &s->r);
+	p->reverse = 1;
+	return usable(p, &s->r);
+}
+
+static __always_inline __u64 idle_time(const struct hw_flow *flow, __u8 protocol)
+{
+	if ((flow->judged[0] | flow->judged[1]) & 1)
+		return HW_REVOKED_IDLE;
+	if (protocol == IPPROTO_TCP || protocol == HW_PROTOCOL_SCTP) {
+		if (flow->state == HW_CLOSING)
+			return HW_TCP_CLOSING;
+		if (flow->flags & (HW_FLOW_FIN_WITH | HW_FLOW_FIN_AGAINST))
+			return HW_TCP_HALF_CLOSED;
+		return flow->state == HW_ESTABLISHED ? HW_TCP_ESTABLISHED : HW_TCP_OPENING;
+	}
+	if (protocol == IPPROTO_UDP)
+		return flow->state == HW_ESTABLISHED ? HW_UDP_ESTABLISHED : HW_UDP_NEW;
+	return HW_OTHER;
+}
+
+/* Takes note of one more packet. Writes only what changed: flows of other CPUs read the same line. */
+static __always_inline void touch(struct packet *p, struct hw_flow *flow)
+{
+	__u8 state = flow->state, flags = flow->flags;
+	__u64 until;
+
+	if (p->kind == HW_ICMP_ERROR)
+		return;
+	if (p->reverse && state == HW_NEW)
+		state = HW_ESTABLISHED;
+	if (p->t.protocol == IPPROTO_TCP && p->kind != HW_LATER_FRAGMENT) {
+		if (p->tcp_flags & HW_TCP_FIN)
+			flags |= p->reverse ? HW_FLOW_FIN_AGAINST : HW_FLOW_FIN_WITH;
+		if ((p->tcp_flags & HW_TCP_RST) ||
+		    (flags & (HW_FLOW_FIN_WITH | HW_FLOW_FIN_AGAINST)) == (HW_FLOW_FIN_WITH | HW_FLOW_FIN_AGAINST))
+			state = HW_CLOSING;
+	}
+	if (state != flow->state)
+		flow->state = state;
+	if (flags != flow->flags)
+		flow->flags = flags;
+	until = p->now + idle_time(flow, p->t.protocol);
+	if (until > flow->until + HW_SECOND || until + HW_SECOND < flow->until)
+		flow->until = until;
+}
+
+/* The tuple by which a flow is judged: in the direction of its first packet, with the client's own address. */
+static __always_inline void judged_tuple(const struct packet *p, const struct hw_flow *flow, struct hw_tuple *t)
+{
+	if (p->reverse)
+		reverse(&p->t, t);
+	else
+		*t = p->t;
+	if (flow->flags & HW_FLOW_HAIRPIN)
+		t->src = flow->client;
+}
+
+/* One edge of a known flow, judged again where policy has moved since. Returns a reason to drop, or 0. */
+static __noinline int edge(struct __sk_buff *skb, struct scratch *s, struct hw_flow *flow, const struct hw_endpoint *ep,
+			   __u32 direction)
+{
+	struct packet *p = &s->p;
+	__u32 before;
+	int bad;
+
+	direction &= 1;
+	before = flow->judged[direction];
+	p->direction = direction;
+	if (before >> 1 == p->epoch) {
+		if (!(before & 1))
+			return 0;
+		touch(p, flow);
+		return HW_DROP_REVOKED;
+	}
+	/* The pod's own node is always let in, and answered. */
+	if (flow->flags & HW_FLOW_HOST)
+		return 0;
+	judged_tuple(p, flow, &s->t);
+	p->opens = !before;
+	bad = judge(skb, p, ep, &s->t, direction);
+	if (bad == HW_DROP_CLOSED)
+		return bad;
+	flow->judged[direction] = p->epoch << 1 | !!bad;
+	if (before)
+		count(HW_COUNT_REJUDGED);
+	if (!bad)
+		return 0;
+	if (before && !(before & 1)) {
+		count(HW_COUNT_REVOKED);
+		tell(skb, p, HW_EVENT_REVOKED, bad);
+	}
+	touch(p, flow);
+	return before ? HW_DROP_REVOKED : bad;
+}
+
+/* Remembers a flow whose first packet may pass. */
+static __noinline int remember(struct __sk_buff *skb, struct packet *p, struct hw_flow *flow)
+{
+	p->reverse = 0;
+	flow->until = p->now + idle_time(flow, p->t.protocol);
+	/* Full: this packet was judged and passes; what comes back is judged as if it were new, so what policy denies stays
+	 * denied. */
+	if (bpf_map_update_elem(&flows, &p->t, flow, BPF_ANY))
+		count(HW_COUNT_FLOWS_FULL);
+	tell(skb, p, HW_EVENT_NEW, 0);
+	return 0;
+}
+
+#endif

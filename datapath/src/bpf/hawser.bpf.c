@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Hawser's data path. Programs:
+ *
+ *   from_pod     ingress of the host's end of a pod's link: all that a pod sends
+ *   to_pod       egress of the same: what the stack delivers to it
+ *   from_tunnel  ingress of the slots
+ *   guard_in, guard_out   both directions of every uplink
+ *
+ * Ingress policy is asked once for each flow, by whichever program delivers it: from_pod to a pod of the same node,
+ * from_tunnel, or to_pod (bpf_redirect_peer passes the receiving link's own program by).
+ */
+#include "deliver.h"
+
+#define ARPHRD_ETHER 1 /* linux/if_arp.h wants the C library's headers */
+
+/* A clean scratch for one packet. */
+static __always_inline struct scratch *begin(struct __sk_buff *skb, __u32 l3, __u32 path)
+{
+	__u32 zero = 0;
+	struct hw_state *now = bpf_map_lookup_elem(&state, &zero);
+	struct scratch *s = scratch();
+
+	if (!now || !s)
+		return 0;
+	__builtin_memset(&s->p, 0, sizeof(s->p));
+	__builtin_memset(&s->fresh, 0, sizeof(s->fresh));
+	s->p.l3 = l3;
+	s->p.path = path;
+	s->p.ifindex = skb->ifindex;
+	s->p.opens = 1;
+	/* Read once: everything about this packet is decided by one bank. */
+	s->p.epoch = *(volatile __u32 *)&now->epoch;
+	return s;
+}
+
+/* ---------------------------------------------------------------- from_pod */
+
+struct arp_ip4 {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 lengths[2];
+	__be16 operation;
+	__u8 sender_mac[6];
+	__u8 sender[4];
+	__u8 target_mac[6];
+	__u8 target[4];
+} __attribute__((packed));
+
+/* A pod speaks for its own address alone. */
+static __always_inline int arp_from_pod(struct __sk_buff *skb, struct packet *p, const struct hw_endpoint *ep)
+{
+	struct arp_ip4 arp;
+	__be32 sender;
+	int i, differ = 0;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)) || arp.hardware != bpf_htons(ARPHRD_ETHER) ||
+	    arp.protocol != bpf_htons(ETH_P_IP) || arp.lengths[0] != 6 || arp.lengths[1] != 4)
+		return drop(skb, p, HW_DROP_MALFORMED);
+	__builtin_memcpy(&sender, arp.sender, 4);
+#pragma unroll
+	for (i = 0; i < 6; i++)
+		differ |= arp.sender_mac[i] ^ ep->pod_mac[i];
+	/* Zero asks whether an address is free (RFC 5227), and claims none. */
+	if (differ || (sender && (sender != ep->ip4.w[3] || is_zero(&ep->ip4))))
+		return drop(skb, p, HW_DROP_SPOOFED_ARP);
+	return TC_ACT_OK;
+}
+
+/* Neighbour and listener discovery of a pod: it asks, and speaks for its own address; it is no router. */
+static __always_inline int discovery_from_pod(struct __sk_buff *skb, struct packet *p, const struct hw_endpoint *ep)
+{
+	struct hw_addr target;
+	int own = !is_zero(&p->from) && (same(&p->from, &ep->ip6) || is_link_local6(&p->from));
+
+	if (!own && !is_zero(&p->from))
+		return drop(skb, p, HW_DROP_SPOOFED_ND);
+	switch (p->icmp_type) {
+	case 133: /* router solicitation */
+	case 135: /* neighbour solicitation; from nobody: is this address free? */
+	case 130: /* listener discovery */
+	case 131:
+	case 132:
+	case 143:
+		return TC_ACT_OK;
+	case 136: /* neighbour advertisement */
+		if (!own || bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
+			break;
+		if (is_link_local6(&target) || same(&target, &ep->ip6))
+			return TC_ACT_OK;
+		break;
+	}
+	return drop(skb, p, HW_DROP_SPOOFED_ND);
+}
+
+/* Translates what is said to a service. Returns a reason to drop; 0: there is none, or it is done, with s->fresh set up
+ * for the flow to remember; -1: the stack shall refuse it. */
+static __noinline int to_service(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->p;
+	struct hw_flow *fresh = &s->fresh;
+	struct hw_frontend *front;
+	__be16 service_port = p->t.dport;
+	int bad;
+
+	if (!has_ports(p->t.protocol))
+		return 0;
+	if (!recall(s)) {
+		front = frontend_of(p);
+		if (!front)
+			return 0;
+		p->service = p->t.dst;
+		p->service_port = service_port;
+		if (!front->count)
+			return front->flags & HW_FRONT_DROP ? HW_DROP_NO_BACKEND : -1;
+		bad = choose(s, front);
+		if (bad)
+			return bad;
+		remember_choice(s);
+		count(HW_COUNT_TRANSLATED);
+	}
+	p->service = p->t.dst;
+	p->service_port = service_port;
+	fresh->flags = HW_FLOW_SERVICE;
+	fresh->nat = p->service;
+	fresh->nat_port = service_port;
+	fresh->service = s->choice.backend;
+	if (s->choice.hairpin) {
+		fresh->flags |= HW_FLOW_HAIRPIN;
+		fresh->client = s->choice.client;
+		bad = rewrite(skb, p, &p->service, p->t.sport, HW_SOURCE);
+		if (bad)
+			return bad;
+	}
+	return rewrite(skb, p, &s->choice.addr, s->choice.port, HW_DESTINATION);
+}
+
+/* Delivers what a pod may send. `flow`: known, else s->fresh is to be remembered. */
+static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, const struct hw_endpoint *ep,
+				   struct hw_flow *flow)
+{
+	struct packet *p = &s->p;
+	struct hw_flow *fresh = &s->fresh;
+	struct hw_addr to = p->kind == HW_ICMP_ERROR ? p->to : p->t.dst;
+	struct hw_endpoint *receiver = 0;
+	struct hw_local *local;
+	__u32 ifindex = 0;
+	int bad, by_stack;
+
+	if (flow && (flow->flags & HW_FLOW_HAIRPIN) && against(p))
+		to = flow->client;
+	local = bpf_map_lookup_elem(&locals, &to);
+	if (local && local->ifindex) {
+		ifindex = local->ifindex;
+		receiver = bpf_map_lookup_elem(&endpoints, &ifindex);
+		if (!receiver)
+			return drop(skb, p, HW_DROP_ENDPOINT);
+	}
+	by_stack = flow ? flow->flags & HW_FLOW_STACK : 0;
+	by_stack |= (ep->flags & HW_ENDPOINT_SLOW) || (receiver && (receiver->flags & HW_ENDPOINT_SLOW));
+	/* The last hop's end is the stack's to tell. */
+	by_stack |= p->ttl <= 1;
+
+	if (receiver && !by_stack) {
+		if (flow) {
+			bad = edge(skb, s, flow, receiver, receiver_edge(p));
+		} else {
+			/* s->t is as packet_from_pod left it. */
+			bad = judge(skb, p, receiver, &s->t, HW_INGRESS);
+			fresh->judged[HW_INGRESS] = p->epoch << 1;
+		}
+		if (bad) {
+			p->ifindex = ifindex;
+			return drop(skb, p, bad);
+		}
+	}
+	if (flow) {
+		touch(p, flow);
+		bad = answer(skb, p, flow);
+		if (bad)
+			return drop(skb, p, bad);
+	} else if (p->kind != HW_ICMP_ERROR && !(p->tcp_flags & HW_TCP_RST)) {
+		if (by_stack && (ep->flags & HW_ENDPOINT_SLOW || receiver))
+			fresh->flags |= HW_FLOW_STACK;
+		remember(skb, p, fresh);
+	}
+	if (by_stack || (local && !receiver)) {
+		count(HW_COUNT_TO_STACK);
+		return TC_ACT_OK;
+	}
+	if (receiver)
+		return into_pod(skb, p, receiver, ifindex);
+	return into_mesh(skb, p);
+}
+
+static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch *s, struct hw_endpoint *ep)
+{
+	struct packet *p = &s->p;
+	struct hw_flow *fresh = &s->fresh;
+	const struct hw_addr *own = p->ip4 ? &ep->ip4 : &ep->ip6;
+	struct hw_flow *flow;
+	int bad;
+
+	bad = read_packet(skb, p);
+	if (bad)
+		return drop(skb, p, bad);
+	if (p->kind == HW_ND)
+		return discovery_from_pod(skb, p, ep);
+	if (is_zero(own) || !same(&p->from, own))
+		return drop(skb, p, HW_DROP_SPOOFED_SOURCE);
+	note_fragment(p);
+	flow = find(s);
+	if (p->kind == HW_ICMP_ERROR) {
+		/* About a packet that came to this pod, or about nothing. */
+		if (!flow || !same(&p->t.dst, own))
+			return drop(skb, p, HW_DROP_ICMP_UNRELATED);
+	} else if (!flow) {
+		bad = to_service(skb, s);
+		if (bad < 0) {
+			count(HW_COUNT_REJECTED);
+			skb->mark |= HW_MARK_REJECT;
+			return TC_ACT_OK;
+		}
+		if (bad)
+			return drop(skb, p, bad);
+		if (fresh->flags & HW_FLOW_SERVICE) {
+			flow = find(s);
+			/* Another conversation has this tuple: what was chosen before is not free any more. */
+			if (flow && (p->reverse || !(flow->flags & HW_FLOW_SERVICE) || !same(&flow->nat, &fresh->nat) ||
+				     flow->nat_port != fresh->nat_port))
+				return drop(skb, p, HW_DROP_COLLISION);
+		}
+	}
+	if (flow) {
+		bad = edge(skb, s, flow, ep, sender_edge(p));
+	} else {
+		s->t = p->t;
+		if (fresh->flags & HW_FLOW_HAIRPIN)
+			s->t.src = fresh->client;
+		p->reverse = 0;
+		bad = judge(skb, p, ep, &s->t, HW_EGRESS);
+		fresh->judged[HW_EGRESS] = p->epoch << 1;
+	}
+	if (bad)
+		return drop(skb, p, bad);
+	return forward(skb, s, ep, flow);
+}
+
+SEC("classifier")
+int from_pod(struct __sk_buff *skb)
+{
+	struct scratch *s = begin(skb, ETH_HLEN, HW_COUNT_INGRESS_FAST);
+	__u32 ifindex = skb->ifindex;
+	struct hw_endpoint *ep = bpf_map_lookup_elem(&endpoints, &ifindex);
+
+	if (!s)
+		return TC_ACT_SHOT;
+	if (!ep)
+		return drop(skb, &s->p, HW_DROP_ENDPOINT);
+	if (skb->vlan_present)
+		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return arp_from_pod(skb, &s->p, ep);
+	s->p.ip4 = skb->protocol == bpf_htons(ETH_P_IP);
+	if (!s->p.ip4 && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
+	return packet_from_pod(skb, s, ep);
+}
+
+/* ------------------------------------------------------------------ to_pod */
+
+/* A flow that the stack brings and that we do not know. */
+static __always_inline int opened_by_stack(struct __sk_buff *skb, struct scratch *s, struct hw_endpoint *ep, int host)
+{
+	struct packet *p = &s->p;
+	struct hw_flow *fresh = &s->fresh;
+	__u32 from = skb->ingress_ifindex;
+	int bad;
+
+	p->reverse = 0;
+	fresh->flags = HW_FLOW_STACK;
+	if (host) {
+		/* Whatever the pod's own node itself sends: probes of the kubelet above all. */
+		fresh->flags |= HW_FLOW_HOST;
+		count(HW_COUNT_INGRESS_HOST);
+	} else {
+		/* From a link that nobody guards anything could be injected. */
+		if (!bpf_map_lookup_elem(&devices, &from))
+			return drop(skb, p, HW_DROP_UNGUARDED);
+		bad = judge(skb, p, ep, &p->t, HW_INGRESS);
+		if (bad)
+			return drop(skb, p, bad);
+		fresh->judged[HW_INGRESS] = p->epoch << 1;
+	}
+	if (!(p->tcp_flags & HW_TCP_RST))
+		remember(skb, p, fresh);
+	return TC_ACT_OK;
+}
+
+static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *s, struct hw_endpoint *ep)
+{
+	struct packet *p = &s->p;
+	int host = !skb->ingress_ifindex;
+	struct hw_flow *flow;
+	int bad;
+
+	bad = read_packet(skb, p);
+	if (bad)
+		return drop(skb, p, bad);
+	if (p->kind == HW_ND)
+		return host ? TC_ACT_OK : drop(skb, p, HW_DROP_SPOOFED_ND);
+	if (!same(&p->to, p->ip4 ? &ep->ip4 : &ep->ip6)) {
+		/* The node's own talk on the link itself. */
+		if (host && !p->ip4 && (p->to.w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000))
+			return TC_ACT_OK;
+		return drop(skb, p, HW_DROP_TUNNEL_FOREIGN);
+	}
+	note_fragment(p);
+	flow = find(s);
+	if (!flow) {
+		if (p->kind != HW_ICMP_ERROR)
+			return opened_by_stack(skb, s, ep, host);
+		return host ? TC_ACT_OK : drop(skb, p, HW_DROP_ICMP_UNRELATED);
+	}
+	if (!host && (flow->flags & HW_FLOW_HOST) && !against(p))
+		/* Wears the tuple of a flow of the node itself, and is not from there. */
+		bad = judge(skb, p, ep, &p->t, HW_INGRESS);
+	else
+		bad = edge(skb, s, flow, ep, receiver_edge(p));
+	if (bad)
+		return drop(skb, p, bad);
+	touch(p, flow);
+	bad = answer(skb, p, flow);
+	return bad ? drop(skb, p, bad) : TC_ACT_OK;
+}
+
+SEC("classifier")
+int to_pod(struct __sk_buff *skb)
+{
+	struct scratch *s = begin(skb, ETH_HLEN, HW_COUNT_INGRESS_STACK);
+	__u32 ifindex = skb->ifindex;
+	struct hw_endpoint *ep = bpf_map_lookup_elem(&endpoints, &ifindex);
+
+	if (!s)
+		return TC_ACT_SHOT;
+	if (!ep)
+		return drop(skb, &s->p, HW_DROP_ENDPOINT);
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return skb->ingress_ifindex ? drop(skb, &s->p, HW_DROP_SPOOFED_ARP) : TC_ACT_OK;
+	s->p.ip4 = skb->protocol == bpf_htons(ETH_P_IP);
+	if (!s->p.ip4 && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
+	return packet_to_pod(skb, s, ep);
+}
+
+/* ------------------------------------------------------------- from_tunnel */
+
+static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->p;
+	struct hw_flow *fresh = &s->fresh;
+	struct hw_endpoint *ep;
+	struct hw_local *local;
+	struct hw_flow *flow;
+	__u32 ifindex;
+	int bad;
+
+	bad = read_packet(skb, p);
+	if (bad)
+		return drop(skb, p, bad);
+	/* Cryptokey routing has proved whose it is; it is not ours. */
+	if (bpf_map_lookup_elem(&locals, &p->from))
+		return drop(skb, p, HW_DROP_SOURCE_LOCAL);
+	local = bpf_map_lookup_elem(&locals, &p->to);
+	if (!local || p->kind == HW_ND)
+		return drop(skb, p, HW_DROP_TUNNEL_FOREIGN);
+	ifindex = local->ifindex;
+	if (!ifindex)
+		return TC_ACT_OK;
+	p->ifindex = ifindex;
+	ep = bpf_map_lookup_elem(&endpoints, &ifindex);
+	if (!ep)
+		return drop(skb, p, HW_DROP_ENDPOINT);
+	/* What the stack will deliver is judged by to_pod. */
+	if ((ep->flags & HW_ENDPOINT_SLOW) || p->ttl <= 1)
+		return TC_ACT_OK;
+	note_fragment(p);
+	flow = find(s);
+	if (flow && (flow->flags & HW_FLOW_STACK))
+		return TC_ACT_OK;
+	if (flow) {
+		bad = edge(skb, s, flow, ep, receiver_edge(p));
+		if (bad)
+			return drop(skb, p, bad);
+		touch(p, flow);
+		bad = answer(skb, p, flow);
+		return bad ? drop(skb, p, bad) : into_pod(skb, p, ep, ifindex);
+	}
+	if (p->kind == HW_ICMP_ERROR)
+		return drop(skb, p, HW_DROP_ICMP_UNRELATED);
+	p->reverse = 0;
+	bad = judge(skb, p, ep, &p->t, HW_INGRESS);
+	if (bad)
+		return drop(skb, p, bad);
+	fresh->judged[HW_INGRESS] = p->epoch << 1;
+	if (!(p->tcp_flags & HW_TCP_RST))
+		remember(skb, p, fresh);
+	return into_pod(skb, p, ep, ifindex);
+}
+
+SEC("classifier")
+int from_tunnel(struct __sk_buff *skb)
+{
+	struct scratch *s = begin(skb, 0, HW_COUNT_INGRESS_TUNNEL);
+
+	if (!s)
+		return TC_ACT_SHOT;
+	s->p.ip4 = skb->protocol == bpf_htons(ETH_P_IP);
+	if (!s->p.ip4 && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
+	return packet_from_tunnel(skb, s);
+}
+
+/* ------------------------------------------------------------------- guard */
+
+static __always_inline int listed(void *map, const struct hw_addr *addr)
+{
+	struct hw_prefix key = { .bits = 128, .addr = *addr };
+
+	return !!bpf_map_lookup_elem(map, &key);
+}
+
+/* Nothing with a guarded address at either end crosses an uplink in clear. Headers are read from where the kernel says
+ * that the network layer begins: it knows VLAN tags and links without Ethernet. */
+static __always_inline int guard(struct __sk_buff *skb, __u32 reason)
+{
+	struct scratch *s = begin(skb, 0, 0);
+	struct packet *p;
+	__u16 protocol = skb->protocol;
+	__u32 at = 0;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->p;
+	/* One more tag beneath the one that the kernel took off (802.1ad). */
+	if (protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD)) {
+		__be16 tag[2];
+
+		if (bpf_skb_load_bytes_relative(skb, 0, tag, sizeof(tag), BPF_HDR_START_NET))
+			return TC_ACT_OK;
+		protocol = tag[1];
+		at = 4;
+	}
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes_relative(skb, at, &ip, sizeof(ip), BPF_HDR_START_NET))
+			return TC_ACT_OK;
+		p->ip4 = 1;
+		p->t.protocol = ip.protocol;
+		map_ip4(&p->t.src, ip.saddr);
+		map_ip4(&p->t.dst, ip.daddr);
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes_relative(skb, at, &ip, sizeof(ip), BPF_HDR_START_NET))
+			return TC_ACT_OK;
+		p->t.protocol = ip.nexthdr;
+		__builtin_memcpy(&p->t.src, &ip.saddr, 16);
+		__builtin_memcpy(&p->t.dst, &ip.daddr, 16);
+	} else {
+		return TC_ACT_OK;
+	}
+	if (listed(&guarded, &p->t.src)) {
+		if (!listed(&exempt, &p->t.dst) || listed(&guarded, &p->t.dst))
+			return drop(skb, p, reason);
+	} else if (listed(&guarded, &p->t.dst)) {
+		if (!listed(&exempt, &p->t.src))
+			return drop(skb, p, reason);
+	} else {
+		return TC_ACT_OK;
+	}
+	count(HW_COUNT_EXEMPT);
+	return TC_ACT_OK;
+}
+
+SEC("classifier")
+int guard_in(struct __sk_buff *skb)
+{
+	return guard(skb, HW_DROP_GUARD_IN);
+}
+
+SEC("classifier")
+int guard_out(struct __sk_buff *skb)
+{
+	return guard(skb, HW_DROP_GUARD_OUT);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the tables say. mesh_core::policy::tables::judge is the same in Rust. */
+#ifndef HAWSER_POLICY_H
+#define HAWSER_POLICY_H
+
+#include "event.h"
+
+/* The class of an address. `opens`: for a flow that is not there yet, for which a vanished pod's address is nobody's. */
+static __always_inline __u32 class_of(const struct hw_addr *addr, __u32 bank, int opens)
+{
+	struct hw_address *known = bpf_map_lookup_elem(&addresses, addr);
+	struct hw_prefix prefix = { .bits = 128, .addr = *addr };
+	struct hw_block *block;
+	__u32 class;
+
+	if (known) {
+		class = known->class[bank & 1];
+		if (!class || (opens && (known->flags & HW_ADDRESS_GONE)))
+			return HW_CLASS_UNKNOWN;
+		return class;
+	}
+	block = bpf_map_lookup_elem(&blocks, &prefix);
+	if (!block)
+		return HW_CLASS_WORLD;
+	class = block->class[bank & 1];
+	return class ? class : HW_CLASS_UNKNOWN;
+}
+
+/* What a table says of a class, a protocol and a port: HW_ALLOW and the rule's number. */
+static __always_inline __u32 ask(const struct hw_side *side, __u32 class, __u32 direction, __u8 protocol, __be16 port)
+{
+	struct hw_row_key row = { .table = side->table, .class = class, .direction = direction };
+	struct hw_port_key key = { .bits = 64, .protocol = protocol, .port = has_ports(protocol) ? port : 0 };
+	__u32 *says = bpf_map_lookup_elem(&rows, &row);
+	__u32 fn = says ? *says : side->fallback[direction & 1];
+
+	if (fn == HW_FN_DENY)
+		return 0;
+	if (fn == HW_FN_ALLOW)
+		return HW_ALLOW;
+	key.fn = fn;
+	says = bpf_map_lookup_elem(&ports, &key);
+	return says ? *says : 0;
+}
+
+/* Asks the policy of one edge. `t` in the direction of the flow's first packet, after translation. Returns a reason to
+ * drop, or 0. */
+static __noinline int judge(struct __sk_buff *skb, struct packet *p, const struct hw_endpoint *ep,
+			    const struct hw_tuple *t, __u32 direction)
+{
+	__u32 bank = p->epoch & 1;
+	const struct hw_side *side = &ep->side[bank];
+	const struct hw_addr *peer = direction == HW_INGRESS ? &t->src : &t->dst;
+	__u32 says, class;
+
+	p->direction = direction;
+	p->rule = 0;
+	count(direction == HW_INGRESS ? p->path : HW_COUNT_EGRESS);
+	if (side->flags & HW_SIDE_CLOSED)
+		return HW_DROP_CLOSED;
+	class = class_of(peer, bank, p->opens);
+	p->classes[direction == HW_INGRESS ? 0 : 1] = class;
+	if (class == HW_CLASS_UNKNOWN)
+		tell(skb, p, HW_EVENT_UNKNOWN, 0);
+	says = ask(side, class, direction, t->protocol, t->dport);
+	p->rule = says >> 1;
+	if (says & HW_ALLOW)
+		return 0;
+	if (side->flags & HW_SIDE_AUDIT) {
+		count(HW_COUNT_AUDITED);
+		tell(skb, p, HW_EVENT_AUDIT, direction == HW_INGRESS ? HW_DROP_POLICY_INGRESS : HW_DROP_POLICY_EGRESS);
+		return 0;
+	}
+	return direction == HW_INGRESS ? HW_DROP_POLICY_INGRESS : HW_DROP_POLICY_EGRESS;
+}
+
+#endif

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Services: from what a pod says to a backend, and back. */
+#ifndef HAWSER_TRANSLATE_H
+#define HAWSER_TRANSLATE_H
+
+#include "flow.h"
+
+#define HW_SOURCE 0
+#define HW_DESTINATION 1
+
+/* Changes one end of the packet: address and port. Returns 0 or a reason to drop. */
+static __noinline int rewrite(struct __sk_buff *skb, struct packet *p, const struct hw_addr *addr, __be16 port, int end)
+{
+	struct hw_addr *now = end == HW_SOURCE ? &p->t.src : &p->t.dst;
+	__be16 *port_now = end == HW_SOURCE ? &p->t.sport : &p->t.dport;
+	int whole = p->kind != HW_LATER_FRAGMENT;
+	__u32 sum_at = 0;
+	__u64 flags = BPF_F_PSEUDO_HDR;
+
+	/* SCTP's checksum covers no addresses (RFC 9260), and its ports stay. */
+	if (whole && p->t.protocol == IPPROTO_TCP) {
+		sum_at = p->l4 + offsetof(struct tcphdr, check);
+	} else if (whole && p->t.protocol == IPPROTO_UDP) {
+		sum_at = p->l4 + offsetof(struct udphdr, check);
+		flags |= BPF_F_MARK_MANGLED_0;
+	}
+	if (p->ip4) {
+		__be32 old = now->w[3], new = addr->w[3];
+
+		if (sum_at && bpf_l4_csum_replace(skb, sum_at, old, new, flags | 4))
+			return HW_DROP_TRANSLATE;
+		if (bpf_l3_csum_replace(skb, p->l3 + offsetof(struct iphdr, check), old, new, 4) ||
+		    bpf_skb_store_bytes(skb, p->l3 + (end == HW_SOURCE ? 12 : 16), &new, 4, 0))
+			return HW_DROP_TRANSLATE;
+	} else {
+		struct hw_addr old = *now, new = *addr;
+		__s64 diff = bpf_csum_diff((void *)&old, 16, (void *)&new, 16, 0);
+
+		if (diff < 0 || (sum_at && bpf_l4_csum_replace(skb, sum_at, 0, diff, flags)))
+			return HW_DROP_TRANSLATE;
+		if (bpf_skb_store_bytes(skb, p->l3 + (end == HW_SOURCE ? 8 : 24), &new, 16, 0))
+			return HW_DROP_TRANSLATE;
+	}
+	if (sum_at && port != *port_now) {
+		flags &= ~(__u64)BPF_F_PSEUDO_HDR;
+		if (bpf_l4_csum_replace(skb, sum_at, *port_now, port, flags | 2) ||
+		    bpf_skb_store_bytes(skb, p->l4 + (end == HW_SOURCE ? 0 : 2), &port, 2, 0))
+			return HW_DROP_TRANSLATE;
+	}
+	*now = *addr;
+	*port_now = port;
+	return 0;
+}
+
+/* An answer from a backend: its source becomes what the client had called it. */
+static __noinline int translate_back(struct __sk_buff *skb, struct packet *p, const struct hw_flow *flow)
+{
+	struct hw_addr service = flow->nat;
+	struct hw_addr client = flow->client;
+	__be16 port = flow->nat_port;
+	int hairpin = flow->flags & HW_FLOW_HAIRPIN;
+	int bad;
+
+	if (hairpin) {
+		/* The pod answers the service's address, behind which it is itself. */
+		bad = rewrite(skb, p, &client, p->t.dport, HW_DESTINATION);
+		if (bad)
+			return bad;
+	}
+	p->service = service;
+	p->service_port = port;
+	return rewrite(skb, p, &service, port, HW_SOURCE);
+}
+
+/* The packet inside an ICMP error that goes to the client: it sent that to the service. In: p->t is the inner tuple after
+ * translation, in the direction of the flow. */
+static __noinline int translate_inner(struct __sk_buff *skb, struct packet *p, const struct hw_flow *flow)
+{
+	struct hw_addr service = flow->nat;
+	__be16 port = flow->nat_port;
+	__be16 old_port = p->t.dport;
+	__u32 sum_at = p->l4 + 2; /* checksum of ICMP and ICMPv6 */
+
+	if (p->ip4) {
+		__be32 old = p->t.dst.w[3], new = service.w[3];
+
+		/* The inner header's checksum balances its address, so ICMP's own sees neither. */
+		if (bpf_l3_csum_replace(skb, p->inner + offsetof(struct iphdr, check), old, new, 4) ||
+		    bpf_skb_store_bytes(skb, p->inner + 16, &new, 4, 0))
+			return HW_DROP_TRANSLATE;
+	} else {
+		struct hw_addr old = p->t.dst;
+		__s64 diff = bpf_csum_diff((void *)&old, 16, (void *)&service, 16, 0);
+
+		if (diff < 0 || bpf_l4_csum_replace(skb, sum_at, 0, diff, 0) ||
+		    bpf_skb_store_bytes(skb, p->inner + 24, &service, 16, 0))
+			return HW_DROP_TRANSLATE;
+	}
+	if (old_port != port && (p->t.protocol == IPPROTO_TCP || p->t.protocol == IPPROTO_UDP) &&
+	    (bpf_l4_csum_replace(skb, sum_at, old_port, port, 2) ||
+	     bpf_skb_store_bytes(skb, p->inner_l4 + 2, &port, 2, 0)))
+		return HW_DROP_TRANSLATE;
+	return 0;
+}
+
+static __always_inline __u32 mix(__u32 h, __u32 v)
+{
+	h ^= v;
+	h *= 0x9e3779b1;
+	return h ^ (h >> 15);
+}
+
+/* Which place of a service's table: the same client, port and service always have the same. */
+static __always_inline __u32 spread(const struct hw_tuple *t, __u32 round)
+{
+	__u32 h = mix(0x85ebca6b + round, t->src.w[0] ^ t->src.w[1]);
+
+	h = mix(h, t->src.w[2] ^ t->dst.w[2]);
+	h = mix(h, t->src.w[3]);
+	h = mix(h, t->dst.w[3] ^ t->dst.w[1]);
+	h = mix(h, (__u32)t->sport << 16 | t->dport);
+	return mix(h, t->protocol);
+}
+
+/* What a pod's packet says that it wants: a frontend, or none. */
+static __always_inline struct hw_frontend *frontend_of(const struct packet *p)
+{
+	struct hw_frontend_key key = { .addr = p->t.dst, .port = p->t.dport, .protocol = p->t.protocol };
+	struct hw_frontend *front = bpf_map_lookup_elem(&frontends, &key);
+	struct hw_address *known;
+
+	if (front)
+		return front;
+	known = bpf_map_lookup_elem(&addresses, &p->t.dst);
+	if (known) {
+		if (!(known->flags & HW_ADDRESS_NODE))
+			return 0;
+		/* A node port, at whichever node. */
+		key.addr.w[0] = 0;
+		key.addr.w[1] = 0;
+		key.addr.w[2] = p->ip4 ? bpf_htonl(0xffff) : 0;
+		key.addr.w[3] = 0;
+		return bpf_map_lookup_elem(&frontends, &key);
+	}
+	/* An address that is a service's, and a port that it does not serve. */
+	key.port = 0;
+	key.protocol = 0;
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* Is this backend's flow a tuple that somebody else has already? */
+static __always_inline int collides(const struct packet *p, const struct hw_addr *service, __be16 service_port,
+				    const struct hw_tuple *t)
+{
+	struct hw_flow *other = bpf_map_lookup_elem(&flows, t);
+
+	if (!other || other->until < p->now || other->state == HW_CLOSING)
+		return 0;
+	return !(other->flags & HW_FLOW_SERVICE) || !same(&other->nat, service) || other->nat_port != service_port;
+}
+
+/* The tuple of the flow to a backend. */
+static __always_inline void backend_tuple(const struct packet *p, struct choice *c, struct hw_tuple *t)
+{
+	*t = p->t;
+	t->dst = c->addr;
+	t->dport = c->port;
+	c->hairpin = same(&c->addr, &p->t.src);
+	if (c->hairpin) {
+		c->client = p->t.src;
+		t->src = p->t.dst;
+	}
+}
+
+static __always_inline int affine(const struct packet *p, const struct hw_frontend *front, struct choice *c)
+{
+	struct hw_affinity_key key = { .client = p->t.src, .service = front->service };
+	struct hw_affinity *known;
+	struct hw_backend *backend;
+
+	known = bpf_map_lookup_elem(&affinities, &key);
+	if (!known || known->until < p->now)
+		return 0;
+	backend = bpf_map_lookup_elem(&backends, &known->backend);
+	if (!backend || (backend->flags & HW_BACKEND_LEAVING))
+		return 0;
+	c->backend = known->backend;
+	c->addr = backend->addr;
+	c->port = backend->port;
+	return 1;
+}
+
+/* Tries until a backend is found whose tuple is free. */
+#define HW_TRIES 4
+
+/* Chooses a backend for a new flow. Returns a reason to drop, or 0. */
+static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
+{
+	struct packet *p = &s->p;
+	struct choice *c = &s->choice;
+	__u32 round, base = front->base, places_count = front->count;
+	int found = 0;
+
+	if (!places_count)
+		return HW_DROP_NO_BACKEND;
+	if (front->affinity && affine(p, front, c)) {
+		backend_tuple(p, c, &s->t);
+		found = !collides(p, &p->t.dst, p->t.dport, &s->t);
+	}
+	for (round = 0; round < HW_TRIES && !found; round++) {
+		__u32 place = base + spread(&p->t, round) % places_count;
+		__u32 *number = bpf_map_lookup_elem(&places, &place);
+		struct hw_backend *backend;
+
+		if (!number)
+			return HW_DROP_NO_BACKEND;
+		c->backend = *number;
+		backend = bpf_map_lookup_elem(&backends, &c->backend);
+		if (!backend)
+			continue;
+		c->addr = backend->addr;
+		c->port = backend->port;
+		backend_tuple(p, c, &s->t);
+		found = !collides(p, &p->t.dst, p->t.dport, &s->t);
+	}
+	if (!found)
+		return HW_DROP_COLLISION;
+	if (front->affinity) {
+		struct hw_affinity_key key = { .client = p->t.src, .service = front->service };
+		struct hw_affinity affinity = {};
+
+		affinity.until = p->now + front->affinity * HW_SECOND;
+		affinity.backend = c->backend;
+		bpf_map_update_elem(&affinities, &key, &affinity, BPF_ANY);
+	}
+	return 0;
+}
+
+/* Remembers which backend a client's words mean. */
+static __always_inline void remember_choice(struct scratch *s)
+{
+	struct choice *c = &s->choice;
+	struct hw_flow *said = &s->fresh;
+
+	__builtin_memset(said, 0, sizeof(*said));
+	said->until = s->p.now + HW_TCP_ESTABLISHED;
+	said->flags = HW_FLOW_SERVICE | (c->hairpin ? HW_FLOW_HAIRPIN : 0);
+	said->nat_port = c->port;
+	said->service = c->backend;
+	said->nat = c->addr;
+	said->client = c->client;
+	s->t = s->p.t;
+	s->t.scope = HW_SCOPE_SERVICE;
+	bpf_map_update_elem(&flows, &s->t, said, BPF_ANY);
+	__builtin_memset(said, 0, sizeof(*said));
+}
+
+/* The backend that was chosen for these words before. A UDP flow whose backend was removed chooses again, a new TCP
+ * connection too; an old one goes on to where it was, and ends there. */
+static __always_inline int recall(struct scratch *s)
+{
+	struct packet *p = &s->p;
+	struct choice *c = &s->choice;
+	struct hw_flow *said;
+
+	s->t = p->t;
+	s->t.scope = HW_SCOPE_SERVICE;
+	said = bpf_map_lookup_elem(&flows, &s->t);
+	if (!said)
+		return 0;
+	c->backend = said->service;
+	if (said->until < p->now || is_opening(p) ||
+	    (p->t.protocol != IPPROTO_TCP && !bpf_map_lookup_elem(&backends, &c->backend))) {
+		bpf_map_delete_elem(&flows, &s->t);
+		return 0;
+	}
+	if (said->until < p->now + HW_TCP_ESTABLISHED - 60 * HW_SECOND)
+		said->until = p->now + HW_TCP_ESTABLISHED;
+	c->addr = said->nat;
+	c->port = said->nat_port;
+	c->client = said->client;
+	c->hairpin = !!(said->flags & HW_FLOW_HAIRPIN);
+	return 1;
+}
+
+#endif
