@@ -19,6 +19,9 @@ pub const RULE_NODES: u32 = 51;
 pub const METRIC_UNREACHABLE: u32 = 4_294_967_000;
 /// kube-proxy's mark of packets that it will masquerade; read, never set.
 pub const KUBE_PROXY_MASQUERADE: u32 = 0x4000;
+/// Mark of a pod's packet that nf_tables shall refuse with a reset or an ICMP error (`HW_MARK_REJECT` of the data path):
+/// a bit that neither Calico (0xffff0000), kube-proxy (0xc000), Cilium (0x1f00) nor the AWS VPC CNI (0x80) uses.
+pub const MARK_REJECT: u32 = 0x20;
 /// Bytes that WireGuard adds to a packet over IPv6: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag). Over IPv4 it is
 /// 20 less; one number for both, so that a pair may talk over either.
 pub const OVERHEAD: u32 = 80;

@@ -384,6 +384,10 @@ pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<
                 out.push(address(*family, *end));
                 out.push(lookup(set, *is));
             }
+            Match::Protocol(number) => {
+                out.push(meta(META_L4PROTO));
+                out.push(compare(Is::Yes, vec![*number]));
+            }
             Match::CtState(states) => {
                 out.push(Expr {
                     name: "ct",
@@ -408,6 +412,7 @@ const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
 const CT_STATE: u32 = 0;
 pub(crate) const COUNTER: &str = "counter";
 
@@ -510,6 +515,9 @@ fn verdict(verdict: Verdict) -> Vec<Expr> {
     const NFT_RETURN: u32 = 0_u32.wrapping_sub(5);
     const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
     const NFT_NAT_SNAT: u32 = 0;
+    const NFT_REJECT_TCP_RST: u32 = 1;
+    const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+    const NFT_REJECT_ICMPX_PORT_UNREACH: u8 = 1;
     let code = |code| {
         let inner = vec![Attr::be32(nfta::VERDICT_CODE, code)];
         vec![immediate(REG_VERDICT, Attr::nested(nfta::DATA_VERDICT, inner))]
@@ -521,6 +529,16 @@ fn verdict(verdict: Verdict) -> Vec<Expr> {
         Verdict::Masquerade => {
             let data = vec![Attr::be32(nfta::MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY)];
             vec![Expr { name: "masq", data }]
+        }
+        Verdict::RejectReset => {
+            vec![Expr { name: "reject", data: vec![Attr::be32(nfta::REJECT_TYPE, NFT_REJECT_TCP_RST)] }]
+        }
+        Verdict::RejectPort => {
+            let data = vec![
+                Attr::be32(nfta::REJECT_TYPE, NFT_REJECT_ICMPX_UNREACH),
+                Attr::bytes(nfta::REJECT_ICMP_CODE, vec![NFT_REJECT_ICMPX_PORT_UNREACH]),
+            ];
+            vec![Expr { name: "reject", data }]
         }
         Verdict::Snat(to) => {
             let bytes = match to {

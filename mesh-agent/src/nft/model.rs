@@ -301,6 +301,8 @@ pub enum Match {
     },
     /// The packet is of this family *and* its address is (not) in this set of addresses.
     AddressIn(Family, End, Is, String),
+    /// The transport protocol has this number.
+    Protocol(u8),
     /// The connection tracking state is one of these `NF_CT_STATE` bits (`nf_conntrack_common.h`).
     CtState(u32),
 }
@@ -318,4 +320,8 @@ pub enum Verdict {
     Masquerade,
     /// Source becomes this address; applies to packets of its family only.
     Snat(IpAddr),
+    /// Dropped, and the sender is told by a TCP reset; TCP only.
+    RejectReset,
+    /// Dropped, and the sender is told by the family's ICMP "port unreachable".
+    RejectPort,
 }

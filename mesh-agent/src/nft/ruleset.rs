@@ -15,6 +15,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use mesh_core::numbers::MARK_REJECT;
 
 use super::model::{
     Chain, ChainType, Direction, Elements, End, Family, Hook, InterfaceName, Is, Match, Policy, Ranges, Rule,
@@ -46,6 +47,8 @@ pub mod counter {
     pub const MASQUERADED_TO_WORLD: &str = "masqueraded_to_world";
     /// Packets of own pods to another node's address that would have left outside the tunnel.
     pub const LEAK_REFUSED_TO_NODE: &str = "leak_refused_to_node";
+    /// A pod's packet to a service without endpoints, answered by a reset or an ICMP error.
+    pub const SERVICE_REJECTED: &str = "service_rejected";
     /// IPv4 packets with a guarded address that would have left outside the tunnel.
     pub const LEAK_REFUSED_OUT_V4: &str = "leak_refused_out_v4";
     /// IPv6 packets with a guarded address that would have left outside the tunnel.
@@ -55,10 +58,11 @@ pub mod counter {
     /// IPv6 packets with a guarded address that came in outside the tunnel.
     pub const REFUSED_IN_V6: &str = "refused_in_v6";
     /// All of them.
-    pub const ALL: [&str; 7] = [
+    pub const ALL: [&str; 8] = [
         SNAT_INTO_MESH,
         MASQUERADED_TO_WORLD,
         LEAK_REFUSED_TO_NODE,
+        SERVICE_REJECTED,
         LEAK_REFUSED_OUT_V4,
         LEAK_REFUSED_OUT_V6,
         REFUSED_IN_V4,
@@ -140,7 +144,23 @@ pub fn ruleset(input: &NftInput) -> Table {
         translate.rules.extend(side.translate(&input.pod_veth_prefix));
         refuse_out.rules.extend(side.guard(Direction::Out, &input.pod_veth_prefix));
     }
+    let [refuse_in, ..] = &mut chains;
+    refuse_in.rules.extend(reject_marked(&input.pod_veth_prefix));
     Table { name: TABLE.to_owned(), sets, chains: chains.into() }
+}
+
+/// The data path marks what pods send to a service without endpoints: the stack tells them that nobody is there.
+fn reject_marked(veths: &str) -> [Rule; 2] {
+    const TCP: u8 = 6;
+    let matches = |more: Option<Match>| {
+        let veth = InterfaceName::Prefix(veths.to_owned());
+        let mark = Match::Mark { mask: MARK_REJECT, value: MARK_REJECT };
+        [Match::Interface(Direction::In, Is::Yes, veth), mark].into_iter().chain(more).collect()
+    };
+    [
+        rule(counter::SERVICE_REJECTED, matches(Some(Match::Protocol(TCP))), Verdict::RejectReset),
+        rule(counter::SERVICE_REJECTED, matches(None), Verdict::RejectPort),
+    ]
 }
 
 const SLOTS: &str = "slots";

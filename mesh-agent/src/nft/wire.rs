@@ -198,6 +198,8 @@ pub(crate) mod nfta {
     pub(crate) const COUNTER_BYTES: u16 = 1;
     pub(crate) const COUNTER_PACKETS: u16 = 2;
     pub(crate) const MASQ_FLAGS: u16 = 1;
+    pub(crate) const REJECT_TYPE: u16 = 1;
+    pub(crate) const REJECT_ICMP_CODE: u16 = 2;
     pub(crate) const NAT_TYPE: u16 = 1;
     pub(crate) const NAT_FAMILY: u16 = 2;
     pub(crate) const NAT_REG_ADDR_MIN: u16 = 3;

@@ -69,7 +69,7 @@ fn rules(observed: &mut Observed) -> Vec<&mut ObservedRule> {
 fn what_is_sent_and_stored_is_no_difference_and_sums_start_at_zero() {
     let observed = stored(&table());
     assert_eq!(diff(&table(), &observed).unwrap(), []);
-    assert!(sums(&observed).values().all(|sum| *sum == Counter::default()) && sums(&observed).len() == 7);
+    assert!(sums(&observed).values().all(|sum| *sum == Counter::default()) && sums(&observed).len() == 8);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_missing_added_or_swapped_rule_chain_set_or_element_is_named() {
     );
     check(
         &|table| drop(table.chains.get_mut("refuse_in").unwrap().rules.pop()),
-        &["chain refuse_in differs from rule 3 on"],
+        &["chain refuse_in differs from rule 5 on"],
     );
     check(
         &|table| table.chains.get_mut("refuse_in").unwrap().rules[2].hash = None,

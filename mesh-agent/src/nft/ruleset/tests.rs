@@ -14,6 +14,7 @@ struct Packet {
     source: IpAddr,
     destination: IpAddr,
     mark: u32,
+    protocol: u8,
 }
 
 /// What a chain does to a packet, with the comment of the rule that decided.
@@ -30,7 +31,7 @@ fn evaluate(table: &Table, chain: &str, packet: &Packet) -> Outcome {
     let rule = chain.rules.iter().find(|rule| rule.matches.iter().all(|wanted| holds(table, wanted, packet)));
     match rule.map(|rule| (rule.verdict, rule.comment.clone())) {
         None | Some((Verdict::Accept | Verdict::Return, _)) => Outcome::Passes,
-        Some((Verdict::Drop, by)) => Outcome::Dropped(by),
+        Some((Verdict::Drop | Verdict::RejectReset | Verdict::RejectPort, by)) => Outcome::Dropped(by),
         Some((Verdict::Masquerade, by)) => Outcome::Translated(by, None),
         Some((Verdict::Snat(to), by)) => Outcome::Translated(by, Some(to)),
     }
@@ -64,6 +65,7 @@ fn holds(table: &Table, wanted: &Match, packet: &Packet) -> bool {
             let Elements::Addresses(ranges) = set(name) else { panic!("{name} holds names") };
             Family::of(address) == *family && ranges.contains(address) == (*is == Is::Yes)
         }
+        Match::Protocol(number) => packet.protocol == *number,
         Match::CtState(_) => panic!("no rule of ours asks for a state"),
     }
 }
@@ -101,6 +103,16 @@ impl Promise<'_> {
             return Outcome::Dropped(format!("{stem}_{}", Family::of(packet.source)));
         }
         Outcome::Passes
+    }
+
+    fn arrives(&self, packet: &Packet) -> Outcome {
+        if packet.iif.starts_with("hw") && packet.mark & 0x20 != 0 {
+            return match self.refused(&packet.iif, "refused_in", packet) {
+                Outcome::Passes => Outcome::Dropped("service_rejected".to_owned()),
+                refused => refused,
+            };
+        }
+        self.refused(&packet.iif, "refused_in", packet)
     }
 
     fn to_node(&self, packet: &Packet) -> Outcome {
@@ -183,6 +195,7 @@ prop_compose! {
     fn packet()(
         iif in interface(), oif in interface(), source in address(), destination in address(),
         mark in prop_oneof![Just(0_u32), Just(0x4000), Just(0xc000), Just(0x8000), any::<u32>()],
+        protocol in prop_oneof![Just(6_u8), Just(17), any::<u8>()],
     ) -> Packet {
         // A packet has one family.
         let destination = match (source, destination) {
@@ -190,7 +203,7 @@ prop_compose! {
             (IpAddr::V6(_), IpAddr::V4(_)) => IpAddr::V6(Ipv6Addr::new(0xfd44, 0, 0, 0, 0, 0, 0, 1)),
             (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => destination,
         };
-        Packet { iif, oif, source, destination, mark }
+        Packet { iif, oif, source, destination, mark, protocol }
     }
 }
 
@@ -205,7 +218,7 @@ proptest! {
         let promise = Promise(&input);
         for packet in packets {
             let chain = |name| evaluate(&table, name, &packet);
-            prop_assert_eq!(chain("refuse_in"), promise.refused(&packet.iif, "refused_in", &packet), "{:?}", packet);
+            prop_assert_eq!(chain("refuse_in"), promise.arrives(&packet), "{:?}", packet);
             prop_assert_eq!(
                 chain("refuse_out"), promise.refused(&packet.oif, "leak_refused_out", &packet), "{:?}", packet
             );
@@ -225,7 +238,8 @@ proptest! {
             let conflict = conflicts.iter().any(|found| found.address == own || found.address == peer);
             for (source, destination) in [(own, peer), (peer, own)] {
                 // Local packets do not pass the forward hook.
-                let packet = Packet { iif: "eth0".into(), oif: "eth0".into(), source, destination, ..packet.clone() };
+                let (iif, oif) = ("eth0".to_owned(), "eth0".to_owned());
+                let packet = Packet { iif, oif, source, destination, ..packet.clone() };
                 let chains = ["refuse_in", "refuse_out", "translate"];
                 let untouched = chains.iter().all(|chain| evaluate(&table, chain, &packet) == Outcome::Passes);
                 prop_assert_eq!(untouched, !conflict, "{:?}", packet);
@@ -263,7 +277,8 @@ fn a_wide_exemption_opens_neither_the_pod_networks_nor_the_nodes_inside_it() {
     let table = ruleset(&input);
     let leaves = |source: &str, destination: &str| {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-        let packet = Packet { iif: "hw1".into(), oif: "eth0".into(), source, destination, mark: 0 };
+        let packet =
+            Packet { iif: "hw1".into(), oif: "eth0".into(), source, destination, mark: 0, protocol: 6 };
         evaluate(&table, "refuse_out", &packet) == Outcome::Passes
     };
     assert!(!leaves("10.244.1.5", "10.244.2.5"), "pod to pod");
