@@ -125,7 +125,7 @@ struct hw_tuple {
 	__u8 scope; /* HW_SCOPE_* */
 	__u16 pad;
 };
-#define HW_SCOPE_FLOW 0    /* as on the wire after translation, in the direction of its first packet */
+#define HW_SCOPE_FLOW 0    /* as on the wire after translation, the smaller end as src: one key for both directions */
 #define HW_SCOPE_SERVICE 1 /* as the client says it, before translation */
 
 struct hw_flow {
@@ -145,6 +145,7 @@ struct hw_flow {
 #define HW_FLOW_STACK 1   /* came in by the stack and goes back by it */
 #define HW_FLOW_SERVICE 2
 #define HW_FLOW_HAIRPIN 4
+#define HW_FLOW_SWAPPED 8 /* the first packet went from the key's dst to its src */
 #define HW_FLOW_HOST 16   /* opened by the pod's own node */
 #define HW_FLOW_FIN_WITH 32    /* FIN seen in the direction of the first packet */
 #define HW_FLOW_FIN_AGAINST 64 /* ... in the other */

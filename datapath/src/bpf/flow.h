@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Flows that are known. An entry's key is the tuple of the flow's first packet, after translation, as it is between the two ends;
- * both directions find it. It says at which epoch each edge of ours (the source's egress, the destination's ingress) was
+ * Flows that are known. An entry's key is the tuple after translation, as it is between the two ends, the smaller end first, so that
+ * both directions find it at once. It says at which epoch each edge of ours (the source's egress, the destination's ingress) was
  * judged; a packet that meets an older epoch has that edge judged again. What was allowed and is denied now stays as
  * a tombstone, so that the other side cannot go on as if it had begun a flow of its own.
  */
@@ -28,32 +28,47 @@ static __always_inline int is_opening(const struct packet *p)
 	       (p->tcp_flags & (HW_TCP_SYN | HW_TCP_ACK | HW_TCP_RST)) == HW_TCP_SYN;
 }
 
-static __always_inline struct hw_flow *usable(const struct packet *p, const struct hw_tuple *t)
+/* Is the source the greater end? Any order does. */
+static __always_inline int is_swapped(const struct hw_tuple *t)
 {
-	struct hw_flow *flow = bpf_map_lookup_elem(&flows, t);
-
-	if (!flow)
-		return 0;
-	/* Too old; or closed, and its tuple is used again, perhaps from the other side. */
-	if (flow->until < p->now || (flow->state == HW_CLOSING && is_opening(p))) {
-		bpf_map_delete_elem(&flows, t);
-		return 0;
-	}
-	return flow;
+	if (t->src.w[3] != t->dst.w[3])
+		return t->src.w[3] > t->dst.w[3];
+	if (t->src.w[2] != t->dst.w[2])
+		return t->src.w[2] > t->dst.w[2];
+	if (t->src.w[1] != t->dst.w[1])
+		return t->src.w[1] > t->dst.w[1];
+	if (t->src.w[0] != t->dst.w[0])
+		return t->src.w[0] > t->dst.w[0];
+	return t->sport > t->dport;
 }
 
-/* Finds the flow of the tuple p->t; p->reverse says in which direction. */
+/* The one key of both directions of a tuple. Returns HW_FLOW_SWAPPED if it had to be turned. */
+static __always_inline __u8 key_of(const struct hw_tuple *t, struct hw_tuple *key)
+{
+	if (!is_swapped(t)) {
+		*key = *t;
+		return 0;
+	}
+	reverse(t, key);
+	return HW_FLOW_SWAPPED;
+}
+
+/* Finds the flow of the tuple p->t; p->reverse says in which direction. s->key is its key then. */
 static __noinline struct hw_flow *find(struct scratch *s)
 {
 	struct packet *p = &s->p;
-	struct hw_flow *flow = usable(p, &p->t);
+	__u8 swapped = key_of(&p->t, &s->key);
+	struct hw_flow *flow = bpf_map_lookup_elem(&flows, &s->key);
 
+	p->swapped = swapped;
 	p->reverse = 0;
-	if (flow)
-		return flow;
-	reverse(&p->t, &s->r);
-	p->reverse = 1;
-	return usable(p, &s->r);
+	if (!flow)
+		return 0;
+	/* Too old; or closed, and its tuple is used again, perhaps from the other side. */
+	if (flow->until < p->now || (flow->state == HW_CLOSING && is_opening(p)))
+		return 0;
+	p->reverse = (flow->flags & HW_FLOW_SWAPPED) != swapped;
+	return flow;
 }
 
 static __always_inline __u64 idle_time(const struct hw_flow *flow, __u8 protocol)
@@ -147,14 +162,18 @@ static __noinline int edge(struct __sk_buff *skb, struct scratch *s, struct hw_f
 	return before ? HW_DROP_REVOKED : bad;
 }
 
-/* Remembers a flow whose first packet may pass. */
-static __noinline int remember(struct __sk_buff *skb, struct packet *p, struct hw_flow *flow)
+/* Remembers a flow whose first packet may pass. s->key is of the last find(). */
+static __noinline int remember(struct __sk_buff *skb, struct scratch *s)
 {
+	struct packet *p = &s->p;
+	struct hw_flow *flow = &s->fresh;
+
 	p->reverse = 0;
+	flow->flags |= p->swapped;
 	flow->until = p->now + idle_time(flow, p->t.protocol);
 	/* Full: this packet was judged and passes; what comes back is judged as if it were new, so what policy denies stays
 	 * denied. */
-	if (bpf_map_update_elem(&flows, &p->t, flow, BPF_ANY))
+	if (bpf_map_update_elem(&flows, &s->key, flow, BPF_ANY))
 		count(HW_COUNT_FLOWS_FULL);
 	tell(skb, p, HW_EVENT_NEW, 0);
 	return 0;

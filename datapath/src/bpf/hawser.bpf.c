@@ -24,7 +24,6 @@ static __always_inline struct scratch *begin(struct __sk_buff *skb, __u32 l3, __
 	if (!now || !s)
 		return 0;
 	__builtin_memset(&s->p, 0, sizeof(s->p));
-	__builtin_memset(&s->fresh, 0, sizeof(s->fresh));
 	s->p.l3 = l3;
 	s->p.path = path;
 	s->p.ifindex = skb->ifindex;
@@ -182,7 +181,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	} else if (p->kind != HW_ICMP_ERROR && !(p->tcp_flags & HW_TCP_RST)) {
 		if (by_stack && (ep->flags & HW_ENDPOINT_SLOW || receiver))
 			fresh->flags |= HW_FLOW_STACK;
-		remember(skb, p, fresh);
+		remember(skb, s);
 	}
 	if (by_stack || (local && !receiver)) {
 		count(HW_COUNT_TO_STACK);
@@ -215,6 +214,7 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 		if (!flow || !same(&p->t.dst, own))
 			return drop(skb, p, HW_DROP_ICMP_UNRELATED);
 	} else if (!flow) {
+		__builtin_memset(fresh, 0, sizeof(*fresh));
 		bad = to_service(skb, s);
 		if (bad < 0) {
 			count(HW_COUNT_REJECTED);
@@ -237,7 +237,6 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 		s->t = p->t;
 		if (fresh->flags & HW_FLOW_HAIRPIN)
 			s->t.src = fresh->client;
-		p->reverse = 0;
 		bad = judge(skb, p, ep, &s->t, HW_EGRESS);
 		fresh->judged[HW_EGRESS] = p->epoch << 1;
 	}
@@ -277,7 +276,7 @@ static __always_inline int opened_by_stack(struct __sk_buff *skb, struct scratch
 	__u32 from = skb->ingress_ifindex;
 	int bad;
 
-	p->reverse = 0;
+	__builtin_memset(fresh, 0, sizeof(*fresh));
 	fresh->flags = HW_FLOW_STACK;
 	if (host) {
 		/* Whatever the pod's own node itself sends: probes of the kubelet above all. */
@@ -293,7 +292,7 @@ static __always_inline int opened_by_stack(struct __sk_buff *skb, struct scratch
 		fresh->judged[HW_INGRESS] = p->epoch << 1;
 	}
 	if (!(p->tcp_flags & HW_TCP_RST))
-		remember(skb, p, fresh);
+		remember(skb, s);
 	return TC_ACT_OK;
 }
 
@@ -398,13 +397,13 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 	}
 	if (p->kind == HW_ICMP_ERROR)
 		return drop(skb, p, HW_DROP_ICMP_UNRELATED);
-	p->reverse = 0;
+	__builtin_memset(fresh, 0, sizeof(*fresh));
 	bad = judge(skb, p, ep, &p->t, HW_INGRESS);
 	if (bad)
 		return drop(skb, p, bad);
 	fresh->judged[HW_INGRESS] = p->epoch << 1;
 	if (!(p->tcp_flags & HW_TCP_RST))
-		remember(skb, p, fresh);
+		remember(skb, s);
 	return into_pod(skb, p, ep, ifindex);
 }
 

@@ -56,6 +56,8 @@ struct packet {
 	__u8 ttl;
 	__u8 direction; /* of the policy that judged last */
 	__u8 reverse;	/* flow: this packet goes against its first */
+	__u8 swapped;	/* HW_FLOW_SWAPPED, if this packet's tuple is turned in the key */
+	__u8 pad[3];
 	__u8 opens;	/* judged for a flow that is not there yet */
 	struct hw_addr service; /* what the client said, for events */
 	__be16 service_port;
@@ -77,8 +79,8 @@ struct scratch {
 	struct packet p;
 	struct choice choice;
 	struct hw_flow fresh; /* to be remembered */
-	struct hw_tuple t;
-	struct hw_tuple r;
+	struct hw_tuple key;  /* of the flow */
+	struct hw_tuple t;    /* by which it is judged */
 };
 
 struct {

@@ -149,14 +149,16 @@ static __always_inline struct hw_frontend *frontend_of(const struct packet *p)
 }
 
 /* Is this backend's flow a tuple that somebody else has already? */
-static __always_inline int collides(const struct packet *p, const struct hw_addr *service, __be16 service_port,
-				    const struct hw_tuple *t)
+static __always_inline int collides(struct scratch *s)
 {
-	struct hw_flow *other = bpf_map_lookup_elem(&flows, t);
+	struct packet *p = &s->p;
+	__u8 swapped = key_of(&s->t, &s->key);
+	struct hw_flow *other = bpf_map_lookup_elem(&flows, &s->key);
 
 	if (!other || other->until < p->now || other->state == HW_CLOSING)
 		return 0;
-	return !(other->flags & HW_FLOW_SERVICE) || !same(&other->nat, service) || other->nat_port != service_port;
+	return !(other->flags & HW_FLOW_SERVICE) || (other->flags & HW_FLOW_SWAPPED) != swapped ||
+	       !same(&other->nat, &p->t.dst) || other->nat_port != p->t.dport;
 }
 
 /* The tuple of the flow to a backend. */
@@ -205,7 +207,7 @@ static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 		return HW_DROP_NO_BACKEND;
 	if (front->affinity && affine(p, front, c)) {
 		backend_tuple(p, c, &s->t);
-		found = !collides(p, &p->t.dst, p->t.dport, &s->t);
+		found = !collides(s);
 	}
 	for (round = 0; round < HW_TRIES && !found; round++) {
 		__u32 place = base + spread(&p->t, round) % places_count;
@@ -221,7 +223,7 @@ static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 		c->addr = backend->addr;
 		c->port = backend->port;
 		backend_tuple(p, c, &s->t);
-		found = !collides(p, &p->t.dst, p->t.dport, &s->t);
+		found = !collides(s);
 	}
 	if (!found)
 		return HW_DROP_COLLISION;
