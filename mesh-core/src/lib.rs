@@ -14,5 +14,6 @@ pub mod plan;
 pub mod policy;
 pub mod prefix;
 pub mod problem;
+pub mod service;
 pub mod slot;
 pub mod view;

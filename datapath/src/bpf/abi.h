@@ -173,7 +173,7 @@ struct hw_fragment {
 
 /* frontends: hash */
 struct hw_frontend_key {
-	struct hw_addr addr; /* zero with HW_FRONT_NODE_PORT keys: any address of any node (InternalIPs) */
+	struct hw_addr addr; /* NodePorts: any InternalIP of any node is :: for IPv6, ::ffff:0.0.0.0 for IPv4 */
 	__be16 port;
 	__u8 protocol;
 	__u8 pad;

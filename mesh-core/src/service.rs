@@ -1,0 +1,15 @@
+//! Services, for what pods originate (design D8): ClusterIP, NodePort, external and load-balancer IPs, hostPort.
+//!
+//! [`model`] is what the API says, [`tables`] what the data path is told. Between them stands [`Compiler`]: pure, with one
+//! service's work for one service's change. Who gets traffic is kube-proxy's answer (KEP-1669, KEP-1672, KEP-2086,
+//! KEP-2433, KEP-4444), so that both can serve one node beside each other; `select` says how.
+//!
+//! What pods send to external addresses never leaves the cluster, so it follows the `Cluster` policy even where
+//! `externalTrafficPolicy` is `Local`.
+
+pub mod model;
+pub mod problem;
+pub mod tables;
+
+pub use problem::{Owner, ServiceProblem};
+pub use tables::{Backend, BackendId, Delta, Frontend, FrontendKey, Limits, PlaceRun, ServiceNumber, State};
