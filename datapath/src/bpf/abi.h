@@ -103,6 +103,7 @@ struct hw_local {
 #define HW_DEVICE_SLOT 1
 #define HW_DEVICE_UPLINK 2 /* the guard is on it */
 #define HW_DEVICE_POD 3
+#define HW_DEVICE_HOLD 4
 
 /* guarded, exempt: LPM, struct hw_prefix -> __u32 (1). What the guard keeps from uplinks, and the other ends for which
  * it does not. */
@@ -111,6 +112,10 @@ struct hw_local {
 struct hw_state {
 	__u32 epoch; /* from 1 */
 	__u32 flags;
+	/* Device (TUN, layer 3) of the agent that holds first packets of peers nobody has told us of yet: it writes them back
+	 * when they are known. 0: none, they are dropped. */
+	__u32 hold;
+	__u32 pad;
 };
 #define HW_STATE_FLOWS 1 /* write flow events */
 
@@ -237,6 +242,7 @@ enum hw_count {
 	HW_COUNT_REJECTED,       /* service without endpoints: handed to the stack to be refused */
 	HW_COUNT_EXEMPT,         /* passed the guard because of the other end */
 	HW_COUNT_AUDITED,
+	HW_COUNT_HELD,           /* first packets given to the device that holds them */
 	HW_COUNT_DROP = 24,
 	HW_COUNTERS = 24 + HW_REASONS,
 };
@@ -265,6 +271,8 @@ enum hw_reason {
 	HW_DROP_TRANSLATE,       /* the kernel refused to change the packet */
 	HW_DROP_SOURCE_LOCAL,    /* out of the tunnel with an address of this node */
 	HW_DROP_ICMP_UNRELATED,  /* an ICMP error about nothing we know */
+	HW_DROP_UNKNOWN_EGRESS,  /* policy denies, and the peer is nobody that we know (yet) */
+	HW_DROP_UNKNOWN_INGRESS,
 };
 
 /* events: ring buffer of these */

@@ -5,6 +5,7 @@
  *   from_pod     ingress of the host's end of a pod's link: all that a pod sends
  *   to_pod       egress of the same: what the stack delivers to it
  *   from_tunnel  ingress of the slots
+ *   from_hold    ingress of the agent's device for first packets of peers that were not known
  *   guard_in, guard_out   both directions of every uplink
  *
  * Ingress policy is asked once for each flow, by whichever program delivers it: from_pod to a pod of the same node,
@@ -170,7 +171,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 		}
 		if (bad) {
 			p->ifindex = ifindex;
-			return drop(skb, p, bad);
+			return refuse(skb, p, bad);
 		}
 	}
 	if (flow) {
@@ -200,9 +201,6 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 	struct hw_flow *flow;
 	int bad;
 
-	bad = read_packet(skb, p);
-	if (bad)
-		return drop(skb, p, bad);
 	if (p->kind == HW_ND)
 		return discovery_from_pod(skb, p, ep);
 	if (is_zero(own) || !same(&p->from, own))
@@ -241,7 +239,7 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 		fresh->judged[HW_EGRESS] = p->epoch << 1;
 	}
 	if (bad)
-		return drop(skb, p, bad);
+		return refuse(skb, p, bad);
 	return forward(skb, s, ep, flow);
 }
 
@@ -251,6 +249,7 @@ int from_pod(struct __sk_buff *skb)
 	struct scratch *s = begin(skb, ETH_HLEN, HW_COUNT_INGRESS_FAST);
 	__u32 ifindex = skb->ifindex;
 	struct hw_endpoint *ep = bpf_map_lookup_elem(&endpoints, &ifindex);
+	int bad;
 
 	if (!s)
 		return TC_ACT_SHOT;
@@ -263,6 +262,9 @@ int from_pod(struct __sk_buff *skb)
 	s->p.ip4 = skb->protocol == bpf_htons(ETH_P_IP);
 	if (!s->p.ip4 && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
+	bad = read_packet(skb, &s->p);
+	if (bad)
+		return drop(skb, &s->p, bad);
 	return packet_from_pod(skb, s, ep);
 }
 
@@ -364,9 +366,6 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 	__u32 ifindex;
 	int bad;
 
-	bad = read_packet(skb, p);
-	if (bad)
-		return drop(skb, p, bad);
 	/* Cryptokey routing has proved whose it is; it is not ours. */
 	if (bpf_map_lookup_elem(&locals, &p->from))
 		return drop(skb, p, HW_DROP_SOURCE_LOCAL);
@@ -400,7 +399,7 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 	__builtin_memset(fresh, 0, sizeof(*fresh));
 	bad = judge(skb, p, ep, &p->t, HW_INGRESS);
 	if (bad)
-		return drop(skb, p, bad);
+		return refuse(skb, p, bad);
 	fresh->judged[HW_INGRESS] = p->epoch << 1;
 	if (!(p->tcp_flags & HW_TCP_RST))
 		remember(skb, s);
@@ -411,13 +410,49 @@ SEC("classifier")
 int from_tunnel(struct __sk_buff *skb)
 {
 	struct scratch *s = begin(skb, 0, HW_COUNT_INGRESS_TUNNEL);
+	int bad;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	s->p.ip4 = skb->protocol == bpf_htons(ETH_P_IP);
 	if (!s->p.ip4 && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
+	bad = read_packet(skb, &s->p);
+	if (bad)
+		return drop(skb, &s->p, bad);
 	return packet_from_tunnel(skb, s);
+}
+
+/* --------------------------------------------------------------- from_hold */
+
+/* What was held comes back when its peer is known: from a pod of this node, or out of the tunnel. */
+SEC("classifier")
+int from_hold(struct __sk_buff *skb)
+{
+	struct scratch *s = begin(skb, 0, HW_COUNT_INGRESS_TUNNEL);
+	struct hw_endpoint *ep;
+	struct hw_local *local;
+	__u32 ifindex;
+	int bad;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	s->p.ip4 = skb->protocol == bpf_htons(ETH_P_IP);
+	if (!s->p.ip4 && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
+	bad = read_packet(skb, &s->p);
+	if (bad)
+		return drop(skb, &s->p, bad);
+	local = bpf_map_lookup_elem(&locals, &s->p.from);
+	if (!local)
+		return packet_from_tunnel(skb, s);
+	ifindex = local->ifindex;
+	ep = bpf_map_lookup_elem(&endpoints, &ifindex);
+	if (!ep)
+		return drop(skb, &s->p, HW_DROP_ENDPOINT);
+	s->p.ifindex = ifindex;
+	s->p.path = HW_COUNT_INGRESS_FAST;
+	return packet_from_pod(skb, s, ep);
 }
 
 /* ------------------------------------------------------------------- guard */

@@ -71,7 +71,29 @@ static __noinline int judge(struct __sk_buff *skb, struct packet *p, const struc
 		tell(skb, p, HW_EVENT_AUDIT, direction == HW_INGRESS ? HW_DROP_POLICY_INGRESS : HW_DROP_POLICY_EGRESS);
 		return 0;
 	}
+	if (class == HW_CLASS_UNKNOWN)
+		return direction == HW_INGRESS ? HW_DROP_UNKNOWN_INGRESS : HW_DROP_UNKNOWN_EGRESS;
 	return direction == HW_INGRESS ? HW_DROP_POLICY_INGRESS : HW_DROP_POLICY_EGRESS;
+}
+
+/* Longest packet that is held: more than any MTU but a jumbo frame's. */
+#define HW_HOLD_LENGTH 9216
+
+/* Drops what may not pass. The first packet of a flow whose peer nobody has told us of yet is kept for a moment instead: its
+ * pod may be so young that its own node knows it alone. What was translated is not: a second look would not know how. */
+static __noinline int refuse(struct __sk_buff *skb, struct packet *p, __u32 reason)
+{
+	__u32 zero = 0;
+	struct hw_state *now;
+
+	if (reason != HW_DROP_UNKNOWN_EGRESS && reason != HW_DROP_UNKNOWN_INGRESS)
+		return drop(skb, p, reason);
+	now = bpf_map_lookup_elem(&state, &zero);
+	if (!now || !now->hold || p->kind == HW_LATER_FRAGMENT || !is_zero(&p->service) || skb->len > HW_HOLD_LENGTH ||
+	    skb->ifindex == now->hold)
+		return drop(skb, p, reason);
+	count(HW_COUNT_HELD);
+	return bpf_redirect(now->hold, 0);
 }
 
 #endif
