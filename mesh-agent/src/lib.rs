@@ -14,6 +14,7 @@ pub mod cni;
 pub mod config;
 pub mod facts;
 pub mod guard;
+pub mod hold;
 pub mod host;
 pub mod http;
 pub mod kernel;
