@@ -13,6 +13,10 @@
  */
 #include "deliver.h"
 
+/* Where a packet of the tunnel begins. BPF_PROG_TEST_RUN knows Ethernet alone, so its tests compile with ETH_HLEN here. */
+#ifndef HW_TUNNEL_L3
+#define HW_TUNNEL_L3 0
+#endif
 #define ARPHRD_ETHER 1 /* linux/if_arp.h wants the C library's headers */
 
 /* A clean scratch for one packet. */
@@ -409,7 +413,7 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 SEC("classifier")
 int from_tunnel(struct __sk_buff *skb)
 {
-	struct scratch *s = begin(skb, 0, HW_COUNT_INGRESS_TUNNEL);
+	struct scratch *s = begin(skb, HW_TUNNEL_L3, HW_COUNT_INGRESS_TUNNEL);
 	int bad;
 
 	if (!s)
@@ -429,7 +433,7 @@ int from_tunnel(struct __sk_buff *skb)
 SEC("classifier")
 int from_hold(struct __sk_buff *skb)
 {
-	struct scratch *s = begin(skb, 0, HW_COUNT_INGRESS_TUNNEL);
+	struct scratch *s = begin(skb, HW_TUNNEL_L3, HW_COUNT_INGRESS_TUNNEL);
 	struct hw_endpoint *ep;
 	struct hw_local *local;
 	__u32 ifindex;
