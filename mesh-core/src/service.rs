@@ -7,9 +7,18 @@
 //! What pods send to external addresses never leaves the cluster, so it follows the `Cluster` policy even where
 //! `externalTrafficPolicy` is `Local`.
 
+mod claims;
+pub mod compile;
+mod expand;
+pub mod maglev;
 pub mod model;
+pub mod places;
+mod pools;
 pub mod problem;
+mod select;
 pub mod tables;
+mod wanted;
 
+pub use compile::{AdoptError, Compiler, Work};
 pub use problem::{Owner, ServiceProblem};
 pub use tables::{Backend, BackendId, Delta, Frontend, FrontendKey, Limits, PlaceRun, ServiceNumber, State};
