@@ -217,9 +217,17 @@ pub fn default_policy(user: &User, what: &Attributes) -> bool {
         return match qualified.as_str() {
             "nodes" | "pods" => reads || what.verb == Verb::Patch,
             "nodes/status" | "pods/status" => what.verb == Verb::Patch,
-            "namespaces" => reads,
+            "namespaces"
+            | "services"
+            | "endpointslices.discovery.k8s.io"
+            | "networkpolicies.networking.k8s.io"
+            | "clusternetworkpolicies.policy.networking.k8s.io" => reads,
+            "clusternetworkpolicies/status.policy.networking.k8s.io" => what.verb == Verb::Patch,
             "events" | "events.events.k8s.io" => writes_events,
-            "leases.coordination.k8s.io" => what.verb != Verb::DeleteCollection,
+            "leases.coordination.k8s.io" => {
+                what.namespace == "hawser-system"
+                    && matches!(what.verb, Verb::Get | Verb::Create | Verb::Update)
+            }
             _ => false,
         };
     }

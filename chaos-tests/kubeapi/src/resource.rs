@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::schema::Schema;
@@ -174,6 +174,28 @@ const BUILTIN: &[Builtin] = &[
     ),
 ];
 
+/// The definition of ClusterNetworkPolicy, as if somebody had installed it. Its schema is open: the lab also wants to see
+/// objects that a newer or older definition would let pass.
+fn cluster_network_policy() -> Value {
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let condition = json!({"type": "object", "required": ["type", "status"],
+        "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {"type": {"type": "string"}, "status": {"type": "string"}}});
+    let status = json!({"type": "object", "properties": {"conditions": {"type": "array", "items": condition,
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}}});
+    json!({"metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io"},
+        "spec": {"group": "policy.networking.k8s.io", "scope": "Cluster",
+            "names": {"plural": "clusternetworkpolicies", "kind": "ClusterNetworkPolicy", "shortNames": ["cnp"]},
+            "versions": [{"name": "v1alpha2", "served": true, "storage": true, "subresources": {"status": {}},
+                "additionalPrinterColumns": [
+                    {"name": "Tier", "type": "string", "jsonPath": ".spec.tier"},
+                    {"name": "Priority", "type": "integer", "jsonPath": ".spec.priority"},
+                    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}],
+                "schema": {"openAPIV3Schema": {"type": "object", "required": ["spec"],
+                    "description": "Policy of the cluster's administrator.",
+                    "properties": {"spec": open, "status": status}}}}]}})
+}
+
 /// All resources served now.
 #[derive(Debug, Clone)]
 pub(crate) struct Registry {
@@ -198,7 +220,9 @@ impl Registry {
             };
             (resource.key(), Arc::new(resource))
         });
-        Self { resources: resources.collect() }
+        let mut registry = Self { resources: resources.collect() };
+        registry.insert(custom(&cluster_network_policy()).expect("the definition above is well formed"));
+        registry
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
-use kubeapi::{AdmissionRequest, Server, User};
+use kubeapi::{AdmissionRequest, Attributes, Server, User, Verb, default_policy};
 use serde_json::json;
 
 use crate::support::*;
@@ -65,6 +65,52 @@ async fn an_agent_reads_nodes_and_patches_but_does_not_create_delete_or_read_sec
     assert!(error.to_string().contains("cannot delete resource \"nodes\""), "{error}");
     let secrets: Api<Secret> = Api::namespaced(agent, "default");
     assert_eq!(code(&secrets.list(&ListParams::default()).await.unwrap_err()), 403);
+}
+
+/// Verbs that the agent may use on each resource, and no others: (group, resource, namespace, verbs).
+const OF_THE_AGENT: &[(&str, &str, &str, &[Verb])] = &[
+    ("", "namespaces", "", READ),
+    ("", "services", "", READ),
+    ("discovery.k8s.io", "endpointslices", "", READ),
+    ("networking.k8s.io", "networkpolicies", "", READ),
+    ("policy.networking.k8s.io", "clusternetworkpolicies", "", READ),
+    ("policy.networking.k8s.io", "clusternetworkpolicies/status", "", &[Verb::Patch]),
+    ("coordination.k8s.io", "leases", "hawser-system", &[Verb::Get, Verb::Create, Verb::Update]),
+    ("coordination.k8s.io", "leases", "kube-system", &[]),
+    ("", "secrets", "", &[]),
+    ("networking.k8s.io", "networkpolicies/status", "", &[]),
+];
+const READ: &[Verb] = &[Verb::Get, Verb::List, Verb::Watch];
+const ALL: [Verb; 8] = [
+    Verb::Get,
+    Verb::List,
+    Verb::Watch,
+    Verb::Create,
+    Verb::Update,
+    Verb::Patch,
+    Verb::Delete,
+    Verb::DeleteCollection,
+];
+
+#[test]
+fn an_agent_reads_policy_and_services_and_writes_only_their_status_and_its_lease() {
+    let agent = User::agent_of_node("n1", "uid");
+    for (group, resource, namespace, allowed) in OF_THE_AGENT {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        for verb in ALL {
+            let what = Attributes {
+                verb,
+                group: (*group).to_owned(),
+                resource: resource.to_owned(),
+                subresource: subresource.to_owned(),
+                namespace: (*namespace).to_owned(),
+                name: String::new(),
+                path: String::new(),
+            };
+            let expected = allowed.contains(&verb);
+            assert_eq!(default_policy(&agent, &what), expected, "{verb} {group} {resource} {subresource}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -222,6 +222,71 @@ async fn custom_resources_are_served_checked_and_go_with_their_definition() {
     assert!(matches!(error, kube::Error::Api(ref s) if s.code == 404), "{error}");
 }
 
+/// (`apiVersion`, kind, plural, spec) of what policy is decided from.
+const POLICIES: [(&str, &str, &str, &str); 2] = [
+    (
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        "networkpolicies",
+        r#"{"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}"#,
+    ),
+    (
+        "policy.networking.k8s.io/v1alpha2",
+        "ClusterNetworkPolicy",
+        "clusternetworkpolicies",
+        r#"{"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "from": [{"ofTheFuture": {}}]}]}"#,
+    ),
+];
+
+#[tokio::test]
+async fn policies_of_both_kinds_are_served_with_every_field_as_it_was_written() {
+    let server = server().await;
+    for (api_version, kind, plural, spec) in POLICIES {
+        let (group, version) = api_version.split_once('/').unwrap();
+        let resource = kube::api::ApiResource {
+            group: group.into(),
+            version: version.into(),
+            api_version: api_version.into(),
+            kind: kind.into(),
+            plural: plural.into(),
+        };
+        let client = client(&server).await;
+        let namespaced = kind == "NetworkPolicy";
+        let api: Api<kube::api::DynamicObject> = if namespaced {
+            Api::namespaced_with(client, "default", &resource)
+        } else {
+            Api::all_with(client, &resource)
+        };
+        let spec: serde_json::Value = serde_json::from_str(spec).unwrap();
+        let object = kube::api::DynamicObject::new("p", &resource).data(json!({"spec": spec}));
+        let created = api.create(&PostParams::default(), &object).await.unwrap();
+        assert_eq!(created.data["spec"], spec);
+        assert_eq!(created.metadata.generation, Some(1));
+        assert_eq!(api.list(&ListParams::default()).await.unwrap().items.len(), 1);
+        let ready = json!({"status": {"conditions": [{"type": "Applied", "status": "True"}]}});
+        let patched = api.patch_status("p", &PatchParams::default(), &Patch::Merge(ready)).await;
+        assert_eq!(patched.is_ok(), !namespaced, "only the cluster's kind has a status");
+        api.delete("p", &DeleteParams::default()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_keeps_the_label_that_names_it() {
+    let server = server().await;
+    let namespaces: Api<Namespace> = Api::all(client(&server).await);
+    let object: Namespace = serde_json::from_value(json!({"metadata": {"name": "x"}})).unwrap();
+    let created = namespaces.create(&PostParams::default(), &object).await.unwrap();
+    let own =
+        |n: &Namespace| n.metadata.labels.clone().unwrap_or_default().remove("kubernetes.io/metadata.name");
+    assert_eq!(own(&created).as_deref(), Some("x"));
+    let without =
+        Patch::Merge(json!({"metadata": {"labels": {"kubernetes.io/metadata.name": null, "a": "b"}}}));
+    let after = namespaces.patch("x", &PatchParams::default(), &without).await.unwrap();
+    assert_eq!(own(&after).as_deref(), Some("x"));
+    assert_eq!(own(&namespaces.get("default").await.unwrap()).as_deref(), Some("default"));
+}
+
 #[tokio::test]
 async fn deletes_keep_their_rules() {
     let server = server().await;
