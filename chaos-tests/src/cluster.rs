@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::binaries::Binaries;
 use crate::node::Node;
-use crate::pod::Pod;
+use crate::pod::{Pod, PodSpec};
 
 /// Port of the embedded API.
 pub const API_PORT: u16 = 6443;
@@ -426,7 +426,15 @@ impl Lab {
     /// # Errors
     /// As the plugin says.
     pub fn add_pod(&self, node: u8, name: &str) -> Result<Pod> {
-        Pod::create(self, node, name)
+        self.add_pod_of(&PodSpec::new(node, name))
+    }
+
+    /// [`Lab::add_pod`] with labels, ports and whatever else a pod may have.
+    ///
+    /// # Errors
+    /// As the plugin says.
+    pub fn add_pod_of(&self, spec: &PodSpec) -> Result<Pod> {
+        Pod::create(self, spec)
     }
 
     /// Waits until every node is ready and has every other one as a peer on both slots. Handshakes come with traffic.
