@@ -4,4 +4,7 @@
 //! [`model`] is what the API says, nearly as it says it. From it two things are made by code that shares nothing else:
 //! tables for the data path, and the oracle's verdict on one flow, which is slow and obvious.
 
+pub mod compile;
 pub mod model;
+pub mod problems;
+pub mod tables;

@@ -11,6 +11,11 @@
 //!   matches nothing in an Accept rule, and turns a Deny or Pass rule with it into "Deny everything of everybody";
 //!   an unknown `action` is Deny everything too. A malformed subject selects every pod. An unknown tier is Admin.
 //!   `domainNames` is a peer type that we do not know.
+//! - An address that two pods or nodes claim, and one of a pod whose namespace is not known, is *unknown* as
+//!   [`PolicyFacts::guarded`] says, wherever it lies; such a pod has no policy of its own either: nothing may pass.
+//! - What a Deny says of ports holds for unknown addresses too; a port's name in an unknown destination is any port of
+//!   TCP, UDP and SCTP. A Pass is skipped for them. A rule without peers matches nobody, unknown ones included.
+//! - An IPv6 block inside `::ffff:0:0/96` is well formed and contains nothing: no packet wears such an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -218,7 +223,7 @@ pub struct PolicyPort {
     /// Number or name; absent: all of the protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
-    /// Last port of a range, inclusive; only with a number that is not above it.
+    /// Last port of a range, inclusive, at most 65535; only with a number that is not above it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_port: Option<i64>,
 }
@@ -298,7 +303,7 @@ pub struct ClusterPeer {
     /// These pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<NamespacedPods>,
-    /// CIDRs. One that is none makes the peer malformed.
+    /// CIDRs, at least one. One that is none makes the peer malformed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub networks: Option<Vec<String>>,
     /// Addresses of these nodes.
