@@ -5,6 +5,7 @@
 //! - [`node`], [`pod`]: what it is made of.
 //! - [`runtime`]: calls the CNI binary as containerd and CRI-O do.
 //! - [`matrix`]: probes between everything, each with a canary of its own.
+//! - [`raw`]: frames that the kernel would not send.
 //! - [`witness`]: what a scenario watches while it breaks things.
 //! - [`demo`]: what `make demo` shows.
 
@@ -16,6 +17,7 @@ pub mod matrix;
 pub mod node;
 pub mod plain;
 pub mod pod;
+pub mod raw;
 pub mod runtime;
 pub mod witness;
 
