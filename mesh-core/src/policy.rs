@@ -5,6 +5,7 @@
 //! tables for the data path, and the oracle's verdict on one flow, which is slow and obvious.
 
 pub mod compile;
+pub mod eval;
 pub mod model;
 pub mod problems;
 pub mod tables;
