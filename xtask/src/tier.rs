@@ -46,7 +46,7 @@ pub(crate) fn place(package: &str, target: &Target) -> Option<Place> {
         "xtask" if integration && target.name == "tiers" => (Tier::Netns, false),
         // It runs kubectl.
         "kubeapi" if integration => (Tier::Netns, false),
-        "mesh-core" | "proto" | "kubeapi" | "xtask" => (Tier::Pure, false),
+        "mesh-core" | "proto" | "cli" | "kubeapi" | "xtask" => (Tier::Pure, false),
         "keyring" => (Tier::Pure, true),
         "cni" if !integration => (Tier::Pure, true),
         "cni" | "tunnel" | "netlab" | "mesh-agent" => (Tier::Netns, true),
@@ -75,6 +75,7 @@ mod tests {
         let tier = |package, name, kind| place(package, &target(name, kind)).map(|place| place.tier);
         assert_eq!(tier("mesh-core", "mesh_core", "lib"), Some(Tier::Pure));
         assert_eq!(tier("cni", "cni", "lib"), Some(Tier::Pure));
+        assert_eq!(tier("cli", "flows", "test"), Some(Tier::Pure));
         assert_eq!(tier("cni", "verbs", "test"), Some(Tier::Netns));
         assert_eq!(tier("chaos-tests", "cri", "test"), Some(Tier::Cri));
         assert_eq!(tier("chaos-tests", "mesh", "test"), Some(Tier::Netns));

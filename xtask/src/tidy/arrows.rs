@@ -65,6 +65,13 @@ const RULES: &[Rule] = &[
         // Started for every pod: it must be small and start at once.
         banned: &["tokio", "tonic", "kube", "rustls"],
     },
+    Rule {
+        package: "cli",
+        members: &["mesh-core", "proto", "keyring"],
+        test_members: &[],
+        // It waits for sockets, and an operator for it.
+        banned: &["tokio", "kube", "rustls"],
+    },
     Rule { package: "netlab", members: &[], test_members: &[], banned: &["kube"] },
     Rule { package: "kubeapi", members: &[], test_members: &["netlab"], banned: &[] },
     Rule {
