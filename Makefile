@@ -14,14 +14,14 @@ SECONDS_EACH ?= 60
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
-	@echo 'variables:  TIERS=pure,netns,cri for test; NAME=cni JSON=file for bench; SECONDS_EACH=60 for fuzz'
+	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; NAME=cni JSON=file for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
 	@$(XTASK) deps --for demo
 	@$(XTASK) demo
 
 test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
-	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,netns,cri)
+	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,bpf,netns,cri)
 	@$(XTASK) test $(if $(TIERS),--tiers $(TIERS))
 
 test-vm: tools ## Run the demo on a Debian kernel in qemu, with the kernel's WireGuard

@@ -33,6 +33,7 @@ pub(crate) enum Need {
     Fuzz,
 }
 
+const BPF: Need = Need::Tier(Tier::Bpf);
 const NETNS: Need = Need::Tier(Tier::Netns);
 const CRI: Need = Need::Tier(Tier::Cri);
 
@@ -51,9 +52,21 @@ pub(crate) const PACKAGES: &[Package] = &[
         reason: "C headers, and libc.a for the static CNI plugin",
     },
     Package {
+        name: "clang",
+        program: Some("clang"),
+        needs: &[Need::Build],
+        reason: "compiles the programs of the data path for eBPF",
+    },
+    Package {
+        name: "libbpf-dev",
+        program: None,
+        needs: &[Need::Build],
+        reason: "headers of those programs; nothing links the library",
+    },
+    Package {
         name: "iproute2",
         program: Some("ip"),
-        needs: &[NETNS, CRI, Need::Demo, Need::Bench],
+        needs: &[BPF, NETNS, CRI, Need::Demo, Need::Bench],
         reason: "links, addresses and routes as another program sees them",
     },
     Package {
@@ -239,7 +252,7 @@ mod tests {
     fn the_pure_tier_needs_a_compiler_and_nothing_else() {
         assert!(wanted(&[Need::Tier(Tier::Pure)]).is_empty());
         let build: Vec<_> = wanted(&[Need::Build]).iter().map(|package| package.name).collect();
-        assert_eq!(build, ["gcc", "libc6-dev"]);
+        assert_eq!(build, ["gcc", "libc6-dev", "clang", "libbpf-dev"]);
     }
 
     #[test]

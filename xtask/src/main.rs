@@ -90,6 +90,7 @@ enum Task {
 enum Purpose {
     Build,
     Pure,
+    Bpf,
     Netns,
     Cri,
     Demo,
@@ -98,12 +99,14 @@ enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Self; 6] = [Self::Build, Self::Pure, Self::Netns, Self::Cri, Self::Demo, Self::Bench];
+    const ALL: [Self; 7] =
+        [Self::Build, Self::Pure, Self::Bpf, Self::Netns, Self::Cri, Self::Demo, Self::Bench];
 
     const fn need(self) -> Need {
         match self {
             Self::Build => Need::Build,
             Self::Pure => Need::Tier(Tier::Pure),
+            Self::Bpf => Need::Tier(Tier::Bpf),
             Self::Netns => Need::Tier(Tier::Netns),
             Self::Cri => Need::Tier(Tier::Cri),
             Self::Demo => Need::Demo,

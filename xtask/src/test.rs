@@ -102,7 +102,7 @@ fn check_machine(tiers: &BTreeSet<Tier>) -> Result<()> {
     ];
     for (what, words) in probes {
         output(as_root(words[0])?.args(&words[1..])).with_context(|| {
-            format!("the tiers netns and cri need {what}, and this machine does not allow it")
+            format!("the tiers bpf, netns and cri need {what}, and this machine does not allow it")
         })?;
     }
     Ok(())

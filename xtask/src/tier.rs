@@ -9,6 +9,8 @@ use crate::workspace::Target;
 pub(crate) enum Tier {
     /// Decisions, codecs, files: no network.
     Pure,
+    /// The programs of the data path in the kernel: its verifier, test runs, devices in namespaces of a test's own.
+    Bpf,
     /// Real binaries in network namespaces.
     Netns,
     /// Pods through containerd.
@@ -17,13 +19,14 @@ pub(crate) enum Tier {
 
 impl Tier {
     /// All, in the order in which they run.
-    pub(crate) const ALL: [Self; 3] = [Self::Pure, Self::Netns, Self::Cri];
+    pub(crate) const ALL: [Self; 4] = [Self::Pure, Self::Bpf, Self::Netns, Self::Cri];
 }
 
 impl fmt::Display for Tier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Pure => "pure",
+            Self::Bpf => "bpf",
             Self::Netns => "netns",
             Self::Cri => "cri",
         })
@@ -48,6 +51,7 @@ pub(crate) fn place(package: &str, target: &Target) -> Option<Place> {
         "kubeapi" if integration => (Tier::Netns, false),
         "mesh-core" | "proto" | "cli" | "kubeapi" | "xtask" => (Tier::Pure, false),
         "keyring" => (Tier::Pure, true),
+        "datapath" => (Tier::Bpf, true),
         "cni" if !integration => (Tier::Pure, true),
         "cni" | "tunnel" | "netlab" | "mesh-agent" => (Tier::Netns, true),
         "chaos-tests" if integration && target.name == "cri" => (Tier::Cri, true),
@@ -80,6 +84,7 @@ mod tests {
         assert_eq!(tier("chaos-tests", "cri", "test"), Some(Tier::Cri));
         assert_eq!(tier("chaos-tests", "mesh", "test"), Some(Tier::Netns));
         assert_eq!(tier("chaos-tests", "cri", "bin"), Some(Tier::Netns));
-        assert_eq!(tier("datapath", "datapath", "lib"), None);
+        assert_eq!(tier("datapath", "datapath", "lib"), Some(Tier::Bpf));
+        assert_eq!(tier("datapath2", "datapath2", "lib"), None);
     }
 }

@@ -266,7 +266,6 @@ enum hw_reason {
 	HW_DROP_GUARD_IN,
 	HW_DROP_NO_BACKEND,      /* a service whose local policy leaves none */
 	HW_DROP_COLLISION,       /* two flows would be one after translation */
-	HW_DROP_TTL,
 	HW_DROP_CLOSED,          /* no policy known yet for the pod */
 	HW_DROP_TRANSLATE,       /* the kernel refused to change the packet */
 	HW_DROP_SOURCE_LOCAL,    /* out of the tunnel with an address of this node */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Where a packet that may pass goes: into a pod, into the mesh, to the stack. */
+/*
+ * Where a packet that may pass goes: into a pod, into the mesh, to the stack. From pod to pod is one hop, as in a switch: TTL
+ * stays. It cannot go round: what comes out of the tunnel is for a pod here, or dropped.
+ */
 #ifndef HAWSER_DELIVER_H
 #define HAWSER_DELIVER_H
 
@@ -34,29 +37,11 @@ static __always_inline int answer(struct __sk_buff *skb, struct packet *p, const
 	return flow->flags & HW_FLOW_HAIRPIN ? HW_DROP_ICMP_UNRELATED : translate_inner(skb, p, flow);
 }
 
-/* One hop less, as a router does it. */
-static __always_inline int hop(struct __sk_buff *skb, struct packet *p)
-{
-	__u8 ttl = p->ttl - 1;
-
-	if (p->ip4) {
-		/* The checksum goes by words: TTL is the first byte of its own. */
-		__be16 old = bpf_htons(p->ttl << 8), new = bpf_htons(ttl << 8);
-
-		if (bpf_l3_csum_replace(skb, p->l3 + offsetof(struct iphdr, check), old, new, 2))
-			return HW_DROP_TRANSLATE;
-		return bpf_skb_store_bytes(skb, p->l3 + offsetof(struct iphdr, ttl), &ttl, 1, 0) ? HW_DROP_TRANSLATE : 0;
-	}
-	return bpf_skb_store_bytes(skb, p->l3 + offsetof(struct ipv6hdr, hop_limit), &ttl, 1, 0) ? HW_DROP_TRANSLATE : 0;
-}
-
 /* Into a pod, past the host's end of its link and the program on it. */
 static __noinline int into_pod(struct __sk_buff *skb, struct packet *p, const struct hw_endpoint *ep, __u32 ifindex)
 {
 	__u8 head[14];
 
-	if (hop(skb, p))
-		return drop(skb, p, HW_DROP_TRANSLATE);
 	__builtin_memcpy(head, ep->pod_mac, 6);
 	__builtin_memcpy(head + 6, ep->host_mac, 6);
 	*(__be16 *)(head + 12) = p->ip4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
@@ -93,8 +78,6 @@ static __noinline int into_mesh(struct __sk_buff *skb, struct packet *p)
 	kind = bpf_map_lookup_elem(&devices, &device);
 	if (!kind || *kind != HW_DEVICE_SLOT)
 		goto stack;
-	if (hop(skb, p))
-		return drop(skb, p, HW_DROP_TRANSLATE);
 	count(HW_COUNT_TO_TUNNEL);
 	return bpf_redirect(device, 0);
 stack:

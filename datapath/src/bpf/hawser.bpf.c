@@ -162,8 +162,6 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	}
 	by_stack = flow ? flow->flags & HW_FLOW_STACK : 0;
 	by_stack |= (ep->flags & HW_ENDPOINT_SLOW) || (receiver && (receiver->flags & HW_ENDPOINT_SLOW));
-	/* The last hop's end is the stack's to tell. */
-	by_stack |= p->ttl <= 1;
 
 	if (receiver && !by_stack) {
 		if (flow) {
@@ -384,7 +382,7 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 	if (!ep)
 		return drop(skb, p, HW_DROP_ENDPOINT);
 	/* What the stack will deliver is judged by to_pod. */
-	if ((ep->flags & HW_ENDPOINT_SLOW) || p->ttl <= 1)
+	if (ep->flags & HW_ENDPOINT_SLOW)
 		return TC_ACT_OK;
 	note_fragment(p);
 	flow = find(s);

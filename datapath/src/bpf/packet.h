@@ -53,11 +53,9 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 kind;
-	__u8 ttl;
 	__u8 direction; /* of the policy that judged last */
 	__u8 reverse;	/* flow: this packet goes against its first */
 	__u8 swapped;	/* HW_FLOW_SWAPPED, if this packet's tuple is turned in the key */
-	__u8 pad[3];
 	__u8 opens;	/* judged for a flow that is not there yet */
 	struct hw_addr service; /* what the client said, for events */
 	__be16 service_port;
@@ -356,7 +354,6 @@ static __noinline int read_packet(struct __sk_buff *skb, struct packet *p)
 		map_ip4(&p->t.src, ip.saddr);
 		map_ip4(&p->t.dst, ip.daddr);
 		p->t.protocol = ip.protocol;
-		p->ttl = ip.ttl;
 		p->l4 = p->l3 + ip.ihl * 4;
 		p->id = ip.id;
 		/* 13 bits of offset in units of 8 bytes, and 0x2000: more follow. As IPv6 has it: offset << 3 | more. */
@@ -373,7 +370,6 @@ static __noinline int read_packet(struct __sk_buff *skb, struct packet *p)
 		if (is_mapped(&p->t.src) || is_mapped(&p->t.dst))
 			return HW_DROP_MAPPED;
 		next = ip.nexthdr;
-		p->ttl = ip.hop_limit;
 		p->l4 = skip_extensions(skb, p->l3 + sizeof(ip), &next, &fragment, &p->id);
 		if (!p->l4)
 			return HW_DROP_MALFORMED;

@@ -53,8 +53,15 @@ const RULES: &[Rule] = &[
     },
     Rule { package: "tunnel", members: &[], test_members: &["netlab"], banned: &["kube"] },
     Rule {
+        package: "datapath",
+        members: &["mesh-core"],
+        test_members: &["netlab"],
+        // System calls that return at once need no runtime.
+        banned: &["tokio", "kube"],
+    },
+    Rule {
         package: "mesh-agent",
-        members: &["mesh-core", "keyring", "proto"],
+        members: &["mesh-core", "keyring", "proto", "datapath"],
         test_members: &["netlab", "kubeapi"],
         banned: &["openssl", "native-tls"],
     },
@@ -81,6 +88,7 @@ const RULES: &[Rule] = &[
             "keyring",
             "proto",
             "tunnel",
+            "datapath",
             "mesh-agent",
             "cni",
             "netlab",
