@@ -130,19 +130,17 @@ numbered! {
         NoBackend = 16, "NO_BACKEND", "no-backend";
         /// Two flows would be one after translation.
         Collision = 17, "COLLISION", "collision";
-        /// At its last hop.
-        Ttl = 18, "TTL", "ttl";
         /// No policy known yet for the pod.
-        Closed = 19, "CLOSED", "no-policy-yet";
+        Closed = 18, "CLOSED", "no-policy-yet";
         /// The kernel refused to change the packet.
-        Translate = 20, "TRANSLATE", "translate";
+        Translate = 19, "TRANSLATE", "translate";
         /// Out of the tunnel with an address of this node.
-        SourceLocal = 21, "SOURCE_LOCAL", "source-local";
+        SourceLocal = 20, "SOURCE_LOCAL", "source-local";
         /// An ICMP error about nothing we know.
-        IcmpUnrelated = 22, "ICMP_UNRELATED", "icmp-unrelated";
+        IcmpUnrelated = 21, "ICMP_UNRELATED", "icmp-unrelated";
         /// The source's policy, and the destination is nobody we know.
-        UnknownEgress = 23, "UNKNOWN_EGRESS", "unknown-egress";
+        UnknownEgress = 22, "UNKNOWN_EGRESS", "unknown-egress";
         /// The destination's policy, and the source is nobody we know.
-        UnknownIngress = 24, "UNKNOWN_INGRESS", "unknown-ingress";
+        UnknownIngress = 23, "UNKNOWN_INGRESS", "unknown-ingress";
     }
 }
