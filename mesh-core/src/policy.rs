@@ -6,6 +6,8 @@
 
 pub mod compile;
 pub mod eval;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixture;
 pub mod model;
 pub mod problems;
 pub mod tables;
