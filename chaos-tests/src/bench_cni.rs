@@ -76,7 +76,7 @@ fn tempdir() -> Result<PathBuf> {
 }
 
 /// The least value that at least `share` of the values do not exceed.
-fn quantile(values: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     #[allow(

@@ -7,12 +7,14 @@
 //! - [`matrix`]: probes between everything, each with a canary of its own.
 //! - [`raw`]: frames that the kernel would not send.
 //! - [`witness`]: what a scenario watches while it breaks things.
+//! - [`load`]: requests and responses for benches.
 //! - [`demo`]: what `make demo` shows.
 
 pub mod bench_cni;
 pub mod binaries;
 pub mod cluster;
 pub mod demo;
+pub mod load;
 pub mod matrix;
 pub mod node;
 pub mod plain;

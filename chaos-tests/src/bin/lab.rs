@@ -1,6 +1,7 @@
 //! `lab`: clusters of namespaces on this machine.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use chaos_tests::cluster::{Lab, LabOptions, node_name};
 use chaos_tests::demo;
+use chaos_tests::load::{self, Exchange};
 use clap::{Parser, Subcommand};
 use kubeapi::User;
 use netlab::LabDir;
@@ -72,6 +74,21 @@ enum Verb {
         #[arg(long, id = "results")]
         file: Option<PathBuf>,
     },
+    /// Requests and responses over TCP, for benches: answers them, or times them.
+    Load {
+        /// Answers at this address for ever.
+        #[arg(long, conflicts_with = "to")]
+        serve: Option<SocketAddr>,
+        /// Sends to this address, and prints how long each took as JSON.
+        #[arg(long)]
+        to: Option<SocketAddr>,
+        /// What is timed.
+        #[arg(long, value_enum, default_value = "rr")]
+        exchange: Exchange,
+        /// For how long.
+        #[arg(long, default_value_t = 1000)]
+        milliseconds: u64,
+    },
     /// Holds a lab until it is told to end; `up` starts this.
     #[command(hide = true)]
     Serve {
@@ -132,6 +149,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Load { serve: Some(address), .. } => load::serve(*address).map(|()| ExitCode::SUCCESS),
+        Verb::Load { to: Some(to), exchange, milliseconds, .. } => {
+            let times = load::measure(*exchange, *to, Duration::from_millis(*milliseconds))?;
+            println!("{}", serde_json::to_string(&times)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Load { .. } => bail!("lab load wants --serve ADDRESS or --to ADDRESS"),
         Verb::Serve { nodes, pods } => serve(arguments, *nodes, *pods),
     }
 }
