@@ -5,7 +5,7 @@
 //! older than what is known) is not believed but *doubted*: the caller asks for that one object again, which is a
 //! consistent read, and [`Cache::settle`]s it. So nothing is lost to a stale list, and a true restore still wins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What came from a watch.
 #[derive(Clone, Debug)]
@@ -16,6 +16,21 @@ pub enum Told<K, V> {
     Deleted(K, u64),
     /// The complete list.
     Relisted(Vec<(K, u64, V)>),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome<K> {
+    /// Objects that are there, or are as they are, only now, or no longer.
+    pub changed: Vec<K>,
+    /// Objects to ask for again.
+    pub doubts: Vec<K>,
+}
+
+impl<K> Default for Outcome<K> {
+    fn default() -> Self {
+        Self { changed: Vec::new(), doubts: Vec::new() }
+    }
 }
 
 /// Objects by key, with their versions (`metadata.resourceVersion`, comparable numbers since KEP-5504).
@@ -32,16 +47,6 @@ impl<K: Ord + Clone, V> Default for Cache<K, V> {
 }
 
 impl<K: Ord + Clone, V: PartialEq> Cache<K, V> {
-    /// Would this change nothing that matters: the same object again, as with every heartbeat in a Node's status?
-    pub fn is_known(&self, told: &Told<K, V>) -> bool {
-        match told {
-            Told::Applied(key, version, value) => {
-                self.known.get(key).is_some_and(|(known, present)| known <= version && present == value)
-            }
-            Told::Deleted(..) | Told::Relisted(_) => false,
-        }
-    }
-
     /// Has a complete list been seen?
     pub const fn complete(&self) -> bool {
         self.complete
@@ -57,48 +62,64 @@ impl<K: Ord + Clone, V: PartialEq> Cache<K, V> {
         self.known.get(key).map(|(_, value)| value)
     }
 
-    /// Takes in what was told. Returns the keys to ask for again.
+    /// Takes in what was told. The same object again, as with every heartbeat in a Node's status, changes nothing.
     #[must_use = "the doubts have to be settled"]
-    pub fn tell(&mut self, told: Told<K, V>) -> Vec<K> {
+    pub fn tell(&mut self, told: Told<K, V>) -> Outcome<K> {
+        let mut outcome = Outcome::default();
         match told {
-            Told::Applied(key, version, value) => self.apply(key, version, value).into_iter().collect(),
+            Told::Applied(key, version, value) => self.apply(key, version, value, &mut outcome),
             Told::Deleted(key, version) => {
                 if self.known.get(&key).is_some_and(|(known, _)| version < *known) {
-                    return vec![key];
+                    outcome.doubts.push(key);
+                } else if self.known.remove(&key).is_some() {
+                    outcome.changed.push(key);
                 }
-                self.known.remove(&key);
-                Vec::new()
             }
             Told::Relisted(list) => {
-                let mut doubts: Vec<K> =
-                    self.known.keys().filter(|key| !list.iter().any(|(k, ..)| k == *key)).cloned().collect();
+                let listed: BTreeSet<&K> = list.iter().map(|(key, ..)| key).collect();
+                outcome.doubts.extend(self.known.keys().filter(|key| !listed.contains(key)).cloned());
                 for (key, version, value) in list {
-                    doubts.extend(self.apply(key, version, value));
+                    self.apply(key, version, value, &mut outcome);
                 }
                 self.complete = true;
-                doubts
             }
         }
+        outcome
     }
 
-    fn apply(&mut self, key: K, version: u64, value: V) -> Option<K> {
-        if self.known.get(&key).is_some_and(|(known, _)| version < *known) {
-            return Some(key);
-        }
-        self.known.insert(key, (version, value));
-        None
-    }
-
-    /// The answer to a doubt, from a consistent read: the object as it is, or that it is gone.
-    pub fn settle(&mut self, key: K, found: Option<(u64, V)>) {
-        match found {
-            Some(found) => {
-                self.known.insert(key, found);
+    fn apply(&mut self, key: K, version: u64, value: V, outcome: &mut Outcome<K>) {
+        match self.known.get_mut(&key) {
+            Some((known, _)) if version < *known => outcome.doubts.push(key),
+            Some(present) => {
+                present.0 = version;
+                if present.1 != value {
+                    present.1 = value;
+                    outcome.changed.push(key);
+                }
             }
             None => {
-                self.known.remove(&key);
+                self.known.insert(key.clone(), (version, value));
+                outcome.changed.push(key);
             }
         }
+    }
+
+    /// The answer to a doubt, from a consistent read: the object as it is, or that it is gone. True: that is news.
+    pub fn settle(&mut self, key: K, found: Option<(u64, V)>) -> bool {
+        match found {
+            Some((version, value)) => {
+                let news = self.get(&key) != Some(&value);
+                self.known.insert(key, (version, value));
+                news
+            }
+            None => self.known.remove(&key).is_some(),
+        }
+    }
+
+    /// There is no such resource any more, as its server says: nothing is known of it, and that is all there is.
+    pub fn clear(&mut self) -> Vec<K> {
+        self.complete = true;
+        std::mem::take(&mut self.known).into_keys().collect()
     }
 }
 

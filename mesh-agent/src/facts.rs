@@ -5,8 +5,16 @@ use std::net::IpAddr;
 use kube::api::{Object, ObjectMeta};
 use mesh_core::name::NodeName;
 use mesh_core::numbers::{ANNOTATION_ENDPOINT, ANNOTATION_WIREGUARD};
+use mesh_core::policy::model::Labels;
 use mesh_core::view::{AnnouncementFact, EndpointFact, MalformedField, NodeFacts};
 use serde::{Deserialize, Serialize};
+
+pub mod decode;
+pub mod pod;
+pub mod ports;
+
+pub use decode::Decoded;
+pub use pod::PodMeta;
 
 /// The part of a Node's spec that we read.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -36,6 +44,22 @@ pub struct NodeAddress {
 
 /// A Node without the tens of kilobytes that we do not read.
 pub type Node = Object<NodeSpec, NodeStatus>;
+
+/// What a Node says: facts for the mesh, and labels for policy and services. They are apart, so that a label that nobody
+/// asks for makes no plan.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeSeen {
+    /// For the mesh.
+    pub facts: NodeFacts,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// Reads a Node with its labels.
+pub fn node_seen(object: &Node) -> Option<(NodeName, NodeSeen)> {
+    let (name, facts) = node(object)?;
+    Some((name, NodeSeen { facts, labels: object.metadata.labels.clone().unwrap_or_default() }))
+}
 
 /// InternalIPs of one node that are read: a few for each family. Each becomes routes and allowed IPs on every other node,
 /// and a node writes its own status.
@@ -116,28 +140,6 @@ fn malformed(field: &str, value: &str, reason: &str) -> MalformedField {
 
 fn shown(text: &str) -> String {
     text.chars().take(SHOWN).collect()
-}
-
-/// Keys, values and identity of a pod of this node, from its metadata alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodMeta {
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `kubernetes.io/config.hash` of a mirror pod: what the kubelet gives as UID for a static pod.
-    pub config_hash: Option<String>,
-}
-
-impl PodMeta {
-    /// Reads a pod's metadata.
-    pub fn of(meta: &ObjectMeta) -> Option<Self> {
-        let config_hash = meta.annotations.as_ref().and_then(|a| a.get("kubernetes.io/config.hash")).cloned();
-        Some(Self { uid: meta.uid.clone()?, config_hash })
-    }
-
-    /// Is this the pod that a runtime calls `uid`? Without a UID the name has to do.
-    pub fn is(&self, uid: Option<&str>) -> bool {
-        uid.is_none_or(|uid| uid == self.uid || self.config_hash.as_deref() == Some(uid))
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod agent;
+pub mod announced;
 pub mod attachments;
 pub mod cache;
 pub mod cni;
@@ -24,6 +25,7 @@ pub mod netns;
 pub mod nft;
 pub mod notes;
 pub mod podlink;
+pub mod policy;
 pub mod publish;
 pub mod start;
 pub mod watch;

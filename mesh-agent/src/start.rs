@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use keyring::{LoadedStore, Store};
 use kube::Client;
 use mesh_core::announcement::Epoch;
@@ -23,6 +25,8 @@ use crate::guard::Guard;
 use crate::host::Host;
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
+use crate::watch::Watching;
+use crate::watch::mail::Mailbox;
 use crate::wireguard::{Caller, Implementation, WireGuard};
 use crate::{cni, facts, http, monitor, publish};
 
@@ -67,6 +71,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let directory = Directory::open(&config.state_dir.join("attachments"))?;
     let table = Arc::new(Mutex::new(table(&directory, &kernel, &node).await?));
+    let mailbox = Arc::new(Mailbox::default());
     let (nodes_tx, nodes) = watch::channel(crate::watch::Nodes::default());
     let (pods_tx, pods) = watch::channel(crate::watch::Pods::default());
     let starting = Readiness { obstacles: vec!["mesh-agent is starting".into()], ..Readiness::default() };
@@ -77,6 +82,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (notices_tx, notices) = mpsc::channel(NOTICES);
     let (nudge, kernel_changed) = mpsc::channel(NUDGES);
 
+    let unannounced = Arc::new(tokio::sync::Notify::new());
+    let announced = pods.clone();
     let attacher = Arc::new(Attacher {
         node: node.clone(),
         kernel: kernel.clone(),
@@ -87,12 +94,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         api: cni::Api(patient.clone()),
         metrics: metrics.clone(),
         nudge: nudge.clone(),
+        unannounced: Arc::clone(&unannounced),
     });
     // Before the socket and everything that changes the node: a second agent ends here at the latest.
     let listeners = http::bind(config.health_address, config.metrics_address).await?;
     let listener = cni::listen(&config.cni_socket)
         .with_context(|| format!("Could not listen on {}", config.cni_socket.display()))?;
     let sources = http::Sources { heartbeat, readiness, snapshot, metrics: metrics.clone() };
+    let agent_table = Arc::clone(&table);
     let agent = Agent {
         node: node.clone(),
         kernel,
@@ -117,30 +126,25 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
 
     // All of these end only when something is broken for good, so the first end is the agent's.
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = Tasks::new();
     tasks.spawn(named("agent", async move {
         agent.run().await;
         Ok(())
     }));
-    let watch_metrics = metrics.clone();
-    tasks.spawn(named("watch of nodes", {
-        let client = client.clone();
-        async move {
-            crate::watch::nodes(client, nodes_tx, watch_metrics).await;
-            Ok(())
-        }
-    }));
-    tasks.spawn(named("watch of pods", {
-        let (client, node) = (client.clone(), node.clone());
-        async move {
-            crate::watch::pods(client, node, pods_tx, metrics).await;
-            Ok(())
-        }
-    }));
+    let watching =
+        Watching { client: client.clone(), mailbox: Arc::clone(&mailbox), metrics: metrics.clone() };
+    watches(&mut tasks, &watching, &node, nodes_tx, pods_tx);
     tasks.spawn(named("announcer", {
         let (client, node) = (client.clone(), node.clone());
         async move {
             publish::announce(client, node, announce).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("annotations of pods", {
+        let (client, table) = (client.clone(), Arc::clone(&agent_table));
+        async move {
+            crate::announced::keep(client, table, announced, unannounced).await;
             Ok(())
         }
     }));
@@ -166,6 +170,34 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         },
     }
     Ok(())
+}
+
+type Tasks = tokio::task::JoinSet<anyhow::Result<()>>;
+
+/// One task for each watch.
+fn watches(
+    tasks: &mut Tasks,
+    watching: &Watching,
+    node: &NodeName,
+    nodes: watch::Sender<crate::watch::Nodes>,
+    pods: watch::Sender<crate::watch::Pods>,
+) {
+    use crate::watch as watches;
+    let (w, node) = (|| watching.clone(), node.clone());
+    let mut spawn = |name, work: BoxFuture<'static, ()>| {
+        tasks.spawn(named(name, async move {
+            work.await;
+            Ok(())
+        }));
+    };
+    spawn("watch of nodes", watches::nodes(w(), nodes).boxed());
+    spawn("watch of this node's pods", watches::own_pods(w(), node, pods).boxed());
+    spawn("watch of pods", watches::pods(w()).boxed());
+    spawn("watch of namespaces", watches::namespaces(w()).boxed());
+    spawn("watch of network policies", watches::network_policies(w()).boxed());
+    spawn("watch of cluster network policies", watches::cluster_policies(w()).boxed());
+    spawn("watch of services", watches::services(w()).boxed());
+    spawn("watch of endpoint slices", watches::endpoint_slices(w()).boxed());
 }
 
 async fn named(name: &'static str, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -1,31 +1,34 @@
-//! Watches of the API server. Each feeds a [`Cache`] and says when it changed.
+//! Watches of the API server. Each feeds a [`Cache`](crate::cache::Cache) and says what changed: the whole to the main loop (nodes) and to the CNI
+//! server (this node's pods), single objects to the thread that decides policy.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::future::Future;
-use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use kube::api::{ApiResource, PartialObjectMeta};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
+use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::runtime::watcher::{self, watcher as begin};
 use kube::{Api, Client, ResourceExt};
 use mesh_core::name::NodeName;
+use mesh_core::policy::model::ObjectName;
 use mesh_core::view::NodeFacts;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as channel;
 
-use crate::cache::{Cache, Told};
-use crate::facts::{self, Node, PodMeta};
+use crate::cache::Cache;
+use crate::facts::pod::{OwnPod, Pod, RemotePod, name_of};
+use crate::facts::{self, Decoded, Node, NodeSeen, decode};
 use crate::metrics::Metrics;
 
-/// A watch that asked this often in a row for a version that is not there (HTTP 410, or 504) is begun anew with a list: kube's
-/// watcher relists only on the 410 that comes inside a stream.
-const GONE_LIMIT: u32 = 3;
+mod follow;
+pub mod mail;
 
-/// Before a list that kube's backoff does not know of.
-const RELIST: Duration = Duration::from_millis(500);
+use follow::{Ended, follow};
+use mail::{Mail, Mailbox, Pending};
+
+/// How long a resource that the server does not have is believed to be missing. Policies of a kind that is installed later
+/// are in force that much later.
+const ABSENT: Duration = Duration::from_secs(15);
 
 /// Nodes by name, and whether the list was complete.
 #[derive(Clone, Debug, Default)]
@@ -39,10 +42,27 @@ pub struct Nodes {
 /// Pods of this node by namespace and name, and whether the list was complete.
 #[derive(Clone, Debug, Default)]
 pub struct Pods {
-    /// Their metadata.
-    pub pods: BTreeMap<(String, String), PodMeta>,
+    /// What is known of them.
+    pub pods: BTreeMap<ObjectName, Arc<OwnPod>>,
     /// A complete list has been seen.
     pub synced: bool,
+}
+
+/// What every watch needs.
+#[derive(Clone)]
+pub struct Watching {
+    /// The API.
+    pub client: Client,
+    /// Who decides policy.
+    pub mailbox: Arc<Mailbox>,
+    /// Counts interruptions.
+    pub metrics: Metrics,
+}
+
+impl Debug for Watching {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watching")
+    }
 }
 
 /// Nodes, slimmed while they are decoded.
@@ -51,279 +71,232 @@ pub fn nodes_api(client: Client) -> Api<Node> {
 }
 
 /// Watches all Nodes until the receiver is dropped.
-pub async fn nodes(client: Client, tell: channel::Sender<Nodes>, metrics: Metrics) {
-    let api = nodes_api(client);
+pub async fn nodes(watching: Watching, tell: channel::Sender<Nodes>) {
+    let api = nodes_api(watching.client.clone());
     let again = api.clone();
-    let read = |node: &Node| facts::node(node);
     let ask = move |name: NodeName| {
         let api = again.clone();
         async move { api.get_opt(name.as_str()).await }
     };
-    let changed = |cache: &Cache<NodeName, NodeFacts>| {
-        let nodes = cache.iter().map(|(name, facts)| (name.clone(), facts.clone())).collect();
-        tell.send_replace(Nodes { nodes, synced: cache.complete() });
+    let read = |node: &Node| facts::node_seen(node).map(|(name, seen)| (name, Arc::new(seen)));
+    let changed = |cache: &Cache<NodeName, Arc<NodeSeen>>, keys: &[NodeName]| {
+        watching.mailbox.post(|mail| mail.nodes.put(cache, keys));
+        tell.send_if_modified(|nodes| fold_nodes(nodes, cache, keys));
         !tell.is_closed()
     };
-    let stream = || kube::runtime::watcher(api.clone(), watcher::Config::default());
-    follow("nodes", stream, read, ask, changed, &metrics).await;
+    let stream = || begin(api.clone(), watcher::Config::default());
+    forever("nodes", stream, read, ask, changed, &watching.metrics).await;
 }
 
-/// Watches the metadata of this node's pods until the receiver is dropped.
-pub async fn pods(client: Client, node: NodeName, tell: channel::Sender<Pods>, metrics: Metrics) {
-    type Meta = PartialObjectMeta<k8s_openapi::api::core::v1::Pod>;
-    let api: Api<Meta> = Api::all(client.clone());
+/// True: something that the mesh asks for has changed, and not labels alone.
+fn fold_nodes(nodes: &mut Nodes, cache: &Cache<NodeName, Arc<NodeSeen>>, keys: &[NodeName]) -> bool {
+    let mut news = nodes.synced != cache.complete();
+    nodes.synced = cache.complete();
+    for key in keys {
+        news |= match cache.get(key) {
+            Some(seen) if nodes.nodes.get(key) == Some(&seen.facts) => false,
+            Some(seen) => nodes.nodes.insert(key.clone(), seen.facts.clone()) != Some(seen.facts.clone()),
+            None => nodes.nodes.remove(key).is_some(),
+        };
+    }
+    news
+}
+
+/// Watches this node's pods until the receiver is dropped.
+pub async fn own_pods(watching: Watching, node: NodeName, tell: channel::Sender<Pods>) {
+    let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+    let api: Api<Pod> = Api::all_with(watching.client.clone(), &resource);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let read = |pod: &Meta| {
-        let key = (pod.metadata.namespace.clone()?, pod.metadata.name.clone()?);
-        Some((key, PodMeta::of(&pod.metadata)?))
+    let client = watching.client.clone();
+    let ask = move |key: ObjectName| {
+        let api: Api<Pod> = Api::namespaced_with(client.clone(), &key.namespace, &resource);
+        async move { api.get_opt(&key.name).await }
     };
-    let ask = move |(namespace, name): (String, String)| {
-        let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), &namespace);
+    let read = |pod: &Pod| Some((name_of(&pod.metadata)?, Arc::new(OwnPod::of(pod)?)));
+    let changed = |cache: &Cache<ObjectName, Arc<OwnPod>>, keys: &[ObjectName]| {
+        watching.mailbox.post(|mail| mail.own.put(cache, keys));
+        tell.send_modify(|pods| {
+            pods.synced = cache.complete();
+            for key in keys {
+                match cache.get(key) {
+                    Some(pod) => pods.pods.insert(key.clone(), Arc::clone(pod)),
+                    None => pods.pods.remove(key),
+                };
+            }
+        });
+        !tell.is_closed()
+    };
+    let stream = || begin(api.clone(), config.clone());
+    forever("own-pods", stream, read, ask, changed, &watching.metrics).await;
+}
+
+type Meta<K> = PartialObjectMeta<K>;
+
+/// Watches the metadata of all pods, for ever.
+pub async fn pods(watching: Watching) {
+    let api: Api<Meta<k8s_openapi::api::core::v1::Pod>> = Api::all(watching.client.clone());
+    let client = watching.client.clone();
+    let ask = move |key: ObjectName| {
+        let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), &key.namespace);
+        async move { api.get_metadata_opt(&key.name).await }
+    };
+    let read = |pod: &Meta<_>| Some((name_of(&pod.metadata)?, Arc::new(RemotePod::of(&pod.metadata))));
+    let changed = |cache: &Cache<ObjectName, Arc<RemotePod>>, keys: &[ObjectName]| {
+        watching.mailbox.post(|mail| mail.pods.put(cache, keys));
+        true
+    };
+    let stream = || begin(api.clone(), watcher::Config::default());
+    forever("pods", stream, read, ask, changed, &watching.metrics).await;
+}
+
+/// Watches the metadata of Namespaces, for ever.
+pub async fn namespaces(watching: Watching) {
+    let api: Api<Meta<k8s_openapi::api::core::v1::Namespace>> = Api::all(watching.client.clone());
+    let again: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(watching.client.clone());
+    let ask = move |name: String| {
+        let api = again.clone();
         async move { api.get_metadata_opt(&name).await }
     };
-    let changed = |cache: &Cache<(String, String), PodMeta>| {
-        let pods = cache.iter().map(|(key, pod)| (key.clone(), pod.clone())).collect();
-        tell.send_replace(Pods { pods, synced: cache.complete() });
-        !tell.is_closed()
+    let read = |namespace: &Meta<_>| {
+        let name = namespace.metadata.name.clone()?;
+        Some((name, Arc::new(decode::namespace(&namespace.metadata))))
     };
-    let stream = || kube::runtime::watcher(api.clone(), config.clone());
-    follow("pods", stream, read, ask, changed, &metrics).await;
-}
-
-/// Pauses between tries, from half a second to a quarter of a minute, each shortened by chance by up to a half so that a
-/// cluster's agents do not come all at once. Whatever is received begins it anew: kube's own would go on from where it was
-/// two minutes ago, and an agent behind a server that comes and goes would be up to half a minute late each time.
-#[derive(Clone, Copy, Debug)]
-struct Patience {
-    next: Duration,
-}
-
-impl Patience {
-    const FIRST: Duration = Duration::from_millis(500);
-    const LONGEST: Duration = Duration::from_secs(15);
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self { next: Self::FIRST }
-    }
-}
-
-impl Iterator for Patience {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let half = self.next / 2;
-        self.next = (self.next * 2).min(Self::LONGEST);
-        // The keys of the standard library's hash maps are as random as this has to be.
-        let chance = std::hash::RandomState::new().build_hasher().finish() % 1000;
-        Some(half + half * u32::try_from(chance).unwrap_or(0) / 1000)
-    }
-}
-
-impl kube::runtime::utils::Backoff for Patience {
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
-}
-
-/// What an interruption says of our place in the stream of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doubt {
-    /// The watch can go on from there.
-    None,
-    /// It is in a past that the server has forgotten, or in a future from which it was set back (or, for a moment, that a
-    /// server which lags behind another has not seen).
-    Gone,
-    /// An event could not be read.
-    Unread,
-}
-
-impl Doubt {
-    /// kube's watcher itself begins anew only on a 410 inside the stream: it would skip an event that it cannot read, and
-    /// ask for a version of the future until the server has counted up to it, missing all that happened meanwhile.
-    fn of(error: &watcher::Error) -> Self {
-        match error {
-            watcher::Error::WatchStartFailed(kube::Error::Api(status)) => match status.code {
-                410 => Self::Gone,
-                504 if status.message.contains("Too large resource version") => Self::Gone,
-                _ => Self::None,
-            },
-            watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => Self::Unread,
-            watcher::Error::WatchStartFailed(_)
-            | watcher::Error::WatchFailed(_)
-            | watcher::Error::InitialListFailed(_)
-            | watcher::Error::WatchError(_)
-            | watcher::Error::NoResourceVersion => Self::None,
-        }
-    }
-}
-
-/// What an administrator has to do about an interruption, where it does not pass by itself.
-fn remedy(error: &watcher::Error) -> &'static str {
-    let status = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => status,
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchFailed(_)
-        | watcher::Error::NoResourceVersion => return "",
+    let changed = |cache: &Cache<String, Arc<_>>, keys: &[String]| {
+        watching.mailbox.post(|mail| mail.namespaces.put(cache, keys));
+        true
     };
-    match status.code {
-        401 => {
-            ": API server refuses our credentials; the mesh stays as it is, but follows nothing. Renew the token in the kubeconfig (or the service account) and restart mesh-agent"
-        }
-        403 => {
-            ": API server does not allow it; the mesh stays as it is, but follows nothing. Bind mesh-agent to its role (get, list and watch nodes and pods)"
-        }
-        _ => "",
+    let stream = || begin(api.clone(), watcher::Config::default());
+    forever("namespaces", stream, read, ask, changed, &watching.metrics).await;
+}
+
+/// Watches NetworkPolicies, for ever.
+pub async fn network_policies(watching: Watching) {
+    let resource = ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&());
+    dynamic(&watching, "network-policies", &resource, &decode::network_policy, &|mail| &mut mail.policies)
+        .await;
+}
+
+/// Watches Services, for ever.
+pub async fn services(watching: Watching) {
+    let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&());
+    dynamic(&watching, "services", &resource, &decode::whole, &|mail| &mut mail.services).await;
+}
+
+/// Watches EndpointSlices, for ever.
+pub async fn endpoint_slices(watching: Watching) {
+    let resource = ApiResource::erase::<k8s_openapi::api::discovery::v1::EndpointSlice>(&());
+    dynamic(&watching, "endpoint-slices", &resource, &decode::whole, &|mail| &mut mail.slices).await;
+}
+
+async fn dynamic<T: PartialEq + Send + Sync>(
+    watching: &Watching,
+    what: &'static str,
+    resource: &ApiResource,
+    read: &(impl Fn(&DynamicObject) -> Decoded<T> + Sync),
+    place: &(impl Fn(&mut Mail) -> &mut Pending<ObjectName, Decoded<T>> + Sync),
+) where
+    decode::Unreadable<T>: Clone + PartialEq,
+{
+    let api: Api<DynamicObject> = Api::all_with(watching.client.clone(), resource);
+    let ask = |key: ObjectName| {
+        let api: Api<DynamicObject> = Api::namespaced_with(watching.client.clone(), &key.namespace, resource);
+        async move { api.get_opt(&key.name).await }
+    };
+    let read = |object: &DynamicObject| Some((name_of(&object.metadata)?, read(object)));
+    let changed = |cache: &Cache<ObjectName, Decoded<T>>, keys: &[ObjectName]| {
+        watching.mailbox.post(|mail| place(mail).put(cache, keys));
+        true
+    };
+    let stream = || begin(api.clone(), watcher::Config::default());
+    forever(what, stream, read, ask, changed, &watching.metrics).await;
+}
+
+/// The resource of ClusterNetworkPolicies.
+pub fn cluster_policy_resource() -> ApiResource {
+    ApiResource {
+        group: "policy.networking.k8s.io".to_owned(),
+        version: "v1alpha2".to_owned(),
+        api_version: "policy.networking.k8s.io/v1alpha2".to_owned(),
+        kind: "ClusterNetworkPolicy".to_owned(),
+        plural: "clusternetworkpolicies".to_owned(),
     }
 }
 
-/// Follows one watch for ever: through closes, errors, and both forms of 410.
-async fn follow<O, K, V, S, F, R>(
+/// Watches ClusterNetworkPolicies, for ever. A cluster in which the kind is not installed has none of them.
+pub async fn cluster_policies(watching: Watching) {
+    const WHAT: &str = "cluster-network-policies";
+    let resource = cluster_policy_resource();
+    let api: Api<DynamicObject> = Api::all_with(watching.client.clone(), &resource);
+    let again = api.clone();
+    let ask = |name: String| {
+        let api = again.clone();
+        async move { api.get_opt(&name).await }
+    };
+    let read = |object: &DynamicObject| Some((object.metadata.name.clone()?, decode::cluster_policy(object)));
+    let changed = |cache: &Cache<String, Decoded<_>>, keys: &[String]| {
+        watching.mailbox.post(|mail| mail.cluster.put(cache, keys));
+        true
+    };
+    let stream = || begin(api.clone(), watcher::Config::default());
+    let (mut cache, mut missed) = (Cache::default(), false);
+    loop {
+        let ended = follow(WHAT, &mut cache, stream, read, ask, changed, &watching.metrics).await;
+        // Said by two sides, since it takes every policy out of force: by the resource itself and by the list of resources.
+        if ended == Ended::Absent && is_served(&watching.client, &resource).await == Some(false) {
+            if !missed {
+                tracing::info!(
+                    watch = WHAT,
+                    "The cluster has no such kind; there are none until it is installed"
+                );
+            }
+            missed = true;
+            let gone = cache.clear();
+            changed(&cache, &gone);
+        }
+        tokio::time::sleep(ABSENT).await;
+    }
+}
+
+/// Does the server list this resource? None: it does not say.
+async fn is_served(client: &Client, resource: &ApiResource) -> Option<bool> {
+    match client.list_api_group_resources(&resource.api_version).await {
+        Ok(list) => Some(list.resources.iter().any(|one| one.name == resource.plural)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
+        Err(error) => {
+            tracing::warn!(resource = resource.plural, err = %error, "Could not ask whether the kind is installed");
+            None
+        }
+    }
+}
+
+/// Follows a watch of a resource that every API server has.
+async fn forever<O, K, V, S, F, R>(
     what: &'static str,
     stream: impl Fn() -> S,
     read: impl Fn(&O) -> Option<(K, V)>,
     ask: F,
-    changed: impl Fn(&Cache<K, V>) -> bool,
+    mut changed: impl FnMut(&Cache<K, V>, &[K]) -> bool,
     metrics: &Metrics,
 ) where
     O: ResourceExt + DeserializeOwned + Clone + Debug + Send + 'static,
     K: Ord + Clone + Debug,
     V: PartialEq,
-    S: futures::Stream<Item = watcher::Result<Event<O>>> + Send,
+    S: futures::Stream<Item = watcher::Result<watcher::Event<O>>> + Send,
     F: Fn(K) -> R,
     R: Future<Output = kube::Result<Option<O>>>,
 {
     let mut cache = Cache::default();
     loop {
-        let mut gone = 0;
-        let mut listed = Vec::new();
-        let mut events = std::pin::pin!(stream().backoff(Patience::default()));
-        while let Some(event) = events.next().await {
-            let told = match event {
-                Ok(Event::Init) => {
-                    listed.clear();
-                    continue;
-                }
-                Ok(Event::InitApply(object)) => {
-                    listed.extend(versioned(&object, &read));
-                    continue;
-                }
-                Ok(Event::InitDone) => Some(Told::Relisted(std::mem::take(&mut listed))),
-                Ok(Event::Apply(object)) => versioned(&object, &read).map(|(k, v, o)| Told::Applied(k, v, o)),
-                Ok(Event::Delete(object)) => versioned(&object, &read).map(|(k, v, _)| Told::Deleted(k, v)),
-                Err(error) => {
-                    metrics.watch_error(what);
-                    tracing::warn!(watch = what, err = %error, "Watch interrupted{}", remedy(&error));
-                    let doubt = Doubt::of(&error);
-                    gone = if doubt == Doubt::Gone { gone + 1 } else { 0 };
-                    if doubt == Doubt::Unread || gone >= GONE_LIMIT {
-                        tracing::warn!(watch = what, "Cannot go on from where the watch was, listing anew");
-                        tokio::time::sleep(RELIST).await;
-                        break;
-                    }
-                    continue;
-                }
-            };
-            gone = 0;
-            let Some(told) = told else { continue };
-            let news = !cache.is_known(&told);
-            for key in cache.tell(told) {
-                settle(what, &mut cache, key, &read, &ask, metrics).await;
-            }
-            if news && !changed(&cache) {
-                return;
-            }
-        }
-    }
-}
-
-/// Asks again for an object about which the API server contradicts itself, until it answers.
-async fn settle<O, K, V, F, R>(
-    what: &'static str,
-    cache: &mut Cache<K, V>,
-    key: K,
-    read: &impl Fn(&O) -> Option<(K, V)>,
-    ask: &F,
-    metrics: &Metrics,
-) where
-    O: ResourceExt,
-    K: Ord + Clone + Debug,
-    V: PartialEq,
-    F: Fn(K) -> R,
-    R: Future<Output = kube::Result<Option<O>>>,
-{
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match ask(key.clone()).await {
-            Ok(found) => {
-                let found = found.as_ref().and_then(|object| versioned(object, read));
-                tracing::info!(watch = what, ?key, found = found.is_some(), "Settled a doubtful event");
-                cache.settle(key, found.map(|(_, version, value)| (version, value)));
-                return;
-            }
-            Err(error) => {
+        match follow(what, &mut cache, &stream, &read, &ask, &mut changed, metrics).await {
+            Ended::Deaf => return,
+            Ended::Absent => {
                 metrics.watch_error(what);
-                tracing::warn!(watch = what, ?key, err = %error, "Could not read a doubtful object");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(10));
+                tracing::warn!(
+                    watch = what,
+                    "API server answers that there is no such resource; trying again"
+                );
+                tokio::time::sleep(ABSENT).await;
             }
         }
-    }
-}
-
-fn versioned<O: ResourceExt, K, V>(object: &O, read: &impl Fn(&O) -> Option<(K, V)>) -> Option<(K, u64, V)> {
-    // A version that is not a number (the API promises none) counts as newest: then the last word is believed.
-    let version = object.resource_version().and_then(|v| v.parse().ok()).unwrap_or(u64::MAX);
-    read(object).map(|(key, value)| (key, version, value))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused(code: u16, message: &str) -> kube::Error {
-        let mut status = kube::core::Status::failure(message, "Reason");
-        status.code = code;
-        kube::Error::Api(Box::new(status))
-    }
-
-    #[test]
-    fn what_the_watcher_cannot_go_on_from_is_listed_anew() {
-        use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
-        let unreadable = || kube::Error::SerdeError(serde_json::from_str::<u8>("x").unwrap_err());
-        for (error, doubt) in [
-            (WatchStartFailed(refused(410, "too old resource version")), Doubt::Gone),
-            (WatchStartFailed(refused(504, "Too large resource version: 9, current: 3")), Doubt::Gone),
-            (WatchStartFailed(refused(504, "gateway timeout")), Doubt::None),
-            (WatchStartFailed(refused(503, "unavailable")), Doubt::None),
-            (WatchFailed(unreadable()), Doubt::Unread),
-            (InitialListFailed(unreadable()), Doubt::None),
-        ] {
-            assert_eq!(Doubt::of(&error), doubt, "{error}");
-        }
-    }
-
-    #[test]
-    fn pauses_grow_to_a_limit_and_begin_anew_after_a_success() {
-        use kube::runtime::utils::Backoff;
-        let mut patience = Patience::default();
-        for longest in [500, 1000, 2000, 4000, 8000, 15_000, 15_000] {
-            let pause = patience.next().unwrap().as_millis();
-            assert!((longest / 2..=longest).contains(&pause), "{pause} of {longest}");
-        }
-        patience.reset();
-        assert!(patience.next().unwrap() <= Patience::FIRST);
-    }
-
-    #[test]
-    fn credentials_and_rights_that_are_refused_are_named_with_their_remedy() {
-        let hint = |code| remedy(&watcher::Error::InitialListFailed(refused(code, "no")));
-        assert!(hint(401).contains("Renew the token"), "{}", hint(401));
-        assert!(hint(403).contains("Bind mesh-agent to its role"), "{}", hint(403));
-        assert_eq!(hint(500), "");
     }
 }

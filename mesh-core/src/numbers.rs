@@ -35,6 +35,17 @@ pub const ANNOTATION_WIREGUARD: &str = "hawser.dev/wireguard";
 pub const ANNOTATION_ENDPOINT: &str = "hawser.dev/endpoint";
 /// Annotation of a Pod: its addresses, comma-separated, written at ADD.
 pub const ANNOTATION_IPS: &str = "hawser.dev/ips";
+/// Annotation of a Pod: the ports that its containers name, `http=TCP/80,dns=UDP/53`, written at ADD beside
+/// [`ANNOTATION_IPS`]. Egress rules of other nodes' pods name them.
+pub const ANNOTATION_PORTS: &str = "hawser.dev/ports";
+/// Annotation of a Namespace: [`POLICY_AUDIT`] reports what policy denies to or from its pods, and lets it pass.
+pub const ANNOTATION_POLICY: &str = "hawser.dev/policy";
+/// The one value of [`ANNOTATION_POLICY`] that changes anything.
+pub const POLICY_AUDIT: &str = "audit";
+/// Namespace of our own objects.
+pub const NAMESPACE: &str = "hawser-system";
+/// Lease in [`NAMESPACE`]: its holder writes Events and status of cluster-wide objects.
+pub const LEASE_STATUS: &str = "hawser-status";
 /// Loopback port of `/healthz` and `/readyz`.
 pub const PORT_HEALTH: u16 = 51890;
 /// Port of `/metrics` and `/debug/plan`.

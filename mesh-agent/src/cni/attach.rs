@@ -8,13 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
+use kube::api::ApiResource;
 use mesh_core::ipam::{Ipam, IpamError, Millis};
 use mesh_core::name::NodeName;
 use mesh_core::numbers::ANNOTATION_IPS;
+use mesh_core::policy::model::ObjectName;
 use proto::cni::{Attach, Attached, AttachedIp, AttachmentId, Failure, Gc, PodRef, code};
 use tokio::sync::{mpsc, watch};
 
+use crate::announced::{self, Announced};
 use crate::attachments::{Attachment, Directory, Table};
+use crate::facts::pod::{OwnPod, Pod};
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
 use crate::podlink::{self, PodLink, PodLinkError};
@@ -57,6 +61,8 @@ pub struct Attacher {
     pub(crate) metrics: Metrics,
     /// Wakes the main loop, which reports a pool that is nearly full.
     pub(crate) nudge: mpsc::Sender<()>,
+    /// Wakes who keeps the annotations of pods right.
+    pub(crate) unannounced: Arc<tokio::sync::Notify>,
 }
 
 /// The API, with a `Debug` that says nothing.
@@ -123,9 +129,9 @@ impl Attacher {
         let _busy = self.busy(&veth).ok_or_else(|| {
             try_again(format!("{} is being worked on by another request", attach.id.container_id), "")
         })?;
-        self.await_pod(&pod).await?;
+        let own = self.await_pod(&pod).await?;
         let (attachment, fresh) = self.reserve(&veth, &attach)?;
-        let result = self.connect(&veth, &attachment, &pod, netns, &readiness).await;
+        let result = self.connect(&veth, &attachment, &own, netns, &readiness).await;
         // What an earlier ADD reserved stays its own until DEL.
         if result.is_err() && fresh {
             self.release(&veth).await?;
@@ -143,18 +149,24 @@ impl Attacher {
     }
 
     /// Waits until the pod of that UID is known: from the watch, else from the API itself.
-    async fn await_pod(&self, pod: &PodRef) -> Result<(), Failure> {
-        let key = (pod.namespace.clone(), pod.name.clone());
-        let known = |pods: &Pods| pods.pods.get(&key).is_some_and(|meta| meta.is(pod.uid.as_deref()));
+    async fn await_pod(&self, pod: &PodRef) -> Result<Arc<OwnPod>, Failure> {
+        let key = ObjectName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        let known = |pods: &Pods| {
+            let found = pods.pods.get(&key).filter(|found| found.meta.is(pod.uid.as_deref()));
+            found.map(Arc::clone)
+        };
         let mut pods = self.pods.clone();
         let begun = tokio::time::Instant::now();
         loop {
-            if let Ok(Ok(_)) = tokio::time::timeout(POD_PATIENCE, pods.wait_for(|pods| known(pods))).await {
-                return Ok(());
+            let waited =
+                tokio::time::timeout(POD_PATIENCE, pods.wait_for(|pods| known(pods).is_some())).await;
+            let found = waited.ok().and_then(|pods| pods.ok().and_then(|pods| known(&pods)));
+            if let Some(found) = found {
+                return Ok(found);
             }
             let last = match self.ask_for(pod).await? {
-                Some(meta) if meta.is(pod.uid.as_deref()) => return Ok(()),
-                Some(meta) => format!("the API knows it with UID {}", meta.uid),
+                Some(found) if found.meta.is(pod.uid.as_deref()) => return Ok(Arc::new(found)),
+                Some(found) => format!("the API knows it with UID {}", found.meta.uid),
                 None => "the API does not know it".to_owned(),
             };
             if begun.elapsed() >= POD_DEADLINE {
@@ -165,9 +177,9 @@ impl Attacher {
         }
     }
 
-    async fn ask_for(&self, pod: &PodRef) -> Result<Option<crate::facts::PodMeta>, Failure> {
-        let api: kube::Api<k8s_openapi::api::core::v1::Pod> =
-            kube::Api::namespaced(self.api.0.clone(), &pod.namespace);
+    async fn ask_for(&self, pod: &PodRef) -> Result<Option<OwnPod>, Failure> {
+        let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+        let api: kube::Api<Pod> = kube::Api::namespaced_with(self.api.0.clone(), &pod.namespace, &resource);
         let away = |reason: String| {
             let details = "a pod is connected only once its identity is known; the kubelet will try again";
             try_again(
@@ -175,8 +187,8 @@ impl Attacher {
                 details,
             )
         };
-        match tokio::time::timeout(API_DEADLINE, api.get_metadata_opt(&pod.name)).await {
-            Ok(Ok(found)) => Ok(found.and_then(|pod| crate::facts::PodMeta::of(&pod.metadata))),
+        match tokio::time::timeout(API_DEADLINE, api.get_opt(&pod.name)).await {
+            Ok(Ok(found)) => Ok(found.as_ref().and_then(OwnPod::of)),
             Ok(Err(error)) => Err(away(error.to_string())),
             Err(_) => Err(away(format!("no answer in {} s", API_DEADLINE.as_secs()))),
         }
@@ -209,7 +221,7 @@ impl Attacher {
         &self,
         veth: &str,
         attachment: &Attachment,
-        pod: &PodRef,
+        own: &Arc<OwnPod>,
         netns: OwnedFd,
         readiness: &Readiness,
     ) -> Result<Attached, Failure> {
@@ -217,7 +229,7 @@ impl Attacher {
         self.write(veth, attachment).await?;
         // Both at once: neither needs the other, and ADD answers when both are done.
         let (made, told) =
-            tokio::join!(podlink::connect(&self.kernel, netns, &link), self.annotate(pod, &attachment.ips));
+            tokio::join!(podlink::connect(&self.kernel, netns, &link), self.annotate(attachment, own));
         made.map_err(|error| match &error {
             PodLinkError::Exists(_) => {
                 let details = "ADD without a DEL before it; the runtime has to call DEL first";
@@ -268,12 +280,12 @@ impl Attacher {
         })
     }
 
-    /// Writes the pod's addresses where every agent reads them, long before the kubelet's status does.
-    async fn annotate(&self, pod: &PodRef, ips: &[IpAddr]) -> Result<(), Failure> {
+    /// Writes the pod's addresses and port names where every agent reads them, long before the kubelet's status does.
+    async fn annotate(&self, attachment: &Attachment, own: &OwnPod) -> Result<(), Failure> {
+        let Some(pod) = &attachment.pod else { return Ok(()) };
         let api: kube::Api<k8s_openapi::api::core::v1::Pod> =
             kube::Api::namespaced(self.api.0.clone(), &pod.namespace);
-        let text = ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let patch = serde_json::json!({ "metadata": { "annotations": { ANNOTATION_IPS: text } } });
+        let patch = announced::annotations(&Announced::of(&attachment.ips, &own.ports));
         let params = kube::api::PatchParams::default();
         let patch = kube::api::Patch::Merge(&patch);
         let request = api.patch_metadata(&pod.name, &params, &patch);
@@ -341,6 +353,7 @@ impl Attacher {
             Err(error) => return Err(io_failure(&error)),
         }
         let mut table = self.table();
+        self.unannounced.notify_one();
         if let Some(attachment) = table.attachments.remove(veth) {
             self.pool(&mut table, |ipam| attachment.ips.iter().for_each(|ip| ipam.release(*ip, now())));
         }

@@ -36,12 +36,6 @@ fn an_endpoint_that_is_no_address_is_named() {
 }
 
 #[test]
-fn a_static_pod_is_known_by_its_mirrors_hash() {
-    let mirror = PodMeta { uid: "u1".into(), config_hash: Some("hash".into()) };
-    assert!(mirror.is(Some("hash")) && mirror.is(Some("u1")) && mirror.is(None) && !mirror.is(Some("other")));
-}
-
-#[test]
 fn a_node_cannot_claim_addresses_without_end() {
     let address =
         |n: u16| json!({"type": "InternalIP", "address": format!("192.0.{}.{}", n / 250, n % 250 + 1)});

@@ -109,7 +109,7 @@ impl Promise<'_> {
         if packet.iif.starts_with("hw") && packet.mark & 0x20 != 0 {
             return match self.refused(&packet.iif, "refused_in", packet) {
                 Outcome::Passes => Outcome::Dropped("service_rejected".to_owned()),
-                refused => refused,
+                refused @ (Outcome::Dropped(_) | Outcome::Translated(..)) => refused,
             };
         }
         self.refused(&packet.iif, "refused_in", packet)
