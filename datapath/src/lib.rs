@@ -4,3 +4,4 @@
 //! (the `bpf` system call).
 
 pub mod abi;
+pub mod bank;
