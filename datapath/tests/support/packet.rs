@@ -47,16 +47,40 @@ pub(crate) struct Fragment {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
-    Tcp { sport: u16, dport: u16, flags: u8 },
+    Tcp {
+        sport: u16,
+        dport: u16,
+        flags: u8,
+    },
     /// `sum`: false writes zero.
-    Udp { sport: u16, dport: u16, sum: bool },
-    Sctp { sport: u16, dport: u16 },
-    Echo { id: u16, answer: bool },
+    Udp {
+        sport: u16,
+        dport: u16,
+        sum: bool,
+    },
+    Sctp {
+        sport: u16,
+        dport: u16,
+    },
+    Echo {
+        id: u16,
+        answer: bool,
+    },
     /// An ICMP error about the first bytes of a packet, `quoted` bytes of it after its IP header (and extensions).
-    Error { kind: u8, code: u8, about: Box<Packet>, quoted: usize },
+    Error {
+        kind: u8,
+        code: u8,
+        about: Box<Packet>,
+        quoted: usize,
+    },
     /// ICMP or ICMPv6 of another type, with its bytes after the checksum.
-    Icmp { kind: u8, rest: Vec<u8> },
-    Other { protocol: u8 },
+    Icmp {
+        kind: u8,
+        rest: Vec<u8>,
+    },
+    Other {
+        protocol: u8,
+    },
 }
 
 /// One's complement sum of RFC 1071, not yet complemented.
@@ -90,7 +114,10 @@ pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
 /// CRC32c (Castagnoli), as RFC 9260 appendix A wants it in an SCTP header, slow.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 },
+        )
     };
     !bytes.iter().fold(!0, step)
 }
@@ -210,7 +237,9 @@ impl Packet {
     pub(crate) fn ip(&self) -> (Vec<u8>, usize) {
         let whole = self.transport();
         let piece = match self.fragment {
-            Some(part) => whole[part.from.min(whole.len())..(part.from + part.length).min(whole.len())].to_vec(),
+            Some(part) => {
+                whole[part.from.min(whole.len())..(part.from + part.length).min(whole.len())].to_vec()
+            }
             None => whole,
         };
         let mut bytes = if self.is_ip4() { self.ip4(piece.len()) } else { self.ip6(piece.len()) };

@@ -16,7 +16,8 @@ const FIRST_PIECE: usize = 32;
 pub(crate) fn packet(text: &str, family: Family) -> Packet {
     let (before, about) = match text.split_once('{') {
         Some((before, inner)) => {
-            let inner = inner.trim_end().strip_suffix('}').unwrap_or_else(|| panic!("no }} at the end of {text:?}"));
+            let inner =
+                inner.trim_end().strip_suffix('}').unwrap_or_else(|| panic!("no }} at the end of {text:?}"));
             (before, Some(packet(inner, family)))
         }
         None => (text, None),
@@ -56,7 +57,8 @@ fn other(kind: &str) -> Body {
     if let Some(kind) = kind.strip_prefix("icmp-") {
         return Body::Icmp { kind: kind.parse().expect("icmp-NUMBER"), rest: vec![0; 20] };
     }
-    let number = kind.strip_prefix("protocol-").unwrap_or_else(|| panic!("no kind of packet is called {kind:?}"));
+    let number =
+        kind.strip_prefix("protocol-").unwrap_or_else(|| panic!("no kind of packet is called {kind:?}"));
     Body::Other { protocol: number.parse().expect("protocol-NUMBER") }
 }
 
@@ -68,7 +70,9 @@ fn end(text: &str, family: Family) -> (IpAddr, u16) {
         return (ip, 0);
     }
     match text.split_once(':') {
-        Some((name, port)) => (address(name, family), port.parse().unwrap_or_else(|_| panic!("a port in {text:?}"))),
+        Some((name, port)) => {
+            (address(name, family), port.parse().unwrap_or_else(|_| panic!("a port in {text:?}")))
+        }
         None => (address(text, family), 0),
     }
 }
@@ -87,7 +91,9 @@ fn attribute<'a>(packet: &mut Packet, word: &str, rest: &mut impl Iterator<Item 
         "tag" => packet.tags.push((0x8100, number(next()))),
         "stag" => packet.tags.push((0x88a8, number(next()))),
         "nosum" => {
-            let Body::Udp { sum, .. } = &mut packet.body else { panic!("only UDP may do without a checksum") };
+            let Body::Udp { sum, .. } = &mut packet.body else {
+                panic!("only UDP may do without a checksum")
+            };
             *sum = false;
         }
         "quoted" => {
@@ -133,8 +139,13 @@ fn flag(word: &str) -> u8 {
 /// What a packet is, in the words above without what a router may change or nobody looks at.
 pub(crate) fn summary(packet: &Packet) -> String {
     let (from, to) = (name(packet.src), name(packet.dst));
+    if packet.fragment.is_some_and(|piece| piece.from > 0) {
+        return format!("piece-{} {from} > {to}", packet.protocol());
+    }
     match &packet.body {
-        Body::Tcp { sport, dport, flags } => format!("tcp {from}:{sport} > {to}:{dport}{}", flag_words(*flags)),
+        Body::Tcp { sport, dport, flags } => {
+            format!("tcp {from}:{sport} > {to}:{dport}{}", flag_words(*flags))
+        }
         Body::Udp { sport, dport, .. } => format!("udp {from}:{sport} > {to}:{dport}"),
         Body::Sctp { sport, dport } => format!("sctp {from}:{sport} > {to}:{dport}"),
         Body::Echo { id, answer } => {

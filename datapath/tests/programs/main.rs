@@ -1,0 +1,6 @@
+//! The programs of the data path, packet by packet, in the kernel by `BPF_PROG_TEST_RUN`. Needs root.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod delivery;
