@@ -129,6 +129,12 @@ static __always_inline int is_link_local6(const struct hw_addr *a)
 	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/* ff02::/16: never leaves the link. */
+static __always_inline int is_link_group6(const struct hw_addr *a)
+{
+	return (a->w[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xff020000);
+}
+
 /* Extension headers that one packet may have before we give it up: more than any real one. */
 #define HW_EXTENSIONS 6
 
@@ -386,8 +392,13 @@ static __noinline int read_packet(struct __sk_buff *skb, struct packet *p)
 	if (bad)
 		return bad;
 	/* One that says it is a fragment and is whole (offset 0, no more) is whole (RFC 6946). */
-	if (fragment & 1)
-		p->kind = HW_FIRST_FRAGMENT;
+	if (!(fragment & 1))
+		return 0;
+	/* Errors are short (RFC 1812 4.3.2.3, RFC 4443 2.4), discovery is never in pieces (RFC 6980). What an error quotes is
+	 * not to be taken for the packet itself. */
+	if (p->kind != HW_WHOLE)
+		return HW_DROP_MALFORMED;
+	p->kind = HW_FIRST_FRAGMENT;
 	return 0;
 }
 
