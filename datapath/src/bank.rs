@@ -23,7 +23,7 @@ use mesh_core::policy::tables::{
     ClassId, Delta, FnId, PortPrefix, PortVerdict, RowKey, State, longest_match,
 };
 
-use crate::abi::{HW_ADDRESS_GONE, HW_ADDRESS_NODE, HW_ALLOW, HW_SIDE_AUDIT, HW_SIDE_CLOSED};
+use crate::abi::{HW_ADDRESS_GONE, HW_ADDRESS_NODE, HW_ALLOW, HW_SIDE_AUDIT, Side};
 
 /// Seconds for which the class of a vanished pod's address is kept, unless it is used again: its flows may still have
 /// packets to exchange, and are judged by it.
@@ -38,22 +38,6 @@ pub struct Address {
     pub class: [u32; 2],
     /// `HW_ADDRESS_*`.
     pub flags: u32,
-}
-
-/// One side of an endpoint (`struct hw_side`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Side {
-    /// Table; 0: none.
-    pub table: u32,
-    /// For classes without a row, `[ingress, egress]`.
-    pub fallback: [u32; 2],
-    /// `HW_SIDE_*`.
-    pub flags: u32,
-}
-
-impl Side {
-    /// Nothing but the own node's traffic.
-    pub const CLOSED: Self = Self { table: 0, fallback: [0; 2], flags: HW_SIDE_CLOSED };
 }
 
 /// One thing to do. They are done in order, and the first that fails ends it.
@@ -170,6 +154,11 @@ impl Bank {
             expired.extend(rest[..rest.len() - GONE_LIMIT].iter().map(|(address, _)| **address));
         }
         expired
+    }
+
+    /// Endpoints come and go beside the plans: these are there, with these sides.
+    pub fn set_sides(&mut self, sides: BTreeMap<u32, [Side; 2]>) {
+        self.known.sides = sides;
     }
 
     /// Something of the last plan failed, or was not tried: what is in the maps is this.

@@ -6,6 +6,7 @@ use mesh_core::policy::tables::{AddressRow, Subject, Table, TableId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::abi::HW_SIDE_CLOSED;
 
 const ME: u32 = 7;
 const ADDRESSES: u8 = 5;
