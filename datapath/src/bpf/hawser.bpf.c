@@ -75,9 +75,13 @@ static __always_inline int arp_from_pod(struct __sk_buff *skb, struct packet *p,
 static __always_inline int discovery_from_pod(struct __sk_buff *skb, struct packet *p, const struct hw_endpoint *ep)
 {
 	struct hw_addr target;
+	struct hw_local *local = bpf_map_lookup_elem(&locals, &p->to);
 	int own = !is_zero(&p->from) && (same(&p->from, &ep->ip6) || is_link_local6(&p->from));
 
 	if (!own && !is_zero(&p->from))
+		return drop(skb, p, HW_DROP_SPOOFED_ND);
+	/* No policy is asked, so it goes to the link's groups, and to its other end, and nowhere else. */
+	if (!is_link_group6(&p->to) && !is_link_local6(&p->to) && (!local || local->ifindex))
 		return drop(skb, p, HW_DROP_SPOOFED_ND);
 	switch (p->icmp_type) {
 	case 133: /* router solicitation */
