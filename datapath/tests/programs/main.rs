@@ -4,3 +4,6 @@
 mod support;
 
 mod delivery;
+mod fragments;
+mod malformed;
+mod spoofing;

@@ -1,6 +1,7 @@
 //! The real programs and maps in the kernel, run by `BPF_PROG_TEST_RUN`.
 //!
-//! What the kernel takes (`net/bpf/test_run.c`): frames always begin with an Ethernet header, at least that; of `__sk_buff` it
+//! What the kernel takes (`net/bpf/test_run.c`): frames always begin with an Ethernet header, and a
+//! whole IP header if that says that there is one (since 6.18); of `__sk_buff` it
 //! takes `mark`, `priority`, `ingress_ifindex`, `ifindex` (of a device of the caller's network namespace), `cb`, `tstamp`,
 //! `wire_len`, `gso_*`, `hwtstamp`, and refuses anything else that is not zero. A redirect is not done: its verdict is 7.
 

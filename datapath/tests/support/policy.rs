@@ -90,7 +90,8 @@ impl Bench {
                 Some("tcp") => TCP,
                 Some("udp") => UDP,
                 Some("sctp") => SCTP,
-                Some("icmp") => 1,
+                Some("icmp") if self.family == Family::V4 => 1,
+                Some("icmp") => 58,
                 Some("any") => 0,
                 other => panic!("{other:?} is no protocol"),
             };

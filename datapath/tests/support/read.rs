@@ -108,6 +108,7 @@ fn first_piece(number: IpNumber, bytes: &[u8], from: &str, to: &str) -> Result<S
     let kind = match number {
         IpNumber::TCP => "tcp",
         IpNumber::UDP => "udp",
+        _ if number.0 == SCTP => "sctp",
         IpNumber::ICMP | IpNumber::IPV6_ICMP => return Ok(format!("icmp-{} {from} > {to}", bytes[0])),
         _ => return other(number, bytes, from, to),
     };

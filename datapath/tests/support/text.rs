@@ -14,15 +14,14 @@ use super::packet::{ACK, Body, FIN, Fragment, Packet, RST, SYN};
 const FIRST_PIECE: usize = 32;
 
 pub(crate) fn packet(text: &str, family: Family) -> Packet {
-    let (before, about) = match text.split_once('{') {
+    let (before, about, after) = match text.split_once('{') {
         Some((before, inner)) => {
-            let inner =
-                inner.trim_end().strip_suffix('}').unwrap_or_else(|| panic!("no }} at the end of {text:?}"));
-            (before, Some(packet(inner, family)))
+            let (inner, after) = inner.rsplit_once('}').unwrap_or_else(|| panic!("no }} in {text:?}"));
+            (before, Some(packet(inner, family)), after)
         }
-        None => (text, None),
+        None => (text, None, ""),
     };
-    let mut words = before.split_whitespace().filter(|word| *word != "about");
+    let mut words = before.split_whitespace().filter(|word| *word != "about").chain(after.split_whitespace());
     let mut word = |what: &str| words.next().unwrap_or_else(|| panic!("{text:?} has no {what}"));
     let (kind, from, arrow, to) = (word("kind"), word("source"), word("arrow"), word("destination"));
     assert_eq!(arrow, ">", "{text:?}");
