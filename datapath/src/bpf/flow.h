@@ -130,30 +130,35 @@ static __noinline int edge(struct __sk_buff *skb, struct scratch *s, struct hw_f
 {
 	struct packet *p = &s->p;
 	__u32 before;
-	int bad;
+	int bad, known;
 
 	direction &= 1;
 	before = flow->judged[direction];
 	p->direction = direction;
+	/* The pod's own node is always let in, and answered. */
+	if (flow->flags & HW_FLOW_HOST)
+		return 0;
 	if (before >> 1 == p->epoch) {
 		if (!(before & 1))
 			return 0;
 		touch(p, flow);
 		return HW_DROP_REVOKED;
 	}
-	/* The pod's own node is always let in, and answered. */
-	if (flow->flags & HW_FLOW_HOST)
-		return 0;
 	judged_tuple(p, flow, &s->t);
 	p->opens = !before;
 	bad = judge(skb, p, ep, &s->t, direction);
 	if (bad == HW_DROP_CLOSED)
 		return bad;
-	flow->judged[direction] = p->epoch << 1 | !!bad;
+	/* An address becomes known without a new epoch: what was denied for want of it is asked again each time. */
+	known = bad != HW_DROP_UNKNOWN_INGRESS && bad != HW_DROP_UNKNOWN_EGRESS;
+	flow->judged[direction] = (known ? p->epoch << 1 : 0) | !!bad;
 	if (before)
 		count(HW_COUNT_REJUDGED);
-	if (!bad)
+	if (!bad) {
+		if (before & 1)
+			tell(skb, p, HW_EVENT_CHANGED, 0);
 		return 0;
+	}
 	if (before && !(before & 1)) {
 		count(HW_COUNT_REVOKED);
 		tell(skb, p, HW_EVENT_REVOKED, bad);
