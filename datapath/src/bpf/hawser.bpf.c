@@ -329,11 +329,19 @@ static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *
 			return opened_by_stack(skb, s, ep, host);
 		return host ? TC_ACT_OK : drop(skb, p, HW_DROP_ICMP_UNRELATED);
 	}
-	if (!host && (flow->flags & HW_FLOW_HOST) && !against(p))
+	if (host && !p->reverse && p->kind != HW_ICMP_ERROR) {
+		/* Whoever wore this tuple before, and whatever policy said of that: now the node itself speaks. */
+		if (!(flow->flags & HW_FLOW_HOST)) {
+			flow->flags |= HW_FLOW_HOST;
+			count(HW_COUNT_INGRESS_HOST);
+		}
+		bad = 0;
+	} else if (!host && (flow->flags & HW_FLOW_HOST) && !against(p)) {
 		/* Wears the tuple of a flow of the node itself, and is not from there. */
 		bad = judge(skb, p, ep, &p->t, HW_INGRESS);
-	else
+	} else {
 		bad = edge(skb, s, flow, ep, receiver_edge(p));
+	}
 	if (bad)
 		return drop(skb, p, bad);
 	touch(p, flow);
