@@ -4,6 +4,9 @@
 mod support;
 
 mod delivery;
+mod flows;
 mod fragments;
 mod malformed;
+mod policy;
+mod revocation;
 mod spoofing;
