@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mesh_core::policy::compile::FirstNumbers;
 use mesh_core::policy::model::{Direction, ObjectName};
-use mesh_core::policy::tables::{ClassId, Delta, FnId, PortPrefix, RowKey, State, TableId};
+use mesh_core::policy::tables::{ClassId, FnId, PortPrefix, RowKey, TableId};
 
 use crate::abi;
 use crate::bank::{Address, Bank, Change, Known, Write};
@@ -208,7 +208,9 @@ mod tests {
             let key = RowKey { table: TableId(3), direction, class: ClassId(17) };
             assert_eq!(row_from(&row_key(&key)), Some(key));
         }
-        for prefix in [PortPrefix::ANY, PortPrefix::of(6, 0, 0), PortPrefix::of(17, 53, 16), PortPrefix::of(6, 8192, 3)] {
+        for prefix in
+            [PortPrefix::ANY, PortPrefix::of(6, 0, 0), PortPrefix::of(17, 53, 16), PortPrefix::of(6, 8192, 3)]
+        {
             assert_eq!(port_from(&port_key(FnId(5), prefix)), Some((FnId(5), prefix)));
         }
         assert_eq!(port_key(FnId(5), PortPrefix::of(6, 80, 16)).bits, 64);
