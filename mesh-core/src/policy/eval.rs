@@ -473,3 +473,6 @@ fn port_of(ports: &ClusterProtocolPorts, asked: &Asked<'_>) -> Option<bool> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
