@@ -10,6 +10,9 @@
 
 #include "translate.h"
 
+/* Left to the stack; whoever else is on the hook is asked, too (TC_ACT_OK would pass them by). */
+#define HW_PASS TC_ACT_UNSPEC
+
 /* Does the packet travel against the first one of its flow? An ICMP error travels against the packet in it. */
 static __always_inline int against(const struct packet *p)
 {
@@ -82,7 +85,7 @@ static __noinline int into_mesh(struct __sk_buff *skb, struct packet *p)
 	return bpf_redirect(device, 0);
 stack:
 	count(HW_COUNT_TO_STACK);
-	return TC_ACT_OK;
+	return HW_PASS;
 }
 
 #endif

@@ -68,7 +68,7 @@ static __always_inline int arp_from_pod(struct __sk_buff *skb, struct packet *p,
 	/* Zero asks whether an address is free (RFC 5227), and claims none. */
 	if (differ || (sender && (sender != ep->ip4.w[3] || is_zero(&ep->ip4))))
 		return drop(skb, p, HW_DROP_SPOOFED_ARP);
-	return TC_ACT_OK;
+	return HW_PASS;
 }
 
 /* Neighbour and listener discovery of a pod: it asks, and speaks for its own address; it is no router. */
@@ -90,12 +90,12 @@ static __always_inline int discovery_from_pod(struct __sk_buff *skb, struct pack
 	case 131:
 	case 132:
 	case 143:
-		return TC_ACT_OK;
+		return HW_PASS;
 	case 136: /* neighbour advertisement */
 		if (!own || bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
 			break;
 		if (is_link_local6(&target) || same(&target, &ep->ip6))
-			return TC_ACT_OK;
+			return HW_PASS;
 		break;
 	}
 	return drop(skb, p, HW_DROP_SPOOFED_ND);
@@ -192,7 +192,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	}
 	if (by_stack || (local && !receiver)) {
 		count(HW_COUNT_TO_STACK);
-		return TC_ACT_OK;
+		return HW_PASS;
 	}
 	if (receiver)
 		return into_pod(skb, p, receiver, ifindex);
@@ -223,7 +223,7 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 		if (bad < 0) {
 			count(HW_COUNT_REJECTED);
 			skb->mark |= HW_MARK_REJECT;
-			return TC_ACT_OK;
+			return HW_PASS;
 		}
 		if (bad)
 			return drop(skb, p, bad);
@@ -301,7 +301,7 @@ static __always_inline int opened_by_stack(struct __sk_buff *skb, struct scratch
 	}
 	if (!(p->tcp_flags & HW_TCP_RST))
 		remember(skb, s);
-	return TC_ACT_OK;
+	return HW_PASS;
 }
 
 static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *s, struct hw_endpoint *ep)
@@ -315,11 +315,11 @@ static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *
 	if (bad)
 		return drop(skb, p, bad);
 	if (p->kind == HW_ND)
-		return host ? TC_ACT_OK : drop(skb, p, HW_DROP_SPOOFED_ND);
+		return host ? HW_PASS : drop(skb, p, HW_DROP_SPOOFED_ND);
 	if (!same(&p->to, p->ip4 ? &ep->ip4 : &ep->ip6)) {
 		/* The node's own talk on the link itself. */
 		if (host && !p->ip4 && (p->to.w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000))
-			return TC_ACT_OK;
+			return HW_PASS;
 		return drop(skb, p, HW_DROP_TUNNEL_FOREIGN);
 	}
 	note_fragment(p);
@@ -327,7 +327,7 @@ static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *
 	if (!flow) {
 		if (p->kind != HW_ICMP_ERROR)
 			return opened_by_stack(skb, s, ep, host);
-		return host ? TC_ACT_OK : drop(skb, p, HW_DROP_ICMP_UNRELATED);
+		return host ? HW_PASS : drop(skb, p, HW_DROP_ICMP_UNRELATED);
 	}
 	if (host && !p->reverse && p->kind != HW_ICMP_ERROR) {
 		/* Whoever wore this tuple before, and whatever policy said of that: now the node itself speaks. */
@@ -346,7 +346,7 @@ static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *
 		return drop(skb, p, bad);
 	touch(p, flow);
 	bad = answer(skb, p, flow);
-	return bad ? drop(skb, p, bad) : TC_ACT_OK;
+	return bad ? drop(skb, p, bad) : HW_PASS;
 }
 
 SEC("classifier")
@@ -361,7 +361,7 @@ int to_pod(struct __sk_buff *skb)
 	if (!ep)
 		return drop(skb, &s->p, HW_DROP_ENDPOINT);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
-		return skb->ingress_ifindex ? drop(skb, &s->p, HW_DROP_SPOOFED_ARP) : TC_ACT_OK;
+		return skb->ingress_ifindex ? drop(skb, &s->p, HW_DROP_SPOOFED_ARP) : HW_PASS;
 	s->p.ip4 = skb->protocol == bpf_htons(ETH_P_IP);
 	if (!s->p.ip4 && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return drop(skb, &s->p, HW_DROP_ETHERTYPE);
@@ -388,18 +388,18 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 		return drop(skb, p, HW_DROP_TUNNEL_FOREIGN);
 	ifindex = local->ifindex;
 	if (!ifindex)
-		return TC_ACT_OK;
+		return HW_PASS;
 	p->ifindex = ifindex;
 	ep = bpf_map_lookup_elem(&endpoints, &ifindex);
 	if (!ep)
 		return drop(skb, p, HW_DROP_ENDPOINT);
 	/* What the stack will deliver is judged by to_pod. */
 	if (ep->flags & HW_ENDPOINT_SLOW)
-		return TC_ACT_OK;
+		return HW_PASS;
 	note_fragment(p);
 	flow = find(s);
 	if (flow && (flow->flags & HW_FLOW_STACK))
-		return TC_ACT_OK;
+		return HW_PASS;
 	if (flow) {
 		bad = edge(skb, s, flow, ep, receiver_edge(p));
 		if (bad)
@@ -495,7 +495,7 @@ static __always_inline int guard(struct __sk_buff *skb, __u32 reason)
 		__be16 tag[2];
 
 		if (bpf_skb_load_bytes_relative(skb, 0, tag, sizeof(tag), BPF_HDR_START_NET))
-			return TC_ACT_OK;
+			return HW_PASS;
 		protocol = tag[1];
 		at = 4;
 	}
@@ -503,7 +503,7 @@ static __always_inline int guard(struct __sk_buff *skb, __u32 reason)
 		struct iphdr ip;
 
 		if (bpf_skb_load_bytes_relative(skb, at, &ip, sizeof(ip), BPF_HDR_START_NET))
-			return TC_ACT_OK;
+			return HW_PASS;
 		p->ip4 = 1;
 		p->t.protocol = ip.protocol;
 		map_ip4(&p->t.src, ip.saddr);
@@ -512,12 +512,12 @@ static __always_inline int guard(struct __sk_buff *skb, __u32 reason)
 		struct ipv6hdr ip;
 
 		if (bpf_skb_load_bytes_relative(skb, at, &ip, sizeof(ip), BPF_HDR_START_NET))
-			return TC_ACT_OK;
+			return HW_PASS;
 		p->t.protocol = ip.nexthdr;
 		__builtin_memcpy(&p->t.src, &ip.saddr, 16);
 		__builtin_memcpy(&p->t.dst, &ip.daddr, 16);
 	} else {
-		return TC_ACT_OK;
+		return HW_PASS;
 	}
 	if (listed(&guarded, &p->t.src)) {
 		if (!listed(&exempt, &p->t.dst) || listed(&guarded, &p->t.dst))
@@ -526,10 +526,10 @@ static __always_inline int guard(struct __sk_buff *skb, __u32 reason)
 		if (!listed(&exempt, &p->t.src))
 			return drop(skb, p, reason);
 	} else {
-		return TC_ACT_OK;
+		return HW_PASS;
 	}
 	count(HW_COUNT_EXEMPT);
-	return TC_ACT_OK;
+	return HW_PASS;
 }
 
 SEC("classifier")

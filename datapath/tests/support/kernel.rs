@@ -32,8 +32,8 @@ const SIZES: [(&str, u32); 13] = [
 
 const PROGRAMS: [&str; 6] = ["from_pod", "to_pod", "from_tunnel", "from_hold", "guard_in", "guard_out"];
 
-/// `TC_ACT_OK`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
-pub(crate) const OK: u32 = 0;
+/// `TC_ACT_UNSPEC` (left to the stack), `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
+pub(crate) const OK: u32 = u32::MAX;
 pub(crate) const SHOT: u32 = 2;
 pub(crate) const REDIRECT: u32 = 7;
 
