@@ -71,6 +71,13 @@ static __noinline struct hw_flow *find(struct scratch *s)
 	return flow;
 }
 
+/* Is an ICMP error about a flow that we know, and goes to whoever sent the packet in it? Policy is asked by that packet's ends,
+ * so it must not go to anybody else. */
+static __always_inline int about_receivers(const struct packet *p, const struct hw_flow *flow)
+{
+	return flow && same(&p->t.src, &p->to);
+}
+
 static __always_inline __u64 idle_time(const struct hw_flow *flow, __u8 protocol)
 {
 	if ((flow->judged[0] | flow->judged[1]) & 1)

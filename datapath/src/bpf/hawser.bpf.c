@@ -215,7 +215,7 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 	flow = find(s);
 	if (p->kind == HW_ICMP_ERROR) {
 		/* About a packet that came to this pod, or about nothing. */
-		if (!flow || !same(&p->t.dst, own))
+		if (!about_receivers(p, flow) || !same(&p->t.dst, own))
 			return drop(skb, p, HW_DROP_ICMP_UNRELATED);
 	} else if (!flow) {
 		__builtin_memset(fresh, 0, sizeof(*fresh));
@@ -324,11 +324,10 @@ static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *
 	}
 	note_fragment(p);
 	flow = find(s);
-	if (!flow) {
-		if (p->kind != HW_ICMP_ERROR)
-			return opened_by_stack(skb, s, ep, host);
+	if (p->kind == HW_ICMP_ERROR && !about_receivers(p, flow))
 		return host ? HW_PASS : drop(skb, p, HW_DROP_ICMP_UNRELATED);
-	}
+	if (!flow)
+		return opened_by_stack(skb, s, ep, host);
 	if (host && !p->reverse && p->kind != HW_ICMP_ERROR) {
 		/* Whoever wore this tuple before, and whatever policy said of that: now the node itself speaks. */
 		if (!(flow->flags & HW_FLOW_HOST)) {
@@ -398,6 +397,8 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 		return HW_PASS;
 	note_fragment(p);
 	flow = find(s);
+	if (p->kind == HW_ICMP_ERROR && !about_receivers(p, flow))
+		return drop(skb, p, HW_DROP_ICMP_UNRELATED);
 	if (flow && (flow->flags & HW_FLOW_STACK))
 		return HW_PASS;
 	if (flow) {
@@ -408,8 +409,6 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 		bad = answer(skb, p, flow);
 		return bad ? drop(skb, p, bad) : into_pod(skb, p, ep, ifindex);
 	}
-	if (p->kind == HW_ICMP_ERROR)
-		return drop(skb, p, HW_DROP_ICMP_UNRELATED);
 	__builtin_memset(fresh, 0, sizeof(*fresh));
 	bad = judge(skb, p, ep, &p->t, HW_INGRESS);
 	if (bad)
