@@ -22,3 +22,6 @@ mod wanted;
 pub use compile::{AdoptError, Compiler, Work};
 pub use problem::{Owner, ServiceProblem};
 pub use tables::{Backend, BackendId, Delta, Frontend, FrontendKey, Limits, PlaceRun, ServiceNumber, State};
+
+#[cfg(test)]
+mod tests;

@@ -113,7 +113,8 @@ impl Compiler {
         self.pools = Pools::adopt(&installed, highest, self.limits)?;
         self.adopted = installed.frontends.keys().copied().collect();
         self.state = installed;
-        let used: BTreeSet<u32> = self.state.frontends.values().filter(|f| f.count > 0).map(|f| f.base).collect();
+        let used: BTreeSet<u32> =
+            self.state.frontends.values().filter(|f| f.count > 0).map(|f| f.base).collect();
         self.state.tables.retain(|base, _| used.contains(base));
         Ok(())
     }

@@ -65,6 +65,7 @@ pub(super) fn of_service<'a>(
         let target = Target::Rest { refuse: of_family.refuse_rest };
         wanted.claim(FrontendKey::address(cluster_ip), Claim { rank: Rank::ClusterIp, target, affinity: 0 });
     }
+    wanted.prune();
     wanted
 }
 

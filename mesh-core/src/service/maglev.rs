@@ -34,7 +34,7 @@ pub fn table(backends: &[SocketAddr], size: u32) -> Vec<u32> {
     if backends.is_empty() || len == 0 {
         return Vec::new();
     }
-    let mut walks: Vec<Walk> = backends.iter().map(|backend| Walk::new(*backend, size)).collect();
+    let mut walks: Vec<Walk> = backends.iter().map(|backend| Walk::new(*backend)).collect();
     let mut places: Vec<Option<u32>> = vec![None; len];
     let mut free = len;
     loop {
@@ -48,25 +48,21 @@ pub fn table(backends: &[SocketAddr], size: u32) -> Vec<u32> {
     }
 }
 
-/// A backend's order of preference: every place once, since its step is prime to the size.
-struct Walk {
-    at: u32,
-    step: u32,
-}
+/// A backend's order of preference: a random sequence of places. The paper's walks by a constant step; with few backends
+/// the steps of two may be so related that a third of the places moves when one goes (measured), and random sequences
+/// never came near that, for about twice the work.
+struct Walk(u64);
 
 impl Walk {
-    fn new(backend: SocketAddr, size: u32) -> Self {
-        let hash = hash(backend);
-        let part = |half: u64, modulus: u32| u32::try_from(half % u64::from(modulus)).unwrap_or(0);
-        let step = if size > 1 { part(mix(hash ^ STEP_SALT), size - 1) + 1 } else { 1 };
-        Self { at: part(mix(hash), size), step }
+    fn new(backend: SocketAddr) -> Self {
+        Self(hash(backend))
     }
 
-    /// Takes the next place that is free.
+    /// Takes the next place that is free: the sequence comes to each one in the end.
     fn claim(&mut self, places: &mut [Option<u32>], size: u32, index: u32) {
         loop {
-            let place = usize::try_from(self.at).unwrap_or(0);
-            self.at = (self.at + self.step) % size; // both below 2^20
+            self.0 = self.0.wrapping_add(STEP);
+            let place = usize::try_from(mix(self.0) % u64::from(size)).unwrap_or(0);
             if let Some(free @ None) = places.get_mut(place) {
                 *free = Some(index);
                 return;
@@ -75,8 +71,8 @@ impl Walk {
     }
 }
 
-/// Makes the second half of a backend's walk independent of the first (the golden ratio's digits).
-const STEP_SALT: u64 = 0x9e37_79b9_7f4a_7c15;
+/// SplitMix64's step (the golden ratio's digits).
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// FNV-1a, 64 bits, of the 16 bytes of the address (IPv4 mapped) and the port, in network order. Nobody who chooses
 /// addresses gains by collisions: they are its own backends.
@@ -90,9 +86,12 @@ fn hash(backend: SocketAddr) -> u64 {
     address.iter().chain(&port).fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// The finalizer of SplitMix64: each bit of the input changes half of the output's.
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): each bit of the input changes half of the output's.
 fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
 }
+
+#[cfg(test)]
+mod tests;

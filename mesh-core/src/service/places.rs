@@ -110,3 +110,6 @@ impl Places {
         sizes.map(|(order, blocks)| u32::try_from(blocks.len() << order).unwrap_or(u32::MAX)).sum()
     }
 }
+
+#[cfg(test)]
+mod tests;

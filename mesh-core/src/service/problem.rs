@@ -80,7 +80,8 @@ pub enum ServiceProblem {
     },
     /// Somebody else has that address and port already.
     #[error(
-        "{owner}: {field}: {addr} port {port}/{protocol:?} is refused: it belongs to {holder}; give one of the two another address or port"
+        "{owner}: {field}: {addr} port {port}/{} is refused: it belongs to {holder}; give one of the two another address or port",
+        name(*.protocol)
     )]
     Claimed {
         /// The object that is refused.
@@ -156,6 +157,15 @@ pub enum ServiceProblem {
         /// How many frontends there may be in all.
         limit: u32,
     },
+}
+
+/// As the API writes it.
+const fn name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+    }
 }
 
 impl ServiceProblem {

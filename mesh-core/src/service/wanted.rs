@@ -113,6 +113,16 @@ impl Wanted {
         }
     }
 
+    /// Pools that no claim leads to are no pools.
+    pub(super) fn prune(&mut self) {
+        let leads_to = |claim: &Claim| match &claim.target {
+            Target::Pool(pool) => Some(pool.clone()),
+            Target::Nowhere | Target::Rest { .. } => None,
+        };
+        let used: BTreeSet<PoolKey> = self.claims.values().filter_map(leads_to).collect();
+        self.pools.retain(|pool, _| used.contains(pool));
+    }
+
     pub(super) fn complain(&mut self, problem: ServiceProblem) {
         if self.problems.len() < MOST_PROBLEMS {
             self.problems.insert(problem);
@@ -141,6 +151,7 @@ pub(super) fn of_pod(owner: &Owner, ports: &[&HostPortFacts], node: &BTreeSet<Ip
             }
         }
     }
+    wanted.prune();
     wanted
 }
 
