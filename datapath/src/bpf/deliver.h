@@ -61,17 +61,22 @@ static __noinline int into_pod(struct __sk_buff *skb, struct packet *p, const st
 static __noinline int into_mesh(struct __sk_buff *skb, struct packet *p)
 {
 	struct bpf_fib_lookup route = { .ifindex = skb->ifindex, .l4_protocol = p->t.protocol };
+	const struct hw_addr *from = p->kind == HW_ICMP_ERROR ? &p->from : &p->t.src;
+	const struct hw_addr *to = p->kind == HW_ICMP_ERROR ? &p->to : &p->t.dst;
 	__u32 *kind, device;
 	long found;
 
+	/* What is too long for the way there is the stack's to answer. Segments of a long one (GSO) have room. */
+	if (!skb->gso_size)
+		route.tot_len = skb->len - p->l3;
 	if (p->ip4) {
 		route.family = 2 /* AF_INET */;
-		route.ipv4_src = p->t.src.w[3];
-		route.ipv4_dst = p->t.dst.w[3];
+		route.ipv4_src = from->w[3];
+		route.ipv4_dst = to->w[3];
 	} else {
 		route.family = 10 /* AF_INET6 */;
-		__builtin_memcpy(route.ipv6_src, &p->t.src, 16);
-		__builtin_memcpy(route.ipv6_dst, &p->t.dst, 16);
+		__builtin_memcpy(route.ipv6_src, from, 16);
+		__builtin_memcpy(route.ipv6_dst, to, 16);
 	}
 	found = bpf_fib_lookup(skb, &route, sizeof(route), 0);
 	/* A tunnel has no neighbours. */
