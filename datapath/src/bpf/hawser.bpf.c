@@ -166,6 +166,9 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	}
 	by_stack = flow ? flow->flags & HW_FLOW_STACK : 0;
 	by_stack |= (ep->flags & HW_ENDPOINT_SLOW) || (receiver && (receiver->flags & HW_ENDPOINT_SLOW));
+	/* The stack has no way for the service's address that a pod wears on its way to itself. */
+	if ((flow ? flow->flags : fresh->flags) & HW_FLOW_HAIRPIN)
+		by_stack = 0;
 
 	if (receiver && !by_stack) {
 		if (flow) {
@@ -182,7 +185,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	}
 	if (flow) {
 		touch(p, flow);
-		bad = answer(skb, p, flow);
+		/* What the stack will deliver is translated by to_pod, which must find its flow. */
+		bad = by_stack ? 0 : answer(skb, p, flow);
 		if (bad)
 			return drop(skb, p, bad);
 	} else if (p->kind != HW_ICMP_ERROR && !(p->tcp_flags & HW_TCP_RST)) {
