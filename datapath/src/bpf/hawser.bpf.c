@@ -203,6 +203,21 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	return into_mesh(skb, p);
 }
 
+/* Said to a backend itself, by the ports with which the same pod speaks to it by a service? Its answers could not be told
+ * from the service's. */
+static __always_inline int is_other_flow(const struct packet *p, const struct hw_flow *flow)
+{
+	return (flow->flags & HW_FLOW_SERVICE) && !p->reverse &&
+	       !(same(&flow->nat, &p->t.dst) && flow->nat_port == p->t.dport);
+}
+
+/* Nobody ever answered, and meanwhile it is a service: a resolver that asks again and again would never find it. */
+static __always_inline int is_service_now(const struct packet *p, const struct hw_flow *flow)
+{
+	return flow->state == HW_NEW && !p->reverse && !(flow->flags & HW_FLOW_SERVICE) && has_ports(p->t.protocol) &&
+	       frontend_of(p);
+}
+
 static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch *s, struct hw_endpoint *ep)
 {
 	struct packet *p = &s->p;
@@ -221,7 +236,10 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 		/* About a packet that came to this pod, or about nothing. */
 		if (!about_receivers(p, flow) || !same(&p->t.dst, own))
 			return drop(skb, p, HW_DROP_ICMP_UNRELATED);
-	} else if (!flow) {
+	} else if (flow && is_other_flow(p, flow)) {
+		return drop(skb, p, HW_DROP_COLLISION);
+	} else if (!flow || is_service_now(p, flow)) {
+		flow = 0;
 		__builtin_memset(fresh, 0, sizeof(*fresh));
 		bad = to_service(skb, s);
 		if (bad < 0) {
