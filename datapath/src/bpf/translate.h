@@ -238,6 +238,12 @@ static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 	return 0;
 }
 
+/* How long a client's words are remembered after they were said last: as long as the flow. */
+static __always_inline __u64 said_for(__u8 protocol)
+{
+	return protocol == IPPROTO_UDP ? HW_UDP_ESTABLISHED : HW_TCP_ESTABLISHED;
+}
+
 /* Remembers which backend a client's words mean. */
 static __always_inline void remember_choice(struct scratch *s)
 {
@@ -245,7 +251,7 @@ static __always_inline void remember_choice(struct scratch *s)
 	struct hw_flow *said = &s->fresh;
 
 	__builtin_memset(said, 0, sizeof(*said));
-	said->until = s->p.now + HW_TCP_ESTABLISHED;
+	said->until = s->p.now + said_for(s->p.t.protocol);
 	said->flags = HW_FLOW_SERVICE | (c->hairpin ? HW_FLOW_HAIRPIN : 0);
 	said->nat_port = c->port;
 	said->service = c->backend;
@@ -264,6 +270,7 @@ static __always_inline int recall(struct scratch *s)
 	struct packet *p = &s->p;
 	struct choice *c = &s->choice;
 	struct hw_flow *said;
+	__u64 until;
 
 	s->t = p->t;
 	s->t.scope = HW_SCOPE_SERVICE;
@@ -276,8 +283,9 @@ static __always_inline int recall(struct scratch *s)
 		bpf_map_delete_elem(&flows, &s->t);
 		return 0;
 	}
-	if (said->until < p->now + HW_TCP_ESTABLISHED - 60 * HW_SECOND)
-		said->until = p->now + HW_TCP_ESTABLISHED;
+	until = p->now + said_for(p->t.protocol);
+	if (said->until + HW_SECOND < until)
+		said->until = until;
 	c->addr = said->nat;
 	c->port = said->nat_port;
 	c->client = said->client;
