@@ -4,6 +4,8 @@
 //! [`model`] is what the API says, nearly as it says it. From it two things are made by code that shares nothing else:
 //! tables for the data path, and the oracle's verdict on one flow, which is slow and obvious.
 
+#[cfg(any(test, feature = "arbitrary"))]
+pub mod arbitrary;
 pub mod compile;
 pub mod eval;
 #[cfg(any(test, feature = "fixtures"))]
