@@ -499,47 +499,87 @@ static __always_inline int listed(void *map, const struct hw_addr *addr)
 	return !!bpf_map_lookup_elem(map, &key);
 }
 
-/* Nothing with a guarded address at either end crosses an uplink in clear. Headers are read from where the kernel says
- * that the network layer begins: it knows VLAN tags and links without Ethernet. */
-static __always_inline int guard(struct __sk_buff *skb, __u32 reason)
+static __always_inline int is_tag(__be16 protocol)
 {
-	struct scratch *s = begin(skb, 0, 0);
-	struct packet *p;
-	__u16 protocol = skb->protocol;
-	__u32 at = 0;
+	return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD);
+}
 
-	if (!s)
-		return TC_ACT_SHOT;
-	p = &s->p;
-	/* One more tag beneath the one that the kernel took off (802.1ad). */
-	if (protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD)) {
-		__be16 tag[2];
+/* More tags in a packet than any link has. */
+#define HW_TAGS 5
+/* All headers that the guard reads lie in these first bytes. */
+#define HW_GUARD_HEADERS 128
 
-		if (bpf_skb_load_bytes_relative(skb, 0, tag, sizeof(tag), BPF_HDR_START_NET))
-			return HW_PASS;
+/* Reads a header, also where the kernel keeps it in pages. Returns 0, or not if there is none. */
+static __always_inline int load_header(struct __sk_buff *skb, __u32 at, void *to, __u32 length, __u32 start)
+{
+	__u32 all = skb->len < HW_GUARD_HEADERS ? skb->len : HW_GUARD_HEADERS;
+
+	if (!bpf_skb_load_bytes_relative(skb, at, to, length, start))
+		return 0;
+	return bpf_skb_pull_data(skb, all) || bpf_skb_load_bytes_relative(skb, at, to, length, start);
+}
+
+/* Reads the two ends. Headers are where the kernel says that the network layer begins: it knows links without Ethernet and the
+ * first tag. More tags are read from the link's header on, since of what is sent raw it says another thing. Returns 1 for
+ * an IP packet, 0 for another, -1 if it cannot be read. */
+static __always_inline int read_ends(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 at = 0, start = BPF_HDR_START_NET;
+	__be16 protocol = skb->protocol, tag[2];
+	int i;
+
+	if (is_tag(protocol)) {
+		at = ETH_HLEN;
+		start = BPF_HDR_START_MAC;
+	}
+#pragma unroll
+	for (i = 0; i < HW_TAGS; i++) {
+		if (!is_tag(protocol))
+			break;
+		if (load_header(skb, at, tag, sizeof(tag), start))
+			return -1;
 		protocol = tag[1];
-		at = 4;
+		at += sizeof(tag);
 	}
 	if (protocol == bpf_htons(ETH_P_IP)) {
 		struct iphdr ip;
 
-		if (bpf_skb_load_bytes_relative(skb, at, &ip, sizeof(ip), BPF_HDR_START_NET))
-			return HW_PASS;
+		if (load_header(skb, at, &ip, sizeof(ip), start))
+			return -1;
 		p->ip4 = 1;
 		p->t.protocol = ip.protocol;
 		map_ip4(&p->t.src, ip.saddr);
 		map_ip4(&p->t.dst, ip.daddr);
-	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		return 1;
+	}
+	if (protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr ip;
 
-		if (bpf_skb_load_bytes_relative(skb, at, &ip, sizeof(ip), BPF_HDR_START_NET))
-			return HW_PASS;
+		if (load_header(skb, at, &ip, sizeof(ip), start))
+			return -1;
 		p->t.protocol = ip.nexthdr;
 		__builtin_memcpy(&p->t.src, &ip.saddr, 16);
 		__builtin_memcpy(&p->t.dst, &ip.daddr, 16);
-	} else {
-		return HW_PASS;
+		return 1;
 	}
+	return is_tag(protocol) ? -1 : 0;
+}
+
+/* Nothing with a guarded address at either end crosses an uplink in clear, nor what hides its ends. */
+static __always_inline int guard(struct __sk_buff *skb, __u32 reason)
+{
+	struct scratch *s = begin(skb, 0, 0);
+	struct packet *p;
+	int is_ip;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->p;
+	is_ip = read_ends(skb, p);
+	if (is_ip < 0)
+		return drop(skb, p, reason);
+	if (!is_ip)
+		return HW_PASS;
 	if (listed(&guarded, &p->t.src)) {
 		if (!listed(&exempt, &p->t.dst) || listed(&guarded, &p->t.dst))
 			return drop(skb, p, reason);
