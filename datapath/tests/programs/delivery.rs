@@ -374,3 +374,14 @@ fn events_that_find_the_ring_full_are_counted() {
         assert_eq!(lost + u64::try_from(kept).expect("few"), 1000);
     });
 }
+
+#[test]
+fn what_is_too_long_for_the_tunnel_is_left_to_the_stack_which_says_so() {
+    both(|bench| {
+        let header = if bench.family == Family::V4 { 20 } else { 40 } + 8;
+        let (fits, long) = (1420 - header, 1421 - header);
+        bench.play(&format!(
+            "a | udp a:1 > x:9 payload {fits} | tunnel\na | udp a:1 > x:9 payload {long} | stack"
+        ));
+    });
+}

@@ -1,7 +1,8 @@
 //! The addresses of the tests' small cluster, by short names, in both families.
 //!
 //! `a` to `e` are pods of this node, `x` to `z` of another, `u` nobody's address among the pods', `n1` and `m1` (`n2`, `m2`)
-//! a node's own and its mesh address, `w` and `v` are of the world, `svc`, `svc2` and `ext` are services' addresses.
+//! a node's own and its mesh address, `w` and `v` are of the world, `svc`, `svc2` and `ext` are services' addresses, `node` stands
+//! for any node's in the key of a node port.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -32,6 +33,7 @@ const NAMES: &[Row] = &[
     ("v", [198, 51, 100, 8], [0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 8]),
     ("svc", [10, 96, 0, 10], [0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10]),
     ("svc2", [10, 96, 0, 11], [0xfd00, 0x96, 0, 0, 0, 0, 0, 0x11]),
+    ("node", [0; 4], [0; 8]),
     ("ext", [203, 0, 113, 5], [0x2001, 0xdb8, 0xeeee, 0, 0, 0, 0, 5]),
 ];
 

@@ -186,7 +186,10 @@ impl Packet {
                 (bytes, Some(2))
             }
             Body::Error { kind, code, about, quoted } => {
-                let mut bytes = vec![*kind, *code, 0, 0, 0, 0, 5, 0];
+                // What is too big is told the MTU: RFC 1191, RFC 4443.
+                let mtu =
+                    if (*kind, *code) == (3, 4) || (*kind == 2 && !self.is_ip4()) { [5, 0] } else { [0, 0] };
+                let mut bytes = vec![*kind, *code, 0, 0, 0, 0, mtu[0], mtu[1]];
                 let (inner, header) = about.ip();
                 bytes.extend(&inner[..inner.len().min(header + quoted)]);
                 (bytes, Some(2))

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use datapath::abi;
 
-use super::bench::{Bench, Done, host_mac, pod_mac};
+use super::bench::{Bench, Done, host_mac, pod_mac, prefix};
 use super::kernel::Context;
 use super::names::{Family, LOCAL_PODS, address};
 use super::packet::{Body, Packet};
@@ -106,6 +106,11 @@ impl Bench {
             "asked" => self.asked(rest, what),
             "counted" => self.counted_are(rest, what),
             "service" => self.service(rest),
+            "whole" => self.whole(rest),
+            "exempt" => {
+                let net = prefix(rest);
+                self.kernel.put_prefix("exempt", net.bits, net.addr.w, 1_u32);
+            }
             "age" => {
                 let (seconds, text) =
                     rest.split_once(' ').unwrap_or_else(|| panic!("{what}: age SECONDS PACKET"));
@@ -211,6 +216,13 @@ impl Bench {
             self.place += 1;
         }
         let key = abi::FrontendKey { addr, port: port.into(), protocol: probe.protocol(), pad: 0 };
+        self.kernel.put("frontends", key, frontend);
+    }
+
+    /// All ports of an address are its services', also those that none serves.
+    fn whole(&mut self, name: &str) {
+        let key = abi::FrontendKey { addr: self.addr(name), ..abi::FrontendKey::default() };
+        let frontend = abi::Frontend { flags: abi::HW_FRONT_ADDRESS, ..abi::Frontend::default() };
         self.kernel.put("frontends", key, frontend);
     }
 
