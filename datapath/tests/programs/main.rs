@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+use support::kernel::Kernel;
+
 mod delivery;
 mod flows;
 mod fragments;
@@ -13,3 +15,10 @@ mod policy;
 mod revocation;
 mod services;
 mod spoofing;
+
+#[test]
+fn the_verifier_takes_every_program_within_its_million_instructions() {
+    let sizes = Kernel::load().sizes();
+    println!("instructions verified: {sizes:?}");
+    assert!(sizes.iter().all(|(_, size)| (1..1_000_000).contains(size)), "{sizes:?}");
+}

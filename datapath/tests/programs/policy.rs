@@ -217,7 +217,7 @@ fn a_packet_meets_one_bank_and_the_epoch_says_which() {
     both(|bench| {
         bench.play("policy b: in deny, in a tcp/80");
         // In the other bank the class of `a` is another, and so is what the endpoint says of it.
-        let idle = usize::from(bench.epoch % 2 == 0);
+        let idle = usize::from(bench.epoch.is_multiple_of(2));
         let family = bench.family;
         let key = crate::support::bench::key("a", family);
         let mut known: datapath::abi::Address = bench.kernel.get("addresses", key).expect("known");
@@ -244,7 +244,7 @@ fn blocks_are_kept_twice_too() {
     both(|bench| {
         bench.play("policy b: in allow");
         let (used, idle) =
-            (usize::try_from(bench.epoch % 2).expect("0 or 1"), usize::from(bench.epoch % 2 == 0));
+            (usize::try_from(bench.epoch % 2).expect("0 or 1"), usize::from(bench.epoch.is_multiple_of(2)));
         let mut class = [0; 2];
         (class[used], class[idle]) = (80, 81);
         for block in ["198.51.100.0/24", "2001:db8:ffff::/48"] {

@@ -1,37 +1,24 @@
 //! The tests' small cluster in a network namespace: five pods of this node, slots, uplinks, and the real programs beside.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::sync::Mutex;
 
 use datapath::abi;
 use ipnet::IpNet;
-use netlab::netlink::{Route, VethEnd};
-use netlab::{MacAddr, Namespace};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use super::kernel::{Context, Kernel, OK, REDIRECT, SHOT};
-use super::names::{Family, GUARDED, LOCAL_PODS, NODES, OWN, REMOTE, REMOTE_PODS, address};
+use super::names::{Family, GUARDED, LOCAL_PODS, NODES, OWN, REMOTE_PODS, address};
 use super::packet::{ETH_IP4, ETH_IP6, ETHERNET};
-
-/// Devices of layer 3: the slots, and what holds first packets.
-const TUNNELS: [&str; 3] = ["slot", "slot1", "hold"];
-/// Links beside the pods': one with the guard, one that nobody guards.
-const OTHERS: [&str; 2] = ["uplink", "stray"];
+use super::stage::Stage;
+pub(crate) use super::stage::{host_mac, pod_mac};
 
 /// At this epoch every test begins.
 pub(crate) const EPOCH: u32 = 10;
 
-pub(crate) const POD_MTU: u32 = 1420;
-
 /// A namespace with devices, and programs with maps.
 pub(crate) struct Bench {
-    namespace: Namespace,
-    devices: BTreeMap<&'static str, u32>,
-    tunnels: Vec<SyncDevice>,
+    stage: Stage,
     pub(crate) kernel: Kernel,
     pub(crate) epoch: u32,
     /// Sides of the pods' policy as they are in the bank in use.
@@ -58,69 +45,18 @@ pub(crate) fn both(test: impl Fn(&mut Bench)) {
 pub(crate) fn one(family: Family, test: impl FnOnce(&mut Bench)) {
     let idle = IDLE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
     let mut bench = idle.unwrap_or_else(Bench::build);
-    let enter = move_into_link_name_space(bench.namespace.netns_fd(), Some(LinkNameSpaceType::Network));
-    enter.expect("a namespace of our own can be entered: tests of the programs need root");
+    bench.stage.enter();
     bench.reset(family);
     test(&mut bench);
     // One that failed is not used again.
     IDLE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(bench);
 }
 
-pub(crate) fn pod_mac(pod: &str) -> [u8; 6] {
-    [2, 0, 0, 0, 1, pod.as_bytes()[0]]
-}
-
-pub(crate) fn host_mac(pod: &str) -> [u8; 6] {
-    [2, 0, 0, 0, 2, pod.as_bytes()[0]]
-}
-
 impl Bench {
     fn build() -> Self {
-        let namespace =
-            Namespace::net_only("bench").build().expect("a namespace can be made: tests need root");
-        for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
-            namespace.sysctl(key, "1").expect("a namespace of our own can be told to forward");
-        }
-        let tunnels = namespace.run(|| TUNNELS.map(tunnel).into_iter().collect());
-        let devices = namespace.netlink(async |nl| {
-            let here = File::open("/proc/thread-self/ns/net").expect("threads have a namespace");
-            for pod in LOCAL_PODS {
-                let near = VethEnd { name: pod, mac: MacAddr::new(host_mac(pod)), mtu: POD_MTU };
-                let far = format!("{pod}-in");
-                let far = VethEnd { name: &far, mac: MacAddr::new(pod_mac(pod)), mtu: POD_MTU };
-                nl.veth_add(near, far, here.as_fd()).await?;
-            }
-            for other in OTHERS {
-                let near = VethEnd { name: other, mac: MacAddr::unique(), mtu: 1500 };
-                let far = format!("{other}-out");
-                let far = VethEnd { name: &far, mac: MacAddr::unique(), mtu: 1500 };
-                nl.veth_add(near, far, here.as_fd()).await?;
-            }
-            let mut devices = BTreeMap::new();
-            for name in LOCAL_PODS.into_iter().chain(OTHERS).chain(TUNNELS) {
-                nl.link_up(name).await?;
-                devices.insert(name, nl.link_index(name).await?);
-            }
-            for net in REMOTE {
-                nl.route_add(&Route::to(net.parse().expect("a prefix")).device("slot")).await?;
-            }
-            Ok(devices)
-        });
-        let devices = devices.expect("devices of the bench can be made");
-        let kernel = Kernel::load();
+        let (stage, kernel) = (Stage::new(), Kernel::load());
         let (sides, before, family) = (BTreeMap::new(), kernel.counters(), Family::V4);
-        Self {
-            namespace,
-            devices,
-            tunnels,
-            kernel,
-            epoch: EPOCH,
-            sides,
-            fresh: 100,
-            place: 0,
-            before,
-            family,
-        }
+        Self { stage, kernel, epoch: EPOCH, sides, fresh: 100, place: 0, before, family }
     }
 
     /// A cluster without policies and services, at [`EPOCH`].
@@ -164,17 +100,7 @@ impl Bench {
 
     /// Index of a device; pods give the host's end of their link.
     pub(crate) fn device(&self, name: &str) -> u32 {
-        *self.devices.get(name).unwrap_or_else(|| panic!("the bench has no device {name:?}"))
-    }
-
-    pub(crate) fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-
-    /// A device of layer 3, as its owner reads and writes it.
-    pub(crate) fn tunnel(&self, name: &str) -> &SyncDevice {
-        let at = TUNNELS.iter().position(|known| *known == name).expect("a device of layer 3");
-        &self.tunnels[at]
+        self.stage.device(name)
     }
 
     /// Writes an endpoint whose policy allows everything, or what [`Bench::sides`] says of it.
@@ -279,11 +205,6 @@ fn receiver(frame: &[u8]) -> String {
     let right = if frame[ETHERNET] >> 4 == 4 { ETH_IP4 } else { ETH_IP6 };
     assert_eq!(frame[12..ETHERNET], right.to_be_bytes(), "EtherType of what is delivered");
     format!("to {pod}")
-}
-
-fn tunnel(name: &str) -> SyncDevice {
-    let device = DeviceBuilder::new().layer(Layer::L3).name(name).mtu(1420).build_sync();
-    device.unwrap_or_else(|error| panic!("TUN device {name}: {error}"))
 }
 
 /// What a program did with a frame.

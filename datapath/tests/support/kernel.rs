@@ -70,6 +70,29 @@ fn is_map<T, E: std::fmt::Display>(made: Result<T, E>, name: &str) -> T {
     made.unwrap_or_else(|error| panic!("map {name}: {error}"))
 }
 
+/// Runs one program on one frame.
+pub(crate) fn run(program: &SchedClassifier, frame: &[u8], context: Context) -> Ran {
+    let mut before = [0_u8; SK_BUFF];
+    for (at, value) in
+        [(MARK, context.mark), (INGRESS_IFINDEX, context.ingress_ifindex), (IFINDEX, context.ifindex)]
+    {
+        before[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    let mut after = [0_u8; SK_BUFF];
+    let mut out = vec![0_u8; frame.len() + 256];
+    let ran = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&before),
+        ctx_out: Some(&mut after),
+        ..TestRunOptions::default()
+    });
+    let ran = ran.unwrap_or_else(|error| panic!("test run with {context:?} of {frame:02x?}: {error:#?}"));
+    out.truncate(usize::try_from(ran.data_size_out).expect("invariant: 64 bits"));
+    let mark = u32::from_ne_bytes(after[MARK..MARK + 4].try_into().expect("invariant: four bytes"));
+    Ran { verdict: ran.return_value, frame: out, mark }
+}
+
 impl Kernel {
     /// Loads the object.
     pub(crate) fn load() -> Self {
@@ -92,27 +115,8 @@ impl Kernel {
 
     /// Runs one program on one frame.
     pub(crate) fn run(&self, program: &str, frame: &[u8], context: Context) -> Ran {
-        let program: &SchedClassifier =
-            self.ebpf.program(program).expect("known").try_into().expect("all programs are classifiers");
-        let mut before = [0_u8; SK_BUFF];
-        for (at, value) in
-            [(MARK, context.mark), (INGRESS_IFINDEX, context.ingress_ifindex), (IFINDEX, context.ifindex)]
-        {
-            before[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-        }
-        let mut after = [0_u8; SK_BUFF];
-        let mut out = vec![0_u8; frame.len() + 256];
-        let ran = program.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&before),
-            ctx_out: Some(&mut after),
-            ..TestRunOptions::default()
-        });
-        let ran = ran.unwrap_or_else(|error| panic!("test run with {context:?} of {frame:02x?}: {error:#?}"));
-        out.truncate(usize::try_from(ran.data_size_out).expect("invariant: 64 bits"));
-        let mark = u32::from_ne_bytes(after[MARK..MARK + 4].try_into().expect("invariant: four bytes"));
-        Ran { verdict: ran.return_value, frame: out, mark }
+        let program = self.ebpf.program(program).expect("a known program");
+        run(program.try_into().expect("all programs are classifiers"), frame, context)
     }
 
     fn map(&self, name: &str) -> &Map {
@@ -215,14 +219,12 @@ impl Kernel {
         self.events();
     }
 
-    /// Instructions of each program after verification, for a line in the log.
-    pub(crate) fn sizes(&self) -> Vec<(String, u32)> {
-        let size = |program: &aya::programs::Program| match program {
-            aya::programs::Program::SchedClassifier(program) => {
-                program.info().ok().and_then(|info| info.verified_instruction_count())
-            }
-            _ => None,
+    /// Instructions of each program that the verifier looked at.
+    pub(crate) fn sizes(&self) -> Vec<(&'static str, u32)> {
+        let size = |name| {
+            let program: &SchedClassifier = self.ebpf.program(name)?.try_into().ok()?;
+            program.info().ok()?.verified_instruction_count()
         };
-        self.ebpf.programs().map(|(name, program)| (name.to_owned(), size(program).unwrap_or(0))).collect()
+        PROGRAMS.iter().map(|name| (*name, size(name).unwrap_or(0))).collect()
     }
 }

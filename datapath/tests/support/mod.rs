@@ -9,4 +9,5 @@ pub(crate) mod packet;
 pub(crate) mod play;
 pub(crate) mod policy;
 pub(crate) mod read;
+pub(crate) mod stage;
 pub(crate) mod text;

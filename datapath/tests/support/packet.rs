@@ -205,10 +205,8 @@ impl Packet {
             bytes.extend(payload);
         }
         if let Some(at) = sum_at {
-            let whose = match self.body {
-                Body::Echo { .. } | Body::Error { .. } | Body::Icmp { .. } if self.is_ip4() => 0,
-                _ => self.pseudo(bytes.len()),
-            };
+            let is_icmp4 = self.is_ip4() && self.protocol() == 1;
+            let whose = if is_icmp4 { 0 } else { self.pseudo(bytes.len()) };
             let sum = finish(add_words(whose, &bytes));
             let sum = if sum == 0 && self.protocol() == UDP { 0xffff } else { sum };
             bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());

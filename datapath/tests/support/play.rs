@@ -244,6 +244,8 @@ fn ends_of(packet: &Packet) -> (abi::Addr, u16) {
         Body::Tcp { dport, .. } | Body::Udp { dport, .. } | Body::Sctp { dport, .. } => {
             (packet.dst.into(), dport)
         }
-        _ => panic!("only TCP, UDP and SCTP have ports"),
+        Body::Echo { .. } | Body::Error { .. } | Body::Icmp { .. } | Body::Other { .. } => {
+            panic!("only TCP, UDP and SCTP have ports")
+        }
     }
 }

@@ -33,7 +33,7 @@ impl Bench {
     fn endpoint(&mut self, pod: &str, change: impl FnOnce(&mut abi::Endpoint, usize)) {
         let ifindex = self.device(pod);
         let mut endpoint = self.kernel.get("endpoints", ifindex).expect("every pod has an endpoint");
-        change(&mut endpoint, usize::from(self.epoch % 2 == 0));
+        change(&mut endpoint, usize::from(self.epoch.is_multiple_of(2)));
         self.kernel.put("endpoints", ifindex, endpoint);
     }
 
