@@ -6,8 +6,8 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use crate::clsact;
 use crate::error::{Error, Result};
@@ -154,7 +154,7 @@ impl Datapath {
     }
 
     /// The link that is pinned there, if it still is on the device that its name says.
-    fn live_link(&self, place: Place, path: &std::path::Path) -> Result<Option<std::os::fd::OwnedFd>> {
+    fn live_link(&self, place: Place, path: &Path) -> Result<Option<OwnedFd>> {
         let failed = |source| Error::Directory { path: path.to_owned(), action: "open", source };
         let Some(link) = sys::open(path).map_err(failed)? else { return Ok(None) };
         let info = sys::link_info(link.as_fd()).map_err(failed)?;
@@ -238,13 +238,18 @@ impl Datapath {
     }
 }
 
-/// Deletes a pin. Returns whether it was there.
-fn remove(path: &std::path::Path) -> Result<bool> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::Directory { path: path.to_owned(), action: "delete", source }),
+/// Takes a link off its device, if that still is, and deletes its pin. Returns whether it was there.
+pub(crate) fn remove(path: &Path) -> Result<bool> {
+    let failed = |action| move |source| Error::Directory { path: path.to_owned(), action, source };
+    let Some(link) = sys::open(path).map_err(failed("open"))? else { return Ok(false) };
+    match sys::link_detach(link.as_fd()) {
+        Ok(()) => {}
+        // Its device is gone.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV)) => {}
+        Err(error) => return Err(failed("take off the link of")(error)),
     }
+    fs::remove_file(path).map_err(failed("delete"))?;
+    Ok(true)
 }
 
 /// Where a program is.

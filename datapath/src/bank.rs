@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use mesh_core::policy::compile::FirstNumbers;
 use mesh_core::policy::model::ObjectName;
 use mesh_core::policy::tables::{
-    ClassId, Delta, FnId, PortPrefix, PortVerdict, RowKey, State, longest_match,
+    ClassId, Delta, FnId, PortPrefix, PortVerdict, RowKey, State, TableId, longest_match,
 };
 
 use crate::abi::{HW_ADDRESS_GONE, HW_ADDRESS_NODE, HW_ALLOW, HW_SIDE_AUDIT, Side};
@@ -172,6 +172,9 @@ impl Bank {
     pub fn plan(&mut self, change: &Change<'_>) -> Vec<Write> {
         let dirty = self.dirty(change);
         let mut writes = Vec::new();
+        if self.doubtful {
+            self.sweep(change.state, &mut writes);
+        }
         self.put_tables(change, &mut writes);
         if self.needs_epoch(change, &dirty) {
             self.flip(change, &dirty, &mut writes);
@@ -217,6 +220,32 @@ impl Bank {
             || removes
             || known_before
             || reopened
+    }
+
+    /// What was left half done, and no side asks for: it goes first, so that it takes no room from what is wanted.
+    fn sweep(&mut self, state: &State, writes: &mut Vec<Write>) {
+        let sides: Vec<Side> = self.known.sides.values().flatten().copied().collect();
+        let asked = |table: &TableId| {
+            state.tables.contains_key(table) || sides.iter().any(|side| side.table == table.0)
+        };
+        let stale: Vec<RowKey> = self.known.rows.keys().filter(|key| !asked(&key.table)).copied().collect();
+        for key in &stale {
+            self.known.rows.remove(key);
+        }
+        let mut functions: BTreeSet<u32> = self.known.rows.values().copied().collect();
+        functions.extend(sides.iter().flat_map(|side| side.fallback));
+        functions.extend(state.functions.keys().map(|function| function.0));
+        let unused = |(function, _): &&(FnId, PortPrefix)| !functions.contains(&function.0);
+        let ports: Vec<_> = self.known.ports.keys().filter(unused).copied().collect();
+        if !(stale.is_empty() && ports.is_empty()) {
+            // Somebody may still be on his way who saw the side that asked for it.
+            writes.push(Write::Grace);
+        }
+        writes.extend(stale.into_iter().map(Write::DeleteRow));
+        for (function, prefix) in ports {
+            self.known.ports.remove(&(function, prefix));
+            writes.push(Write::DeletePort(function, prefix));
+        }
     }
 
     /// Functions and rows that nobody asks for yet.
@@ -296,25 +325,39 @@ impl Bank {
             let before = self.known.addresses.get(address).copied();
             let after = match (change.state.addresses.get(address), before) {
                 (Some(row), before) => {
-                    let was_gone = before.is_none_or(|before| before.flags & HW_ADDRESS_GONE != 0);
-                    let mut class = before.map_or([ClassId::UNKNOWN.0; 2], |before| before.class);
-                    if was_gone {
-                        class = [ClassId::UNKNOWN.0; 2];
-                    }
+                    let mut class = match before {
+                        None => [self.block_in_force(*address, 1 - bank); 2],
+                        Some(before) if before.flags & HW_ADDRESS_GONE != 0 => [ClassId::UNKNOWN.0; 2],
+                        Some(before) => before.class,
+                    };
                     class[bank] = row.class.0;
                     self.gone.remove(address);
                     Address { class, flags: if row.node { HW_ADDRESS_NODE } else { 0 } }
                 }
                 (None, Some(before)) => {
-                    if change.delta.addresses_removed.contains(address) {
-                        self.gone.insert(*address, change.now);
+                    let host = IpNet::from(*address);
+                    let class = block_class(&change.state.blocks, host);
+                    if class == ClassId::UNKNOWN.0 {
+                        if change.delta.addresses_removed.contains(address) {
+                            self.gone.insert(*address, change.now);
+                        }
+                        Address { flags: HW_ADDRESS_GONE, ..before }
+                    } else {
+                        // A node's, outside of the pods' prefixes: the world's again, with the new epoch.
+                        let mut both = before.class;
+                        both[bank] = class;
+                        Address { class: both, flags: 0 }
                     }
-                    Address { flags: HW_ADDRESS_GONE, ..before }
                 }
                 (None, None) => continue,
             };
             self.put_address(*address, after, writes);
         }
+    }
+
+    /// The class that a packet finds for an address that is not in `addresses`.
+    fn block_in_force(&self, address: IpAddr, bank: usize) -> u32 {
+        longest_match(&self.known.blocks, address).map_or(ClassId::WORLD.0, |(_, class)| class[bank])
     }
 
     fn address_settle(&mut self, change: &Change<'_>, dirty: &BTreeSet<IpAddr>, writes: &mut Vec<Write>) {
@@ -334,9 +377,16 @@ impl Bank {
         }
     }
 
+    fn blocks_change(&self, change: &Change<'_>) -> bool {
+        self.doubtful || !change.delta.blocks_put.is_empty() || !change.delta.blocks_removed.is_empty()
+    }
+
     /// Blocks in the bank not in use. A prefix that only one bank has hides shorter ones from the other, so there it carries
     /// what that would find.
     fn block_step(&mut self, change: &Change<'_>, bank: usize, writes: &mut Vec<Write>) {
+        if !self.blocks_change(change) {
+            return;
+        }
         let other = 1 - bank;
         let wanted = &change.state.blocks;
         let in_force: BTreeMap<IpNet, ClassId> =
@@ -352,6 +402,9 @@ impl Bank {
     }
 
     fn block_settle(&mut self, change: &Change<'_>, writes: &mut Vec<Write>) {
+        if !self.blocks_change(change) {
+            return;
+        }
         let wanted = &change.state.blocks;
         let all: Vec<IpNet> = self.known.blocks.keys().copied().collect();
         for prefix in all {
@@ -410,20 +463,22 @@ impl Bank {
         }
     }
 
-    /// Sides of all endpoints, in these banks.
+    /// Sides of all endpoints, in these banks. Those that nobody names are closed: their tables may go.
     fn put_sides(&mut self, change: &Change<'_>, banks: [bool; 2], writes: &mut Vec<Write>) {
-        self.known.sides.retain(|index, _| change.links.values().any(|link| link == index));
-        for (name, index) in change.links {
-            let wanted = side(change.state, name);
-            let before = self.known.sides.get(index).copied().unwrap_or([Side::CLOSED; 2]);
+        let named: BTreeSet<u32> = change.links.values().copied().collect();
+        let others = self.known.sides.keys().filter(|index| !named.contains(index));
+        let others: Vec<_> = others.map(|index| (*index, Side::CLOSED)).collect();
+        let ours = change.links.iter().map(|(name, index)| (*index, side(change.state, name)));
+        for (index, wanted) in ours.chain(others) {
+            let before = self.known.sides.get(&index).copied().unwrap_or([Side::CLOSED; 2]);
             let mut after = before;
             for (bank, side) in after.iter_mut().enumerate() {
                 if banks[bank] {
                     *side = wanted;
                 }
             }
-            if self.known.sides.insert(*index, after) != Some(after) {
-                writes.push(Write::PutSides(*index, after));
+            if self.known.sides.insert(index, after) != Some(after) {
+                writes.push(Write::PutSides(index, after));
             }
         }
     }

@@ -98,6 +98,9 @@ impl PinDirectory {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_layout = name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
             if path != own && is_layout {
+                for link in fs::read_dir(path.join("links")).into_iter().flatten().flatten() {
+                    crate::attach::remove(&link.path())?;
+                }
                 fs::remove_dir_all(&path).map_err(failed(&path, "delete"))?;
                 removed.push(path);
             }

@@ -18,7 +18,7 @@ mod batch;
 mod link;
 
 pub(crate) use batch::{Batch, delete_batch, lookup_batch, update_batch};
-pub(crate) use link::{link_create_tcx, link_info, link_update, tcx_is_known};
+pub(crate) use link::{link_create_tcx, link_detach, link_info, link_update, tcx_is_known};
 
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
@@ -67,7 +67,8 @@ struct InfoAttr {
 /// Calls the kernel. `attr` is what the command wants.
 ///
 /// # Safety
-/// All addresses in `attr` are of memory that lives during the call and is as large as the command takes it to be.
+/// All addresses in `attr` are of memory that lives during the call and is as large as the command takes it to be; and
+/// `attr` has every field that the command writes, which the kernel does whatever length it is told.
 unsafe fn call<A>(command: libc::c_int, attr: &mut A) -> io::Result<i64> {
     // SAFETY: attr is initialised memory of the length given; what it points to is the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };

@@ -1,4 +1,5 @@
 //! `abi.rs` and `abi.h` say the same: the C compiler that builds the programs checks sizes, offsets and numbers.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -8,6 +8,7 @@ use super::{call, descriptor, info, number};
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
@@ -35,6 +36,11 @@ struct UpdateAttr {
 }
 
 #[repr(C)]
+struct DetachAttr {
+    link_fd: u32,
+}
+
+#[repr(C)]
 struct QueryAttr {
     target_ifindex: u32,
     attach_type: u32,
@@ -43,6 +49,11 @@ struct QueryAttr {
     prog_ids: u64,
     count: u32,
     pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    /// Written by the kernel whatever length it is told, so it has to be there.
+    revision: u64,
 }
 
 /// What the kernel says of a link.
@@ -72,8 +83,12 @@ pub(crate) fn tcx_is_known() -> bool {
         prog_ids: 0,
         count: 0,
         pad: 0,
+        prog_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
     };
-    // SAFETY: no addresses: it is asked for the count alone.
+    // SAFETY: no addresses: it is asked for the count alone. All fields that the kernel writes are there.
     match unsafe { call(BPF_PROG_QUERY, &mut attr) } {
         Ok(_) => true,
         Err(error) => error.raw_os_error() != Some(libc::EINVAL),
@@ -101,6 +116,14 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         UpdateAttr { link_fd: number(link), new_prog_fd: number(program), flags: 0, old_prog_fd: 0 };
     // SAFETY: no addresses.
     unsafe { call(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes the program off the device at once. Without this a link that nobody refers to any more is taken off some time later,
+/// by a worker of the kernel.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = DetachAttr { link_fd: number(link) };
+    // SAFETY: no addresses.
+    unsafe { call(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// What a link is.

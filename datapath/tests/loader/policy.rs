@@ -1,0 +1,219 @@
+//! Policy as a transaction in the real maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use datapath::abi::{self, HW_ADDRESS_GONE, HW_ADDRESS_NODE, HW_SIDE_AUDIT, HW_SIDE_CLOSED};
+use datapath::{Applied, Change, Datapath, Endpoint, Error, Links, PolicyBanks};
+use mesh_core::policy::model::{Direction, ObjectName};
+use mesh_core::policy::tables::{
+    AddressRow, ClassId, Delta, FnId, PortPrefix, PortVerdict, State, Subject, Table, TableId,
+};
+
+use super::lab::{PinDir, open, options};
+
+const LINK: u32 = 7;
+
+fn pod() -> ObjectName {
+    ObjectName { namespace: "x".into(), name: "a".into() }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A policy whose numbers begin at `first`: one pod, two peers, a block, a port function, and so many rows.
+fn state(first: u32, rows: u32) -> State {
+    let (class, table, function) = (ClassId(first), TableId(first), FnId(first));
+    let row = |class| AddressRow { class, node: false };
+    let verdict = |allow, rule| PortVerdict { allow, rule };
+    State {
+        addresses: BTreeMap::from([
+            (ip("10.1.0.1"), row(class)),
+            (ip("fd00::1"), row(ClassId(first + 1))),
+            (ip("192.0.2.1"), AddressRow { class: ClassId(first + 2), node: true }),
+        ]),
+        blocks: BTreeMap::from([
+            ("0.0.0.0/0".parse().unwrap(), ClassId::WORLD),
+            ("10.0.0.0/8".parse().unwrap(), ClassId::UNKNOWN),
+            ("fd00::/8".parse().unwrap(), ClassId::UNKNOWN),
+        ]),
+        tables: BTreeMap::from([(
+            table,
+            Table {
+                fallback: [FnId::DENY, FnId::ALLOW],
+                rows: (0..rows).map(|n| ((Direction::Ingress, ClassId(first + n)), function)).collect(),
+            },
+        )]),
+        functions: BTreeMap::from([(
+            function,
+            BTreeMap::from([
+                (PortPrefix::of(6, 80, 16), verdict(true, 3)),
+                (PortPrefix::of(17, 0, 0), verdict(true, 4)),
+                (PortPrefix::ANY, verdict(false, 5)),
+            ]),
+        )]),
+        subjects: BTreeMap::from([(pod(), Subject { table, audit: true, ips: BTreeSet::new() })]),
+    }
+}
+
+fn node(pins: &PinDir) -> Datapath {
+    let datapath = open(&options(pins));
+    let endpoint = Endpoint { ip4: Some("10.1.0.9".parse().unwrap()), ..Endpoint::default() };
+    datapath.put_endpoint(LINK, &endpoint).unwrap();
+    datapath
+}
+
+fn apply(
+    banks: &mut PolicyBanks,
+    datapath: &Datapath,
+    state: &State,
+    delta: &Delta,
+) -> Result<Applied, Error> {
+    let links = Links::from([(pod(), LINK)]);
+    banks.apply(datapath, &Change { state, delta, links: &links, forgotten: &BTreeSet::new(), now: 0 })
+}
+
+fn sides(datapath: &Datapath, link: u32) -> [abi::Side; 2] {
+    datapath.maps().endpoints.get(&link).unwrap().unwrap().side
+}
+
+fn rows(datapath: &Datapath) -> BTreeMap<abi::RowKey, u32> {
+    datapath.maps().rows.entries().unwrap().into_iter().collect()
+}
+
+#[test]
+fn what_was_applied_is_in_the_maps_and_the_next_agent_takes_over_without_a_gap() {
+    let pins = PinDir::new();
+    let datapath = node(&pins);
+    assert_eq!(sides(&datapath, LINK), [abi::Side::CLOSED; 2]);
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    let applied = apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
+    assert_eq!(applied.epoch, Some(2));
+    assert_eq!(datapath.epoch().unwrap(), 2);
+    assert_eq!(banks.reread(&datapath).unwrap(), 0);
+    let open_side = abi::Side { table: 100, fallback: [0, 1], flags: HW_SIDE_AUDIT };
+    assert_eq!(sides(&datapath, LINK), [open_side; 2]);
+    let address = |text| datapath.maps().addresses.get(&ip(text).into()).unwrap().unwrap();
+    assert_eq!(address("fd00::1"), abi::Address { class: [101; 2], flags: 0, pad: 0 });
+    assert_eq!(address("192.0.2.1").flags, HW_ADDRESS_NODE);
+    let block =
+        |text: &str| datapath.maps().blocks.get(&text.parse::<ipnet::IpNet>().unwrap().into()).unwrap();
+    assert_eq!(block("10.7.0.0/16"), Some(abi::Block { class: [1; 2] }));
+    assert_eq!(block("2001:db8::/32"), None);
+    // As a packet asks: the whole key.
+    let says = |protocol, port: u16| {
+        let key = abi::PortKey { bits: 64, r#fn: 100, protocol, pad: 0, port: port.into() };
+        datapath.maps().ports.get(&key).unwrap()
+    };
+    assert_eq!(
+        [says(6, 80), says(6, 81), says(17, 53), says(1, 0)],
+        [3 << 1 | 1, 5 << 1, 4 << 1 | 1, 5 << 1].map(Some)
+    );
+
+    drop(datapath);
+    let datapath = node(&pins);
+    assert_eq!(sides(&datapath, LINK), [open_side; 2], "a pod that is there keeps its policy");
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    let first = banks.first_numbers();
+    assert_eq!((first.class, first.table, first.function, first.rule), (103, 101, 101, 6));
+    let applied = apply(&mut banks, &datapath, &state(200, 3), &Delta::default()).unwrap();
+    assert_eq!(applied.epoch, Some(3));
+    assert_eq!(rows(&datapath).keys().map(|key| key.table).collect::<BTreeSet<_>>(), BTreeSet::from([200]));
+    assert_eq!(datapath.maps().ports.entries().unwrap().len(), 3);
+    assert_eq!(banks.reread(&datapath).unwrap(), 0);
+}
+
+#[test]
+fn a_policy_that_does_not_fit_leaves_the_one_before_in_force() {
+    let pins = PinDir::new();
+    let datapath = node(&pins);
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
+    let before = (sides(&datapath, LINK), datapath.epoch().unwrap());
+    banks.reread(&datapath).unwrap();
+    let refused = apply(&mut banks, &datapath, &state(200, 2000), &Delta::default()).unwrap_err();
+    assert!(matches!(refused, Error::Full { map: "rows", capacity: 1024 }), "{refused}");
+    assert_eq!((sides(&datapath, LINK), datapath.epoch().unwrap()), before);
+    assert_eq!(rows(&datapath).keys().filter(|key| key.table == 100).count(), 3);
+    // What was left half done is taken away by the next that fits.
+    apply(&mut banks, &datapath, &state(300, 4), &Delta::default()).unwrap();
+    assert_eq!(rows(&datapath).keys().map(|key| key.table).collect::<Vec<_>>(), [300; 4]);
+    assert_eq!(banks.reread(&datapath).unwrap(), 0);
+}
+
+#[test]
+fn what_somebody_else_changed_is_found_and_repaired() {
+    let pins = PinDir::new();
+    let datapath = node(&pins);
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
+    let maps = datapath.maps();
+    let key = *rows(&datapath).keys().next().unwrap();
+    maps.rows.delete(&key).unwrap();
+    maps.addresses.put(&ip("10.1.0.77").into(), &abi::Address { class: [100; 2], flags: 0, pad: 0 }).unwrap();
+    // What no agent writes is deleted as it is found.
+    maps.rows.put(&abi::RowKey { direction: 9, ..key }, &1).unwrap();
+    assert_eq!(banks.reread(&datapath).unwrap(), 2);
+    apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
+    assert!(rows(&datapath).contains_key(&key));
+    assert_eq!(rows(&datapath).len(), 3);
+    assert_eq!(maps.addresses.get(&ip("10.1.0.77").into()).unwrap(), None);
+    assert_eq!(banks.reread(&datapath).unwrap(), 0);
+}
+
+#[test]
+fn endpoints_that_nobody_names_are_closed_and_one_that_comes_later_gets_its_policy() {
+    let pins = PinDir::new();
+    let datapath = node(&pins);
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
+    let open_side = sides(&datapath, LINK);
+    // Its link is made anew with the same index.
+    datapath.remove_endpoint(LINK).unwrap();
+    datapath.put_endpoint(LINK, &Endpoint::default()).unwrap();
+    assert_eq!(sides(&datapath, LINK), [abi::Side::CLOSED; 2]);
+    let applied = apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
+    assert_eq!(sides(&datapath, LINK), open_side);
+    assert_eq!(applied.epoch, None, "who was closed had no flows");
+    let nobody = Links::new();
+    let change = Change {
+        state: &state(100, 3),
+        delta: &Delta::default(),
+        links: &nobody,
+        forgotten: &BTreeSet::new(),
+        now: 0,
+    };
+    banks.apply(&datapath, &change).unwrap();
+    assert!(sides(&datapath, LINK).iter().all(|side| side.flags & HW_SIDE_CLOSED != 0));
+}
+
+#[test]
+fn the_address_of_a_vanished_pod_opens_nothing_until_it_is_forgotten() {
+    let pins = PinDir::new();
+    let datapath = node(&pins);
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    let mut state = state(100, 3);
+    apply(&mut banks, &datapath, &state, &Delta::default()).unwrap();
+    for gone in ["10.1.0.1", "192.0.2.1"] {
+        state.addresses.remove(&ip(gone));
+    }
+    let addresses_removed = BTreeSet::from([ip("10.1.0.1"), ip("192.0.2.1")]);
+    let delta = Delta { addresses_removed, verdicts_may_change: true, ..Delta::default() };
+    apply(&mut banks, &datapath, &state, &delta).unwrap();
+    let found = |text| datapath.maps().addresses.get(&ip(text).into()).unwrap();
+    assert_eq!(found("10.1.0.1"), Some(abi::Address { class: [100; 2], flags: HW_ADDRESS_GONE, pad: 0 }));
+    // A node's address outside of the guarded prefixes is the world's at once.
+    assert_eq!(found("192.0.2.1"), None);
+
+    assert!(banks.expired(599).is_empty());
+    let forgotten = banks.expired(600);
+    assert_eq!(forgotten, BTreeSet::from([ip("10.1.0.1")]));
+    let links = Links::from([(pod(), LINK)]);
+    let delta = Delta::default();
+    let change = Change { state: &state, delta: &delta, links: &links, forgotten: &forgotten, now: 600 };
+    let applied = banks.apply(&datapath, &change).unwrap();
+    assert!(applied.epoch.is_some(), "flows that were judged by its class are judged again");
+    assert_eq!(found("10.1.0.1"), None);
+    assert_eq!(banks.reread(&datapath).unwrap(), 0);
+}
