@@ -89,8 +89,13 @@ impl Ear {
 
     /// How many frames so far hold `needle`.
     pub fn count(&self, needle: &[u8]) -> usize {
+        self.count_by(|frame| frame.windows(needle.len()).any(|part| part == needle))
+    }
+
+    /// How many frames so far are such.
+    pub fn count_by(&self, is: impl Fn(&[u8]) -> bool) -> usize {
         let heard = self.heard.lock().expect("no panic under this lock");
-        heard.iter().filter(|frame| frame.windows(needle.len()).any(|part| part == needle)).count()
+        heard.iter().filter(|frame| is(frame)).count()
     }
 
     /// The namespace's name.

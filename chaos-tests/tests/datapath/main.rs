@@ -1,0 +1,39 @@
+//! The data path of real agents: what is delivered, translated, refused and cut, on which way, in what order, and that
+//! nothing of it is ever seen in clear. Each test has a lab of its own.
+//!
+//! `HAWSER_SHORT_LIVED_PODS` is the number of short-lived pods in `races` (200 without; the promise is 1,000).
+
+mod support;
+
+mod delivery;
+mod flips;
+mod guard;
+mod outside;
+mod races;
+mod restart;
+mod reuse;
+mod revocation;
+mod services;
+mod spoofing;
+mod wrong;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use chaos_tests::{Lab, LabOptions};
+
+/// For a mesh to be complete on a busy machine.
+const MESH: Duration = Duration::from_secs(60);
+/// For a change in the API to be in force on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A lab with this many nodes whose mesh is complete.
+fn lab(name: &str, nodes: u8) -> Result<Lab> {
+    lab_of(LabOptions::new(netlab::unique_name(name)).nodes(nodes))
+}
+
+fn lab_of(options: LabOptions) -> Result<Lab> {
+    let lab = Lab::up(options)?;
+    lab.await_mesh(MESH)?;
+    Ok(lab)
+}

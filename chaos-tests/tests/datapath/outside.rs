@@ -1,0 +1,145 @@
+//! kube-proxy beside ours: what enters a node from outside, and what the node itself says, is translated by rules as
+//! kube-proxy writes them, while pods are served by the data path.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use chaos_tests::{Lab, Node, Pod};
+use netlab::eventually;
+use serde_json::json;
+
+use crate::support::objects::{
+    BACKEND_PORT, Endpoint, SERVICE_PORT, apply, cluster_ips, ingress_only, network_policy, service,
+    set_endpoints, with_cluster_ips,
+};
+use crate::support::{Ask, Counts, Namer};
+use crate::{SOON, lab};
+
+const NODE_PORT: u16 = 30_090;
+
+/// A table like kube-proxy's of nftables mode: its own marks, DNAT in prerouting and output, masquerade behind it.
+fn kube_proxy(node: &Node, cluster_ips: [IpAddr; 2], backend: &Pod) -> Result<()> {
+    let mut rules = String::new();
+    for ip in &backend.ips {
+        let (family, own) = if ip.is_ipv4() { ("ip", cluster_ips[0]) } else { ("ip6", cluster_ips[1]) };
+        let to = SocketAddr::new(*ip, BACKEND_PORT);
+        for protocol in ["tcp", "udp"] {
+            writeln!(
+                rules,
+                "{family} daddr {own} {protocol} dport {SERVICE_PORT} counter dnat {family} to {to}"
+            )?;
+            let host = node.addresses()?.into_iter().find(|host| host.is_ipv4() == ip.is_ipv4());
+            let host = host.context("an address of the node")?;
+            writeln!(
+                rules,
+                "{family} daddr {host} {protocol} dport {NODE_PORT} meta mark set mark or 0x4000 counter \
+                 dnat {family} to {to}"
+            )?;
+        }
+    }
+    let table = format!(
+        "table inet kube-proxy {{
+            chain services {{\n{rules}}}
+            chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+            chain output {{ type nat hook output priority -100; jump services; }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat;
+                mark and 0x4000 == 0 return
+                meta mark set mark xor 0x4000
+                masquerade fully-random
+            }}
+        }}\n"
+    );
+    node.write_file("/run/kube-proxy.nft", &table)?;
+    node.sh("nft -f /run/kube-proxy.nft")?;
+    Ok(())
+}
+
+fn answered(lab: &Lab, from: &netlab::Namespace, to: SocketAddr, by: &str) -> Result<()> {
+    for ask in [Ask::Tcp, Ask::Udp] {
+        let what = format!("{by} answers {} over {ask:?} at {to}", from.name());
+        eventually(SOON, &what, || match ask.once(from, to, Duration::from_secs(1)) {
+            Ok(name) if name == by => Ok(()),
+            other => Err(format!("{other:?}; {:?}", Counts::of(lab.node(1)))),
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_like_kube_proxys_serve_the_world_and_the_host_beside_ours() -> Result<()> {
+    let lab = lab("proxy", 2)?;
+    let [client, near, far] = [lab.add_pod(1, "client")?, lab.add_pod(1, "near")?, lab.add_pod(2, "far")?];
+    let mut servers = Vec::new();
+    let mut before = Counts::of(lab.node(1))?;
+    for (backend, number) in [(&near, 40), (&far, 41)] {
+        servers.push(Namer::new(&backend.namespace, &backend.name, &backend.ips, BACKEND_PORT)?);
+        let mut spec = with_cluster_ips(number);
+        spec["type"] = json!("NodePort");
+        spec["ports"] = json!([
+            {"name": "tcp", "protocol": "TCP", "port": SERVICE_PORT, "nodePort": NODE_PORT},
+            {"name": "udp", "protocol": "UDP", "port": SERVICE_PORT, "nodePort": NODE_PORT},
+        ]);
+        // Both want one node port; one at a time has it.
+        apply(&lab, &service("web", &spec))?;
+        set_endpoints(&lab, "web", &[Endpoint::ready(backend)])?;
+        let ips = cluster_ips(number);
+        kube_proxy(lab.node(1), ips, backend)?;
+        for ip in ips {
+            let to = SocketAddr::new(ip, SERVICE_PORT);
+            // A pod by the data path, the host by kube-proxy's rules.
+            answered(&lab, &client.namespace, to, &backend.name)?;
+            answered(&lab, &lab.node(1).namespace, to, &backend.name)?;
+        }
+        for ip in lab.node(1).addresses()? {
+            let to = SocketAddr::new(ip, NODE_PORT);
+            answered(&lab, &lab.world, to, &backend.name)?;
+            answered(&lab, &client.namespace, to, &backend.name)?;
+        }
+        let now = Counts::of(lab.node(1))?;
+        let translated = now.since(&before).get("translated")?;
+        ensure!(translated > 0, "the data path has translated nothing");
+        before = now;
+        lab.node(1).sh("nft delete table inet kube-proxy")?;
+        println!(
+            "{}: the world and the host by kube-proxy's rules, pods by ours ({translated} flows)",
+            backend.name
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_enters_from_outside_meets_the_policy_of_its_backend() -> Result<()> {
+    let lab = lab("outsider", 2)?;
+    let [client, server] = [lab.add_pod(1, "client")?, lab.add_pod(1, "server")?];
+    let namer = Namer::new(&server.namespace, "server", &server.ips, BACKEND_PORT)?;
+    kube_proxy(lab.node(1), cluster_ips(42), &server)?;
+    let world: Vec<SocketAddr> =
+        lab.node(1).addresses()?.into_iter().map(|ip| SocketAddr::new(ip, NODE_PORT)).collect();
+    for to in &world {
+        answered(&lab, &lab.world, *to, "server")?;
+    }
+    // Now its own node's masquerade hides the world; what is let in or not is told by the port alone.
+    apply(&lab, &network_policy("inside", ingress_only("server", &["client"])))?;
+    crate::support::settle(&client.namespace, &server.ips, BACKEND_PORT, true)?;
+    let stranger = lab.add_pod(2, "stranger")?;
+    crate::support::settle(&stranger.namespace, &server.ips, BACKEND_PORT, false)?;
+    namer.forget();
+    let before = Counts::of(lab.node(1))?;
+    let mut refused = BTreeSet::new();
+    for to in &world {
+        for ask in [Ask::Tcp, Ask::Udp] {
+            if ask.once(&lab.world, *to, Duration::from_millis(400)).is_err() {
+                refused.insert((*to, ask));
+            }
+        }
+    }
+    let since = Counts::of(lab.node(1))?.since(&before);
+    println!("after the policy {} of {} from outside are refused: {since:?}", refused.len(), 2 * world.len());
+    ensure!(refused.len() == 2 * world.len() && namer.count() == 0, "{:?}; {since:?}", namer.heard());
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Objects of the API, as a user writes them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Result, anyhow};
+use chaos_tests::cluster::node_name;
+use chaos_tests::pod::NAMESPACE;
+use chaos_tests::{Lab, Pod};
+use kubeapi::Patch;
+use serde_json::{Value, json};
+
+/// `kubectl apply`: replaces the object, or makes it.
+pub(crate) fn apply(lab: &Lab, object: &Value) -> Result<()> {
+    let store = lab.api().store();
+    let replaced: Result<Value, _> = store.update(object);
+    if replaced.is_err() {
+        let _: Value = store.create(object).map_err(|error| anyhow!("{error}"))?;
+    }
+    Ok(())
+}
+
+/// A NetworkPolicy of the namespace `default`.
+pub(crate) fn network_policy(name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
+    })
+}
+
+/// A ClusterNetworkPolicy.
+pub(crate) fn cluster_policy(name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name}, "spec": spec,
+    })
+}
+
+/// Selects by one label.
+pub(crate) fn selector(key: &str, value: &str) -> Value {
+    json!({"matchLabels": {key: value}})
+}
+
+/// Pods with the label `app`, of the policy's own namespace, as a peer.
+pub(crate) fn peer(app: &str) -> Value {
+    json!({"podSelector": selector("app", app)})
+}
+
+/// Isolates the pod `app` for ingress, but for these peers.
+pub(crate) fn ingress_only(app: &str, from: &[&str]) -> Value {
+    let peers: Vec<Value> = from.iter().map(|app| peer(app)).collect();
+    let rules = if peers.is_empty() { json!([]) } else { json!([{"from": peers}]) };
+    json!({"podSelector": selector("app", app), "policyTypes": ["Ingress"], "ingress": rules})
+}
+
+/// Deletes a NetworkPolicy of the namespace `default`.
+pub(crate) fn delete_policy(lab: &Lab, name: &str) -> Result<()> {
+    let store = lab.api().store();
+    store.delete_now("networkpolicies", Some(NAMESPACE), name).map_err(|error| anyhow!("{error}"))
+}
+
+/// Deletes a ClusterNetworkPolicy.
+pub(crate) fn delete_cluster_policy(lab: &Lab, name: &str) -> Result<()> {
+    let store = lab.api().store();
+    store.delete_now("clusternetworkpolicies", None, name).map_err(|error| anyhow!("{error}"))
+}
+
+/// Changes labels of a pod.
+pub(crate) fn label_pod(lab: &Lab, name: &str, labels: &Value) -> Result<()> {
+    let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+    lab.api().store().patch("pods", Some(NAMESPACE), name, &patch).map_err(|error| anyhow!("{error}"))?;
+    Ok(())
+}
+
+/// A Service of the namespace `default` with these fields of its spec; ports `tcp` and `udp` 80 unless `spec` has some.
+pub(crate) fn service(name: &str, spec: &Value) -> Value {
+    let mut whole = json!({
+        "type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
+        "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+        "ports": [
+            {"name": "tcp", "protocol": "TCP", "port": SERVICE_PORT, "targetPort": BACKEND_PORT},
+            {"name": "udp", "protocol": "UDP", "port": SERVICE_PORT, "targetPort": BACKEND_PORT},
+        ],
+    });
+    if let (Some(whole), Some(spec)) = (whole.as_object_mut(), spec.as_object()) {
+        whole.extend(spec.clone());
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE}, "spec": whole,
+    })
+}
+
+/// Port of [`service`].
+pub(crate) const SERVICE_PORT: u16 = 80;
+/// Port of its backends.
+pub(crate) const BACKEND_PORT: u16 = 8080;
+
+/// Both cluster addresses of service number `number`.
+pub(crate) fn cluster_ips(number: u8) -> [IpAddr; 2] {
+    [
+        Ipv4Addr::new(10, 96, 0, number).into(),
+        Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, u16::from(number)).into(),
+    ]
+}
+
+/// `clusterIP` and `clusterIPs` of service number `number`.
+pub(crate) fn with_cluster_ips(number: u8) -> Value {
+    let ips = cluster_ips(number);
+    json!({"clusterIP": ips[0], "clusterIPs": ips})
+}
+
+/// What an EndpointSlice says of one endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) ready: bool,
+    pub(crate) terminating: bool,
+}
+
+impl<'a> Endpoint<'a> {
+    pub(crate) const fn ready(pod: &'a Pod) -> Self {
+        Self { pod, ready: true, terminating: false }
+    }
+
+    /// On its way out, and serving until then.
+    pub(crate) const fn terminating(pod: &'a Pod) -> Self {
+        Self { pod, ready: false, terminating: true }
+    }
+}
+
+/// Sets the endpoints of a service, in one slice of each family, as the controller would.
+pub(crate) fn set_endpoints(lab: &Lab, service: &str, endpoints: &[Endpoint<'_>]) -> Result<()> {
+    for v4 in [true, false] {
+        let entry = |endpoint: &Endpoint<'_>| {
+            let Endpoint { pod, ready, terminating } = endpoint;
+            json!({
+                "addresses": [pod.ip(v4)], "nodeName": node_name(pod.node),
+                "conditions": {"ready": ready, "serving": true, "terminating": terminating},
+                "targetRef": {"kind": "Pod", "namespace": NAMESPACE, "name": pod.name},
+            })
+        };
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        apply(
+            lab,
+            &json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {
+                    "name": format!("{service}-{}", family.to_lowercase()), "namespace": NAMESPACE,
+                    "labels": {
+                        "kubernetes.io/service-name": service,
+                        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+                    },
+                },
+                "addressType": family,
+                "ports": [
+                    {"name": "tcp", "protocol": "TCP", "port": BACKEND_PORT},
+                    {"name": "udp", "protocol": "UDP", "port": BACKEND_PORT},
+                ],
+                "endpoints": endpoints.iter().map(entry).collect::<Vec<_>>(),
+            }),
+        )?;
+    }
+    Ok(())
+}
