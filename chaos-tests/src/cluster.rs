@@ -107,7 +107,11 @@ pub enum Switch {
 }
 
 impl Switch {
-    pub(crate) fn attach(&self, namespace: &Namespace, endpoint: &Endpoint) -> Result<PortId> {
+    /// Connects one more device of a namespace.
+    ///
+    /// # Errors
+    /// The device cannot be made.
+    pub fn attach(&self, namespace: &Namespace, endpoint: &Endpoint) -> Result<PortId> {
         Ok(match self {
             Self::Bridge(bridge) => bridge.attach(namespace, endpoint)?,
             Self::Wire(wire) => wire.attach(namespace, endpoint)?,
