@@ -6,10 +6,13 @@
 
 #[cfg(any(test, feature = "arbitrary"))]
 pub mod arbitrary;
+mod classes;
 pub mod compile;
 pub mod eval;
+pub mod explain;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixture;
 pub mod model;
 pub mod problems;
+mod selector;
 pub mod tables;

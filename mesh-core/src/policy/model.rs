@@ -114,6 +114,15 @@ impl Protocol {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
+    /// As the API writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+
     /// The number in an IP header (IANA Protocol Numbers).
     pub const fn number(self) -> u8 {
         match self {
