@@ -56,11 +56,11 @@ pub fn eval_both(facts: &PolicyFacts, flow: Flow) -> Verdict {
 /// What the policy of the pod `subject` says, whoever else claims its address: the flow's destination for
 /// [`Direction::Ingress`], its source otherwise. A pod that is not known, or whose namespace is not, denies.
 pub fn eval_pod(facts: &PolicyFacts, subject: &ObjectName, flow: Flow, direction: Direction) -> Verdict {
+    let Some(subject) = known_pod(facts, subject) else { return Verdict::Deny };
     // Row 32, §3 (hairpin to the own address): a pod cannot be kept from itself.
     if flow.source == flow.destination {
         return Verdict::Allow;
     }
-    let Some(subject) = known_pod(facts, subject) else { return Verdict::Deny };
     let address = match direction {
         Direction::Ingress => flow.source,
         Direction::Egress => flow.destination,

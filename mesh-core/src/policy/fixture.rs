@@ -15,6 +15,8 @@ use super::model::{
     Verdict,
 };
 
+pub mod cases;
+
 /// The label that the control plane sets on every namespace (row 17 of the corner cases).
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// Annotation of a namespace: `audit` reports what policy denies and lets it pass.
