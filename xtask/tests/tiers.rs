@@ -5,13 +5,15 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// The members, with the folder of each.
-const MEMBERS: [(&str, &str); 10] = [
+const MEMBERS: [(&str, &str); 12] = [
     ("mesh-core", "mesh-core"),
     ("keyring", "keyring"),
     ("proto", "proto"),
     ("tunnel", "tunnel"),
+    ("datapath", "datapath"),
     ("mesh-agent", "mesh-agent"),
     ("cni", "cni"),
+    ("cli", "cli"),
     ("chaos-tests", "chaos-tests"),
     ("netlab", "chaos-tests/netlab"),
     ("kubeapi", "chaos-tests/kubeapi"),
@@ -109,11 +111,13 @@ fn last_line(output: &Output) -> String {
 fn tiers_pass_and_are_summed() {
     let fake = Fake::new();
     let output = fake.xtask(&["test", "--tiers", "netns,pure"]);
-    // Ten members, an example, tidy, clippy and the reaping.
-    assert_eq!(last_line(&output), "14 passed, 0 failed", "{}", text(&output));
+    // Eleven of the members, an example, tidy, clippy and the reaping.
+    assert_eq!(last_line(&output), "15 passed, 0 failed", "{}", text(&output));
     assert!(output.status.success());
     let shown = text(&output);
-    for wanted in ["tier pure", "tier netns", "tier cri    not run", "building", "lab reap"] {
+    for wanted in
+        ["tier pure", "tier netns", "tier bpf    not run", "tier cri    not run", "building", "lab reap"]
+    {
         assert!(shown.contains(wanted), "{wanted}: {shown}");
     }
     assert!(fake.0.path().join("target/static/hawser-cni").is_file());
@@ -128,8 +132,8 @@ fn a_failure_a_crash_and_what_was_not_run_are_named() {
     let output = fake.xtask(&["test", "--tiers", "pure"]);
     let shown = text(&output);
     assert!(!output.status.success(), "{shown}");
-    // mesh-core, cni, xtask, the example, tidy and clippy pass; kubeapi's test is ignored.
-    assert_eq!(last_line(&output), "6 passed, 2 failed", "{shown}");
+    // mesh-core, cni, cli, xtask, the example, tidy and clippy pass; kubeapi's test is ignored.
+    assert_eq!(last_line(&output), "7 passed, 2 failed", "{shown}");
     for wanted in [
         "wrong answer",
         "FAILED: proto lib proto",
@@ -224,5 +228,5 @@ fn a_tier_without_its_tests_is_refused() {
 fn an_unknown_tier_is_refused_with_those_that_exist() {
     let output = Fake::new().xtask(&["test", "--tiers", "pur"]);
     assert!(!output.status.success());
-    assert!(text(&output).contains("pure, netns, cri"), "{}", text(&output));
+    assert!(text(&output).contains("pure, bpf, netns, cri"), "{}", text(&output));
 }
