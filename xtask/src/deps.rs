@@ -78,7 +78,7 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "nftables",
         program: Some("nft"),
-        needs: &[NETNS, Need::Demo],
+        needs: &[NETNS, Need::Demo, Need::Bench],
         reason: "rules as another program sees them; loss and partitions in the lab",
     },
     Package {
