@@ -242,18 +242,32 @@ fn port_mappings(runtime: &Object<'_>) -> Result<Vec<PortMapping>, Error> {
     Ok(mappings)
 }
 
+/// Least and greatest rate in bit/s: those of the kubelet and of the reference plugin (1k and 1P).
+const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+/// Greatest burst in bit: what the kernel counts is bytes in 32 bits.
+const MAX_BURST: u64 = 8 * 0xffff_ffff;
+
+/// Rate limits; a rate of 0 is none. A burst may be left out, but not its rate.
 fn bandwidth(runtime: &Object<'_>) -> Result<Option<Bandwidth>, Error> {
     let Some(field) = runtime.get("bandwidth") else { return Ok(None) };
     let object = field.object()?;
-    let number = |key| object.get(key).map_or(Ok(0), |field| field.unsigned());
-    let bandwidth = Bandwidth {
-        ingress_rate: number("ingressRate")?,
-        ingress_burst: number("ingressBurst")?,
-        egress_rate: number("egressRate")?,
-        egress_burst: number("egressBurst")?,
+    let direction = |rate_key, burst_key| -> Result<(u64, u64), Error> {
+        let (rate, burst) = (object.get(rate_key), object.get(burst_key));
+        let number = |field: &Option<Field<'_>>| field.as_ref().map_or(Ok(0), Field::unsigned);
+        let (bits, burst_bits) = (number(&rate)?, number(&burst)?);
+        if let Some(field) = rate.filter(|_| bits != 0 && !RATES.contains(&bits)) {
+            return Err(field.wrong("0 for no limit, or 1000 (1k) to 1000000000000000 (1P) bit/s"));
+        }
+        match burst {
+            Some(field) if burst_bits > MAX_BURST => Err(field.wrong("at most 34359738360 bit (4 GiB)")),
+            Some(field) if burst_bits > 0 && bits == 0 => Err(field.wrong("0 or absent without a rate")),
+            Some(_) | None => Ok((bits, burst_bits)),
+        }
     };
-    let limited = bandwidth.ingress_rate != 0 || bandwidth.egress_rate != 0;
-    Ok(limited.then_some(bandwidth))
+    let (ingress_rate, ingress_burst) = direction("ingressRate", "ingressBurst")?;
+    let (egress_rate, egress_burst) = direction("egressRate", "egressBurst")?;
+    let limited = ingress_rate != 0 || egress_rate != 0;
+    Ok(limited.then_some(Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst }))
 }
 
 fn pod_annotations(runtime: &Object<'_>) -> Result<BTreeMap<String, String>, Error> {

@@ -447,6 +447,34 @@ fn a_wrong_configuration_is_code_7() {
     "#]],
     );
     add(
+        r#","runtimeConfig":{"bandwidth":{"IngressRate":999,"IngressBurst":8000}}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"runtimeConfig.bandwidth.ingressRate is 999: it must be 0 for no limit, or 1000 (1k) to 1000000000000000 (1P) bit/s"}
+        "#]],
+    );
+    add(
+        r#","runtimeConfig":{"bandwidth":{"egressRate":1000000000000001}}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"runtimeConfig.bandwidth.egressRate is 1000000000000001: it must be 0 for no limit, or 1000 (1k) to 1000000000000000 (1P) bit/s"}
+        "#]],
+    );
+    add(
+        r#","runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":34359738361}}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"runtimeConfig.bandwidth.egressBurst is 34359738361: it must be at most 34359738360 bit (4 GiB)"}
+        "#]],
+    );
+    add(
+        r#","runtimeConfig":{"bandwidth":{"ingressBurst":8000}}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"runtimeConfig.bandwidth.ingressBurst is 8000: it must be 0 or absent without a rate"}
+        "#]],
+    );
+    add(
         r#","runtimeConfig":{"ips":["10.0.0.1","10.0.0.2/8"]}"#,
         &expect![[r#"
         exit 1
