@@ -4,6 +4,7 @@
 //! dies, its program is replaced atomically, and it is dead when its device is gone, even if another device has the index
 //! by now. Older kernels have clsact and cls_bpf: the filter lies in the device and is replaced in place by its handle.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -112,21 +113,20 @@ impl Datapath {
         Ok(all)
     }
 
-    /// Deletes pins and entries of `devices` of links that are gone. Returns their indexes.
-    pub fn forget_dead_links(&self) -> Result<Vec<u32>> {
-        let mut dead = Vec::new();
+    /// Deletes pins of links that are gone, and entries of `devices` for links without a program of ours. Returns the indexes.
+    pub fn forget_dead_links(&self) -> Result<BTreeSet<u32>> {
+        let mut dead = BTreeSet::new();
         for (place, path) in self.pins()? {
             if self.live_link(place, &path)?.is_none() {
                 remove(&path)?;
-                dead.push(place.ifindex);
+                dead.insert(place.ifindex);
             }
         }
-        dead.sort_unstable();
-        dead.dedup();
-        for ifindex in &dead {
-            // The index may have another device by now, whose programs are there.
-            if self.tcx_attachments(Some(*ifindex))?.is_empty() {
-                self.maps().devices.delete(ifindex)?;
+        let live: BTreeSet<u32> = self.attachments()?.iter().map(|found| found.ifindex).collect();
+        for (ifindex, _) in self.maps().devices.entries()? {
+            if !live.contains(&ifindex) {
+                self.maps().devices.delete(&ifindex)?;
+                dead.insert(ifindex);
             }
         }
         Ok(dead)

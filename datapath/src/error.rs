@@ -44,7 +44,7 @@ pub enum Error {
     Object(String),
     /// The kernel does not take the maps or the object.
     #[error(
-        "the kernel refuses the maps: {0}; the data path wants Linux 5.10 or later with BPF_SYSCALL and CAP_BPF or root"
+        "the kernel refuses the maps: {0}; the data path wants Linux 6.1 or later with BPF_SYSCALL, and root or CAP_BPF with CAP_NET_ADMIN"
     )]
     Load(#[from] aya::EbpfError),
     /// The verifier does not take a program.

@@ -107,27 +107,37 @@ fn another_device_with_the_index_of_one_that_is_gone_has_no_program() {
     assert!(!datapath.attached(LinkKind::Uplink, INDEX).unwrap());
     datapath.attach(LinkKind::Uplink, INDEX).unwrap();
     assert!(datapath.attached(LinkKind::Uplink, INDEX).unwrap());
-    assert_eq!(datapath.forget_dead_links().unwrap(), Vec::<u32>::new());
+    assert_eq!(datapath.forget_dead_links().unwrap(), BTreeSet::new());
     assert!(datapath.devices().unwrap().contains_key(&INDEX));
 }
 
 #[test]
-fn pins_of_links_that_are_gone_are_deleted() {
+fn links_that_are_gone_are_forgotten() {
+    for mode in MODES {
+        let (node, pins) = (Node::new(), PinDir::new());
+        let datapath = open(&with(&pins, mode));
+        let (gone, stays) = (node.dummy("gone"), node.dummy("stays"));
+        datapath.attach(LinkKind::Pod, gone).unwrap();
+        datapath.attach(LinkKind::Pod, stays).unwrap();
+        assert_eq!(datapath.forget_dead_links().unwrap(), BTreeSet::new(), "{mode:?}");
+        node.remove("gone");
+        assert_eq!(datapath.forget_dead_links().unwrap(), BTreeSet::from([gone]), "{mode:?}");
+        assert_eq!(datapath.devices().unwrap().into_keys().collect::<Vec<_>>(), [stays]);
+        let pinned = fs::read_dir(pins.path().join("v1/links")).unwrap().count();
+        assert_eq!(pinned, if mode == AttachMode::Tcx { 2 } else { 0 });
+    }
+}
+
+#[test]
+fn the_name_of_a_pin_does_not_speak_for_another_device() {
     let (node, pins) = (Node::new(), PinDir::new());
     let datapath = open(&with(&pins, AttachMode::Tcx));
-    let (gone, stays) = (node.dummy("gone"), node.dummy("stays"));
-    datapath.attach(LinkKind::Pod, gone).unwrap();
-    datapath.attach(LinkKind::Pod, stays).unwrap();
-    node.remove("gone");
-    assert_eq!(datapath.forget_dead_links().unwrap(), [gone]);
-    assert_eq!(fs::read_dir(pins.path().join("v1/links")).unwrap().count(), 2);
-    assert_eq!(datapath.devices().unwrap().into_keys().collect::<Vec<_>>(), [stays]);
-    // With the names changed, a pin does not speak for another device.
+    let (one, other) = (node.dummy("one"), node.dummy("other"));
+    datapath.attach(LinkKind::Pod, one).unwrap();
     let links = pins.path().join("v1/links");
-    fs::rename(links.join(format!("pod-{stays}-ingress")), links.join(format!("pod-{gone}-ingress")))
-        .unwrap();
-    assert!(!datapath.attached(LinkKind::Pod, gone).unwrap());
-    assert!(!datapath.attached(LinkKind::Pod, stays).unwrap());
+    fs::rename(links.join(format!("pod-{one}-ingress")), links.join(format!("pod-{other}-ingress"))).unwrap();
+    assert!(!datapath.attached(LinkKind::Pod, one).unwrap());
+    assert!(!datapath.attached(LinkKind::Pod, other).unwrap());
 }
 
 #[test]

@@ -10,6 +10,10 @@ use mesh_core::policy::tables::{
     AddressRow, ClassId, Delta, FnId, PortPrefix, PortVerdict, State, Subject, Table, TableId,
 };
 
+use std::time::Instant;
+
+use datapath::LoadOptions;
+
 use super::lab::{PinDir, open, options};
 
 const LINK: u32 = 7;
@@ -216,4 +220,52 @@ fn the_address_of_a_vanished_pod_opens_nothing_until_it_is_forgotten() {
     assert!(applied.epoch.is_some(), "flows that were judged by its class are judged again");
     assert_eq!(found("10.1.0.1"), None);
     assert_eq!(banks.reread(&datapath).unwrap(), 0);
+}
+
+#[test]
+fn in_a_cluster_of_50_000_pods_a_new_one_costs_one_write() {
+    const PODS: u32 = 50_000;
+    let pins = PinDir::new();
+    let datapath = open(&LoadOptions { pin_dir: pins.path().to_owned(), ..LoadOptions::default() });
+    datapath.put_endpoint(LINK, &Endpoint::default()).unwrap();
+    let mut state = state(100, 50);
+    let classes = 1000;
+    let row = |n: u32| AddressRow { class: ClassId(100 + n % classes), node: false };
+    for n in 0..PODS {
+        let [_, a, b, c] = n.to_be_bytes();
+        state.addresses.insert(IpAddr::from([10, 64 | a, b, c]), row(n));
+        state.addresses.insert(ip(&format!("fd00::{a:x}:{b:x}:{c:x}")), row(n));
+    }
+    // 100 tables, each of which says something of every class.
+    let rows = (0..classes).map(|n| ((Direction::Egress, ClassId(100 + n)), FnId(100)));
+    let table = Table { fallback: [FnId::DENY; 2], rows: rows.collect() };
+    state.tables.extend((200..300).map(|id| (TableId(id), table.clone())));
+
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    let timed = |what: &str, begin: Instant, applied: Applied| {
+        println!("{what}: {} writes, {:?}, epoch {:?}", applied.writes, begin.elapsed(), applied.epoch);
+        applied
+    };
+    let begin = Instant::now();
+    timed("everything", begin, apply(&mut banks, &datapath, &state, &Delta::default()).unwrap());
+
+    let fresh = BTreeMap::from([(ip("10.99.0.1"), row(7))]);
+    state.addresses.extend(&fresh);
+    let delta = Delta { addresses_put: fresh, ..Delta::default() };
+    let begin = Instant::now();
+    let applied = timed("a new pod", begin, apply(&mut banks, &datapath, &state, &delta).unwrap());
+    assert_eq!(applied, Applied { writes: 1, epoch: None });
+
+    let moved = BTreeMap::from([(ip("10.99.0.1"), row(8))]);
+    state.addresses.extend(&moved);
+    let delta = Delta { addresses_put: moved, verdicts_may_change: true, ..Delta::default() };
+    let begin = Instant::now();
+    let applied =
+        timed("a pod with other labels", begin, apply(&mut banks, &datapath, &state, &delta).unwrap());
+    // One bank, the epoch, the grace period, the other bank.
+    assert_eq!(applied, Applied { writes: 4, epoch: Some(3) });
+
+    let begin = Instant::now();
+    assert_eq!(banks.reread(&datapath).unwrap(), 0);
+    println!("everything read and compared: {:?}", begin.elapsed());
 }
