@@ -336,7 +336,8 @@ pub struct ClusterProtocol {
     /// SCTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sctp: Option<ClusterProtocolPorts>,
-    /// A port's name in the destination pod, whatever its protocol. With a `networks` or `nodes` peer: matches nothing.
+    /// A port's name in the destination pod, whatever its protocol; an empty one is malformed. With a `networks` or
+    /// `nodes` peer: matches nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_named_port: Option<String>,
 }

@@ -226,6 +226,10 @@ impl Cluster {
                 (None, None, Some(ports), None) => (Protocol::Sctp, "sctp", ports),
                 (None, None, None, Some(name)) => {
                     let field = format!("{path}.destinationNamedPort");
+                    if name.is_empty() {
+                        self.reader.report(&field, name, "is no name of a port", then);
+                        return None;
+                    }
                     let (direction, name) = (open.direction, name.clone());
                     self.names.push(NameUse { direction, field, name: name.clone(), protocol: None });
                     return Some(PortMatch::Name(name, None));
