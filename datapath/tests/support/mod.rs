@@ -6,6 +6,7 @@ pub(crate) mod kernel;
 pub(crate) mod names;
 pub(crate) mod object;
 pub(crate) mod packet;
+pub(crate) mod pins;
 pub(crate) mod play;
 pub(crate) mod policy;
 pub(crate) mod read;
