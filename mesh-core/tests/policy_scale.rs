@@ -147,7 +147,8 @@ fn bytes(state: &State) -> usize {
 }
 
 fn cluster() -> Compiler {
-    let mut compiler = Compiler::new(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()]);
+    let mut compiler =
+        Compiler::new(vec!["10.0.0.0/8".parse().expect("a CIDR"), "fd00::/16".parse().expect("a CIDR")]);
     for number in 0..NAMESPACES {
         let labels = Labels::from([word("team", format!("team-{}", number % 20))]);
         compiler.set_namespace(format!("ns-{number}"), Some(NamespaceFacts { labels, audit: false }));
@@ -156,7 +157,7 @@ fn cluster() -> Compiler {
         let name = format!("node-{number}");
         let ips = BTreeSet::from([IpAddr::from(Ipv4Addr::from(0xac10_0000 + number))]);
         let labels = Labels::from([word("kubernetes.io/hostname", name.clone())]);
-        compiler.set_node(name.parse().unwrap(), Some(NodePolicyFacts { labels, ips }));
+        compiler.set_node(name.parse().expect("a name"), Some(NodePolicyFacts { labels, ips }));
     }
     for number in 0..PODS {
         compiler.set_pod(pod_name(number), Some(pod(number, 1)));
@@ -185,7 +186,7 @@ fn pod_events(compiler: &mut Compiler, number: u32, times: &mut [Vec<Duration>; 
         times.push(took);
         deltas.push(delta);
     }
-    deltas.try_into().unwrap()
+    deltas.try_into().expect("one for each event")
 }
 
 #[test]
@@ -230,7 +231,7 @@ fn one_event_among_50_000_pods_costs_what_it_affects() {
 
 fn policy_events(compiler: &mut Compiler) {
     let (mut unused, mut used, mut wide) = (Vec::new(), Vec::new(), Vec::new());
-    let own = compiler.state().subjects.keys().next().unwrap().namespace.clone();
+    let own = compiler.state().subjects.keys().next().expect("a subject").namespace.clone();
     for round in 0..20_u32 {
         let (mut name, spec) = policy(NAMESPACES);
         name.name = "added".to_owned();
