@@ -122,8 +122,10 @@ impl Datapath {
                 dead.insert(place.ifindex);
             }
         }
+        // In this order: a link that gets its programs meanwhile is not in the first list, or is in the second.
+        let devices = self.maps().devices.entries()?;
         let live: BTreeSet<u32> = self.attachments()?.iter().map(|found| found.ifindex).collect();
-        for (ifindex, _) in self.maps().devices.entries()? {
+        for (ifindex, _) in devices {
             if !live.contains(&ifindex) {
                 self.maps().devices.delete(&ifindex)?;
                 dead.insert(ifindex);

@@ -10,11 +10,13 @@ use mesh_core::policy::tables::{
     AddressRow, ClassId, Delta, FnId, PortPrefix, PortVerdict, State, Subject, Table, TableId,
 };
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use datapath::LoadOptions;
+use aya::programs::{TestRun as _, TestRunOptions};
+use datapath::{EventKind, LinkKind, LoadOptions, Program};
 
-use super::lab::{PinDir, open, options};
+use super::lab::{Node, PinDir, open, options};
 
 const LINK: u32 = 7;
 
@@ -268,4 +270,100 @@ fn in_a_cluster_of_50_000_pods_a_new_one_costs_one_write() {
     let begin = Instant::now();
     assert_eq!(banks.reread(&datapath).unwrap(), 0);
     println!("everything read and compared: {:?}", begin.elapsed());
+}
+
+/// Addresses that no other test of this file has: one that is always allowed, and one that never is.
+const ALWAYS: [u8; 4] = [10, 1, 0, 1];
+const NEVER: [u8; 4] = [10, 1, 0, 2];
+
+/// The same by two policies: the classes change places, and so does what the pod's table says of them.
+fn turned(odd: bool) -> (State, Delta) {
+    let (mine, other) = if odd { (16, 17) } else { (17, 16) };
+    let row = |class| AddressRow { class: ClassId(class), node: false };
+    let table = |allowed| Table {
+        fallback: [FnId::DENY; 2],
+        rows: BTreeMap::from([((Direction::Ingress, ClassId(allowed)), FnId::ALLOW)]),
+    };
+    let addresses = BTreeMap::from([(ALWAYS.into(), row(mine)), (NEVER.into(), row(other))]);
+    let subject = Subject { table: TableId(mine), audit: false, ips: BTreeSet::new() };
+    let subjects = BTreeMap::from([(pod(), subject)]);
+    let delta = Delta {
+        addresses_put: addresses.clone(),
+        subjects_put: subjects.clone(),
+        verdicts_may_change: true,
+        ..Delta::default()
+    };
+    let tables = BTreeMap::from([(TableId(16), table(16)), (TableId(17), table(17))]);
+    (State { addresses, tables, subjects, ..State::default() }, delta)
+}
+
+/// A datagram from `source` and a port of its own to the pod, in an Ethernet frame.
+fn datagram(source: [u8; 4], port: u16) -> Vec<u8> {
+    let mut frame = vec![0; 14];
+    frame[12] = 8;
+    frame.extend([0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend(source);
+    frame.extend([10, 1, 0, 9]);
+    frame.extend(port.to_be_bytes());
+    frame.extend([0, 53, 0, 12, 0, 0, 1, 2, 3, 4]);
+    frame
+}
+
+#[test]
+fn policy_that_turns_over_a_hundred_times_is_never_seen_in_parts() {
+    const TURNS: u32 = 100;
+    let (lab, pins) = (Node::new(), PinDir::new());
+    let datapath = open(&LoadOptions { pin_dir: pins.path().to_owned(), ..options(&pins) });
+    let (link, uplink) = (lab.dummy("pod"), lab.dummy("uplink"));
+    datapath.attach(LinkKind::Uplink, uplink).unwrap();
+    datapath
+        .put_endpoint(link, &Endpoint { ip4: Some([10, 1, 0, 9].into()), ..Endpoint::default() })
+        .unwrap();
+    let links = Links::from([(pod(), link)]);
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    let mut turn = |number: u32| {
+        let (state, delta) = turned(number % 2 == 1);
+        let change =
+            Change { state: &state, delta: &delta, links: &links, forgotten: &BTreeSet::new(), now: 0 };
+        banks.apply(&datapath, &change).unwrap();
+    };
+    turn(0);
+    // struct __sk_buff: where it came from, and where it is.
+    let mut context = [0_u8; 192];
+    context[36..40].copy_from_slice(&uplink.to_ne_bytes());
+    context[40..44].copy_from_slice(&link.to_ne_bytes());
+    let program = datapath.program(Program::ToPod).unwrap();
+    let send = |source, port| {
+        let frame = datagram(source, port);
+        let options =
+            TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::default() };
+        program.test_run(options).unwrap().return_value
+    };
+    let mut reader = datapath.flow_reader().unwrap();
+    let done = AtomicBool::new(false);
+    let (asked, epochs) = std::thread::scope(|scope| {
+        let packets = scope.spawn(|| {
+            let (mut asked, mut port, mut epochs) = (0_u32, 1_u16, BTreeSet::new());
+            let mut events = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                let (always, never) = (send(ALWAYS, port), send(NEVER, port));
+                reader.read(usize::MAX, &mut events);
+                // What was judged by parts of both would be the other way round.
+                assert!(always != 2 && never == 2, "{always} {never}: {events:?}");
+                epochs.extend(
+                    events.iter().filter(|event| event.kind != EventKind::Unknown).map(|event| event.epoch),
+                );
+                events.clear();
+                asked += 2;
+                port = port.wrapping_add(1).max(1);
+            }
+            (asked, epochs)
+        });
+        (1..=TURNS).for_each(&mut turn);
+        done.store(true, Ordering::Relaxed);
+        packets.join().unwrap()
+    });
+    println!("{asked} packets were judged at {} epochs", epochs.len());
+    assert_eq!(datapath.epoch().unwrap(), 2 + TURNS);
+    assert!(epochs.len() > 10, "{epochs:?}");
 }
