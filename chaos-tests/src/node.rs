@@ -30,6 +30,25 @@ pub struct Node {
     drift_interval: u64,
     binaries: Binaries,
     dir: LabDir,
+    /// Where its data path is pinned: nodes may share one BPF file system.
+    pins: PathBuf,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Its programs first: the agent would pin anew.
+        drop((self.agent.take(), self.tunnel.take()));
+        let pins = self.pins.clone();
+        let removed = self.namespace.run(move || match std::fs::remove_dir_all(&pins) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(anyhow!("{}: {error}", pins.display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        });
+        if let Err(error) = removed {
+            tracing::warn!(node = self.name, %error, "could not remove the pins of a node's data path");
+        }
+    }
 }
 
 /// A peer, as `wg show all dump` prints it.
@@ -80,6 +99,7 @@ impl Node {
             drift_interval: lab.options.drift_interval,
             binaries: lab.binaries.clone(),
             dir: lab.dir.clone(),
+            pins: pins(lab.dir.path(), number),
         };
         let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
@@ -124,6 +144,8 @@ impl Node {
         command
             .args(["--kubeconfig", "/etc/hawser/kubeconfig", "--node-name", &self.name])
             .args(["--drift-interval", &self.drift_interval.to_string()])
+            .arg("--bpf-pin-dir")
+            .arg(&self.pins)
             .env("NO_COLOR", "1");
         self.agent = Some(self.spawn(command, "mesh-agent")?);
         Ok(())
@@ -304,6 +326,12 @@ impl Node {
         let global = |ip: &IpAddr| mesh_core::prefix::is_unicast(*ip);
         Ok(all.iter().map(ipnet::IpNet::addr).filter(global).collect())
     }
+}
+
+/// One for each node of each lab.
+fn pins(lab: &Path, number: u8) -> PathBuf {
+    let lab = lab.to_string_lossy().replace('/', "-");
+    PathBuf::from(format!("/sys/fs/bpf/hawser{lab}-{number}"))
 }
 
 fn write_private(path: &Path, text: &str) -> Result<()> {

@@ -26,7 +26,10 @@ use crate::guard::Guard;
 use crate::http::Snapshot;
 use crate::kernel::{Kernel, KernelError, KernelState};
 use crate::metrics::Metrics;
+use crate::names::Register;
+use crate::plane::PlaneState;
 use crate::publish::{self, Notice, Wanted};
+use crate::status::Findings;
 use crate::watch::Nodes;
 use crate::wireguard::{CallError, Caller, Implementation};
 
@@ -70,6 +73,12 @@ pub struct Agent {
     pub keys: Arc<LoadedStore>,
     /// Firewall and host environment.
     pub guard: Guard,
+    /// The data path.
+    pub plane: watch::Receiver<PlaneState>,
+    /// Names of links, for who reads flows.
+    pub register: Arc<Register>,
+    /// What is wrong with policy.
+    pub findings: watch::Receiver<Arc<Findings>>,
     /// Attachments, shared with the CNI server.
     pub table: Arc<Mutex<Table>>,
     /// The CNI server's verbs, for lost DELs.
@@ -88,6 +97,8 @@ pub struct Agent {
     pub memory: Memory,
 }
 
+mod data_path;
+
 /// What the loop remembers between turns: nothing that could not be lost.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -101,6 +112,7 @@ pub struct Memory {
     /// Slots that were keyed and whose peers do not know it yet.
     unheard: BTreeSet<Slot>,
     notices: BTreeMap<String, String>,
+    trouble: BTreeSet<(String, String)>,
     turned: bool,
 }
 
@@ -146,6 +158,13 @@ impl Agent {
                             return;
                         }
                         break;
+                    }
+                    Ok(()) = self.plane.changed() => break,
+                    Ok(()) = self.findings.changed() => {
+                        let now = self.findings.borrow().trouble.clone();
+                        if std::mem::replace(&mut self.memory.trouble, now.clone()) != now {
+                            break;
+                        }
                     }
                     nudge = self.kernel_changed.recv() => {
                         if nudge.is_none() {
@@ -216,7 +235,8 @@ impl Agent {
         problems.extend(self.pool(&desired, view.synced));
         problems.extend(self.missing_devices(&observed));
 
-        let guard = self.guard.turn(&self.config, &desired, view.synced, &self.metrics).await;
+        let mut guard = self.guard.turn(&self.config, &desired, view.synced, &self.metrics).await;
+        self.data_path(&desired, view.synced, &mut guard).await;
         let ops = diff(&desired, &observed, &self.memory.set_before, mode);
         let repair = self.memory.applied.as_ref() == Some(&desired);
         let clean = self.apply(&desired, &observed, &ops, repair, mode, guard.closed).await;

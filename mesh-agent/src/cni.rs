@@ -11,9 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
 mod attach;
+mod join;
 
-pub(crate) use attach::{Api, is_pod_veth, now};
+pub(crate) use attach::{Api, is_pod_veth, now, parse_mac};
 pub use attach::{Attacher, Readiness};
+pub(crate) use join::attached;
 
 /// A plugin that connects and says nothing is let go after this.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);

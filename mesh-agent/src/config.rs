@@ -37,6 +37,22 @@ pub struct ConfigFile {
     pub state_dir: Option<PathBuf>,
     /// Where the CNI plugin's socket is made.
     pub cni_socket: Option<PathBuf>,
+    /// `enforce` (default): eBPF programs on every link; pods are connected only with them. `off`: neither policy nor
+    /// services, for kernels that cannot.
+    pub data_path: Option<String>,
+    /// Where maps and programs are pinned, on a BPF file system.
+    pub bpf_pin_dir: Option<PathBuf>,
+    /// Where readers of flows are served; absent: `flows.sock` beside the CNI socket.
+    pub flows_socket: Option<PathBuf>,
+}
+
+/// Whether there is a data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPath {
+    /// Pods are connected only with it.
+    Enforce,
+    /// There is none.
+    Off,
 }
 
 /// Which WireGuard to use.
@@ -69,6 +85,12 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// CNI socket.
     pub cni_socket: PathBuf,
+    /// Whether there is a data path.
+    pub data_path: DataPath,
+    /// Where maps and programs are pinned.
+    pub bpf_pin_dir: PathBuf,
+    /// Socket for readers of flows.
+    pub flows_socket: PathBuf,
 }
 
 /// Why a configuration is refused.
@@ -196,6 +218,13 @@ impl ConfigFile {
                 return Err(wrong("wireguard", other, "is none of auto, kernel, userspace".into()));
             }
         };
+        let data_path = match self.data_path.as_deref() {
+            None | Some("enforce") => DataPath::Enforce,
+            Some("off") => DataPath::Off,
+            Some(other) => return Err(wrong("dataPath", other, "is none of enforce, off".into())),
+        };
+        let cni_socket = self.cni_socket.unwrap_or_else(|| PathBuf::from(proto::cni::SOCKET));
+        let flows_socket = self.flows_socket.unwrap_or_else(|| cni_socket.with_file_name("flows.sock"));
         let local = IpAddr::from([127, 0, 0, 1]);
         let health_address =
             address("healthAddress", self.health_address, SocketAddr::new(local, PORT_HEALTH))?;
@@ -211,7 +240,10 @@ impl ConfigFile {
             health_address,
             metrics_address,
             state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/hawser")),
-            cni_socket: self.cni_socket.unwrap_or_else(|| PathBuf::from(proto::cni::SOCKET)),
+            cni_socket,
+            data_path,
+            bpf_pin_dir: self.bpf_pin_dir.unwrap_or_else(|| PathBuf::from("/sys/fs/bpf/hawser")),
+            flows_socket,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use datapath::LinkKind;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use mesh_core::slot::Slot;
 
@@ -11,32 +12,20 @@ use crate::kernel::Link;
 use crate::nft::NftInput;
 use crate::nft::model::{Family, Ranges};
 
-/// What a link is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A WireGuard device.
-    Slot,
-    /// The host's end of a pod's link.
-    Pod,
-    /// The device that holds first packets.
-    Hold,
-    /// Everything else but `lo`: whatever it leads to, nothing of a pod passes it in clear.
-    Uplink,
-}
-
-/// What each link is, by its index.
-pub fn kinds(links: &BTreeMap<String, Link>) -> BTreeMap<u32, Kind> {
+/// What each link is, by its index: a WireGuard device, the host's end of a pod's, the device that holds first packets;
+/// everything else but `lo` is an uplink, since whatever it leads to, nothing of a pod passes it in clear.
+pub fn kinds(links: &BTreeMap<String, Link>) -> BTreeMap<u32, LinkKind> {
     let kind = |name: &str| {
         if name == "lo" {
             None
         } else if Slot::ALL.iter().any(|slot| slot.device() == name) {
-            Some(Kind::Slot)
+            Some(LinkKind::Slot)
         } else if is_pod_veth(name) {
-            Some(Kind::Pod)
+            Some(LinkKind::Pod)
         } else if name == crate::hold::DEVICE {
-            Some(Kind::Hold)
+            Some(LinkKind::Hold)
         } else {
-            Some(Kind::Uplink)
+            Some(LinkKind::Uplink)
         }
     };
     links.iter().filter_map(|(name, link)| Some((link.index, kind(name)?))).collect()
@@ -100,13 +89,13 @@ mod tests {
         let links = names.iter().zip(1..).map(|(name, index)| ((*name).to_owned(), link(index))).collect();
         let kinds = kinds(&links);
         let expect = [
-            (2, Kind::Uplink),
-            (3, Kind::Slot),
-            (4, Kind::Slot),
-            (5, Kind::Pod),
-            (6, Kind::Uplink),
-            (7, Kind::Uplink),
-            (8, Kind::Hold),
+            (2, LinkKind::Uplink),
+            (3, LinkKind::Slot),
+            (4, LinkKind::Slot),
+            (5, LinkKind::Pod),
+            (6, LinkKind::Uplink),
+            (7, LinkKind::Uplink),
+            (8, LinkKind::Hold),
         ];
         assert_eq!(kinds, expect.into());
     }

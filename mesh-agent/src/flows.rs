@@ -12,6 +12,7 @@ use proto::flows::{Body, Filter, Flow, Line, Lost};
 use tokio::sync::broadcast;
 
 pub mod convert;
+pub mod poll;
 pub mod server;
 
 /// Flows that are kept for who asks later: about 4 MiB.

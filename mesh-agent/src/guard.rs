@@ -229,7 +229,8 @@ fn keep_or_make(nft: &mut Nft, table: &Table) -> Result<Vec<crate::nft::Differen
     }
 }
 
-fn nft_input(config: &Config, desired: &Desired) -> NftInput {
+/// What firewall and data path guard.
+pub(crate) fn nft_input(config: &Config, desired: &Desired) -> NftInput {
     NftInput {
         guarded: config.settings.pod_cidrs.clone(),
         own_pod_cidrs: desired.own_pod_cidrs.clone(),

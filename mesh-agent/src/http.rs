@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::cni::Readiness;
 use crate::metrics::Metrics;
+use crate::plane::PlaneState;
 
 /// What `/debug/plan` shows: nothing secret is in any of it.
 #[derive(Debug, serde::Serialize)]
@@ -44,6 +45,8 @@ pub struct Sources {
     pub snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
     /// Metrics.
     pub metrics: Metrics,
+    /// The data path, whose counters are read when they are asked for.
+    pub plane: watch::Receiver<PlaneState>,
 }
 
 /// The main loop turns at least every minute; this long without a turn means that it hangs.
@@ -106,6 +109,15 @@ async fn readyz(State(sources): State<Sources>) -> Response {
 }
 
 async fn render(State(sources): State<Sources>) -> Response {
+    let plane = sources.plane.borrow().open().cloned();
+    if let Some(plane) = plane {
+        let metrics = sources.metrics.clone();
+        let read = move || match plane.datapath().counters() {
+            Ok(values) => metrics.datapath(&values),
+            Err(error) => tracing::warn!(err = %error, "Could not read the data path's counters"),
+        };
+        drop(tokio::task::spawn_blocking(read).await);
+    }
     let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     (kind, sources.metrics.render()).into_response()
 }

@@ -29,6 +29,7 @@ pub mod names;
 pub mod netns;
 pub mod nft;
 pub mod notes;
+pub mod plane;
 pub mod podlink;
 pub mod policy;
 pub mod publish;

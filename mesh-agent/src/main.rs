@@ -24,6 +24,9 @@ struct Arguments {
     /// Seconds between two looks for drift that no event told of.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     drift_interval: u64,
+    /// Where maps and programs are pinned, on a BPF file system; overrides bpfPinDir of the configuration.
+    #[arg(long)]
+    bpf_pin_dir: Option<PathBuf>,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogForm::Pretty)]
     log: LogForm,
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         config: arguments.config,
         kubeconfig: arguments.kubeconfig,
         node: arguments.node_name,
+        bpf_pin_dir: arguments.bpf_pin_dir,
         drift_interval: Duration::from_secs(arguments.drift_interval),
     };
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

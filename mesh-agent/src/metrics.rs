@@ -12,6 +12,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+mod plane;
+
+use plane::PlaneMetrics;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Word {
     kind: String,
@@ -52,6 +56,7 @@ pub struct Metrics {
     tunnel_restored: Words,
     overwritten: Counter,
     last_success: Gauge<f64, AtomicU64>,
+    plane: PlaneMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -133,8 +138,10 @@ impl Metrics {
         let last_success = Gauge::<f64, AtomicU64>::default();
         let help = "Time of the last reconciliation without a failure";
         r.register_with_unit("reconcile_success_timestamp", help, Unit::Seconds, last_success.clone());
+        let plane = PlaneMetrics::new(&mut r);
         let metrics = Self {
             registry: Arc::new(r),
+            plane,
             watch_errors,
             problems,
             findings,

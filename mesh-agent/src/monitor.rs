@@ -15,11 +15,12 @@ use netlink_packet_route::rule::RuleAttribute;
 use rtnetlink::MulticastGroup;
 use tokio::sync::mpsc;
 
-/// Sends a nudge for every change that may concern us; ends with the receiver.
+/// Sends a nudge for every change that may concern us, and one to `links` for every link that came or changed and is no
+/// pod's; ends with the receiver.
 ///
 /// # Errors
 /// No netlink socket.
-pub async fn run(nudge: mpsc::Sender<()>) -> std::io::Result<()> {
+pub async fn run(nudge: mpsc::Sender<()>, links: mpsc::Sender<()>) -> std::io::Result<()> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Route,
@@ -38,6 +39,11 @@ pub async fn run(nudge: mpsc::Sender<()>) -> std::io::Result<()> {
             NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => true,
             _ => false,
         };
+        let lost = matches!(&message.payload, NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_));
+        if lost || matches!(&message.payload, NetlinkPayload::InnerMessage(inner) if is_foreign_link(inner)) {
+            // A full queue is a nudge that is already there.
+            let _full = links.try_send(());
+        }
         if concerns && matches!(nudge.try_send(()), Err(mpsc::error::TrySendError::Closed(()))) {
             return Ok(());
         }
@@ -55,6 +61,13 @@ fn concerns(message: &Message) -> bool {
         Message::DelAddress(_) | Message::NewAddress(_) => true,
         _ => false,
     }
+}
+
+/// A link that is no pod's: those are the CNI server's.
+fn is_foreign_link(message: &Message) -> bool {
+    let (Message::NewLink(link) | Message::DelLink(link)) = message else { return false };
+    let pod = |a: &LinkAttribute| matches!(a, LinkAttribute::IfName(name) if crate::cni::is_pod_veth(name));
+    !link.attributes.iter().any(pod)
 }
 
 fn is_slot(link: &LinkMessage) -> bool {

@@ -64,6 +64,9 @@ pub enum PodLinkError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The data path is not on the host's end.
+    #[error("{0}")]
+    DataPath(String),
     /// The interface is there already.
     #[error("interface {0} already exists in the pod's network namespace")]
     Exists(String),
@@ -88,11 +91,20 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Makes the pair, addresses and routes of both sides. On failure nothing is left.
+/// Makes the pair, addresses and routes of both sides. On failure nothing is left. `guard` gets the index of the host's end
+/// before that is up: what it puts there is there before the pod can send.
 ///
 /// # Errors
 /// See [`PodLinkError`].
-pub async fn connect(kernel: &Kernel, netns: OwnedFd, link: &PodLink) -> Result<(), PodLinkError> {
+pub async fn connect<R>(
+    kernel: &Kernel,
+    netns: OwnedFd,
+    link: &PodLink,
+    guard: impl FnOnce(u32) -> R + Send,
+) -> Result<(), PodLinkError>
+where
+    R: Future<Output = Result<(), String>> + Send,
+{
     let copy = netns.try_clone().map_err(NetnsError::Start)?;
     let name = link.ifname.clone();
     if within(copy, async move || has_link(&name).await).await?? {
@@ -100,7 +112,7 @@ pub async fn connect(kernel: &Kernel, netns: OwnedFd, link: &PodLink) -> Result<
     }
     // A leftover of our own earlier try, cut off half way: its pod end cannot be where it was wanted.
     kernel.remove_link(&link.veth).await?;
-    let result = make(kernel, netns, link).await;
+    let result = make(kernel, netns, link, guard).await;
     if result.is_err()
         && let Err(error) = kernel.remove_link(&link.veth).await
     {
@@ -114,10 +126,19 @@ async fn has_link(name: &str) -> Result<bool, KernelError> {
     Ok(kernel.links().await?.contains_key(name))
 }
 
-async fn make(kernel: &Kernel, netns: OwnedFd, link: &PodLink) -> Result<(), PodLinkError> {
+async fn make<R>(
+    kernel: &Kernel,
+    netns: OwnedFd,
+    link: &PodLink,
+    guard: impl FnOnce(u32) -> R + Send,
+) -> Result<(), PodLinkError>
+where
+    R: Future<Output = Result<(), String>> + Send,
+{
     create_pair(kernel, &netns, link).await?;
     host_sysctls(link)?;
     let index = kernel.index(&link.veth).await?;
+    guard(index).await.map_err(PodLinkError::DataPath)?;
     let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(link.mtu).up().build();
     let what = || format!("bring up {}", link.veth);
     kernel.handle().link().set(up).execute().await.map_err(refused(what))?;

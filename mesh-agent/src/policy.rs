@@ -1,6 +1,9 @@
 //! Policy and services of this node's pods: what the API says becomes what the data path does.
 
+mod book;
 mod claims;
+pub mod engine;
+mod findings;
 pub mod view;
 
 use std::collections::BTreeSet;

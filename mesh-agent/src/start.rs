@@ -21,14 +21,19 @@ use crate::agent::{Agent, Memory, Outputs};
 use crate::attachments::{Directory, Table};
 use crate::cni::{Attacher, Readiness};
 use crate::config::{Config, Engine};
+use crate::flows::Board;
 use crate::guard::Guard;
 use crate::host::Host;
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
+use crate::names::Register;
+use crate::status::Findings;
 use crate::watch::Watching;
 use crate::watch::mail::Mailbox;
 use crate::wireguard::{Caller, Implementation, WireGuard};
 use crate::{cni, facts, http, monitor, publish};
+
+mod plane;
 
 /// What the command line gives.
 #[derive(Debug)]
@@ -39,6 +44,8 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Name of this node's Node object.
     pub node: String,
+    /// Where maps and programs are pinned; none: as configured.
+    pub bpf_pin_dir: Option<PathBuf>,
     /// How often drift is looked for without a nudge of the kernel.
     pub drift_interval: Duration,
 }
@@ -53,11 +60,16 @@ const NOTICES: usize = 64;
 /// # Errors
 /// What keeps it from starting: configuration, keys, sockets.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let config = Config::load(&options.config)?;
+    let mut config = Config::load(&options.config)?;
+    if let Some(directory) = &options.bpf_pin_dir {
+        config.bpf_pin_dir.clone_from(directory);
+    }
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
     crate::guard::close(&config, &kernel).await.context("Could not refuse plaintext of pods")?;
+    let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
+    let opened = plane::open(&config, &kernel, &register).await;
     let (client, patient) = clients(&options, &config).await?;
     let keys = Arc::new(keys(&config.state_dir, &client, &node).await?);
     let wireguard = Caller::new(WireGuard::new(implementation(config.engine).await?));
@@ -78,6 +90,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (readiness_tx, readiness) = watch::channel(starting);
     let (snapshot_tx, snapshot) = watch::channel(None);
     let (heartbeat_tx, heartbeat) = watch::channel(Instant::now());
+    let (plane_tx, plane_state) = watch::channel(opened);
+    let (findings_tx, findings) = watch::channel(Arc::default());
+    let (links_tx, links) = mpsc::channel(NUDGES);
+    let (lookup_tx, unknown) = mpsc::channel(crate::lookup::QUEUE);
+    let (leads_tx, leads) = watch::channel(false);
     let (announce_tx, announce) = watch::channel(None);
     let (notices_tx, notices) = mpsc::channel(NOTICES);
     let (nudge, kernel_changed) = mpsc::channel(NUDGES);
@@ -91,6 +108,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         table: Arc::clone(&table),
         pods,
         readiness: readiness.clone(),
+        plane: plane_state.clone(),
+        mailbox: Arc::clone(&mailbox),
         api: cni::Api(patient.clone()),
         metrics: metrics.clone(),
         nudge: nudge.clone(),
@@ -100,7 +119,27 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let listeners = http::bind(config.health_address, config.metrics_address).await?;
     let listener = cni::listen(&config.cni_socket)
         .with_context(|| format!("Could not listen on {}", config.cni_socket.display()))?;
-    let sources = http::Sources { heartbeat, readiness, snapshot, metrics: metrics.clone() };
+    let flows = crate::flows::server::listen(&config.flows_socket)
+        .with_context(|| format!("Could not listen on {}", config.flows_socket.display()))?;
+    let board = Arc::new(Board::default());
+    let sources = http::Sources {
+        heartbeat,
+        readiness,
+        snapshot,
+        metrics: metrics.clone(),
+        plane: plane_state.clone(),
+    };
+    let shared = plane::Shared {
+        config: config.clone(),
+        node: node.clone(),
+        kernel: kernel.clone(),
+        table: Arc::clone(&table),
+        mailbox: Arc::clone(&mailbox),
+        register: Arc::clone(&register),
+        board: Arc::clone(&board),
+        metrics: metrics.clone(),
+    };
+    let cluster_nodes = nodes.clone();
     let agent_table = Arc::clone(&table);
     let agent = Agent {
         node: node.clone(),
@@ -108,6 +147,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         wireguard,
         keys,
         guard: Guard::new(),
+        plane: plane_state,
+        register: Arc::clone(&register),
+        findings: findings.clone(),
         table,
         attacher: Arc::clone(&attacher),
         nodes,
@@ -134,6 +176,22 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let watching =
         Watching { client: client.clone(), mailbox: Arc::clone(&mailbox), metrics: metrics.clone() };
     watches(&mut tasks, &watching, &node, nodes_tx, pods_tx);
+    tasks.spawn(named("data path", plane::run(shared, plane_tx, links, lookup_tx, findings_tx)));
+    told_to_the_cluster(&mut tasks, &client, &node, (cluster_nodes, findings), (leads_tx, leads));
+    tasks.spawn(named("look-up of addresses", {
+        let (client, node) = (client.clone(), node.clone());
+        async move {
+            crate::lookup::run(client, node, register, mailbox, unknown).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("flows", {
+        let node = node.to_string();
+        async move {
+            crate::flows::server::serve(flows, board, node).await;
+            Ok(())
+        }
+    }));
     tasks.spawn(named("announcer", {
         let (client, node) = (client.clone(), node.clone());
         async move {
@@ -152,7 +210,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         publish::record(patient, node, notices).await;
         Ok(())
     }));
-    tasks.spawn(named("kernel monitor", async move { Ok(monitor::run(nudge).await?) }));
+    tasks.spawn(named("kernel monitor", async move { Ok(monitor::run(nudge, links_tx).await?) }));
     tasks.spawn(named("CNI server", async move {
         cni::serve(listener, attacher).await;
         Ok(())
@@ -170,6 +228,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         },
     }
     Ok(())
+}
+
+/// The lease, and what its holder writes.
+fn told_to_the_cluster(
+    tasks: &mut Tasks,
+    client: &Client,
+    node: &NodeName,
+    (nodes, findings): (watch::Receiver<crate::watch::Nodes>, watch::Receiver<Arc<Findings>>),
+    (leads_tx, leads): (watch::Sender<bool>, watch::Receiver<bool>),
+) {
+    let (client, node) = (client.clone(), node.clone());
+    tasks.spawn(named("lease", {
+        let (client, node) = (client.clone(), node.clone());
+        async move {
+            crate::lease::run(client, node, nodes, leads_tx).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("status of policies", async move {
+        crate::status::run(client, node, findings, leads).await;
+        Ok(())
+    }));
 }
 
 type Tasks = tokio::task::JoinSet<anyhow::Result<()>>;

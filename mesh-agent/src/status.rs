@@ -31,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(8);
 /// An object of the API.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Subject {
-    /// `NetworkPolicy`, `ClusterNetworkPolicy`, `Service`, `EndpointSlice`, `Pod`.
+    /// `NetworkPolicy`, `ClusterNetworkPolicy`, `Service`, `EndpointSlice`, `Pod`, `Node`.
     pub kind: &'static str,
     /// Its namespace; none for what has none.
     pub namespace: Option<String>,
@@ -44,6 +44,8 @@ pub struct Subject {
 pub struct Findings {
     /// By object.
     pub wrong: BTreeMap<Subject, BTreeSet<(String, String)>>,
+    /// What this node cannot do; its own Events tell it.
+    pub trouble: BTreeSet<(String, String)>,
     /// Every ClusterNetworkPolicy there is.
     pub cluster_policies: BTreeSet<String>,
 }
@@ -151,6 +153,7 @@ fn resource(kind: &str) -> ApiResource {
         "ClusterNetworkPolicy" => crate::watch::cluster_policy_resource(),
         "Service" => ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()),
         "EndpointSlice" => ApiResource::erase::<k8s_openapi::api::discovery::v1::EndpointSlice>(&()),
+        "Node" => ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&()),
         "Pod" => ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&()),
         _ => ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()),
     }

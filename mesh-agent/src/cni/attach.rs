@@ -21,8 +21,10 @@ use crate::attachments::{Attachment, Directory, Table};
 use crate::facts::pod::{OwnPod, Pod};
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
+use crate::plane::PlaneState;
 use crate::podlink::{self, PodLink, PodLinkError};
 use crate::watch::Pods;
+use crate::watch::mail::Mailbox;
 
 /// How long ADD waits for the watch to show its pod before it asks the API itself.
 const POD_PATIENCE: Duration = Duration::from_secs(2);
@@ -57,6 +59,10 @@ pub struct Attacher {
     pub(crate) table: Arc<Mutex<Table>>,
     pub(crate) pods: watch::Receiver<Pods>,
     pub(crate) readiness: watch::Receiver<Readiness>,
+    /// The data path.
+    pub(crate) plane: watch::Receiver<PlaneState>,
+    /// Who decides policy.
+    pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) api: Api,
     pub(crate) metrics: Metrics,
     /// Wakes the main loop, which reports a pool that is nearly full.
@@ -79,7 +85,7 @@ fn io_failure(error: &dyn std::error::Error) -> Failure {
     Failure::new(code::IO, error.to_string(), "")
 }
 
-fn try_again(msg: impl Into<String>, details: impl Into<String>) -> Failure {
+pub(super) fn try_again(msg: impl Into<String>, details: impl Into<String>) -> Failure {
     Failure::new(code::TRY_AGAIN, msg, details)
 }
 
@@ -96,7 +102,7 @@ impl Attacher {
         &self.metrics
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         // A panic in another holder leaves the table as it was between two steps; it is still the truth.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,8 +235,8 @@ impl Attacher {
         self.write(veth, attachment).await?;
         // Both at once: neither needs the other, and ADD answers when both are done.
         let (made, told) =
-            tokio::join!(podlink::connect(&self.kernel, netns, &link), self.annotate(attachment, own));
-        made.map_err(|error| match &error {
+            tokio::join!(self.make(netns, &link, attachment, own), self.annotate(attachment, own));
+        let wait = made.map_err(|error| match &error {
             PodLinkError::Exists(_) => {
                 let details = "ADD without a DEL before it; the runtime has to call DEL first";
                 Failure::new(code::ENVIRONMENT, format!("CNI_IFNAME: {error}"), details)
@@ -240,9 +246,13 @@ impl Attacher {
             | PodLinkError::Request { .. }
             | PodLinkError::Setting(_)
             | PodLinkError::Sysctl { .. }
+            | PodLinkError::DataPath(_)
             | PodLinkError::Changed(_) => io_failure(&error),
         })?;
         told?;
+        if let Some(wait) = wait {
+            self.await_policy(veth, wait).await?;
+        }
         let ip = |(address, gateway): &(IpAddr, IpAddr)| AttachedIp {
             address: mesh_core::prefix::host(*address),
             gateway: *gateway,
@@ -345,6 +355,7 @@ impl Attacher {
     /// Unmakes an attachment that this request holds busy.
     async fn release(&self, veth: &str) -> Result<(), Failure> {
         self.kernel.remove_link(veth).await.map_err(|error| io_failure(&error))?;
+        self.leave(veth).await;
         let (directory, name) = (self.directory.clone(), veth.to_owned());
         let freed = tokio::task::spawn_blocking(move || directory.free(&name, now())).await;
         match freed {
@@ -397,6 +408,7 @@ impl Attacher {
             | PodLinkError::Netns(_)
             | PodLinkError::Setting(_)
             | PodLinkError::Sysctl { .. }
+            | PodLinkError::DataPath(_)
             | PodLinkError::Exists(_) => io_failure(&error),
         })
     }
@@ -525,7 +537,7 @@ fn pool_failure(error: &IpamError) -> Failure {
     Failure::new(code, error.to_string(), details)
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6], Failure> {
+pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6], Failure> {
     let bytes: Vec<u8> = text.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
     let mac: Option<[u8; 6]> = bytes.try_into().ok();
     // The lowest bit of the first byte marks a group address.

@@ -2,25 +2,12 @@
 
 use std::net::IpAddr;
 
-use datapath::abi::{
-    DropReason, Event, HW_EVENT_AUDIT, HW_EVENT_CHANGED, HW_EVENT_DROP, HW_EVENT_NEW, HW_EVENT_REVOKED,
-    HW_EVENT_UNKNOWN, HW_INGRESS,
-};
+use datapath::{EventKind, FlowEvent};
 use jiff::{SignedDuration, Timestamp};
+use mesh_core::policy::model::Direction as Side;
 use proto::flows::{Direction, Flow, Kind, Peer, Protocol, Service, TcpFlags, Verdict};
 
 use crate::names::{Names, Owner};
-
-/// What a record says.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Told {
-    /// Something happened to a flow.
-    Flow(Box<Flow>),
-    /// Somebody has this address and nobody has told us who.
-    Unknown(IpAddr),
-    /// A kind that we do not know.
-    Nothing,
-}
 
 /// This node and its clocks.
 #[derive(Clone, Debug)]
@@ -33,52 +20,50 @@ pub struct Here {
     pub monotonic: u64,
 }
 
-/// Reads a record.
-pub fn convert(event: &Event, names: &Names, here: &Here) -> Told {
+/// The address that nobody has told us of; none: the event is of another kind.
+pub fn unknown(event: &FlowEvent) -> Option<IpAddr> {
+    (event.kind == EventKind::Unknown).then_some(match event.direction {
+        Side::Ingress => event.source,
+        Side::Egress => event.destination,
+    })
+}
+
+/// An event in words; none: it is about no flow.
+pub fn convert(event: &FlowEvent, names: &Names, here: &Here) -> Option<Flow> {
     let (kind, verdict) = match event.kind {
-        HW_EVENT_NEW => (Kind::New, Verdict::Forwarded),
-        HW_EVENT_DROP => (Kind::Drop, Verdict::Dropped),
-        HW_EVENT_CHANGED => (Kind::Changed, Verdict::Forwarded),
-        HW_EVENT_REVOKED => (Kind::Revoked, Verdict::Revoked),
-        HW_EVENT_AUDIT => (Kind::Audit, Verdict::Audited),
-        HW_EVENT_UNKNOWN => {
-            let address = if u32::from(event.direction) == HW_INGRESS { event.src } else { event.dst };
-            return Told::Unknown(address.ip());
-        }
-        _ => return Told::Nothing,
+        EventKind::New => (Kind::New, Verdict::Forwarded),
+        EventKind::Drop => (Kind::Drop, Verdict::Dropped),
+        EventKind::Changed => (Kind::Changed, Verdict::Forwarded),
+        EventKind::Revoked => (Kind::Revoked, Verdict::Revoked),
+        EventKind::Audit => (Kind::Audit, Verdict::Audited),
+        EventKind::Unknown => return None,
     };
     let has_ports = matches!(event.protocol, 6 | 17 | 132);
     let port = |port: u16| has_ports.then_some(port);
-    let age = i64::try_from(here.monotonic.saturating_sub(event.at)).unwrap_or(i64::MAX);
+    let age = i64::try_from(here.monotonic.saturating_sub(event.at_ns)).unwrap_or(i64::MAX);
     let time = here.now.checked_sub(SignedDuration::from_nanos(age)).unwrap_or(here.now);
     let passed = matches!(verdict, Verdict::Forwarded);
-    Told::Flow(Box::new(Flow {
+    Some(Flow {
         time,
         node_name: here.node.clone(),
         verdict,
         kind,
-        drop_reason: (!passed).then(|| reason(event.reason)),
-        traffic_direction: if u32::from(event.direction) == HW_INGRESS {
-            Direction::Ingress
-        } else {
-            Direction::Egress
+        drop_reason: (!passed).then(|| event.reason.name().to_owned()),
+        traffic_direction: match event.direction {
+            Side::Ingress => Direction::Ingress,
+            Side::Egress => Direction::Egress,
         },
-        source: peer(names, event.src.ip(), port(event.sport.get())),
-        destination: peer(names, event.dst.ip(), port(event.dport.get())),
+        source: peer(names, event.source, port(event.source_port)),
+        destination: peer(names, event.destination, port(event.destination_port)),
         protocol: Protocol(event.protocol),
-        service: event.service.some_ip().map(|ip| service(names, ip, event.service_port.get())),
+        service: event.service.map(|(ip, port)| service(names, ip, port)),
         tcp_flags: if event.protocol == 6 { TcpFlags(event.tcp_flags) } else { TcpFlags::NONE },
-        is_reply: event.flags & 1 == 1,
+        is_reply: event.reply,
         rule: names.rules.get(&event.rule).filter(|_| event.rule != 0).cloned(),
         interface: names.links.get(&event.ifindex).cloned(),
         length: event.length,
         epoch: event.epoch,
-    }))
-}
-
-fn reason(number: u8) -> String {
-    DropReason::from_number(number)
-        .map_or_else(|| format!("reason-{number}"), |reason| reason.name().to_owned())
+    })
 }
 
 fn peer(names: &Names, ip: IpAddr, port: Option<u16>) -> Peer {
@@ -110,6 +95,7 @@ fn service(names: &Names, ip: IpAddr, port: u16) -> Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datapath::abi::DropReason;
     use mesh_core::policy::model::ObjectName;
 
     fn ip(text: &str) -> IpAddr {
@@ -126,23 +112,25 @@ mod tests {
         names
     }
 
-    fn event() -> Event {
-        Event {
-            at: 900,
-            src: ip("10.1.0.2").into(),
-            dst: ip("198.51.100.1").into(),
-            service: ip("10.96.0.1").into(),
-            sport: 4000.into(),
-            dport: 80.into(),
-            service_port: 8080.into(),
+    fn event() -> FlowEvent {
+        FlowEvent {
+            at_ns: 900,
+            kind: EventKind::Drop,
+            reason: DropReason::PolicyEgress,
+            source: ip("10.1.0.2"),
+            destination: ip("198.51.100.1"),
+            source_port: 4000,
+            destination_port: 80,
+            service: Some((ip("10.96.0.1"), 8080)),
             protocol: 6,
-            kind: HW_EVENT_DROP,
-            reason: DropReason::PolicyEgress as u8,
-            direction: 1,
+            direction: Side::Egress,
             tcp_flags: 2,
+            reply: false,
+            ifindex: 5,
             rule: 7,
+            classes: [0; 2],
             length: 60,
-            ..Event::default()
+            epoch: 1,
         }
     }
 
@@ -150,9 +138,8 @@ mod tests {
         Here { node: "n1".into(), now: Timestamp::from_nanosecond(1_000_000).unwrap(), monotonic: 1000 }
     }
 
-    fn flow(event: &Event) -> Flow {
-        let Told::Flow(flow) = convert(event, &names(), &here()) else { panic!("{event:?}") };
-        *flow
+    fn flow(event: &FlowEvent) -> Flow {
+        convert(event, &names(), &here()).unwrap()
     }
 
     #[test]
@@ -169,11 +156,11 @@ mod tests {
 
     #[test]
     fn what_has_no_ports_no_service_and_no_name_shows_none() {
-        let flow = flow(&Event {
+        let flow = flow(&FlowEvent {
             protocol: 1,
-            kind: HW_EVENT_NEW,
-            service: Default::default(),
-            dst: ip("10.9.0.1").into(),
+            kind: EventKind::New,
+            service: None,
+            destination: ip("10.9.0.1"),
             rule: 8,
             ..event()
         });
@@ -184,10 +171,10 @@ mod tests {
 
     #[test]
     fn an_unknown_address_is_that_of_the_side_that_was_asked_for() {
-        let unknown = |direction| Event { kind: HW_EVENT_UNKNOWN, direction, ..event() };
-        let told = |direction| convert(&unknown(direction), &names(), &here());
-        assert_eq!(told(0), Told::Unknown(ip("10.1.0.2")));
-        assert_eq!(told(1), Told::Unknown(ip("198.51.100.1")));
-        assert_eq!(convert(&Event { kind: 99, ..event() }, &names(), &here()), Told::Nothing);
+        let of = |direction| FlowEvent { kind: EventKind::Unknown, direction, ..event() };
+        assert_eq!(unknown(&of(Side::Ingress)), Some(ip("10.1.0.2")));
+        assert_eq!(unknown(&of(Side::Egress)), Some(ip("198.51.100.1")));
+        assert_eq!(unknown(&event()), None);
+        assert_eq!(convert(&of(Side::Egress), &names(), &here()), None);
     }
 }

@@ -74,6 +74,14 @@ impl Cidrs {
         })
     }
 
+    /// All of them with their owners.
+    pub(super) fn all(&self) -> BTreeMap<IpNet, NodeName> {
+        let owner = |(net, claimants): (&IpNet, &BTreeSet<(i64, NodeName)>)| {
+            claimants.first().map(|(_, name)| (*net, name.clone()))
+        };
+        self.claims.by.iter().filter_map(owner).collect()
+    }
+
     /// A node has these.
     pub(super) fn put(&mut self, name: &NodeName, created: i64, all: &BTreeSet<IpNet>) {
         for net in all {

@@ -132,6 +132,11 @@ impl View {
         }
     }
 
+    /// This node.
+    pub const fn node(&self) -> &NodeName {
+        &self.node
+    }
+
     /// Which complete lists have been seen.
     pub const fn synced(&self) -> Synced {
         self.synced
@@ -140,6 +145,12 @@ impl View {
     /// Objects that cannot be read.
     pub fn unread(&self) -> impl Iterator<Item = &Unread> {
         self.unread.values()
+    }
+
+    /// ClusterNetworkPolicies there are, readable or not.
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &String> {
+        let unread = self.unread.values().filter(|unread| unread.kind == "ClusterNetworkPolicy");
+        self.believed.cluster.iter().chain(unread.map(|unread| &unread.name))
     }
 
     /// Links with the pods on them.
@@ -155,6 +166,11 @@ impl View {
     /// The node whose CIDR an address lies in.
     pub fn node_of(&self, address: IpAddr) -> Option<&NodeName> {
         self.cidrs.owner(address)
+    }
+
+    /// Pod CIDRs with the nodes that own them.
+    pub fn cidrs(&self) -> BTreeMap<IpNet, NodeName> {
+        self.cidrs.all()
     }
 
     /// Folds changes in, and says what they change for policy and services.

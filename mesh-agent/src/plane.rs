@@ -1,0 +1,339 @@
+//! The data path of this node: opened, closed before anything carries, and kept on the links. Policy itself is
+//! [`crate::policy`]'s.
+//!
+//! Everything here are system calls that return at once; call it from threads that may wait all the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use datapath::{Capacities, Datapath, Endpoint, LinkKind, LoadOptions, Local};
+use ipnet::IpNet;
+
+use crate::devices;
+use crate::kernel::{Kernel, Link};
+use crate::names::Register;
+use crate::nft::NftInput;
+use crate::policy::Attached;
+
+/// `ENODEV`.
+const NO_DEVICE: i32 = 19;
+
+/// Something about the data path that did not work, with the object and the kernel's answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct PlaneError {
+    what: String,
+    source: Box<datapath::Error>,
+}
+
+fn failed(what: impl FnOnce() -> String) -> impl FnOnce(datapath::Error) -> PlaneError {
+    move |source| PlaneError { what: what(), source: Box::new(source) }
+}
+
+/// The data path, shared by all who write it.
+#[derive(Clone, Debug)]
+pub struct Plane {
+    datapath: Arc<Datapath>,
+    /// Of those who look at links and attach what is missing one at a time.
+    links: Arc<Mutex<()>>,
+}
+
+/// Where the data path stands.
+#[derive(Clone, Debug)]
+pub enum PlaneState {
+    /// The configuration wants none.
+    Off,
+    /// It is not there, and why: no pod is connected.
+    Failed(String),
+    /// It is in the kernel.
+    Open(Plane),
+}
+
+impl PlaneState {
+    /// The data path, if there is one.
+    pub const fn open(&self) -> Option<&Plane> {
+        match self {
+            Self::Open(plane) => Some(plane),
+            Self::Off | Self::Failed(_) => None,
+        }
+    }
+}
+
+/// What is wrong with links, by the code of a finding: a sentence each.
+pub type Findings = Vec<(String, String)>;
+
+impl Plane {
+    /// Loads programs and maps, and guards what the configuration names. What a former agent has left stays in force: the guard
+    /// covers at least as much as before.
+    ///
+    /// # Errors
+    /// The kernel refuses, or another agent has the directory.
+    pub fn open(pins: &Path, guarded: &[IpNet]) -> Result<Self, PlaneError> {
+        let options = LoadOptions { pin_dir: pins.to_owned(), ..LoadOptions::default() };
+        let datapath =
+            Datapath::open(&options).map_err(failed(|| "Could not load the data path".to_owned()))?;
+        let plane = Self { datapath: Arc::new(datapath), links: Arc::default() };
+        let set = || -> datapath::Result<()> {
+            let mut all = plane.datapath.guarded()?;
+            all.extend(guarded.iter().map(IpNet::trunc));
+            plane.datapath.set_guarded(&all)?;
+            plane.datapath.set_flow_events(true)?;
+            Ok(())
+        };
+        set().map_err(failed(|| "Could not set the guard".to_owned()))?;
+        Ok(plane)
+    }
+
+    /// The data path itself.
+    pub fn datapath(&self) -> &Arc<Datapath> {
+        &self.datapath
+    }
+
+    /// What the guard covers, as the firewall does; with a complete picture nothing else.
+    ///
+    /// # Errors
+    /// A map is full or cannot be written.
+    pub fn guard(&self, input: &NftInput, synced: bool) -> Result<Findings, PlaneError> {
+        let mut findings = Findings::new();
+        let room = usize::try_from(Capacities::default().guarded).unwrap_or(usize::MAX);
+        let exempt = devices::exempt(input, room).unwrap_or_else(|| {
+            findings.push((
+                "guard-exempts-nothing".to_owned(),
+                format!("nonMasqueradeCIDRs, less the addresses of nodes in them, are more than {room} prefixes: the data path's guard exempts none of them; name prefixes that hold no nodes"),
+            ));
+            Vec::new()
+        });
+        let set = || -> datapath::Result<()> {
+            let mut guarded: BTreeSet<IpNet> = devices::guarded(input).into_iter().collect();
+            if synced {
+                self.datapath.set_exempt(&exempt.into_iter().collect())?;
+            } else {
+                guarded.extend(self.datapath.guarded()?);
+            }
+            self.datapath.set_guarded(&guarded).map(drop)
+        };
+        set().map_err(failed(|| "Could not set the guard".to_owned()))?;
+        Ok(findings)
+    }
+
+    /// Own addresses, which the tunnel may deliver to.
+    ///
+    /// # Errors
+    /// A map is full or cannot be written.
+    pub fn own_addresses(&self, wanted: &BTreeSet<IpAddr>, synced: bool) -> Result<(), PlaneError> {
+        let set = || -> datapath::Result<()> {
+            let found = self.datapath.locals()?;
+            for address in wanted.iter().filter(|address| found.get(address) != Some(&Local::Node)) {
+                self.datapath.put_local(*address, Local::Node)?;
+            }
+            let stale =
+                found.iter().filter(|(address, local)| **local == Local::Node && !wanted.contains(address));
+            for (address, _) in stale.filter(|_| synced) {
+                self.datapath.remove_local(*address)?;
+            }
+            Ok(())
+        };
+        set().map_err(failed(|| "Could not set own addresses".to_owned()))
+    }
+
+    /// Does the data path know any address of this node's own? Before, the tunnel could deliver nothing.
+    fn has_addresses(&self) -> bool {
+        self.datapath.locals().is_ok_and(|locals| locals.values().any(|local| *local == Local::Node))
+    }
+
+    /// Puts the guard on every uplink and the programs on slots and on pods' links that lack them, and forgets links that are
+    /// gone. A pod's link without an endpoint is left to the request that makes it.
+    ///
+    /// `endpoints` were there before `links` were looked at, so that one without a link is one whose link is gone.
+    fn keep_links(&self, endpoints: &BTreeSet<u32>, links: &BTreeMap<String, Link>) -> Findings {
+        let _one = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut findings = Findings::new();
+        let name = |index: u32| {
+            links
+                .iter()
+                .find(|(_, link)| link.index == index)
+                .map_or("", |(name, _)| name.as_str())
+                .to_owned()
+        };
+        let here: BTreeSet<u32> = links.values().map(|link| link.index).collect();
+        for index in endpoints.difference(&here) {
+            if let Err(error) = self.datapath.remove_endpoint(*index) {
+                findings.push(("data-path-endpoints".to_owned(), error.to_string()));
+            }
+        }
+        let attached = self.attached();
+        let carries = self.has_addresses();
+        for (index, kind) in devices::kinds(links) {
+            let wanted = match kind {
+                LinkKind::Uplink => true,
+                LinkKind::Slot => carries,
+                LinkKind::Pod => endpoints.contains(&index),
+                LinkKind::Hold => false,
+            };
+            if !wanted || attached.contains(&(index, kind)) {
+                continue;
+            }
+            match self.datapath.attach(kind, index) {
+                Ok(()) => tracing::info!(device = name(index), %kind, "Put the data path onto a link"),
+                // Gone since the look.
+                Err(datapath::Error::Attach { source, .. }) if source.raw_os_error() == Some(NO_DEVICE) => {}
+                Err(error) => findings.push((
+                    format!("{kind}-without-data-path"),
+                    format!("device {}: the data path is not on it: {error}", name(index)),
+                )),
+            }
+        }
+        if let Err(error) = self.datapath.forget_dead_links() {
+            findings.push(("data-path-pins".to_owned(), error.to_string()));
+        }
+        findings
+    }
+
+    /// Links on which all programs of a kind are, and those of this process.
+    fn attached(&self) -> BTreeSet<(u32, LinkKind)> {
+        let all = self.datapath.attachments().unwrap_or_default();
+        let mut hooks: BTreeMap<(u32, LinkKind), usize> = BTreeMap::new();
+        for found in all.iter().filter(|found| found.current) {
+            *hooks.entry((found.ifindex, found.kind)).or_insert(0) += 1;
+        }
+        let devices = self.datapath.devices().unwrap_or_default();
+        let whole = |((index, kind), count): &(&(u32, LinkKind), &usize)| {
+            **count == kind.programs().len() && devices.get(index) == Some(kind)
+        };
+        hooks.iter().filter(whole).map(|(key, _)| *key).collect()
+    }
+
+    /// A new pod's link: it is an endpoint that may do nothing yet, and the programs are on it. To be called before the link
+    /// is up.
+    ///
+    /// # Errors
+    /// The kernel refuses; nothing of it is left.
+    pub fn connect(&self, pod: &Attached) -> Result<(), PlaneError> {
+        let set = || -> datapath::Result<()> {
+            // The index may be another link's that is gone: that one's policy must not be this one's. And an ADD that was
+            // cut off half way may have left another link's endpoint with these addresses.
+            self.datapath.remove_endpoint(pod.ifindex)?;
+            let locals = self.datapath.locals()?;
+            for address in &pod.ips {
+                if let Some(Local::Pod(index)) = locals.get(address) {
+                    self.datapath.remove_endpoint(*index)?;
+                    self.datapath.detach(*index)?;
+                }
+            }
+            self.place(pod)?;
+            self.datapath.attach(LinkKind::Pod, pod.ifindex)
+        };
+        set().map_err(|source| {
+            self.disconnect(&pod.ips);
+            failed(|| format!("Could not put the data path onto {}", pod.veth))(source)
+        })
+    }
+
+    /// The endpoint and its addresses, without programs.
+    ///
+    /// # Errors
+    /// A map is full or cannot be written.
+    pub fn place(&self, pod: &Attached) -> datapath::Result<()> {
+        self.datapath.put_endpoint(pod.ifindex, &endpoint(pod))?;
+        for address in &pod.ips {
+            self.datapath.put_local(*address, Local::Pod(pod.ifindex))?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything of the pod with these addresses out of the data path; what is gone already is fine.
+    pub fn disconnect(&self, ips: &BTreeSet<IpAddr>) {
+        let locals = self.datapath.locals().unwrap_or_default();
+        let place = |address: &IpAddr| match locals.get(address) {
+            Some(Local::Pod(index)) => Some(*index),
+            Some(Local::Node) | None => None,
+        };
+        let indexes: BTreeSet<u32> = ips.iter().filter_map(place).collect();
+        let forget = || -> datapath::Result<()> {
+            for index in indexes {
+                self.datapath.remove_endpoint(index)?;
+                self.datapath.detach(index)?;
+            }
+            for address in ips.iter().filter(|address| place(address).is_some()) {
+                self.datapath.remove_local(*address)?;
+                // Whoever gets the address next has nothing to do with its flows.
+                self.datapath.forget_flows_of(*address)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = forget() {
+            tracing::warn!(err = %error, "Could not take a pod out of the data path");
+        }
+    }
+
+    /// Compares what a former agent left with the pods that are attached: takes away what is nobody's. Returns the pods that the
+    /// data path does not know (connected by an agent without one); they go on as they are until policy is known.
+    pub fn reconcile(&self, pods: &[Attached]) -> datapath::Result<Vec<Attached>> {
+        let here: BTreeMap<u32, &Attached> = pods.iter().map(|pod| (pod.ifindex, pod)).collect();
+        let found = self.datapath.endpoints()?;
+        for index in found.keys().filter(|index| !here.contains_key(index)) {
+            self.datapath.remove_endpoint(*index)?;
+            self.datapath.detach(*index)?;
+        }
+        for (address, local) in self.datapath.locals()? {
+            let Local::Pod(index) = local else { continue };
+            if !here.get(&index).is_some_and(|pod| pod.ips.contains(&address)) {
+                self.datapath.remove_local(address)?;
+            }
+        }
+        let mut missing = Vec::new();
+        for (index, pod) in here {
+            match found.get(&index) {
+                Some(present) if *present == endpoint(pod) => {
+                    self.place(pod)?;
+                    self.datapath.attach(LinkKind::Pod, index)?;
+                }
+                // Another pod's link had this index.
+                Some(_) | None => {
+                    self.datapath.remove_endpoint(index)?;
+                    self.datapath.detach(index)?;
+                    missing.push(pod.clone());
+                }
+            }
+        }
+        Ok(missing)
+    }
+}
+
+/// Looks at the links and puts onto them what is missing. Also says their names to who reads flows.
+///
+/// # Errors
+/// The links cannot be listed.
+pub async fn look(
+    plane: &Plane,
+    kernel: &Kernel,
+    register: &Arc<Register>,
+) -> Result<Findings, crate::kernel::KernelError> {
+    let first = plane.clone();
+    let endpoints = tokio::task::spawn_blocking(move || first.datapath.endpoints()).await;
+    let endpoints = endpoints.ok().and_then(Result::ok).unwrap_or_default().into_keys().collect();
+    let links = kernel.links().await?;
+    let (plane, register) = (plane.clone(), Arc::clone(register));
+    let work = move || {
+        let names = links.iter().map(|(name, link)| (link.index, name.clone())).collect();
+        register.write(|all| all.links = names);
+        plane.keep_links(&endpoints, &links)
+    };
+    Ok(tokio::task::spawn_blocking(work).await.unwrap_or_default())
+}
+
+fn endpoint(pod: &Attached) -> Endpoint {
+    let v4 = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    };
+    let v6 = |ip: &IpAddr| match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some(*v6),
+    };
+    let (ip4, ip6): (Option<Ipv4Addr>, Option<Ipv6Addr>) =
+        (pod.ips.iter().find_map(v4), pod.ips.iter().find_map(v6));
+    Endpoint { ip4, ip6, pod_mac: pod.pod_mac, host_mac: pod.host_mac, slow: pod.slow }
+}

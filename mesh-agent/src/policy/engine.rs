@@ -1,0 +1,408 @@
+//! The thread that decides policy and services and writes them: takes all mail that waits, folds it, compiles, applies, answers.
+//!
+//! Nothing is waited for while there is mail: what comes during a turn is the next one. Before every list has been read,
+//! nothing that a former agent left is changed, and what is new is closed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use datapath::{Change, Datapath, PolicyBanks};
+use mesh_core::policy::compile::Compiler;
+use mesh_core::policy::model::ObjectName;
+use mesh_core::policy::tables::Delta;
+use mesh_core::service;
+use tokio::sync::{oneshot, watch};
+
+use super::book::Book;
+use super::findings;
+use super::view::{Fact, View};
+use super::{Attached, Request};
+use crate::metrics::Metrics;
+use crate::names::Register;
+use crate::plane::Plane;
+use crate::status::Findings;
+use crate::watch::mail::{Mail, Mailbox};
+
+/// Without mail: how often vanished pods' addresses and problems are looked after.
+const IDLE: Duration = Duration::from_secs(1);
+/// How often what is wrong is told at most: a full account of a large cluster is work.
+const TELL: Duration = Duration::from_secs(1);
+/// After a map could not be written.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What the thread works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where changes come from.
+    pub mailbox: Arc<Mailbox>,
+    /// The data path.
+    pub plane: Plane,
+    /// What is known.
+    pub view: View,
+    /// Where names are written.
+    pub register: Arc<Register>,
+    /// Where what is wrong is told.
+    pub findings: watch::Sender<Arc<Findings>>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Pods that were attached before the agent began.
+    pub known: Vec<Attached>,
+    /// Those of them that the data path does not know.
+    pub missing: Vec<Attached>,
+}
+
+type Answer = oneshot::Sender<Result<(), String>>;
+
+/// The thread's state.
+#[derive(Debug)]
+pub struct Engine {
+    parts: Parts,
+    policy: Compiler,
+    banks: PolicyBanks,
+    services: service::Compiler,
+    adopted: bool,
+    book: Book,
+    waiting: Vec<(String, Answer)>,
+    /// The last change of policy could not be written wholly.
+    broken: bool,
+    services_pending: Option<service::Delta>,
+    retry: Option<Instant>,
+    applied: bool,
+    trouble: BTreeSet<(String, String)>,
+    untold: bool,
+    told: Option<Instant>,
+    clock: Instant,
+}
+
+impl Engine {
+    /// Begins with what is in the maps.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn new(parts: Parts) -> datapath::Result<Self> {
+        let banks = PolicyBanks::read(parts.plane.datapath())?;
+        let guarded = parts.register.read().guarded.clone();
+        let policy = Compiler::new(guarded).starting_at(banks.first_numbers());
+        Ok(Self {
+            policy,
+            banks,
+            services: service::Compiler::new(service::Limits::default()),
+            adopted: false,
+            book: Book::default(),
+            waiting: Vec::new(),
+            broken: false,
+            services_pending: None,
+            retry: None,
+            applied: false,
+            trouble: BTreeSet::new(),
+            untold: true,
+            told: None,
+            clock: Instant::now(),
+            parts,
+        })
+    }
+
+    /// Runs for ever.
+    pub fn run(mut self) {
+        let mailbox = Arc::clone(&self.parts.mailbox);
+        let mut facts = Vec::new();
+        for attached in std::mem::take(&mut self.parts.known) {
+            self.parts.view.attach(attached, &mut facts);
+        }
+        self.feed(facts);
+        loop {
+            let mail = mailbox.wait(IDLE);
+            self.turn(mail);
+        }
+    }
+
+    fn turn(&mut self, mut mail: Mail) {
+        let since = mail.since;
+        let requests = std::mem::take(&mut mail.requests);
+        let mut facts = self.parts.view.fold(mail, Instant::now());
+        let mut gone = Vec::new();
+        for request in requests {
+            match request {
+                Request::Attach(attached, answer) => {
+                    self.waiting.push((attached.veth.clone(), answer));
+                    self.parts.view.attach(*attached, &mut facts);
+                }
+                Request::Detach(veth, answer) => {
+                    self.waiting.retain(|(waiting, _)| *waiting != veth);
+                    self.parts.missing.retain(|missing| missing.veth != veth);
+                    self.parts.view.detach(&veth, &mut facts);
+                    gone.push(answer);
+                }
+            }
+        }
+        if facts.iter().any(|fact| matches!(fact, Fact::Node(..))) {
+            let cidrs = self.parts.view.cidrs();
+            self.parts.register.write(|names| names.cidrs = cidrs);
+        }
+        let changed = self.feed(facts);
+        let synced = self.parts.view.synced();
+        let ready = self.retry.is_none_or(|at| at <= Instant::now());
+        let mut wrote = false;
+        if synced.services && ready {
+            wrote |= self.apply_services();
+        }
+        if synced.policy && ready {
+            wrote |= self.apply_policy();
+        }
+        if self.applied && !self.book.is_empty() {
+            let book = &mut self.book;
+            self.parts.register.write(|names| book.publish(names));
+        }
+        for answer in gone {
+            // Whoever asked may have gone.
+            drop(answer.send(Ok(())));
+        }
+        self.answer();
+        if let Some(since) = since.filter(|_| wrote) {
+            self.parts.metrics.policy_applied(since.elapsed());
+        }
+        self.untold |= changed;
+        self.tell();
+    }
+
+    /// Tells the compilers. True: something was told.
+    fn feed(&mut self, facts: Vec<Fact>) -> bool {
+        let any = !facts.is_empty();
+        for fact in facts {
+            self.book.note(&fact);
+            match fact {
+                Fact::Namespace(name, known) => self.policy.set_namespace(name, known),
+                Fact::Node(name, known) => {
+                    self.policy.set_node(name, known);
+                }
+                Fact::Pod(name, known) => self.policy.set_pod(name, known),
+                Fact::NetworkPolicy(name, spec) => self.policy.set_network_policy(name, spec),
+                Fact::ClusterPolicy(name, spec) => self.policy.set_cluster_policy(name, spec),
+                Fact::Subjects(names) => self.policy.set_subjects(names),
+                Fact::Service(name, known) => self.services.set_service(name, known),
+                Fact::Slice(name, known) => self.services.set_slice(name, known),
+                Fact::OwnNode(own) => self.services.set_node(own),
+                Fact::HostPorts(ports) => self.services.set_host_ports(ports),
+            }
+        }
+        any
+    }
+
+    fn datapath(&self) -> &Datapath {
+        self.parts.plane.datapath()
+    }
+
+    /// Which link each pod whose policy is known is on.
+    fn links(&self) -> BTreeMap<ObjectName, u32> {
+        let view = &self.parts.view;
+        let names = view.attached().filter_map(|attached| attached.pod.as_ref()).map(|(name, _)| name);
+        names.filter_map(|name| Some((name.clone(), view.current(name)?.ifindex))).collect()
+    }
+
+    /// Compiles what has changed and puts it in force. True: something was written.
+    fn apply_policy(&mut self) -> bool {
+        let now = self.clock.elapsed().as_secs();
+        let forgotten = self.banks.expired(now);
+        for address in &forgotten {
+            self.policy.forget(*address);
+        }
+        let delta = self.policy.commit();
+        // What failed is all read and compared anew by the next application.
+        let nothing = delta.is_empty() && forgotten.is_empty() && self.waiting.is_empty();
+        if nothing && self.applied && !self.broken {
+            return false;
+        }
+        self.place_missing();
+        let links = self.links();
+        let state = self.policy.state();
+        let change = Change { state, delta: &delta, links: &links, forgotten: &forgotten, now };
+        let result = self.banks.apply(self.parts.plane.datapath(), &change);
+        match result {
+            Ok(applied) => {
+                self.applied = true;
+                (self.broken, self.retry) = (false, None);
+                self.clear_trouble("policy-not-applied");
+                self.name_rules(&delta);
+                self.parts.metrics.policy_state(self.policy.state(), links.len());
+                if applied.writes > 0 {
+                    tracing::debug!(writes = applied.writes, epoch = applied.epoch, "Policy is in force");
+                }
+                self.attach_missing();
+                applied.writes > 0
+            }
+            Err(error) => {
+                tracing::error!(err = %error, "Could not put policy into force");
+                self.set_trouble(
+                    "policy-not-applied",
+                    format!("policy could not be put into force: {error}"),
+                );
+                self.broken = true;
+                self.retry = Some(Instant::now() + AGAIN);
+                false
+            }
+        }
+    }
+
+    /// Pods that an agent without a data path connected get their endpoint first and their programs when policy is known, so
+    /// that they are never cut off.
+    fn place_missing(&mut self) {
+        for missing in &self.parts.missing {
+            if let Err(error) = self.parts.plane.place(missing) {
+                tracing::error!(veth = missing.veth, err = %error, "Could not take a running pod into the data path");
+            }
+        }
+    }
+
+    fn attach_missing(&mut self) {
+        for missing in std::mem::take(&mut self.parts.missing) {
+            match self.datapath().attach(datapath::LinkKind::Pod, missing.ifindex) {
+                Ok(()) => tracing::info!(veth = missing.veth, "A running pod is in the data path now"),
+                // The next look at links finds it.
+                Err(error) => {
+                    tracing::warn!(veth = missing.veth, err = %error, "Could not put the data path onto a running pod's link")
+                }
+            }
+        }
+    }
+
+    fn name_rules(&self, delta: &Delta) {
+        let rules =
+            delta.functions_put.values().flat_map(|function| function.values().map(|verdict| verdict.rule));
+        let rules: BTreeSet<u32> = rules.filter(|rule| *rule != 0).collect();
+        if rules.is_empty() {
+            return;
+        }
+        let text = |number: &u32| Some((*number, self.policy.rule(*number)?.to_string()));
+        let named: Vec<(u32, String)> = rules.iter().filter_map(text).collect();
+        self.parts.register.write(|names| {
+            names.rules.extend(named);
+            while names.rules.len() > MAX_RULES {
+                names.rules.pop_first();
+            }
+        });
+    }
+
+    /// Compiles what has changed of services and puts it in force. True: something was written.
+    fn apply_services(&mut self) -> bool {
+        if !self.adopted && !self.adopt() {
+            return false;
+        }
+        let delta = match self.services_pending.take() {
+            // One after the other: what was not written has to be written before the next.
+            Some(pending) => pending,
+            None => self.services.commit(),
+        };
+        if delta.is_empty() {
+            return false;
+        }
+        let plane = self.parts.plane.datapath();
+        let result = plane.apply_services(&delta).and_then(|()| plane.wait_for_packets());
+        match result {
+            Ok(()) => {
+                self.services.quiesced(delta.commit);
+                self.clear_trouble("services-not-applied");
+                self.parts.metrics.service_state(self.services.state());
+                true
+            }
+            Err(error) => {
+                tracing::error!(err = %error, "Could not put services into force");
+                let text = format!("services could not be put into force: {error}");
+                self.set_trouble("services-not-applied", text);
+                self.services_pending = Some(delta);
+                self.retry = Some(Instant::now() + AGAIN);
+                false
+            }
+        }
+    }
+
+    /// Takes over the services of a former agent, so that flows and affinities go on. True: done.
+    fn adopt(&mut self) -> bool {
+        let plane = self.parts.plane.datapath();
+        let adopt = |services: &mut service::Compiler| -> Result<(), String> {
+            let installed = plane.installed_services().map_err(|error| error.to_string())?;
+            services.adopt(installed.state, installed.highest).map_err(|error| error.to_string())
+        };
+        if let Err(reason) = adopt(&mut self.services) {
+            tracing::warn!(reason, "Services of a former agent cannot be taken over; they are made anew");
+            let anew = plane
+                .clear_services()
+                .map_err(|error| error.to_string())
+                .and_then(|()| adopt(&mut self.services));
+            if let Err(reason) = anew {
+                tracing::error!(reason, "Could not begin with services");
+                self.set_trouble("services-not-applied", format!("services could not be read: {reason}"));
+                self.retry = Some(Instant::now() + AGAIN);
+                return false;
+            }
+        }
+        self.adopted = true;
+        true
+    }
+
+    /// Answers those whose policy is in force, or never will be.
+    fn answer(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (veth, answer) in waiting {
+            if answer.is_closed() {
+                continue;
+            }
+            match self.in_force(&veth) {
+                None => self.waiting.push((veth, answer)),
+                // Whoever asked may have gone.
+                Some(result) => drop(answer.send(result)),
+            }
+        }
+    }
+
+    fn in_force(&self, veth: &str) -> Option<Result<(), String>> {
+        let view = &self.parts.view;
+        let Some((name, _)) = view.on(veth).and_then(|attached| attached.pod.as_ref()) else {
+            return Some(Err("nobody knows whose link it is".to_owned()));
+        };
+        match view.current(name) {
+            Some(current) if current.veth == veth => {}
+            Some(_) | None => return Some(Err("the pod was replaced meanwhile".to_owned())),
+        }
+        if self.broken {
+            let trouble = self.trouble.iter().find(|(code, _)| code == "policy-not-applied");
+            return trouble.map(|(_, text)| Err(text.clone()));
+        }
+        (self.applied && self.policy.state().subjects.contains_key(name)).then_some(Ok(()))
+    }
+
+    fn set_trouble(&mut self, code: &str, text: String) {
+        self.clear_trouble(code);
+        self.trouble.insert((code.to_owned(), text));
+        self.untold = true;
+    }
+
+    fn clear_trouble(&mut self, code: &str) {
+        let before = self.trouble.len();
+        self.trouble.retain(|(known, _)| known != code);
+        self.untold |= self.trouble.len() != before;
+    }
+
+    /// Says what is wrong, if that may have changed.
+    fn tell(&mut self) {
+        let early = self.told.is_some_and(|at| at.elapsed() < TELL);
+        if !self.untold || early || !self.parts.view.synced().policy {
+            return;
+        }
+        (self.untold, self.told) = (false, Some(Instant::now()));
+        let policy = self.policy.problems();
+        let services = self.services.problems();
+        let found = findings::gather(&policy, &services, &self.parts.view, &self.trouble);
+        self.parts.metrics.set_policy_problems(&found);
+        self.parts.findings.send_if_modified(|present| {
+            let changed = **present != found;
+            if changed {
+                *present = Arc::new(found);
+            }
+            changed
+        });
+    }
+}
+
+/// Names of rules that are kept, the newest; events are read at once.
+const MAX_RULES: usize = 65_536;
