@@ -70,7 +70,7 @@ fn counted(lab: &Lab, before: &Counts, wanted: &BTreeMap<&str, u64>) -> Result<(
         "drop-spoofed-source",
         "drop-spoofed-arp",
         "drop-spoofed-nd",
-        "drop-mapped",
+        "drop-mapped-address",
         "drop-ethertype",
         "drop-malformed",
     ];
@@ -177,7 +177,7 @@ fn packets_with_anybody_elses_address_reach_nobody_and_are_counted() -> Result<(
     cheat.send(&mapped)?;
     let wanted = BTreeMap::from([
         ("drop-spoofed-source", u64::try_from(sent.len())?),
-        ("drop-mapped", u64::try_from(mapped.len())?),
+        ("drop-mapped-address", u64::try_from(mapped.len())?),
     ]);
     counted(&lab, &before, &wanted)?;
     unheard(&all_ears, &sent)?;

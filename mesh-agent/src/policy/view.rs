@@ -226,7 +226,12 @@ impl View {
         let name = attached.pod.as_ref().map(|(name, _)| name.clone());
         if let Some((name, uid)) = &attached.pod {
             let known = self.own.get(name).filter(|pod| pod.meta.is(uid.as_deref()));
-            attached.own = known.cloned().or(attached.own);
+            match (known, &attached.own) {
+                (Some(known), _) => attached.own = Some(Arc::clone(known)),
+                // The API itself was asked for this pod, after the watch had told of another one of its name or of none.
+                (None, Some(asked)) => drop(self.own.insert(name.clone(), Arc::clone(asked))),
+                (None, None) => {}
+            }
         }
         self.attachments_made += 1;
         self.attached.insert(attached.veth.clone(), (self.attachments_made, attached));

@@ -17,7 +17,7 @@ impl fmt::Debug for Counts {
 }
 
 /// Of which metric a sample is: what happened, and why something was dropped.
-const FAMILIES: [&str; 2] = ["hawser_datapath_packets_total", "hawser_datapath_drops_total"];
+const FAMILIES: [&str; 2] = ["hawser_datapath_events_total", "hawser_datapath_drops_total"];
 
 impl Counts {
     /// Of a node, now.

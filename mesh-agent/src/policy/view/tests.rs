@@ -173,6 +173,21 @@ fn of_two_links_with_one_name_the_pod_that_the_api_has_counts() {
 }
 
 #[test]
+fn what_the_api_said_to_an_add_counts_more_than_a_watch_that_stands_still() {
+    let mut view = view();
+    with_nodes(&mut view);
+    let mut mail = Mail::default();
+    mail.own.changes.insert(name("a/p"), Some(own("old", "x")));
+    view.fold(mail, Instant::now());
+    let mut facts = Vec::new();
+    view.attach(Attached { own: Some(own("new", "y")), ..attached("hw2", "a/p", "new", "10.1.0.6") }, &mut facts);
+    assert_eq!(said(&facts, "a/p"), ips(&["10.1.0.6"]));
+    let mut mail = Mail::default();
+    mail.own.changes.insert(name("a/p"), None);
+    assert_eq!(said(&view.fold(mail, Instant::now()), "a/p"), ips(&["10.1.0.6"]), "the old one's deletion, late");
+}
+
+#[test]
 fn a_pod_that_was_deleted_by_force_and_still_runs_keeps_what_was_known_of_it() {
     let mut view = view();
     with_nodes(&mut view);
