@@ -107,6 +107,7 @@ fn the_world_is_reached_with_the_nodes_address_and_cannot_reach_pods() -> Result
 
     // A stranger who knows where pods are and routes to them through their node.
     let party = Party::pod(pod)?;
+    let mut refused = 0.0;
     for ip in &pod.ips {
         let (node, length) = if ip.is_ipv4() {
             (node_addresses.iter().find(|a| a.is_ipv4()), 32)
@@ -118,11 +119,10 @@ fn the_world_is_reached_with_the_nodes_address_and_cannot_reach_pods() -> Result
         let canary = Canary::new(canary()).tries(1).deadline(Duration::from_millis(300));
         let at = SocketAddr::new(*ip, chaos_tests::matrix::ECHO_PORT);
         ensure!(netlab::probe::udp(&lab.world, at, &canary).is_err(), "the world reached {at}");
-        let refused = kind(
-            "hawser_firewall_packets_total",
-            if ip.is_ipv4() { "refused_in_v4" } else { "refused_in_v6" },
-        );
-        counted(lab.node(1), &refused, 1.0, Duration::from_secs(10))?;
+        // The data path's guard is before the firewall's, and counts both families together.
+        refused += 1.0;
+        let guard = "hawser_datapath_drops_total{reason=\"guard-in\"}";
+        counted(lab.node(1), guard, refused, Duration::from_secs(10))?;
     }
     ensure!(party.servers() == 4, "the pod listened all the time");
     // Towards pods only the stranger's own frames; from pods none.

@@ -57,28 +57,36 @@ static __noinline int into_pod(struct __sk_buff *skb, struct packet *p, const st
 	return bpf_redirect_peer(ifindex, 0);
 }
 
+/* What the kernel's routes say of the packet: BPF_FIB_LKUP_RET_*, or an error. */
+static __noinline long ask_route(struct __sk_buff *skb, struct packet *p, struct bpf_fib_lookup *route)
+{
+	const struct hw_addr *from = p->kind == HW_ICMP_ERROR ? &p->from : &p->t.src;
+	const struct hw_addr *to = p->kind == HW_ICMP_ERROR ? &p->to : &p->t.dst;
+
+	route->ifindex = skb->ifindex;
+	route->l4_protocol = p->t.protocol;
+	/* What is too long for the way there is the stack's to answer. Segments of a long one (GSO) have room. */
+	if (!skb->gso_size)
+		route->tot_len = skb->len - p->l3;
+	if (p->ip4) {
+		route->family = 2 /* AF_INET */;
+		route->ipv4_src = from->w[3];
+		route->ipv4_dst = to->w[3];
+	} else {
+		route->family = 10 /* AF_INET6 */;
+		__builtin_memcpy(route->ipv6_src, from, 16);
+		__builtin_memcpy(route->ipv6_dst, to, 16);
+	}
+	return bpf_fib_lookup(skb, route, sizeof(*route), 0);
+}
+
 /* Where the kernel's routes lead into the tunnel, straight there; everything else is the stack's, also the refusal. */
 static __noinline int into_mesh(struct __sk_buff *skb, struct packet *p)
 {
-	struct bpf_fib_lookup route = { .ifindex = skb->ifindex, .l4_protocol = p->t.protocol };
-	const struct hw_addr *from = p->kind == HW_ICMP_ERROR ? &p->from : &p->t.src;
-	const struct hw_addr *to = p->kind == HW_ICMP_ERROR ? &p->to : &p->t.dst;
+	struct bpf_fib_lookup route = {};
+	long found = ask_route(skb, p, &route);
 	__u32 *kind, device;
-	long found;
 
-	/* What is too long for the way there is the stack's to answer. Segments of a long one (GSO) have room. */
-	if (!skb->gso_size)
-		route.tot_len = skb->len - p->l3;
-	if (p->ip4) {
-		route.family = 2 /* AF_INET */;
-		route.ipv4_src = from->w[3];
-		route.ipv4_dst = to->w[3];
-	} else {
-		route.family = 10 /* AF_INET6 */;
-		__builtin_memcpy(route.ipv6_src, from, 16);
-		__builtin_memcpy(route.ipv6_dst, to, 16);
-	}
-	found = bpf_fib_lookup(skb, &route, sizeof(route), 0);
 	/* A tunnel has no neighbours. */
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		goto stack;
@@ -91,6 +99,16 @@ static __noinline int into_mesh(struct __sk_buff *skb, struct packet *p)
 stack:
 	count(HW_COUNT_TO_STACK);
 	return HW_PASS;
+}
+
+/* Out of the tunnel, and for nobody here: dropped; where the route itself refuses (an address of this node's pods that nobody
+ * has) by the stack, which tells the sender. */
+static __noinline int for_nobody(struct __sk_buff *skb, struct packet *p)
+{
+	struct bpf_fib_lookup route = {};
+
+	drop(skb, p, HW_DROP_TUNNEL_FOREIGN);
+	return ask_route(skb, p, &route) == BPF_FIB_LKUP_RET_UNREACHABLE ? HW_PASS : TC_ACT_SHOT;
 }
 
 #endif

@@ -405,8 +405,10 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 	if (bpf_map_lookup_elem(&locals, &p->from))
 		return drop(skb, p, HW_DROP_SOURCE_LOCAL);
 	local = bpf_map_lookup_elem(&locals, &p->to);
-	if (!local || p->kind == HW_ND)
+	if (p->kind == HW_ND)
 		return drop(skb, p, HW_DROP_TUNNEL_FOREIGN);
+	if (!local)
+		return for_nobody(skb, p);
 	ifindex = local->ifindex;
 	if (!ifindex)
 		return HW_PASS;

@@ -109,6 +109,13 @@ struct Believed {
     slices: BTreeSet<ObjectName>,
 }
 
+/// Are these the addresses that were written at the pod?
+fn announces(pod: &OwnPod, ips: &BTreeSet<IpAddr>) -> bool {
+    let parse = |text: &String| text.split(',').map(|ip| ip.trim().parse().ok()).collect();
+    let announced: Option<BTreeSet<IpAddr>> = pod.announced_ips.as_ref().and_then(parse);
+    !ips.is_empty() && announced.is_some_and(|announced| announced == *ips)
+}
+
 impl View {
     /// Knows nothing yet.
     pub fn new(node: NodeName, guarded: Vec<IpNet>) -> Self {
@@ -259,6 +266,10 @@ impl View {
     fn fold_own(&mut self, name: &ObjectName, pod: Option<Arc<OwnPod>>) {
         if let Some(pod) = &pod {
             for (_, attached) in self.attached.values_mut() {
+                // Its file was lost: whose it is says what was written at the pod when it was connected.
+                if attached.pod.is_none() && !pod.finished && announces(pod, &attached.ips) {
+                    attached.pod = Some((name.clone(), Some(pod.meta.uid.clone())));
+                }
                 let is =
                     attached.pod.as_ref().is_some_and(|(n, uid)| n == name && pod.meta.is(uid.as_deref()));
                 if is {

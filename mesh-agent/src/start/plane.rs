@@ -8,6 +8,7 @@ use mesh_core::name::NodeName;
 use tokio::sync::{mpsc, watch};
 
 use crate::attachments::Table;
+use crate::cni;
 use crate::config::{Config, DataPath};
 use crate::flows::Board;
 use crate::flows::poll::Poll;
@@ -22,7 +23,6 @@ use crate::policy::engine::{Engine, Parts};
 use crate::policy::view::View;
 use crate::status::Findings;
 use crate::watch::mail::Mailbox;
-use crate::cni;
 
 /// Between two tries to open it.
 const AGAIN: Duration = Duration::from_secs(10);

@@ -180,11 +180,18 @@ fn what_the_api_said_to_an_add_counts_more_than_a_watch_that_stands_still() {
     mail.own.changes.insert(name("a/p"), Some(own("old", "x")));
     view.fold(mail, Instant::now());
     let mut facts = Vec::new();
-    view.attach(Attached { own: Some(own("new", "y")), ..attached("hw2", "a/p", "new", "10.1.0.6") }, &mut facts);
+    view.attach(
+        Attached { own: Some(own("new", "y")), ..attached("hw2", "a/p", "new", "10.1.0.6") },
+        &mut facts,
+    );
     assert_eq!(said(&facts, "a/p"), ips(&["10.1.0.6"]));
     let mut mail = Mail::default();
     mail.own.changes.insert(name("a/p"), None);
-    assert_eq!(said(&view.fold(mail, Instant::now()), "a/p"), ips(&["10.1.0.6"]), "the old one's deletion, late");
+    assert_eq!(
+        said(&view.fold(mail, Instant::now()), "a/p"),
+        ips(&["10.1.0.6"]),
+        "the old one's deletion, late"
+    );
 }
 
 #[test]
@@ -260,4 +267,26 @@ fn the_older_of_two_nodes_keeps_an_address_that_both_claim() {
     let mut mail = Mail::default();
     mail.nodes.changes.insert("n1".parse().unwrap(), None);
     assert_eq!(known(&view.fold(mail, Instant::now()), "thief"), Some(true));
+}
+
+#[test]
+fn an_attachment_whose_file_was_lost_is_the_pods_at_which_its_addresses_were_written() {
+    for (announced, finished, is) in [
+        (Some("10.1.0.2"), false, true),
+        (Some("10.1.0.3"), false, false),
+        (Some("nonsense"), false, false),
+        (Some("10.1.0.2"), true, false),
+        (None, false, false),
+    ] {
+        let mut view = view();
+        with_nodes(&mut view);
+        let lost = Attached { pod: None, ..attached("hw1", "x/a", "u", "10.1.0.2") };
+        view.attach(lost, &mut Vec::new());
+        let pod =
+            OwnPod { announced_ips: announced.map(str::to_owned), finished, ..(*own("u", "web")).clone() };
+        let mut mail = Mail::default();
+        mail.own.changes.insert(name("x/a"), Some(Arc::new(pod)));
+        view.fold(mail, Instant::now());
+        assert_eq!(view.current(&name("x/a")).is_some(), is, "{announced:?} {finished}");
+    }
 }
