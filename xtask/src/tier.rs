@@ -63,7 +63,8 @@ pub(crate) fn place(package: &str, target: &Target) -> Option<Place> {
 
 /// Whether a target has tests that cargo runs.
 pub(crate) fn is_tested(target: &Target) -> bool {
-    target.kind.iter().any(|kind| matches!(kind.as_str(), "lib" | "bin" | "test" | "proc-macro"))
+    target.test
+        && target.kind.iter().any(|kind| matches!(kind.as_str(), "lib" | "bin" | "test" | "proc-macro"))
 }
 
 #[cfg(test)]
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     fn target(name: &str, kind: &str) -> Target {
-        Target { name: name.to_owned(), kind: vec![kind.to_owned()] }
+        Target { name: name.to_owned(), kind: vec![kind.to_owned()], test: true }
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) struct Dependency {
 pub(crate) struct Target {
     pub(crate) name: String,
     pub(crate) kind: Vec<String>,
+    /// False: the manifest keeps it out of `cargo test`.
+    pub(crate) test: bool,
 }
 
 impl Workspace {
