@@ -115,7 +115,9 @@ fn package_arrows(package: &Package, rules: &[Rule]) -> Faults {
         .filter(|dependency| {
             let name = dependency.name.as_str();
             let for_tests = dependency.kind.as_deref() == Some("dev") && rule.test_members.contains(&name);
-            !rule.members.contains(&name) && !for_tests
+            // A crate's tests may ask for its own features.
+            let itself = dependency.kind.as_deref() == Some("dev") && name == package.name;
+            !rule.members.contains(&name) && !for_tests && !itself
         })
         .map(|dependency| {
             let kind = dependency.kind.as_deref().unwrap_or("normal");
