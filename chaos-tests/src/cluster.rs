@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
 use kubeapi::{Server, User};
+use mesh_core::numbers::NAMESPACE;
 use netlab::classify::Policy;
 use netlab::netlink::Route;
 use netlab::{Bridge, Capture, CaptureOptions, Endpoint, LabDir, Namespace, PortId, Wire};
@@ -279,7 +280,13 @@ impl Lab {
         if self.options.host_api {
             builder = builder.listen(SocketAddr::from(([127, 0, 0, 1], 0)));
         }
-        self.server = Some(self.runtime.block_on(builder.start())?);
+        let server = self.runtime.block_on(builder.start())?;
+        // What an installation makes first; a restarted API has it already.
+        let ours = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        if server.store().get::<Value>("namespaces", None, NAMESPACE).is_err() {
+            let _: Value = server.store().create(&ours).map_err(|e| anyhow!("{e}"))?;
+        }
+        self.server = Some(server);
         Ok(())
     }
 

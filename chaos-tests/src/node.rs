@@ -308,6 +308,29 @@ impl Node {
         Ok(dump.lines().filter_map(peer).collect())
     }
 
+    /// Names of the data path's pinned links on one of its devices, `<kind>-<ifindex>-<hook>` each.
+    ///
+    /// # Errors
+    /// There is no such device, or the pins cannot be listed.
+    pub fn pinned_on(&self, device: &str) -> Result<Vec<String>> {
+        let (device, pins) = (device.to_owned(), self.pins.clone());
+        self.namespace.run(move || {
+            let index = std::fs::read_to_string(format!("/sys/class/net/{device}/ifindex"))
+                .with_context(|| device.clone())?;
+            let index = format!("-{}-", index.trim());
+            let mut names = Vec::new();
+            // One directory for each version of the layout.
+            for version in std::fs::read_dir(&pins)? {
+                let Ok(links) = std::fs::read_dir(version?.path().join("links")) else { continue };
+                for link in links {
+                    names.push(link?.file_name().to_string_lossy().into_owned());
+                }
+            }
+            names.retain(|name| name.contains(&index));
+            Ok(names)
+        })
+    }
+
     /// The log of one of its programs.
     ///
     /// # Errors

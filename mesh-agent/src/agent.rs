@@ -3,7 +3,6 @@
 //! One task owns all of it. Everything else sends nudges; a nudge says only that it is worth looking again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -98,6 +97,7 @@ pub struct Agent {
 }
 
 mod data_path;
+mod wake;
 
 /// What the loop remembers between turns: nothing that could not be lost.
 #[derive(Debug, Default)]
@@ -110,7 +110,7 @@ pub struct Memory {
     asked_at: Option<Instant>,
     missing: BTreeSet<Slot>,
     /// Slots that were keyed and whose peers do not know it yet.
-    unheard: BTreeSet<Slot>,
+    unheard: wake::Unheard,
     notices: BTreeMap<String, String>,
     trouble: BTreeSet<(String, String)>,
     turned: bool,
@@ -245,7 +245,7 @@ impl Agent {
         }
         self.restored(&observed, clean);
         if view.synced {
-            wake(&desired, std::mem::take(&mut self.memory.unheard)).await;
+            wake::wake(&desired, std::mem::take(&mut self.memory.unheard)).await;
         }
         problems.extend(self.announcement(&view, &desired));
 
@@ -405,7 +405,7 @@ impl Agent {
                 for (key, peer) in &peers {
                     self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, *key), endpoint)));
                 }
-                self.memory.unheard.insert(slot);
+                self.memory.unheard.devices.insert(slot);
                 let work = move |wireguard: crate::wireguard::WireGuard| {
                     wireguard.configure(slot, &keys.slot(slot).private, port, &peers)
                 };
@@ -414,7 +414,12 @@ impl Agent {
             Op::PutPeer { slot, key, peer } => {
                 let (slot, key, peer) = (*slot, *key, peer.clone());
                 self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, key), endpoint)));
+                let known = observed.devices.get(&slot).is_some_and(|device| device.peers.contains_key(&key));
+                let node = peer.node.clone();
                 self.wireguard.call(slot, move |wireguard| wireguard.put_peer(slot, &key, &peer)).await?;
+                if !known {
+                    self.memory.unheard.peers.insert((slot, node));
+                }
             }
             Op::RemovePeer { slot, key } => {
                 let (slot, key) = (*slot, *key);
@@ -541,47 +546,6 @@ impl Agent {
             changed
         });
     }
-}
-
-/// A device that was just keyed has no session, while its peers may still send to the one that died with its former
-/// process, for up to 15 s. One datagram to each peer's mesh address makes it begin a handshake, which ends that.
-async fn wake(desired: &Desired, keyed: BTreeSet<Slot>) {
-    let targets: Vec<IpAddr> = keyed.into_iter().flat_map(|slot| behind(desired, slot)).collect();
-    if targets.is_empty() {
-        return;
-    }
-    let sources = desired.mesh.clone();
-    let send = move || {
-        for source in sources {
-            // Best effort: whatever a pod sends does the same a little later.
-            let Ok(socket) = std::net::UdpSocket::bind((source, 0)) else { continue };
-            for target in targets.iter().filter(|target| mesh_core::prefix::same_family(**target, source)) {
-                drop(socket.send_to(&[0], (*target, DISCARD)));
-            }
-        }
-    };
-    drop(tokio::task::spawn_blocking(send).await);
-}
-
-/// The discard port (RFC 863): nobody listens on a mesh address's, and an ICMP error in return is as good.
-const DISCARD: u16 = 9;
-
-/// Mesh addresses, one per peer, that are routed into a slot.
-fn behind(desired: &Desired, slot: Slot) -> Vec<IpAddr> {
-    let into = |route: &&mesh_core::plan::Route| {
-        route.table == mesh_core::numbers::TABLE_PODS
-            && matches!(&route.target, Target::Device { device, .. } if device == slot.device())
-    };
-    let mut by_peer: BTreeMap<&NodeName, IpAddr> = BTreeMap::new();
-    for route in desired.routes.iter().filter(into) {
-        let owner = desired.devices.get(&slot).and_then(|device| {
-            device.peers.values().find(|peer| peer.allowed.contains(&route.prefix)).map(|peer| &peer.node)
-        });
-        if let (Some(owner), Some(address)) = (owner, mesh_core::prefix::mesh_address(&route.prefix)) {
-            by_peer.entry(owner).or_insert(address);
-        }
-    }
-    by_peer.into_values().collect()
 }
 
 /// What the keyring says of both slots. Endpoints are the plan's.

@@ -113,15 +113,14 @@ pub async fn run(
 ) {
     let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let mut election = Election::new(node.to_string());
+    let mut trouble = String::new();
     loop {
         let begun = Instant::now();
         let turn = turn(&api, &mut election, begun);
         match tokio::time::timeout(DEADLINE, turn).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(lease = LEASE_STATUS, err = %error, "Could not look after the lease")
-            }
-            Err(_) => tracing::debug!(lease = LEASE_STATUS, "Looking after the lease took too long"),
+            Ok(Ok(())) => trouble.clear(),
+            Ok(Err(error)) => say(&mut trouble, error.to_string()),
+            Err(_) => say(&mut trouble, format!("no answer in {} s", DEADLINE.as_secs())),
         }
         let until = election.leads_until().filter(|until| Instant::now() < *until);
         let changed =
@@ -136,6 +135,19 @@ pub async fn run(
         let place = nodes.borrow().nodes.range(..&node).count();
         let pause = if until.is_some() { RENEW } else { patience(place) };
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Once for each new reason: while nobody holds the lease, wrong objects are told nowhere but in logs.
+fn say(trouble: &mut String, reason: String) {
+    if *trouble != reason {
+        tracing::warn!(
+            lease = LEASE_STATUS,
+            namespace = NAMESPACE,
+            err = reason,
+            "Could not look after the lease; Events and status of cluster-wide objects may be missing"
+        );
+        *trouble = reason;
     }
 }
 

@@ -103,13 +103,17 @@ impl Stage {
         Ok((sent, after))
     }
 
-    /// Somebody's rule before ours leads the cluster's pods out of an uplink in clear.
+    /// Somebody's rule before ours leads the cluster's pods out of an uplink in clear. Not this node's own: the kernel's check of
+    /// the way back would find its pods behind the uplink, and drop their packets before any guard.
     fn lead_astray(&self, device: &str) -> Result<()> {
-        for (family, cluster, by) in
-            [("-4", "10.244.0.0/16", "192.0.2.253"), ("-6", "fd00:10:244::/48", "2001:db8::fd")]
-        {
+        let own = self.lab.pod_cidrs(self.node().number);
+        for (family, cluster, by, own) in [
+            ("-4", "10.244.0.0/16", "192.0.2.253", &own[0]),
+            ("-6", "fd00:10:244::/48", "2001:db8::fd", &own[1]),
+        ] {
             self.node()
                 .sh(&format!("ip {family} route add default via {by} dev {device} table {FOREIGN}"))?;
+            self.node().sh(&format!("ip {family} route add throw {own} table {FOREIGN}"))?;
             self.node().sh(&format!("ip {family} rule add priority 10 to {cluster} lookup {FOREIGN}"))?;
         }
         Ok(())
@@ -123,18 +127,22 @@ impl Stage {
         Ok(())
     }
 
-    /// Everything that leads a pod's packet into the tunnel, or nowhere.
+    /// Everything that leads a pod's packet into the tunnel, or nowhere; not the ways to this node's own pods, without which the
+    /// kernel's check of the way back drops what they send.
     fn delete_routes(&self) -> Result<()> {
         for (family, cluster) in [("-4", "10.244.0.0/16"), ("-6", "fd00:10:244::/48")] {
             for undo in [
-                "rule del priority 50".to_owned(),
                 "rule del priority 51".to_owned(),
-                "route flush table 51880".to_owned(),
+                "route flush table 51880 dev hawser0".to_owned(),
+                "route flush table 51880 dev hawser1".to_owned(),
+                format!("route del unreachable {cluster} table 51880"),
                 "route flush table 51881".to_owned(),
                 format!("route del unreachable {cluster}"),
             ] {
                 self.node().sh(&format!("ip {family} {undo}"))?;
             }
+            let left = self.node().sh(&format!("ip {family} route show table 51880"))?;
+            ensure!(left.lines().all(|line| line.contains(" dev hw")), "{left}");
         }
         Ok(())
     }
@@ -301,12 +309,9 @@ fn a_new_uplink_has_its_guard_before_anybody_can_delete_the_firewall() -> Result
     let mut witness = Witness::new(&stage.lab)?;
     let before = Guards::of(stage.node())?;
     let (first, _) = stage.counted(&mut witness, before)?;
-    // The kernel says whether the programs are there.
-    eventually(SOON, "both guards are on the new uplink", || {
-        match stage.node().sh("bpftool net show dev eth1") {
-            Ok(shown) if shown.contains("guard_in") && shown.contains("guard_out") => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
+    eventually(SOON, "both guards are on the new uplink", || match stage.node().pinned_on("eth1") {
+        Ok(pins) if pins.len() == 2 => Ok(()),
+        other => Err(format!("{other:?}")),
     })?;
     stage.lab.node_mut(1).kill_agent()?;
     stage.node().sh("nft delete table inet hawser")?;
@@ -332,8 +337,9 @@ fn the_capture_would_have_found_a_leak() -> Result<()> {
         let at = SocketAddr::new(to.parse()?, PORT);
         intrude(&stage.lab.world, from.parse()?, at, &canary)?;
     }
+    // Nobody listens there: some come back, quoted in ICMP errors.
     let hits = capture.find(&canary)?;
-    ensure!(hits.len() as u64 == 2 * EACH, "{} of {} found", hits.len(), 2 * EACH);
+    ensure!(hits.len() as u64 >= 2 * EACH, "{} of {} found", hits.len(), 2 * EACH);
     let answer = Ask::Udp.once(&stage.near.namespace, SocketAddr::new(stage.far.ips[0], PORT), SOON)?;
     ensure!(answer == "far", "{answer}");
     Ok(())

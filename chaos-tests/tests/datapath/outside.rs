@@ -12,8 +12,8 @@ use netlab::eventually;
 use serde_json::json;
 
 use crate::support::objects::{
-    BACKEND_PORT, Endpoint, SERVICE_PORT, apply, cluster_ips, ingress_only, network_policy, service,
-    set_endpoints, with_cluster_ips,
+    BACKEND_PORT, Endpoint, SERVICE_PORT, apply, cluster_ips, delete_service, ingress_only, network_policy,
+    service, set_endpoints, with_cluster_ips,
 };
 use crate::support::{Ask, Counts, Namer};
 use crate::{SOON, lab};
@@ -83,7 +83,6 @@ fn rules_like_kube_proxys_serve_the_world_and_the_host_beside_ours() -> Result<(
             {"name": "tcp", "protocol": "TCP", "port": SERVICE_PORT, "nodePort": NODE_PORT},
             {"name": "udp", "protocol": "UDP", "port": SERVICE_PORT, "nodePort": NODE_PORT},
         ]);
-        // Both want one node port; one at a time has it.
         apply(&lab, &service("web", &spec))?;
         set_endpoints(&lab, "web", &[Endpoint::ready(backend)])?;
         let ips = cluster_ips(number);
@@ -104,6 +103,8 @@ fn rules_like_kube_proxys_serve_the_world_and_the_host_beside_ours() -> Result<(
         ensure!(translated > 0, "the data path has translated nothing");
         before = now;
         lab.node(1).sh("nft delete table inet kube-proxy")?;
+        // Both want one node port; one at a time has it. A Service keeps its cluster addresses for life.
+        delete_service(&lab, "web")?;
         println!(
             "{}: the world and the host by kube-proxy's rules, pods by ours ({translated} flows)",
             backend.name

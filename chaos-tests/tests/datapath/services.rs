@@ -67,14 +67,15 @@ fn names(pods: &[&Pod]) -> BTreeSet<String> {
 
 /// Who answers many questions over both protocols.
 fn answers(from: &Namespace, to: SocketAddr, many: usize) -> Result<BTreeSet<String>> {
-    let mut seen = BTreeSet::new();
-    for ask in [Ask::Tcp, Ask::Udp] {
-        for _ in 0..many {
-            let name = ask.once(from, to, Duration::from_secs(2));
-            seen.insert(name.with_context(|| format!("{ask:?} from {} to {to}", from.name()))?);
-        }
-    }
-    Ok(seen)
+    let both = [Ask::Tcp, Ask::Udp].map(|ask| answers_over(ask, from, to, many));
+    Ok(both.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Who answers many questions over one protocol.
+fn answers_over(ask: Ask, from: &Namespace, to: SocketAddr, many: usize) -> Result<BTreeSet<String>> {
+    let one = || ask.once(from, to, Duration::from_secs(2));
+    let named = |_| one().with_context(|| format!("{ask:?} from {} to {to}", from.name()));
+    (0..many).map(named).collect()
 }
 
 /// Waits until exactly these answer at an address, over both protocols.
@@ -175,8 +176,11 @@ fn affinity_keeps_a_client_with_its_backend_and_local_policy_with_its_node() -> 
         }
         for to in at(cluster_ips(11)) {
             eventually(SOON, "the service answers", || Ask::Tcp.once(&from.namespace, to, PATIENCE))?;
-            let seen = answers(&from.namespace, to, MANY)?;
-            ensure!(seen.len() == 1, "{} at {to} was answered by {seen:?}", from.name);
+            // Each port of a service has a backend of its own for a client, as kube-proxy does it.
+            for ask in [Ask::Tcp, Ask::Udp] {
+                let seen = answers_over(ask, &from.namespace, to, MANY)?;
+                ensure!(seen.len() == 1, "{} at {to} was answered by {seen:?} over {ask:?}", from.name);
+            }
         }
     }
     // None on this node: dropped without a word, as kube-proxy does it; there is one on the other.
@@ -275,11 +279,26 @@ fn a_pod_reaches_itself_by_its_service_and_a_headless_service_is_left_alone() ->
     let Stage { lab, client, backends, .. } = &stage;
     let own = &backends[0];
     stage.service("self", 17, json!({}), &[own])?;
-    // A pod cannot be kept from itself, whatever policy says.
-    apply(lab, &network_policy("closed", ingress_only("b1", &["client"])))?;
     for to in at(cluster_ips(17)) {
         served(&own.namespace, to, &names(&[own]))?;
         served(&client.namespace, to, &names(&[own]))?;
+    }
+    // By its own address a pod cannot be kept from itself. By a service it is its backend's peer like every replica, so that
+    // the verdict does not depend on which of them is chosen.
+    apply(lab, &network_policy("closed", ingress_only("b1", &["client"])))?;
+    for (to, ip) in at(cluster_ips(17)).into_iter().zip(&own.ips) {
+        eventually(SOON, "the pod is nobody whom its policy names", || {
+            match Ask::Tcp.once(&own.namespace, to, PATIENCE) {
+                Err(error) => Ok(drop(error)),
+                Ok(name) => Err(format!("{name} has answered")),
+            }
+        })?;
+        served(&client.namespace, to, &names(&[own]))?;
+        served(&own.namespace, SocketAddr::new(*ip, BACKEND_PORT), &names(&[own]))?;
+    }
+    apply(lab, &network_policy("closed", ingress_only("b1", &["client", "b1"])))?;
+    for to in at(cluster_ips(17)) {
+        served(&own.namespace, to, &names(&[own]))?;
     }
     apply(lab, &service("headless", &json!({"clusterIP": "None", "clusterIPs": ["None"]})))?;
     set_endpoints(lab, "headless", &[Endpoint::ready(own)])?;

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 pub(crate) fn apply(lab: &Lab, object: &Value) -> Result<()> {
     let store = lab.api().store();
     let replaced: Result<Value, _> = store.update(object);
-    if replaced.is_err() {
-        let _: Value = store.create(object).map_err(|error| anyhow!("{error}"))?;
+    if let Err(refused) = replaced {
+        let created: Result<Value, _> = store.create(object);
+        created.map_err(|error| anyhow!("not replaced: {refused}; not created: {error}"))?;
     }
     Ok(())
 }
@@ -62,6 +63,12 @@ pub(crate) fn delete_policy(lab: &Lab, name: &str) -> Result<()> {
 pub(crate) fn delete_cluster_policy(lab: &Lab, name: &str) -> Result<()> {
     let store = lab.api().store();
     store.delete_now("clusternetworkpolicies", None, name).map_err(|error| anyhow!("{error}"))
+}
+
+/// Deletes a Service of the namespace `default`.
+pub(crate) fn delete_service(lab: &Lab, name: &str) -> Result<()> {
+    let store = lab.api().store();
+    store.delete_now("services", Some(NAMESPACE), name).map_err(|error| anyhow!("{error}"))
 }
 
 /// Changes labels of a pod.
