@@ -72,6 +72,21 @@ pub struct WgPeer {
     pub keepalive: Option<u16>,
 }
 
+/// How many programs are on a node's links by which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// By links of the BPF kind, which are pinned.
+    pub tcx: usize,
+    /// By filters, as `tc` shows them.
+    pub clsact: usize,
+}
+
+impl std::fmt::Display for Attached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} programs by tcx, {} by clsact", self.tcx, self.clsact)
+    }
+}
+
 impl Node {
     pub(crate) fn start(lab: &Lab, number: u8, kubeconfig: &str) -> Result<Self> {
         let name = node_name(number);
@@ -331,6 +346,23 @@ impl Node {
         })
     }
 
+    /// How the data path's programs are on this node's links.
+    ///
+    /// # Errors
+    /// Links cannot be listed, or `tc` failed.
+    pub fn attached(&self) -> Result<Attached> {
+        let pins = self.pins.clone();
+        let tcx = self.namespace.run(move || pinned_links(&pins))?;
+        let mut clsact = 0;
+        for link in self.sh("ip -brief link show")?.lines() {
+            let name = link.split([' ', '@']).next().context("a link without a name")?;
+            for hook in ["ingress", "egress"] {
+                clsact += self.sh(&format!("tc filter show dev {name} {hook}"))?.matches("hawser:").count();
+            }
+        }
+        Ok(Attached { tcx, clsact })
+    }
+
     /// The log of one of its programs.
     ///
     /// # Errors
@@ -355,6 +387,16 @@ impl Node {
 fn pins(lab: &Path, number: u8) -> PathBuf {
     let lab = lab.to_string_lossy().replace('/', "-");
     PathBuf::from(format!("/sys/fs/bpf/hawser{lab}-{number}"))
+}
+
+/// Pins in `links` of each layout.
+fn pinned_links(pins: &Path) -> Result<usize> {
+    let mut count = 0;
+    for layout in std::fs::read_dir(pins).with_context(|| pins.display().to_string())? {
+        let links = layout?.path().join("links");
+        count += std::fs::read_dir(&links).with_context(|| links.display().to_string())?.count();
+    }
+    Ok(count)
 }
 
 fn write_private(path: &Path, text: &str) -> Result<()> {

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use chaos_tests::node::Attached;
 use chaos_tests::pod::{PodSpec, make_namespace};
 use chaos_tests::runtime::{Runtime, Sandbox, code};
 use chaos_tests::witness::{flowing, lossless};
@@ -26,8 +27,8 @@ use crate::{MESH, SOON, lab};
 
 /// Where the servers of new flows listen; the streams have the backend's port.
 const PORT: u16 = 8081;
-/// An answer of an allowed flow takes microseconds; on a busy machine more.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// An answer of an allowed flow takes microseconds; on a busy or emulated machine more.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody answers a denied one.
 const SHORT: Duration = Duration::from_millis(30);
 
@@ -130,15 +131,15 @@ impl Stage {
     /// TCP and UDP, both families, to both servers, by their own addresses and by their services'.
     fn streams(&self) -> Result<Vec<Stream>> {
         let mut streams = Vec::new();
+        let pace = pace()?;
         for (pod, number) in [(&self.near, 50), (&self.far, 51)] {
             for ip in &pod.ips {
                 let service = cluster_ips(number).into_iter().find(|s| s.is_ipv4() == ip.is_ipv4());
                 let service = SocketAddr::new(service.context("a service's address")?, SERVICE_PORT);
                 for transport in [Transport::Tcp, Transport::Udp] {
-                    let own = StreamOptions::new(transport, SocketAddr::new(*ip, 0));
+                    let own = StreamOptions::new(transport, SocketAddr::new(*ip, 0)).interval(pace);
                     let backend = SocketAddr::new(*ip, BACKEND_PORT);
-                    let by_service =
-                        StreamOptions { dial: Some(service), ..StreamOptions::new(transport, backend) };
+                    let by_service = StreamOptions { dial: Some(service), listen: backend, ..own.clone() };
                     for options in [own, by_service] {
                         streams.push(Stream::start(&self.client.namespace, &pod.namespace, &options)?);
                     }
@@ -149,9 +150,25 @@ impl Stage {
     }
 }
 
+/// Between two records of a stream: what an emulated machine cannot send in time it sends in bursts, and has no time for agents.
+fn pace() -> Result<Duration> {
+    let Some(text) = std::env::var_os("HAWSER_STREAM_INTERVAL_MS") else {
+        return Ok(Duration::from_millis(10));
+    };
+    let milliseconds = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
+    Ok(Duration::from_millis(milliseconds.with_context(|| {
+        format!("HAWSER_STREAM_INTERVAL_MS={}: not a number of milliseconds", text.display())
+    })?))
+}
+
 fn ready(node: &Node) -> Result<()> {
     eventually(MESH, "the agent is ready", || node.ready())?;
     Ok(())
+}
+
+/// How each node's programs are on its links.
+fn attached(lab: &Lab) -> Result<Vec<(String, Attached)>> {
+    lab.nodes.iter().map(|node| Ok((node.name.clone(), node.attached()?))).collect()
 }
 
 #[test]
@@ -161,17 +178,26 @@ fn an_agent_that_is_killed_is_not_missed_by_policy_or_services() -> Result<()> {
     flowing(&streams, 20)?;
     let mut allowed = Questions::start(&stage.client.namespace, stage.targets(), PATIENCE);
     let mut denied = Questions::start(&stage.stranger.namespace, stage.targets(), SHORT);
+    let attached = attached(&stage.lab)?;
+    for (name, attached) in &attached {
+        println!("note: {name}: {attached}");
+        ensure!(attached.tcx == 0 || attached.clsact == 0, "{name}: {attached}, which is one way too many");
+    }
     for number in [1, 2, 1] {
         stage.lab.node_mut(number).kill_agent()?;
         flowing(&streams, 100)?;
         allowed.goes_on(50)?;
         denied.goes_on(20)?;
+        let started = Instant::now();
         stage.lab.node_mut(number).start_agent()?;
         ready(stage.lab.node(number))?;
+        println!("node-{number}: a new agent was ready after {:?}", started.elapsed());
         flowing(&streams, 100)?;
         allowed.goes_on(50)?;
         denied.goes_on(20)?;
     }
+    let after = self::attached(&stage.lab)?;
+    ensure!(after == attached, "restarts have changed links: {attached:?} before, {after:?} after");
     // The new agents go on where the old ones were: what is changed now is in force.
     settle(&stage.stranger.namespace, &stage.near.ips, PORT, false)?;
     let ((asked, answered), (tried, let_in)) = (allowed.stop(), denied.stop());
