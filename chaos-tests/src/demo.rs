@@ -67,8 +67,9 @@ impl Report {
 /// Whatever could not be made. A probe that fails or a canary that is found is no error but in the report.
 pub fn run(options: LabOptions, pcap: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<Report> {
     let nodes = options.nodes;
+    let wireguard = if options.kernel_wireguard { "the kernel's WireGuard" } else { "mesh-tunnel" };
     say(&format!(
-        "Starting {nodes} nodes, each with mesh-tunnel and mesh-agent, and an embedded Kubernetes API"
+        "Starting {nodes} nodes, each with {wireguard} and mesh-agent, and an embedded Kubernetes API"
     ));
     let begun = Instant::now();
     let lab = Lab::up(options)?;
