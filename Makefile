@@ -14,7 +14,7 @@ SECONDS_EACH ?= 60
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
-	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; NAME=cni JSON=file for bench; SECONDS_EACH=60 for fuzz'
+	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; KERNELS=6.1,6.12 for test-vm; NAME=cni JSON=file for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
 	@$(XTASK) deps --for demo
@@ -24,11 +24,11 @@ test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
 	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,bpf,netns,cri)
 	@$(XTASK) test $(if $(TIERS),--tiers $(TIERS))
 
-test-vm: tools ## Run the demo on a Debian kernel in qemu, with the kernel's WireGuard
-	@$(CARGO) build --locked --workspace --bins
-	@chaos-tests/vm/run
+test-vm: tools ## Run the data path's tests, demo and restarts on Debian's kernels 6.1 and 6.12 in qemu
+	@$(XTASK) deps --for vm
+	@$(XTASK) vm $(if $(KERNELS),--kernel $(KERNELS))
 
-test-all: test test-vm fuzz ## Run the tests, the demo in a VM and every fuzz target
+test-all: test test-vm fuzz ## Run the tests, those in a VM and every fuzz target
 
 bench: tools ## Run the bench NAME, rows also to the file JSON
 	@test -n '$(NAME)' || { echo 'which bench? for example: make bench NAME=cni JSON=cni.json' >&2; exit 2; }

@@ -27,6 +27,8 @@ pub(crate) enum Need {
     Tier(Tier),
     /// `make demo`.
     Demo,
+    /// `make test-vm`.
+    Vm,
     /// `make bench`.
     Bench,
     /// `make fuzz`.
@@ -66,25 +68,25 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "iproute2",
         program: Some("ip"),
-        needs: &[BPF, NETNS, CRI, Need::Demo, Need::Bench],
+        needs: &[BPF, NETNS, CRI, Need::Demo, Need::Bench, Need::Vm],
         reason: "links, addresses and routes as another program sees them",
     },
     Package {
         name: "iputils-ping",
         program: Some("ping"),
-        needs: &[NETNS, CRI, Need::Demo],
+        needs: &[NETNS, CRI, Need::Demo, Need::Vm],
         reason: "ICMP between pods",
     },
     Package {
         name: "nftables",
         program: Some("nft"),
-        needs: &[NETNS, Need::Demo, Need::Bench],
+        needs: &[NETNS, Need::Demo, Need::Bench, Need::Vm],
         reason: "rules as another program sees them; loss and partitions in the lab",
     },
     Package {
         name: "wireguard-tools",
         program: Some("wg"),
-        needs: &[NETNS, CRI, Need::Demo, Need::Bench],
+        needs: &[NETNS, CRI, Need::Demo, Need::Bench, Need::Vm],
         reason: "wg drives mesh-tunnel in its tests and shows peers in the lab",
     },
     Package {
@@ -126,8 +128,32 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "busybox-static",
         program: None,
-        needs: &[CRI],
-        reason: "the content of the test image, made on the spot",
+        needs: &[CRI, Need::Vm],
+        reason: "the content of the test image, made on the spot; the first process of a guest",
+    },
+    Package {
+        name: "qemu-system-x86",
+        program: Some("qemu-system-x86_64"),
+        needs: &[Need::Vm],
+        reason: "runs other kernels, by software where there is no KVM",
+    },
+    Package {
+        name: "kmod",
+        program: Some("depmod"),
+        needs: &[Need::Vm],
+        reason: "which modules a module needs, and loads them in the guest",
+    },
+    Package {
+        name: "cpio",
+        program: Some("cpio"),
+        needs: &[Need::Vm],
+        reason: "the guest's first file system",
+    },
+    Package {
+        name: "xz-utils",
+        program: Some("xz"),
+        needs: &[Need::Vm],
+        reason: "modules of newer kernels are compressed",
     },
     Package { name: "iperf3", program: Some("iperf3"), needs: &[Need::Bench], reason: "throughput" },
     Package { name: "g++", program: Some("c++"), needs: &[Need::Fuzz], reason: "libFuzzer is C++" },

@@ -9,6 +9,7 @@ mod run;
 mod test;
 mod tidy;
 mod tier;
+mod vm;
 mod workspace;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::artifacts::Profile;
 use crate::deps::Need;
 use crate::run::Progress;
 use crate::tier::Tier;
+use crate::vm::Series;
 use crate::workspace::{Workspace, cargo};
 
 /// The project's tools.
@@ -49,6 +51,13 @@ enum Task {
         /// Fewer tiers.
         #[arg(long, env = "TIERS", value_delimiter = ',', value_name = "TIERS")]
         tiers: Vec<Tier>,
+    },
+    /// Run the tests of the data path, the demo and a restart of agents on Debian's kernels in qemu, with the kernel's WireGuard.
+    /// The last line is `N passed, N failed`.
+    Vm {
+        /// Fewer kernels.
+        #[arg(long = "kernel", value_delimiter = ',', value_name = "SERIES")]
+        series: Vec<Series>,
     },
     /// Build everything and show the mesh at work.
     Demo {
@@ -94,6 +103,7 @@ enum Purpose {
     Netns,
     Cri,
     Demo,
+    Vm,
     Bench,
     Fuzz,
 }
@@ -110,6 +120,7 @@ impl Purpose {
             Self::Netns => Need::Tier(Tier::Netns),
             Self::Cri => Need::Tier(Tier::Cri),
             Self::Demo => Need::Demo,
+            Self::Vm => Need::Vm,
             Self::Bench => Need::Bench,
             Self::Fuzz => Need::Fuzz,
         }
@@ -141,6 +152,10 @@ fn execute(task: Task) -> Result<()> {
         Task::Test { tiers } => {
             let tiers = if tiers.is_empty() { Tier::ALL.to_vec() } else { tiers };
             test::test(&Workspace::load()?, &tiers, progress)
+        }
+        Task::Vm { series } => {
+            let series = if series.is_empty() { Series::ALL.to_vec() } else { series };
+            vm::vm(&Workspace::load()?, &series, progress)
         }
         Task::Demo { arguments } => artifacts::demo(&Workspace::load()?, &arguments, progress),
         Task::Bench { name, json, arguments } => {

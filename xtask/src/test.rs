@@ -21,14 +21,16 @@ const LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// A built test program.
 #[derive(Debug)]
-struct Program {
-    /// `keyring lib`, `chaos-tests mesh`.
-    name: String,
-    package: String,
+pub(crate) struct Program {
+    /// `keyring lib keyring`, `chaos-tests test mesh`.
+    pub(crate) name: String,
+    pub(crate) package: String,
+    /// The name of its source.
+    pub(crate) target: String,
     place: Place,
-    file: PathBuf,
+    pub(crate) file: PathBuf,
     /// The package's folder, where cargo runs tests.
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// Runs the tiers. The last line that it prints is `N passed, N failed`: tests, and one for each check.
@@ -116,7 +118,8 @@ fn build(
     progress: Progress,
 ) -> Result<Vec<Program>> {
     progress.say(format_args!("building the tests of {}", packages.join(", ")));
-    let programs = build_tests(workspace, packages)?;
+    let chosen: Vec<&str> = packages.iter().flat_map(|package| ["--package", package]).collect();
+    let programs = build_tests(workspace, &chosen)?;
     if tiers.iter().any(|tier| *tier != Tier::Pure) {
         progress.say("building mesh-agent, mesh-tunnel and the lab");
         artifacts::build_programs(Profile::Dev)?;
@@ -157,11 +160,12 @@ struct ArtifactProfile {
     test: bool,
 }
 
-/// Builds all in one go, so that features are unified once and nothing is compiled twice.
-fn build_tests(workspace: &Workspace, packages: &[String]) -> Result<Vec<Program>> {
+/// Builds the test programs that cargo finds for these arguments, all in one go, so that features are unified once and nothing
+/// is compiled twice.
+pub(crate) fn build_tests(workspace: &Workspace, chosen: &[&str]) -> Result<Vec<Program>> {
     let mut command = cargo();
     command.args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
-    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    command.args(chosen);
     let shown = show(&command);
     let built = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {shown}"))?;
     if !built.status.success() {
@@ -186,6 +190,7 @@ fn build_tests(workspace: &Workspace, packages: &[String]) -> Result<Vec<Program
         programs.push(Program {
             name: format!("{} {kind} {}", package.name, target.name),
             package: package.name.clone(),
+            target: target.name,
             place,
             file,
             folder: package.folder().to_owned(),

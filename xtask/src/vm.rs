@@ -1,0 +1,161 @@
+//! `cargo xtask vm`: the data path on kernels of Debian, in qemu, beside the one that this machine runs.
+//!
+//! Nothing of the machine is changed: a guest has its files read-only under a layer of memory. What is fetched is kept beneath
+//! the target directory, with the console of each guest.
+
+mod console;
+mod kernel;
+mod machine;
+mod report;
+
+use std::fmt;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::artifacts::{self, Profile};
+use crate::deps::{self, Need};
+use crate::run::{Progress, run};
+use crate::test::{Failed, Program, build_tests};
+use crate::workspace::{Workspace, cargo};
+use machine::{Ran, boot, quoted};
+use report::Outcome;
+
+/// A series of kernels that Debian maintains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Series {
+    /// Debian 12's own; without tcx.
+    #[value(name = "6.1")]
+    Linux6_1,
+    /// Debian 13's, which Debian 12 has too.
+    #[value(name = "6.12")]
+    Linux6_12,
+}
+
+impl Series {
+    pub(crate) const ALL: [Self; 2] = [Self::Linux6_1, Self::Linux6_12];
+
+    const fn version(self) -> &'static str {
+        match self {
+            Self::Linux6_1 => "6.1",
+            Self::Linux6_12 => "6.12",
+        }
+    }
+
+    /// How programs must be on links there: tcx came with Linux 6.6.
+    const fn attach(self) -> &'static str {
+        match self {
+            Self::Linux6_1 => "clsact",
+            Self::Linux6_12 => "tcx",
+        }
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.version())
+    }
+}
+
+/// What a guest does.
+#[derive(Debug)]
+struct Step {
+    name: String,
+    limit: Duration,
+    /// For bash.
+    command: String,
+}
+
+impl Step {
+    fn new(name: &str, seconds: u64, command: String) -> Self {
+        Self { name: name.to_owned(), limit: Duration::from_secs(seconds), command }
+    }
+}
+
+/// Test programs that run in the guest; `datapath` is of chaos-tests, the others of the data path itself.
+const TESTS: [&str; 5] = ["layout", "loader", "programs", "differential", "datapath"];
+/// The test of the loader that prints what the verifier looked at.
+const VERIFIER: (&str, &str) =
+    ("loader", "pins::the_verifier_takes_every_program_with_maps_of_the_usual_size");
+/// The scenario in which agents die under traffic.
+const RESTART: (&str, &str) =
+    ("datapath", "restart::an_agent_that_is_killed_is_not_missed_by_policy_or_services");
+const VERIFIER_STEP: &str = "verifier";
+const RESTART_STEP: &str = "restart under traffic";
+/// Clusters of the differential test, which takes a thousand elsewhere: emulation is some twenty times slower.
+const CLUSTERS: u32 = 40;
+
+/// Boots each series, all at the same time, and runs the plan in it. The last line that it prints is `N passed, N failed`.
+pub(crate) fn vm(workspace: &Workspace, series: &[Series], progress: Progress) -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("kernels are booted for amd64 alone, and this machine is {}", std::env::consts::ARCH);
+    }
+    deps::check(&[Need::Build, Need::Vm])?;
+    progress.say("building the tests of the data path, mesh-agent and the lab");
+    // Of the whole workspace, so that what was built for the other tests is used again.
+    let tests = TESTS.iter().flat_map(|name| ["--test", name]);
+    let programs = build_tests(workspace, &["--workspace"].into_iter().chain(tests).collect::<Vec<_>>())?;
+    run(cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
+    progress.say("building hawser-cni, static");
+    artifacts::build_cni(workspace, Profile::Dev)?;
+    let folder = workspace.target_directory.join("vm");
+    let scripts = workspace.path("chaos-tests/vm");
+    let mut update = true;
+    let kernels = series
+        .iter()
+        .map(|series| kernel::fetch(*series, &folder, &mut update, progress))
+        .collect::<Result<Vec<_>>>()?;
+    let plan = plan(workspace, &programs)?;
+    progress.say(format_args!("booting {} kernels; a guest has {} steps", kernels.len(), plan.len()));
+    let ran = thread::scope(|scope| {
+        let (scripts, plan) = (&scripts, &plan);
+        let boot_one = |kernel| scope.spawn(move || boot(kernel, scripts, plan, progress));
+        let machines: Vec<_> = kernels.iter().map(boot_one).collect();
+        let join = |machine: thread::ScopedJoinHandle<'_, Result<Ran>>| match machine.join() {
+            Ok(ran) => ran,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        machines.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let outcome = Outcome::of(series, &plan, &ran);
+    print!("{}", outcome.text);
+    if outcome.failed == 0 {
+        return Ok(());
+    }
+    Err(Failed.into())
+}
+
+/// All steps, in order.
+fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
+    let find = |name: &str| {
+        programs
+            .iter()
+            .find(|program| program.target == name)
+            .with_context(|| format!("no test program {name}"))
+    };
+    let only = |(program, test): (&str, &str), environment: &str| -> Result<String> {
+        Ok(format!("{} --exact {test} --nocapture", in_folder(find(program)?, environment)))
+    };
+    let mut steps = vec![Step::new(VERIFIER_STEP, 120, only(VERIFIER, "")?)];
+    for program in programs.iter().filter(|program| program.package == "datapath") {
+        let environment = format!("HAWSER_DIFFERENTIAL_CASES={CLUSTERS}");
+        steps.push(Step::new(&program.name, 240, in_folder(program, &environment)));
+    }
+    let lab = quoted(&artifacts::lab(workspace, Profile::Dev));
+    steps.push(Step::new("demo", 240, format!("{lab} demo --nodes 2 --kernel-wireguard")));
+    let restart = only(RESTART, "HAWSER_KERNEL_WIREGUARD=1 HAWSER_STREAM_INTERVAL_MS=50")?;
+    steps.push(Step::new(RESTART_STEP, 420, restart));
+    // No other step would fail for what the kernel itself complains of.
+    steps.push(Step::new("kernel log", 20, "! dmesg | grep -wE 'WARNING|BUG|Oops|stalls?'".to_owned()));
+    Ok(steps)
+}
+
+/// A test program as cargo would run it, with more of an environment.
+fn in_folder(program: &Program, environment: &str) -> String {
+    let folder = quoted(&program.folder);
+    format!(
+        "cd {folder} && CARGO_MANIFEST_DIR={folder} {environment} {} --color never",
+        quoted(&program.file)
+    )
+}
