@@ -343,17 +343,24 @@ fn honest_questions_are_answered(lab: &Lab, cheat: &Thief<'_>, own4: Ipv4Addr, o
     let ear = Ear::new(&cheat.pod.namespace)?;
     let wide = Link { from: cheat.link.from, to: BROADCAST };
     let answer4 = [&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2][..], &cheat.link.to, &gateway4.octets()].concat();
-    // Type and code of an advertisement are followed by its checksum, so the target it is about is sought.
-    let answer6 = [&gateway6.octets()[..], &[2, 1], &cheat.link.to].concat();
     eventually(SOON, "an honest pod's ARP is answered", || -> Result<(), String> {
         let ask = wide.arp(1, (cheat.link.from, own4), ([0; 6], gateway4));
         cheat.injector.send(&ask).map_err(|error| error.to_string())?;
         if ear.count(&answer4) > 0 { Ok(()) } else { Err("no answer".to_owned()) }
     })?;
+    // The pod's own kernel asks, by whatever it sends there.
+    let index = cheat.pod.namespace.netlink(async |nl| nl.link("eth0").await)?.index;
     eventually(SOON, "an honest pod's solicitation is answered", || -> Result<(), String> {
-        let ask = cheat.link.discovery(135, own6, gateway6, gateway6);
-        cheat.injector.send(&ask).map_err(|error| error.to_string())?;
-        if ear.count(&answer6) > 0 { Ok(()) } else { Err("no answer".to_owned()) }
+        let ask = move || -> std::io::Result<()> {
+            let socket = std::net::UdpSocket::bind((own6, 0))?;
+            socket.send_to(b"?", std::net::SocketAddrV6::new(gateway6, 9, 0, index)).map(drop)
+        };
+        cheat.pod.namespace.run(ask).map_err(|error| error.to_string())?;
+        let known = cheat.pod.namespace.netlink(async |nl| nl.neighs("eth0").await);
+        let known = known.map_err(|error| error.to_string())?;
+        let gateway = known.iter().find(|neighbour| neighbour.address == IpAddr::V6(gateway6));
+        let mac = gateway.and_then(|neighbour| neighbour.mac).map(|mac| mac.octets());
+        if mac == Some(cheat.link.to) { Ok(()) } else { Err(format!("{gateway:?}")) }
     })?;
     Ok(())
 }
