@@ -22,7 +22,7 @@ install only:
   --wait-agent SECONDS   how long to wait for the agent; 0 does not ask  [120]
   --socket PATH          the agent's socket                              [/run/hawser/cni.sock]
   --pending-deletes DIR  notes for DELs that the agent could not take    [/var/lib/hawser/pending-deletes]
-  --chain PLUGIN         portmap, bandwidth or tuning runs after ours and gets its capability; repeatable
+  --chain PLUGIN         portmap, bandwidth or tuning runs after ours and serves its capability in our place; repeatable
 ";
 
 /// Where things are installed.

@@ -1,7 +1,7 @@
 //! The network configuration on stdin (SPEC.md "Section 1"; CONVENTIONS.md for `runtimeConfig` and `args`).
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -234,7 +234,16 @@ fn port_mappings(runtime: &Object<'_>) -> Result<Vec<PortMapping>, Error> {
         };
         let host_ip = entry.get("hostIP").filter(|field| !field.is_empty());
         let host_ip = host_ip.map(|field| {
-            field.string()?.parse::<IpAddr>().map_err(|_| field.wrong("an IP address, or empty for all"))
+            let ip = field.string()?.parse::<IpAddr>();
+            let ip = ip.map_err(|_| field.wrong("an IP address, or empty for all"))?;
+            if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+                return Err(field.wrong("an address that one node can have, or empty for all"));
+            }
+            if ip == IpAddr::V6(Ipv6Addr::LOCALHOST) {
+                // Packets with it do not leave the loopback.
+                return Err(field.unsupported("use 127.0.0.1 or another address of the node"));
+            }
+            Ok(ip)
         });
         let host_ip = host_ip.transpose()?;
         mappings.push(PortMapping { host_port, container_port, protocol, host_ip });

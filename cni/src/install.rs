@@ -70,11 +70,12 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// The conflist that `install` writes. `portMappings` and `bandwidth` are not among our capabilities until the agent serves
-/// them: declared, they would be taken and come to nothing; `--chain` gives them to a plugin that does. The base version is one that old runtimes load; those that know
-/// `cniVersions` choose the highest that they speak.
+/// The conflist that `install` writes. A capability belongs to one plugin: what `--chain` gives to another is not ours, or it
+/// would be served twice. The base version is one that old runtimes load; those that know `cniVersions` choose the highest
+/// that they speak.
 pub fn conflist(install: &Install) -> Value {
-    let capabilities: Map<String, Value> = ["ips", "mac", "io.kubernetes.cri.pod-annotations"]
+    let all = ["ips", "mac", "portMappings", "bandwidth", "io.kubernetes.cri.pod-annotations"];
+    let capabilities: Map<String, Value> = all
         .into_iter()
         .filter(|name| install.chain.iter().all(|plugin| plugin.capability() != *name))
         .map(|name| (name.to_owned(), json!(true)))

@@ -97,6 +97,7 @@ pub struct Agent {
 }
 
 mod data_path;
+mod slot_addresses;
 mod wake;
 
 /// What the loop remembers between turns: nothing that could not be lost.
@@ -114,6 +115,8 @@ pub struct Memory {
     notices: BTreeMap<String, String>,
     trouble: BTreeSet<(String, String)>,
     turned: bool,
+    /// What rules of hostPorts had counted.
+    host_ports: BTreeMap<String, u64>,
 }
 
 /// One turn could not be finished; the next one tries again.
@@ -237,9 +240,14 @@ impl Agent {
 
         let mut guard = self.guard.turn(&self.config, &desired, view.synced, &self.metrics).await;
         self.data_path(&desired, view.synced, &mut guard).await;
+        self.host_ports(&mut guard).await;
         let ops = diff(&desired, &observed, &self.memory.set_before, mode);
         let repair = self.memory.applied.as_ref() == Some(&desired);
-        let clean = self.apply(&desired, &observed, &ops, repair, mode, guard.closed).await;
+        let mut clean = self.apply(&desired, &observed, &ops, repair, mode, guard.closed).await;
+        if let Err(error) = self.slot_addresses(&desired, &state, view.synced).await {
+            tracing::error!(err = %error, "Could not give the slots their address");
+            clean = false;
+        }
         if clean && view.synced {
             self.memory.applied = Some(desired.clone());
         }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
 mod attach;
+mod capabilities;
 mod join;
 
 pub(crate) use attach::{Api, is_pod_veth, now, parse_mac};

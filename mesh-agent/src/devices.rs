@@ -13,7 +13,7 @@ use crate::nft::NftInput;
 use crate::nft::model::{Family, Ranges};
 
 /// What each link is, by its index: a WireGuard device, the host's end of a pod's, the device that holds first packets;
-/// everything else but `lo` is an uplink, since whatever it leads to, nothing of a pod passes it in clear.
+/// everything else but `lo` and shapers is an uplink, since whatever it leads to, nothing of a pod passes it in clear.
 pub fn kinds(links: &BTreeMap<String, Link>) -> BTreeMap<u32, LinkKind> {
     let kind = |name: &str| {
         if name == "lo" {
@@ -24,6 +24,9 @@ pub fn kinds(links: &BTreeMap<String, Link>) -> BTreeMap<u32, LinkKind> {
             Some(LinkKind::Pod)
         } else if name == crate::hold::DEVICE {
             Some(LinkKind::Hold)
+        } else if crate::shaping::shaped(name).is_some() {
+            // It leads nowhere: what comes out of it goes on from the pod's link.
+            None
         } else {
             Some(LinkKind::Uplink)
         }
@@ -85,7 +88,18 @@ mod tests {
     #[test]
     fn every_link_that_is_not_ours_has_the_guard() {
         let link = |index| Link { index, mtu: 1500, up: true, mac: Vec::new() };
-        let names = ["lo", "eth0", "hawser0", "hawser1", "hw0123456789abc", "hwshort", "docker0", "hawserh"];
+        let names = [
+            "lo",
+            "eth0",
+            "hawser0",
+            "hawser1",
+            "hw0123456789abc",
+            "hwshort",
+            "docker0",
+            "hawserh",
+            "hs0123456789abc",
+            "hs0",
+        ];
         let links = names.iter().zip(1..).map(|(name, index)| ((*name).to_owned(), link(index))).collect();
         let kinds = kinds(&links);
         let expect = [
@@ -96,6 +110,7 @@ mod tests {
             (6, LinkKind::Uplink),
             (7, LinkKind::Uplink),
             (8, LinkKind::Hold),
+            (10, LinkKind::Uplink),
         ];
         assert_eq!(kinds, expect.into());
     }

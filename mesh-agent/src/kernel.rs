@@ -47,7 +47,9 @@ impl KernelError {
 }
 
 /// Turns a failure into a [`KernelError`] that says what was asked.
-fn asked<T>(what: impl FnOnce() -> String) -> impl FnOnce(rtnetlink::Error) -> Result<T, KernelError> {
+pub(crate) fn asked<T>(
+    what: impl FnOnce() -> String,
+) -> impl FnOnce(rtnetlink::Error) -> Result<T, KernelError> {
     move |source| Err(KernelError { what: what(), source })
 }
 
@@ -61,7 +63,7 @@ fn errno(error: &rtnetlink::Error) -> Option<rustix::io::Errno> {
     }
 }
 
-fn tolerate(
+pub(crate) fn tolerate(
     result: Result<(), rtnetlink::Error>,
     fine: &[rustix::io::Errno],
     what: impl FnOnce() -> String,
@@ -131,6 +133,11 @@ impl Kernel {
     /// The netlink handle, for what is not shared.
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// To be held during a dump of somebody's own.
+    pub(crate) async fn one_dump(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.dump.lock().await
     }
 
     /// Everything at once.

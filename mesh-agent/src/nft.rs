@@ -5,19 +5,23 @@
 
 use std::collections::BTreeMap;
 
-mod encode;
+pub(crate) mod conntrack;
+pub(crate) mod encode;
 mod ledger;
 pub mod model;
 mod observe;
+mod ports;
 mod ruleset;
+mod sets;
 mod socket;
 pub(crate) mod wire;
 
 pub use encode::{EncodeError, Object};
 pub use observe::{
-    Counter, Difference, Key, Observed, ObservedChain, ObservedRule, ObservedSet, ObservedTable, diff,
+    Counter, Difference, Key, Observed, ObservedChain, ObservedRule, ObservedSet, ObservedTable, diff, lacks,
 };
 pub use ruleset::{KUBE_MASQUERADE_MARK, NftInput, NodeAddressGuarded, TABLE, conflicts, counter, ruleset};
+pub use sets::SetShape;
 pub use socket::NftError;
 
 pub(crate) use encode::{expressions, rule_message};
@@ -54,7 +58,13 @@ impl Nft {
     /// Of the table [`TABLE`]. Nothing is touched yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { table: TABLE.to_owned(), ledger: Ledger::default() }
+        Self::of(TABLE)
+    }
+
+    /// Of the table `name`. Nothing is touched yet.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        Self { table: name.to_owned(), ledger: Ledger::default() }
     }
 
     /// What the kernel has.
@@ -102,7 +112,12 @@ impl Nft {
     /// As [`Self::observe`].
     pub fn counters(&mut self) -> Result<BTreeMap<String, Counter>, NftError> {
         self.observe()?;
-        Ok(self.ledger.totals())
+        Ok(self.totals())
+    }
+
+    /// As [`Self::counters`], of the last look.
+    pub fn totals(&self) -> BTreeMap<String, Counter> {
+        self.ledger.totals()
     }
 
     /// Removes the table. That it does not exist is no error.

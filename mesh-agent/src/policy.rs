@@ -13,7 +13,7 @@ use std::sync::Arc;
 use mesh_core::policy::model::ObjectName;
 use tokio::sync::oneshot;
 
-use crate::facts::pod::OwnPod;
+use crate::facts::pod::{HostPort, OwnPod};
 
 /// What the CNI server wants of the thread that decides policy.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct Attached {
     pub host_mac: [u8; 6],
     /// Its link is shaped, so everything goes by the stack.
     pub slow: bool,
+    /// hostPorts that are served for it.
+    pub host_ports: BTreeSet<HostPort>,
     /// What the API said of it last.
     pub own: Option<Arc<OwnPod>>,
 }

@@ -24,6 +24,7 @@ use crate::config::{Config, Engine};
 use crate::flows::Board;
 use crate::guard::Guard;
 use crate::host::Host;
+use crate::host_ports::HostPorts;
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
 use crate::names::Register;
@@ -114,6 +115,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         nudge: nudge.clone(),
         unannounced: Arc::clone(&unannounced),
+        host_ports: HostPorts::new(Arc::clone(&table)),
     });
     // Before the socket and everything that changes the node: a second agent ends here at the latest.
     let listeners = http::bind(config.health_address, config.metrics_address).await?;

@@ -29,6 +29,8 @@ pub const OVERHEAD: u32 = 80;
 pub const MIN_MTU: u32 = 1280;
 /// First letters of a pod's veth on the host.
 pub const POD_VETH_PREFIX: &str = "hw";
+/// First letters of the device through which a pod with a rate sends; not those of [`POD_VETH_PREFIX`], since it is no pod's.
+pub const SHAPER_PREFIX: &str = "hs";
 /// Annotation of a Node: its announcement.
 pub const ANNOTATION_WIREGUARD: &str = "hawser.dev/wireguard";
 /// Annotation of a Node: overrides the tunnel endpoint, a comma-separated list of addresses.

@@ -10,12 +10,14 @@ mod support;
 mod delivery;
 mod flips;
 mod guard;
+mod host_ports;
 mod outside;
 mod races;
 mod restart;
 mod reuse;
 mod revocation;
 mod services;
+mod shaping;
 mod spoofing;
 mod wrong;
 

@@ -90,9 +90,11 @@ fn install_places_binary_loopback_and_conflist_and_repeating_it_changes_nothing(
           "plugins": [
             {
               "capabilities": {
+                "bandwidth": true,
                 "io.kubernetes.cri.pod-annotations": true,
                 "ips": true,
-                "mac": true
+                "mac": true,
+                "portMappings": true
               },
               "type": "hawser-cni"
             }
@@ -202,6 +204,10 @@ fn chained_plugins_take_their_capability_from_us() {
     assert_eq!(plugins[2], json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}));
     let ours: Vec<_> = plugins[0]["capabilities"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(ours, ["io.kubernetes.cri.pod-annotations", "ips", "mac"]);
+    node.install(&socket(&agent), &["--chain", "tuning"]);
+    let ours: Vec<_> =
+        node.conflist()["plugins"][0]["capabilities"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(ours, ["bandwidth", "io.kubernetes.cri.pod-annotations", "ips", "portMappings"]);
 }
 
 #[test]

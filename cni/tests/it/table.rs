@@ -376,6 +376,13 @@ fn keys_that_cannot_be_honoured_are_code_2() {
             {"cniVersion":"1.0.0","code":2,"details":"use protocol tcp, udp or sctp","msg":"runtimeConfig.portMappings[0].protocol is \"icmp\", which is not supported"}
         "#]],
     );
+    add(
+        r#","runtimeConfig":{"portMappings":[{"HostPort":1,"ContainerPort":1,"Protocol":"tcp","HostIP":"::1"}]}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":2,"details":"use 127.0.0.1 or another address of the node","msg":"runtimeConfig.portMappings[0].hostIP is \"::1\", which is not supported"}
+        "#]],
+    );
 }
 
 #[test]
@@ -431,6 +438,13 @@ fn a_wrong_configuration_is_code_7() {
         exit 1
         {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"runtimeConfig.portMappings[0].hostPort is 65536: it must be a port number from 0 to 65535"}
     "#]],
+    );
+    add(
+        r#","runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"224.0.0.1"}]}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"runtimeConfig.portMappings[0].hostIP is \"224.0.0.1\": it must be an address that one node can have, or empty for all"}
+        "#]],
     );
     add(
         r#","runtimeConfig":{"portMappings":[{"HostPort":80}]}"#,

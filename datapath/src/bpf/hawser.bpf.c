@@ -230,6 +230,9 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 		return discovery_from_pod(skb, p, ep);
 	if (is_zero(own) || !same(&p->from, own))
 		return drop(skb, p, HW_DROP_SPOOFED_SOURCE);
+	/* For hostPorts at 127.0.0.1 the node's own loopback can be reached from this link (route_localnet). */
+	if (p->ip4 && (p->to.w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
+		return drop(skb, p, HW_DROP_MALFORMED);
 	note_fragment(p);
 	flow = find(s);
 	if (p->kind == HW_ICMP_ERROR) {

@@ -47,6 +47,20 @@ fn no_address_at_all_and_addresses_of_groups_are_nobodys_own() {
 }
 
 #[test]
+fn a_pod_says_nothing_to_the_loopback_of_its_node() {
+    one(Family::V4, |bench| {
+        bench.play(
+            "
+            a | tcp a:40000 > 127.0.0.1:10250 syn | drop malformed
+            a | udp a:40000 > 127.255.255.254:53  | drop malformed
+            a | echo a > 127.0.0.1                | drop malformed
+            asked nothing
+            ",
+        );
+    });
+}
+
+#[test]
 fn a_pod_without_an_address_of_a_family_sends_nothing_in_it() {
     for family in [Family::V4, Family::V6] {
         one(family, |bench| {

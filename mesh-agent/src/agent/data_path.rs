@@ -6,9 +6,32 @@ use std::net::IpAddr;
 use mesh_core::plan::Desired;
 
 use super::Agent;
+use crate::host_ports::TABLE;
 use crate::plane::PlaneState;
 
 impl Agent {
+    /// hostPorts' share of a turn: the table is what the attachments say, whatever others did to it.
+    pub(super) async fn host_ports(&mut self, turn: &mut crate::guard::Turn) {
+        match self.attacher.host_ports.ensure().await {
+            Ok(found) => {
+                if !found.repaired.is_empty() {
+                    let what: Vec<String> = found.repaired.iter().map(ToString::to_string).collect();
+                    let differences = what.join("; ");
+                    tracing::warn!(table = TABLE, differences, "Repaired the nf_tables table");
+                    self.metrics.firewall_repaired();
+                }
+                for (name, counter) in found.counters {
+                    let before = self.memory.host_ports.insert(name.clone(), counter.packets).unwrap_or(0);
+                    self.metrics.firewall(&name, counter.packets.saturating_sub(before));
+                }
+            }
+            Err(error) => {
+                tracing::error!(err = %error, "Could not set the table of hostPorts");
+                turn.findings.push(("host-ports-refused".to_owned(), error.to_string()));
+            }
+        }
+    }
+
     /// The data path's share of closing and what it finds. Where it is missing, the firewall closes alone, and no pod is
     /// connected.
     pub(super) async fn data_path(&mut self, desired: &Desired, synced: bool, turn: &mut crate::guard::Turn) {

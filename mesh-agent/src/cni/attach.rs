@@ -13,16 +13,18 @@ use mesh_core::ipam::{Ipam, IpamError, Millis};
 use mesh_core::name::NodeName;
 use mesh_core::numbers::ANNOTATION_IPS;
 use mesh_core::policy::model::ObjectName;
-use proto::cni::{Attach, Attached, AttachedIp, AttachmentId, Failure, Gc, PodRef, code};
+use proto::cni::{Attach, Attached, AttachedIp, AttachmentId, Failure, Gc, PodRef, PortMapping, code};
 use tokio::sync::{mpsc, watch};
 
 use crate::announced::{self, Announced};
 use crate::attachments::{Attachment, Directory, Table};
-use crate::facts::pod::{OwnPod, Pod};
+use crate::facts::pod::{HostPort, OwnPod, Pod};
+use crate::host_ports::{self, HostPorts};
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
 use crate::plane::PlaneState;
 use crate::podlink::{self, PodLink, PodLinkError};
+use crate::shaping;
 use crate::watch::Pods;
 use crate::watch::mail::Mailbox;
 
@@ -69,6 +71,8 @@ pub struct Attacher {
     pub(crate) nudge: mpsc::Sender<()>,
     /// Wakes who keeps the annotations of pods right.
     pub(crate) unannounced: Arc<tokio::sync::Notify>,
+    /// hostPorts of the attachments.
+    pub(crate) host_ports: HostPorts,
 }
 
 /// The API, with a `Debug` that says nothing.
@@ -81,7 +85,7 @@ impl std::fmt::Debug for Api {
     }
 }
 
-fn io_failure(error: &dyn std::error::Error) -> Failure {
+pub(super) fn io_failure(error: &dyn std::error::Error) -> Failure {
     Failure::new(code::IO, error.to_string(), "")
 }
 
@@ -206,6 +210,9 @@ impl Attacher {
         if let Some(present) = table.attachments.get(veth) {
             return Ok((present.clone(), false));
         }
+        let ports = mapped(&attach.port_mappings)?;
+        host_ports::claim(&ports, attach.pod.as_ref(), &table.attachments)
+            .map_err(|taken| port_taken(&taken))?;
         let ips = self.pool(&mut table, |ipam| ipam.allocate(&attach.requested_ips, now()));
         let ips = ips.map_err(|error| pool_failure(&error))?;
         let attachment = Attachment {
@@ -253,6 +260,8 @@ impl Attacher {
         if let Some(wait) = wait {
             self.await_policy(veth, wait).await?;
         }
+        // Last: who comes from outside finds a pod whose policy is in force.
+        self.publish_ports(veth, attachment).await?;
         let ip = |(address, gateway): &(IpAddr, IpAddr)| AttachedIp {
             address: mesh_core::prefix::host(*address),
             gateway: *gateway,
@@ -354,7 +363,9 @@ impl Attacher {
 
     /// Unmakes an attachment that this request holds busy.
     async fn release(&self, veth: &str) -> Result<(), Failure> {
+        self.withdraw_ports(veth).await?;
         self.kernel.remove_link(veth).await.map_err(|error| io_failure(&error))?;
+        self.kernel.remove_link(&shaping::shaper(veth)).await.map_err(|error| io_failure(&error))?;
         self.leave(veth).await;
         let (directory, name) = (self.directory.clone(), veth.to_owned());
         let freed = tokio::task::spawn_blocking(move || directory.free(&name, now())).await;
@@ -400,7 +411,21 @@ impl Attacher {
                 attachment.ips
             )));
         }
+        if attach.port_mappings != attachment.port_mappings {
+            let (has, wants) = (&attachment.port_mappings, &attach.port_mappings);
+            return Err(failed(format!("portMappings are {wants:?}, the attachment has {has:?}")));
+        }
+        if attach.bandwidth != attachment.bandwidth {
+            let (has, wants) = (&attachment.bandwidth, &attach.bandwidth);
+            return Err(failed(format!("bandwidth is {wants:?}, the attachment has {has:?}")));
+        }
         let link = self.link(&veth, &attachment, &readiness)?;
+        if let Some(text) = self.check_ports(&attachment).await? {
+            return Err(failed(text));
+        }
+        if let Some(text) = self.check_rates(&veth, &attachment).await? {
+            return Err(failed(text));
+        }
         podlink::check(&self.kernel, netns, &link).await.map_err(|error| match error {
             PodLinkError::Changed(text) => failed(text),
             PodLinkError::Kernel(_)
@@ -436,7 +461,8 @@ impl Attacher {
         Err(Failure::new(code::IO, msg, failures.join("; ")))
     }
 
-    /// Frees attachments whose link is gone (with their pod's namespace) and removes links that no attachment knows.
+    /// Frees attachments whose link is gone (with their pod's namespace), removes links that no attachment knows, and puts right
+    /// the rates of those that stay.
     pub(crate) async fn reap(&self) -> Result<(), Failure> {
         let known: BTreeSet<String> = {
             let table = self.table();
@@ -465,7 +491,7 @@ impl Attacher {
                 }
             }
         }
-        Ok(())
+        self.keep_rates().await
     }
 
     /// As [`Self::busy`], but waits for its turn: an ADD whose plugin was killed may still be at work.
@@ -484,7 +510,7 @@ impl Attacher {
     }
 
     /// Marks a veth as being worked on; none: somebody is at it already.
-    fn busy(&self, veth: &str) -> Option<Busy> {
+    pub(super) fn busy(&self, veth: &str) -> Option<Busy> {
         let mut table = self.table();
         table
             .busy
@@ -494,7 +520,7 @@ impl Attacher {
 }
 
 /// Holds a veth until dropped.
-struct Busy {
+pub(super) struct Busy {
     table: Arc<Mutex<Table>>,
     veth: String,
 }
@@ -517,6 +543,29 @@ fn need_netns(netns: Option<OwnedFd>, attach: &Attach) -> Result<OwnedFd, Failur
         let msg = format!("no descriptor of the network namespace {} came with the request", attach.netns);
         Failure::new(code::INVALID_NETNS, msg, "reinstall the plugin with hawser-cni install")
     })
+}
+
+/// What a runtime asked for, as hostPorts.
+fn mapped(mappings: &[PortMapping]) -> Result<Vec<HostPort>, Failure> {
+    let read = |mapping: &PortMapping| {
+        let wrong = || {
+            let msg =
+                format!("port mapping {mapping:?} is not one of tcp, udp or sctp with ports from 1 to 65535");
+            Failure::new(code::INVALID_CONFIG, msg, "correct runtimeConfig.portMappings")
+        };
+        HostPort::mapped(mapping).ok_or_else(wrong)
+    };
+    mappings.iter().map(read).collect()
+}
+
+fn port_taken(taken: &host_ports::Taken) -> Failure {
+    let (code, details) = if taken.own {
+        (code::INVALID_CONFIG, "publish each port of the node once")
+    } else {
+        // It may be leaving: the kubelet tries again.
+        (code::TRY_AGAIN, "one of the two needs another hostPort, hostIP or node")
+    };
+    Failure::new(code, taken.to_string(), details)
 }
 
 fn pool_failure(error: &IpamError) -> Failure {

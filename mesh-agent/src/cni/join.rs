@@ -11,10 +11,11 @@ use tokio::sync::oneshot;
 
 use super::attach::{Attacher, try_again};
 use crate::attachments::Attachment;
-use crate::facts::pod::OwnPod;
+use crate::facts::pod::{HostPort, OwnPod};
 use crate::plane::PlaneState;
 use crate::podlink::{self, PodLink, PodLinkError};
 use crate::policy::{Attached, Request};
+use crate::shaping::{self, Shape};
 
 /// How long ADD waits until the pod's policy is in force: the lists of a large cluster may still be read. The plugin waits
 /// longer for the answer.
@@ -33,7 +34,11 @@ impl Attacher {
         let state = self.plane.borrow().clone();
         let wait = Arc::new(Mutex::new(None));
         let asked = Arc::clone(&wait);
+        let shape = Shape::of(attachment.bandwidth.as_ref(), link.mtu);
         let guard = move |ifindex| async move {
+            shaping::put(&self.kernel, &link.veth, ifindex, &shape)
+                .await
+                .map_err(|error| error.to_string())?;
             match state {
                 PlaneState::Off => Ok(()),
                 PlaneState::Failed(why) => Err(why),
@@ -107,7 +112,8 @@ pub(crate) fn attached(
         ips: attachment.ips.iter().copied().collect(),
         pod_mac: link.pod_mac,
         host_mac: link.host_mac,
-        slow: false,
+        slow: attachment.bandwidth.is_some(),
+        host_ports: attachment.port_mappings.iter().filter_map(HostPort::mapped).collect(),
         own: own.cloned(),
     }
 }

@@ -1,7 +1,7 @@
 //! Pods: of all, what their metadata says; of this node's, a little more.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Object;
@@ -122,6 +122,28 @@ pub struct HostPort {
     pub host_ip: Option<IpAddr>,
     /// The pod's port.
     pub container_port: u16,
+}
+
+impl HostPort {
+    /// As a runtime asked for it; none: not with a protocol and ports that there are.
+    pub fn mapped(mapping: &proto::cni::PortMapping) -> Option<Self> {
+        Some(Self {
+            protocol: ports::protocol(&mapping.protocol.to_ascii_uppercase())?,
+            host_port: number(mapping.host_port.into())?,
+            host_ip: mapping.host_ip,
+            container_port: number(mapping.container_port.into())?,
+        })
+    }
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = ports::word(self.protocol);
+        match self.host_ip {
+            Some(ip) => write!(f, "hostPort {}/{protocol}", SocketAddr::new(ip, self.host_port)),
+            None => write!(f, "hostPort {}/{protocol}", self.host_port),
+        }
+    }
 }
 
 /// What is known of a pod of this node.

@@ -35,7 +35,8 @@ pub fn protocol(word: &str) -> Option<Protocol> {
     Protocol::ALL.into_iter().find(|p| self::word(*p) == word)
 }
 
-const fn word(protocol: Protocol) -> &'static str {
+/// What the API calls it.
+pub const fn word(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",

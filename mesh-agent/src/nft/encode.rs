@@ -5,10 +5,12 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::model::{
-    Chain, ChainType, Direction, Elements, End, Family, Hook, InterfaceName, Is, Match, Policy, Rule, Set,
-    Table, Verdict, address_bytes,
+    Chain, ChainType, Direction, Elements, End, Family, Hook, InterfaceName, Is, Match, Policy, PortMap,
+    Rule, Set, Table, Verdict,
 };
 use super::observe::Counter;
+use super::ports;
+use super::sets::{element_messages, set_message};
 use super::wire::{Attr, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flag, msg, nfta};
 
 /// A table that cannot be put into netlink.
@@ -139,8 +141,6 @@ const REG_1: u32 = 1;
 const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 const IFNAMSIZ: usize = 16;
-/// Elements in one message: 2 attributes of at most 36 bytes each stay far below 64 KiB.
-const ELEMENTS_PER_MESSAGE: usize = 500;
 /// Userdata type of our hash; nft and iptables pass over types that they do not know.
 const UDATA_HASH: u8 = 0xf0;
 const UDATA_COMMENT: u8 = 0;
@@ -186,90 +186,6 @@ fn table_message(table: &str, kind: u16, flags: u16) -> Message {
         attrs.push(Attr::be32(nfta::TABLE_FLAGS, 0));
     }
     Message { kind, flags, family: NFPROTO_INET, attrs, object: Object::Table(table.to_owned()) }
-}
-
-/// Flags, type number (of nft's own numbering, for its listing) and length of a set's key.
-pub(crate) fn set_shape(elements: &Elements) -> (u32, u32, u32) {
-    const NFT_SET_INTERVAL: u32 = 4;
-    const TYPE_IPADDR: u32 = 7;
-    const TYPE_IP6ADDR: u32 = 8;
-    const TYPE_IFNAME: u32 = 41;
-    match elements {
-        Elements::Addresses(ranges) => match ranges.family() {
-            Family::V4 => (NFT_SET_INTERVAL, TYPE_IPADDR, 4),
-            Family::V6 => (NFT_SET_INTERVAL, TYPE_IP6ADDR, 16),
-        },
-        Elements::Interfaces(_) => (0, TYPE_IFNAME, 16),
-    }
-}
-
-fn set_message(table: &str, set: &Set, id: u32) -> Message {
-    /// `NFTNL_UDATA_SET_KEYBYTEORDER`; without it nft cannot print names.
-    const UDATA_BYTE_ORDER: u8 = 0;
-    let (flags, key_type, key_len) = set_shape(&set.elements);
-    let byte_order: u32 = match set.elements {
-        Elements::Interfaces(_) => 1,
-        Elements::Addresses(_) => 2,
-    };
-    let mut userdata = vec![UDATA_BYTE_ORDER, 4];
-    userdata.extend(byte_order.to_ne_bytes());
-    let attrs = vec![
-        Attr::text(nfta::SET_TABLE, table),
-        Attr::text(nfta::SET_NAME, &set.name),
-        Attr::be32(nfta::SET_FLAGS, flags),
-        Attr::be32(nfta::SET_KEY_TYPE, key_type),
-        Attr::be32(nfta::SET_KEY_LEN, key_len),
-        Attr::be32(nfta::SET_ID, id),
-        Attr::bytes(nfta::SET_USERDATA, userdata),
-    ];
-    let object = Object::Set { table: table.to_owned(), set: set.name.clone() };
-    Message { kind: msg::NEWSET, flags: flag::CREATE, family: NFPROTO_INET, attrs, object }
-}
-
-/// The elements as the kernel keeps them: a range is its first key and, marked as an end, the key after its last,
-/// unless there is none after it.
-pub(crate) fn set_keys(elements: &Elements) -> Vec<(Vec<u8>, bool)> {
-    match elements {
-        Elements::Addresses(ranges) => {
-            let family = ranges.family();
-            let mut keys = Vec::new();
-            for &(first, last) in ranges.as_slice() {
-                keys.push((address_bytes(family, first), false));
-                if last < family.max() {
-                    keys.push((address_bytes(family, last + 1), true));
-                }
-            }
-            keys
-        }
-        Elements::Interfaces(names) => names.iter().map(|name| (padded(name), false)).collect(),
-    }
-}
-
-fn element_messages(table: &str, set: &Set) -> Result<Vec<Message>, EncodeError> {
-    const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
-    let at = |from| Object::Elements { table: table.to_owned(), set: set.name.clone(), from };
-    if let Elements::Interfaces(names) = &set.elements {
-        names.iter().try_for_each(|name| check_interface(name, &at(0)))?;
-    }
-    let keys = set_keys(&set.elements);
-    let messages = keys.chunks(ELEMENTS_PER_MESSAGE).enumerate().map(|(chunk, keys)| {
-        let elements = keys.iter().map(|(key, end)| {
-            let mut element =
-                vec![Attr::nested(nfta::ELEM_KEY, vec![Attr::bytes(nfta::DATA_VALUE, key.clone())])];
-            if *end {
-                element.push(Attr::be32(nfta::ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END));
-            }
-            Attr::nested(nfta::LIST_ELEM, element)
-        });
-        let attrs = vec![
-            Attr::text(nfta::ELEMS_TABLE, table),
-            Attr::text(nfta::ELEMS_SET, &set.name),
-            Attr::nested(nfta::ELEMS_LIST, elements.collect()),
-        ];
-        let object = at(chunk * ELEMENTS_PER_MESSAGE);
-        Message { kind: msg::NEWSETELEM, flags: flag::CREATE, family: NFPROTO_INET, attrs, object }
-    });
-    Ok(messages.collect())
 }
 
 pub(crate) fn hook_number(hook: Hook) -> u32 {
@@ -388,6 +304,10 @@ pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<
                 out.push(meta(META_L4PROTO));
                 out.push(compare(Is::Yes, vec![*number]));
             }
+            Match::LocalDestination => {
+                out.push(destination_type());
+                out.push(compare(Is::Yes, RTN_LOCAL.to_ne_bytes().to_vec()));
+            }
             Match::CtState(states) => {
                 out.push(Expr {
                     name: "ct",
@@ -398,13 +318,31 @@ pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<
             }
         }
     }
-    if let Verdict::Snat(to) = rule.verdict {
-        out.extend(require(Family::of(to), &mut known_family));
-    }
+    let map = match &rule.verdict {
+        Verdict::Snat(to) => {
+            out.extend(require(Family::of(*to), &mut known_family));
+            None
+        }
+        Verdict::Dnat(name) => {
+            let map = port_map(sets, name, object)?;
+            out.extend(require(map.family(), &mut known_family));
+            out.extend(ports::find(map, name));
+            Some(map)
+        }
+        Verdict::Accept
+        | Verdict::Drop
+        | Verdict::Return
+        | Verdict::Masquerade
+        | Verdict::RejectReset
+        | Verdict::RejectPort => None,
+    };
     if rule.counter {
         out.push(counter(Counter::default()));
     }
-    out.extend(verdict(rule.verdict));
+    match map {
+        Some(map) => out.push(ports::translate(map)),
+        None => out.extend(verdict(&rule.verdict)),
+    }
     Ok(out)
 }
 
@@ -412,8 +350,10 @@ const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
+pub(super) const META_L4PROTO: u32 = 16;
 const CT_STATE: u32 = 0;
+/// `RTN_LOCAL` of `linux/rtnetlink.h`.
+const RTN_LOCAL: u32 = 2;
 pub(crate) const COUNTER: &str = "counter";
 
 fn interface_key(direction: Direction) -> u32 {
@@ -424,7 +364,23 @@ fn interface_key(direction: Direction) -> u32 {
 }
 
 fn meta(key: u32) -> Expr {
-    Expr { name: "meta", data: vec![Attr::be32(nfta::META_DREG, REG_1), Attr::be32(nfta::META_KEY, key)] }
+    meta_to(key, REG_1)
+}
+
+pub(super) fn meta_to(key: u32, register: u32) -> Expr {
+    Expr { name: "meta", data: vec![Attr::be32(nfta::META_DREG, register), Attr::be32(nfta::META_KEY, key)] }
+}
+
+/// What the routes say of the destination (`fib daddr type`).
+fn destination_type() -> Expr {
+    const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+    const NFTA_FIB_F_DADDR: u32 = 2;
+    let data = vec![
+        Attr::be32(nfta::FIB_DREG, REG_1),
+        Attr::be32(nfta::FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE),
+        Attr::be32(nfta::FIB_FLAGS, NFTA_FIB_F_DADDR),
+    ];
+    Expr { name: "fib", data }
 }
 
 fn compare(is: Is, value: Vec<u8>) -> Expr {
@@ -474,14 +430,14 @@ fn require(family: Family, known: &mut Option<Family>) -> Vec<Expr> {
     vec![meta(META_NFPROTO), compare(Is::Yes, vec![nfproto(family)])]
 }
 
-fn nfproto(family: Family) -> u8 {
+pub(super) fn nfproto(family: Family) -> u8 {
     match family {
         Family::V4 => NFPROTO_IPV4,
         Family::V6 => NFPROTO_IPV6,
     }
 }
 
-fn address(family: Family, end: End) -> Expr {
+pub(super) fn address(family: Family, end: End) -> Expr {
     const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
     let (offset, length) = match (family, end) {
         (Family::V4, End::Source) => (12, 4),
@@ -489,9 +445,14 @@ fn address(family: Family, end: End) -> Expr {
         (Family::V6, End::Source) => (8, 16),
         (Family::V6, End::Destination) => (24, 16),
     };
+    payload(NFT_PAYLOAD_NETWORK_HEADER, offset, length, REG_1)
+}
+
+/// `length` bytes of the header `base` from `offset` on.
+pub(super) fn payload(base: u32, offset: u32, length: u32, register: u32) -> Expr {
     let data = vec![
-        Attr::be32(nfta::PAYLOAD_DREG, REG_1),
-        Attr::be32(nfta::PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER),
+        Attr::be32(nfta::PAYLOAD_DREG, register),
+        Attr::be32(nfta::PAYLOAD_BASE, base),
         Attr::be32(nfta::PAYLOAD_OFFSET, offset),
         Attr::be32(nfta::PAYLOAD_LEN, length),
     ];
@@ -510,7 +471,7 @@ fn immediate(register: u32, data: Attr) -> Expr {
     Expr { name: "immediate", data }
 }
 
-fn verdict(verdict: Verdict) -> Vec<Expr> {
+fn verdict(verdict: &Verdict) -> Vec<Expr> {
     /// `NFT_RETURN`, -5.
     const NFT_RETURN: u32 = 0_u32.wrapping_sub(5);
     const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
@@ -547,12 +508,24 @@ fn verdict(verdict: Verdict) -> Vec<Expr> {
             };
             let data = vec![
                 Attr::be32(nfta::NAT_TYPE, NFT_NAT_SNAT),
-                Attr::be32(nfta::NAT_FAMILY, u32::from(nfproto(Family::of(to)))),
+                Attr::be32(nfta::NAT_FAMILY, u32::from(nfproto(Family::of(*to)))),
                 Attr::be32(nfta::NAT_REG_ADDR_MIN, REG_1),
             ];
             vec![immediate(REG_1, Attr::bytes(nfta::DATA_VALUE, bytes)), Expr { name: "nat", data }]
         }
+        // Its expressions need the map.
+        Verdict::Dnat(_) => Vec::new(),
     }
+}
+
+/// The map of ports `name`.
+fn port_map<'a>(sets: &'a [Set], name: &str, object: &Object) -> Result<&'a PortMap, EncodeError> {
+    let of_name = sets.iter().filter(|set| set.name == name);
+    let mut maps = of_name.filter_map(|set| match &set.elements {
+        Elements::Ports(map) => Some(map),
+        Elements::Addresses(_) | Elements::Interfaces(_) => None,
+    });
+    maps.next().ok_or_else(|| EncodeError::UnknownSet { object: object.clone(), set: name.to_owned() })
 }
 
 fn known(
@@ -567,7 +540,7 @@ fn known(
     Err(EncodeError::UnknownSet { object: object.clone(), set: name.to_owned() })
 }
 
-fn check_interface(name: &str, object: &Object) -> Result<(), EncodeError> {
+pub(super) fn check_interface(name: &str, object: &Object) -> Result<(), EncodeError> {
     let bad = |c: char| c == '/' || c == '*' || c == '\0' || c.is_whitespace();
     if name.is_empty() || name.len() >= IFNAMSIZ || name.contains(bad) {
         return Err(EncodeError::InterfaceName { object: object.clone(), name: name.to_owned() });
@@ -582,7 +555,7 @@ fn interface_bytes(name: &InterfaceName, object: &Object) -> Result<Vec<u8>, Enc
     }
 }
 
-fn padded(name: &str) -> Vec<u8> {
+pub(super) fn padded(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(IFNAMSIZ, 0);
     bytes

@@ -1,8 +1,8 @@
 //! The ruleset as plain data: what [`super::encode`] turns into netlink and what the tests evaluate.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -33,6 +33,60 @@ pub enum Elements {
     Addresses(Ranges),
     /// Interface names, each matched exactly.
     Interfaces(BTreeSet<String>),
+    /// Where ports of this node lead (a map).
+    Ports(PortMap),
+}
+
+/// A port of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// At this address alone; none: at every one.
+    pub address: Option<IpAddr>,
+    /// Number of the transport protocol.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
+}
+
+/// Where ports of one family lead. All of them are at an address, or none is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortMap {
+    family: Family,
+    by_address: bool,
+    entries: BTreeMap<Port, SocketAddr>,
+}
+
+impl PortMap {
+    /// Of `ports` those that lead to an address of `family` and name an address of their own, or name none, as `by_address`
+    /// says; the others are passed over. Of two for one port the first stays.
+    pub fn of(family: Family, by_address: bool, ports: impl IntoIterator<Item = (Port, SocketAddr)>) -> Self {
+        let mut entries = BTreeMap::new();
+        for (port, to) in ports {
+            let fits = port.address.is_none_or(|address| Family::of(address) == family);
+            if fits && Family::of(to.ip()) == family && port.address.is_some() == by_address {
+                entries.entry(port).or_insert(to);
+            }
+        }
+        Self { family, by_address, entries }
+    }
+
+    /// The family.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Whether the address that a packet goes to is looked up, too.
+    #[must_use]
+    pub fn by_address(&self) -> bool {
+        self.by_address
+    }
+
+    /// Each port with what it leads to.
+    #[must_use]
+    pub fn entries(&self) -> &BTreeMap<Port, SocketAddr> {
+        &self.entries
+    }
 }
 
 /// Address family.
@@ -303,12 +357,14 @@ pub enum Match {
     AddressIn(Family, End, Is, String),
     /// The transport protocol has this number.
     Protocol(u8),
+    /// The destination is an address of this node.
+    LocalDestination,
     /// The connection tracking state is one of these `NF_CT_STATE` bits (`nf_conntrack_common.h`).
     CtState(u32),
 }
 
 /// What a rule does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Goes on to the next chain of the hook.
     Accept,
@@ -320,6 +376,9 @@ pub enum Verdict {
     Masquerade,
     /// Source becomes this address; applies to packets of its family only.
     Snat(IpAddr),
+    /// Destination becomes what this map of ports says of the packet's own; a packet of which it says nothing does not match
+    /// the rule.
+    Dnat(String),
     /// Dropped, and the sender is told by a TCP reset; TCP only.
     RejectReset,
     /// Dropped, and the sender is told by the family's ICMP "port unreachable".

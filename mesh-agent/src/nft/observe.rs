@@ -5,9 +5,10 @@ use std::fmt;
 
 use super::encode::{
     COUNTER, EncodeError, Expr, chain_type, hash, hook_number, parse_userdata, policy_number,
-    rule_expressions, set_keys, set_shape,
+    rule_expressions,
 };
 use super::model::{Chain, Elements, Set, Table};
+use super::sets::{SetShape, set_keys, set_shape};
 use super::socket::{Answer, Channel, NftError};
 use super::wire::{self, Attr, NFPROTO_INET, msg, nfta};
 
@@ -55,13 +56,14 @@ pub struct ObservedTable {
 /// A dumped set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedSet {
-    /// Flags, nft's type number and length in bytes of the key.
-    pub shape: (u32, u32, u32),
+    /// What it can hold.
+    pub shape: SetShape,
     /// Keys, sorted.
     pub keys: Vec<Key>,
 }
 
-/// A key of a set, in network order, and whether it is the end of an interval (the first address after it).
+/// A key of a set, in network order, with its value behind it in a map, and whether it is the end of an interval (the first
+/// address after it).
 pub type Key = (Vec<u8>, bool);
 
 /// A dumped chain.
@@ -158,6 +160,32 @@ pub fn diff(desired: &Table, observed: &Observed) -> Result<Vec<Difference>, Enc
     Ok(differences)
 }
 
+/// What of `desired` is not in `observed`; sets may hold more.
+///
+/// # Errors
+/// `desired` itself cannot be encoded.
+pub fn lacks(desired: &Table, observed: &Observed) -> Result<Vec<Difference>, EncodeError> {
+    let mut differences = diff(desired, observed)?;
+    let found = |name: &String| observed.table.as_ref().and_then(|table| table.sets.get(name));
+    let holds = |set: &Set| {
+        let keys = found(&set.name).map(|found| &found.keys);
+        keys.is_some_and(|keys| set_keys(&set.elements).iter().all(|key| keys.contains(key)))
+    };
+    differences.retain(|difference| match difference {
+        Difference::SetElements(name) => !desired.sets.iter().any(|set| set.name == *name && holds(set)),
+        Difference::TableMissing
+        | Difference::TableFlags
+        | Difference::SetMissing(_)
+        | Difference::SetForeign(_)
+        | Difference::SetType(_)
+        | Difference::ChainMissing(_)
+        | Difference::ChainForeign(_)
+        | Difference::ChainBase(_)
+        | Difference::Rules(..) => true,
+    });
+    Ok(differences)
+}
+
 fn diff_set(set: &Set, found: &ObservedSet) -> Option<Difference> {
     if found.shape != set_shape(&set.elements) {
         return Some(Difference::SetType(set.name.clone()));
@@ -210,8 +238,17 @@ fn kernel_adds(expression: &str, kind: u16, value: &[u8]) -> bool {
     match expression {
         // Mask and xor, which is what an absent operation means.
         "bitwise" => kind == nfta::BITWISE_OP && value == [0; 4],
-        // A range of one address ends in the register in which it begins, and is said to have addresses (flag 1).
-        "nat" => matches!(kind, nfta::NAT_REG_ADDR_MAX | nfta::NAT_FLAGS) && value == 1_u32.to_be_bytes(),
+        // A range of one address, or one port, ends in the register in which it begins, and is said to have addresses
+        // (flag 1) and ports (flag 2).
+        "nat" => {
+            let is = |numbers: &[u32]| numbers.iter().any(|number| value == number.to_be_bytes());
+            match kind {
+                nfta::NAT_REG_ADDR_MAX => is(&[1]),
+                nfta::NAT_REG_PROTO_MAX => is(&[2, 9]),
+                nfta::NAT_FLAGS => is(&[1, 3]),
+                _ => false,
+            }
+        }
         _ => false,
     }
 }
@@ -365,14 +402,16 @@ fn parse_rule(answer: &Answer) -> Option<(String, String, ObservedRule)> {
     ))
 }
 
-fn parse_set(answer: &Answer) -> Option<(String, (u32, u32, u32))> {
+fn parse_set(answer: &Answer) -> Option<(String, SetShape)> {
     let attrs = wire::parse(&answer.attrs)?;
     let number = |kind| wire::find(&attrs, kind).and_then(wire::be32);
-    let shape = (
-        number(nfta::SET_FLAGS).unwrap_or(0),
-        number(nfta::SET_KEY_TYPE).unwrap_or(0),
-        number(nfta::SET_KEY_LEN)?,
-    );
+    let shape = SetShape {
+        flags: number(nfta::SET_FLAGS).unwrap_or(0),
+        key_type: number(nfta::SET_KEY_TYPE).unwrap_or(0),
+        key_len: number(nfta::SET_KEY_LEN)?,
+        data_type: number(nfta::SET_DATA_TYPE).unwrap_or(0),
+        data_len: number(nfta::SET_DATA_LEN).unwrap_or(0),
+    };
     Some((wire::text(wire::find(&attrs, nfta::SET_NAME)?), shape))
 }
 
@@ -396,7 +435,11 @@ fn parse_elements(attrs: &[u8]) -> Option<Vec<Key>> {
         let element = wire::parse(element)?;
         let key = wire::parse(wire::find(&element, nfta::ELEM_KEY)?)?;
         let flags = wire::find(&element, nfta::ELEM_FLAGS).and_then(wire::be32).unwrap_or(0);
-        keys.push((wire::find(&key, nfta::DATA_VALUE)?.to_vec(), flags & 1 != 0));
+        let mut bytes = wire::find(&key, nfta::DATA_VALUE)?.to_vec();
+        if let Some(data) = wire::find(&element, nfta::ELEM_DATA) {
+            bytes.extend(wire::find(&wire::parse(data)?, nfta::DATA_VALUE)?);
+        }
+        keys.push((bytes, flags & 1 != 0));
     }
     Some(keys)
 }

@@ -186,7 +186,7 @@ impl Channel {
 
     /// Generation of the ruleset; it moves with every transaction of anybody in this namespace.
     pub(crate) fn generation(&mut self) -> Result<u32, NftError> {
-        let seq = self.request(msg::GETGEN, 0, 0, &[], "the generation")?;
+        let seq = self.request(NFNL_SUBSYS_NFTABLES << 8 | msg::GETGEN, 0, 0, &[], "the generation")?;
         loop {
             let mut answers = self.receive()?.into_iter();
             let Some(received) = answers.find(|received| received.seq == seq) else { continue };
@@ -203,6 +203,17 @@ impl Channel {
 
     /// All objects of one kind. `None`: the listing was interrupted by a change and must be repeated.
     pub(crate) fn dump(
+        &mut self,
+        kind: u16,
+        family: u8,
+        attrs: &[Attr],
+        what: &'static str,
+    ) -> Result<Option<Vec<Answer>>, NftError> {
+        self.dump_of(NFNL_SUBSYS_NFTABLES << 8 | kind, family, attrs, what)
+    }
+
+    /// As [`Self::dump`], of any subsystem, which is the upper byte of `kind`.
+    pub(crate) fn dump_of(
         &mut self,
         kind: u16,
         family: u8,
@@ -260,16 +271,30 @@ impl Channel {
     ) -> Result<u32, NftError> {
         let seq = self.next_seq();
         let mut bytes = Vec::new();
-        put_nfgen(
-            &mut bytes,
-            (NFNL_SUBSYS_NFTABLES << 8 | kind, flag::REQUEST | flags, seq),
-            family,
-            0,
-            attrs,
-        )
-        .ok_or(NftError::Malformed { what })?;
+        put_nfgen(&mut bytes, (kind, flag::REQUEST | flags, seq), family, 0, attrs)
+            .ok_or(NftError::Malformed { what })?;
         self.send(&bytes)?;
         Ok(seq)
+    }
+
+    /// One request outside a transaction. False: what it is about is not there.
+    pub(crate) fn command(
+        &mut self,
+        kind: u16,
+        family: u8,
+        attrs: &[Attr],
+        what: &'static str,
+    ) -> Result<bool, NftError> {
+        let seq = self.request(kind, flag::ACK, family, attrs, what)?;
+        loop {
+            let mut answers = self.receive()?.into_iter();
+            let Some(received) = answers.find(|received| received.seq == seq) else { continue };
+            return match parse_error(&received)?.0 {
+                None => Ok(true),
+                Some(gone) if gone.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(false),
+                Some(source) => Err(NftError::List { what, source }),
+            };
+        }
     }
 
     /// A number for the next request.

@@ -163,12 +163,15 @@ pub(crate) mod nfta {
     pub(crate) const SET_FLAGS: u16 = 3;
     pub(crate) const SET_KEY_TYPE: u16 = 4;
     pub(crate) const SET_KEY_LEN: u16 = 5;
+    pub(crate) const SET_DATA_TYPE: u16 = 6;
+    pub(crate) const SET_DATA_LEN: u16 = 7;
     pub(crate) const SET_ID: u16 = 10;
     pub(crate) const SET_USERDATA: u16 = 13;
     pub(crate) const ELEMS_TABLE: u16 = 1;
     pub(crate) const ELEMS_SET: u16 = 2;
     pub(crate) const ELEMS_LIST: u16 = 3;
     pub(crate) const ELEM_KEY: u16 = 1;
+    pub(crate) const ELEM_DATA: u16 = 2;
     pub(crate) const ELEM_FLAGS: u16 = 3;
     pub(crate) const DATA_VALUE: u16 = 1;
     pub(crate) const DATA_VERDICT: u16 = 2;
@@ -192,7 +195,11 @@ pub(crate) mod nfta {
     pub(crate) const PAYLOAD_LEN: u16 = 4;
     pub(crate) const LOOKUP_SET: u16 = 1;
     pub(crate) const LOOKUP_SREG: u16 = 2;
+    pub(crate) const LOOKUP_DREG: u16 = 3;
     pub(crate) const LOOKUP_FLAGS: u16 = 5;
+    pub(crate) const FIB_DREG: u16 = 1;
+    pub(crate) const FIB_RESULT: u16 = 2;
+    pub(crate) const FIB_FLAGS: u16 = 3;
     pub(crate) const IMMEDIATE_DREG: u16 = 1;
     pub(crate) const IMMEDIATE_DATA: u16 = 2;
     pub(crate) const COUNTER_BYTES: u16 = 1;
@@ -204,5 +211,7 @@ pub(crate) mod nfta {
     pub(crate) const NAT_FAMILY: u16 = 2;
     pub(crate) const NAT_REG_ADDR_MIN: u16 = 3;
     pub(crate) const NAT_REG_ADDR_MAX: u16 = 4;
+    pub(crate) const NAT_REG_PROTO_MIN: u16 = 5;
+    pub(crate) const NAT_REG_PROTO_MAX: u16 = 6;
     pub(crate) const NAT_FLAGS: u16 = 7;
 }

@@ -482,8 +482,14 @@ fn addresses(seen: &NodeSeen, guarded: &[IpNet]) -> BTreeSet<IpAddr> {
     internal.chain(cidrs(seen, guarded).iter().filter_map(prefix::mesh_address)).collect()
 }
 
+/// What is served for a pod; nothing of our own where another plugin serves, and then what its object says.
 fn host_ports(name: &ObjectName, attached: &Attached) -> Vec<HostPortFacts> {
-    let ports = attached.own.iter().filter(|own| !own.finished).flat_map(|own| &own.host_ports);
+    let own = attached.own.as_ref();
+    if own.is_some_and(|own| own.finished) {
+        return Vec::new();
+    }
+    let ports = Some(&attached.host_ports).filter(|served| !served.is_empty());
+    let ports = ports.or(own.map(|own| &own.host_ports)).into_iter().flatten();
     let facts = ports.map(|port| HostPortFacts {
         pod: name.clone(),
         protocol: port.protocol,

@@ -163,6 +163,9 @@ fn a_missing_added_or_swapped_rule_chain_set_or_element_is_named() {
         &["set peers_v4 has other elements"],
     );
     check(&|table| table.sets.get_mut("peers_v4").unwrap().keys.insert(0, (vec![0; 4], true)), &[]);
-    check(&|table| table.sets.get_mut("peers_v4").unwrap().shape.0 = 0, &["set peers_v4 of another type"]);
+    check(
+        &|table| table.sets.get_mut("peers_v4").unwrap().shape.flags = 0,
+        &["set peers_v4 of another type"],
+    );
     check(&|table| table.flags = 1, &["table has flags"]);
 }

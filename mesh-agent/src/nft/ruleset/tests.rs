@@ -29,11 +29,12 @@ enum Outcome {
 fn evaluate(table: &Table, chain: &str, packet: &Packet) -> Outcome {
     let chain = table.chains.iter().find(|found| found.name == chain).expect("the chain exists");
     let rule = chain.rules.iter().find(|rule| rule.matches.iter().all(|wanted| holds(table, wanted, packet)));
-    match rule.map(|rule| (rule.verdict, rule.comment.clone())) {
+    match rule.map(|rule| (rule.verdict.clone(), rule.comment.clone())) {
         None | Some((Verdict::Accept | Verdict::Return, _)) => Outcome::Passes,
         Some((Verdict::Drop | Verdict::RejectReset | Verdict::RejectPort, by)) => Outcome::Dropped(by),
         Some((Verdict::Masquerade, by)) => Outcome::Translated(by, None),
         Some((Verdict::Snat(to), by)) => Outcome::Translated(by, Some(to)),
+        Some((Verdict::Dnat(_), _)) => panic!("no rule of this table translates destinations"),
     }
 }
 
@@ -53,7 +54,7 @@ fn holds(table: &Table, wanted: &Match, packet: &Packet) -> bool {
         }
         Match::InterfaceIn(direction, is, name) => match set(name) {
             Elements::Interfaces(names) => names.contains(name_of(direction)) == (*is == Is::Yes),
-            Elements::Addresses(_) => panic!("{name} holds addresses"),
+            Elements::Addresses(_) | Elements::Ports(_) => panic!("{name} holds no names"),
         },
         Match::Family(family) => Family::of(packet.source) == *family,
         Match::Mark { mask, value } => packet.mark & mask == *value,
@@ -66,7 +67,7 @@ fn holds(table: &Table, wanted: &Match, packet: &Packet) -> bool {
             Family::of(address) == *family && ranges.contains(address) == (*is == Is::Yes)
         }
         Match::Protocol(number) => packet.protocol == *number,
-        Match::CtState(_) => panic!("no rule of ours asks for a state"),
+        Match::CtState(_) | Match::LocalDestination => panic!("no rule of this table asks for that"),
     }
 }
 

@@ -48,6 +48,7 @@ fn attached(veth: &str, pod: &str, uid: &str, address: &str) -> Attached {
         pod_mac: [2; 6],
         host_mac: [4; 6],
         slow: false,
+        host_ports: BTreeSet::new(),
         own: None,
     }
 }

@@ -1,0 +1,189 @@
+//! Whether a pod may have the hostPorts that it wants: two pods of a node cannot share one.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use mesh_core::prefix::same_family;
+use proto::cni::PodRef;
+
+use crate::attachments::Attachment;
+use crate::facts::pod::HostPort;
+
+/// A hostPort that somebody has already.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{wanted} of {by} is taken: {holder} has {held} on this node")]
+pub struct Taken {
+    /// What was wanted.
+    pub wanted: HostPort,
+    /// By whom.
+    pub by: String,
+    /// What stands against it.
+    pub held: HostPort,
+    /// Whose that is.
+    pub holder: String,
+    /// The pod itself wants both.
+    pub own: bool,
+}
+
+/// Do two hostPorts share an address of the node?
+fn overlap(one: &HostPort, other: &HostPort) -> bool {
+    let meet = match (one.host_ip, other.host_ip) {
+        // The unspecified address of IPv4 stands for IPv4 alone, none and that of IPv6 for both.
+        (None, _) | (_, None) => true,
+        (Some(a), Some(b)) => {
+            let wide = |ip: IpAddr| ip.is_unspecified() && ip.is_ipv6();
+            let some = |ip: IpAddr| ip.is_unspecified();
+            wide(a) || wide(b) || a == b || (same_family(a, b) && (some(a) || some(b)))
+        }
+    };
+    meet && one.protocol == other.protocol && one.host_port == other.host_port
+}
+
+fn name(pod: Option<&PodRef>) -> String {
+    pod.map_or_else(|| "a pod without a name".to_owned(), |pod| format!("pod {}/{}", pod.namespace, pod.name))
+}
+
+/// Is every one of `wanted` free among those of `attachments`? The same port twice for the same port of the pod is one.
+///
+/// # Errors
+/// The first that is not, with who has it.
+pub fn claim(
+    wanted: &[HostPort],
+    by: Option<&PodRef>,
+    attachments: &BTreeMap<String, Attachment>,
+) -> Result<(), Taken> {
+    let taken = |wanted: &HostPort, held: &HostPort, holder: Option<&PodRef>, own| Taken {
+        wanted: wanted.clone(),
+        by: name(by),
+        held: held.clone(),
+        holder: name(holder),
+        own,
+    };
+    for (place, port) in wanted.iter().enumerate() {
+        let mut before = wanted[..place].iter();
+        if let Some(held) =
+            before.find(|held| overlap(port, held) && held.container_port != port.container_port)
+        {
+            return Err(taken(port, held, by, true));
+        }
+        for attachment in attachments.values() {
+            let mut held = attachment.port_mappings.iter().filter_map(HostPort::mapped);
+            if let Some(held) = held.find(|held| overlap(port, held)) {
+                return Err(taken(port, &held, attachment.pod.as_ref(), false));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proto::cni::{AttachmentId, PortMapping};
+
+    fn mapping(text: &str) -> PortMapping {
+        // protocol@address:port>port
+        let (protocol, rest) = text.split_once('@').unwrap();
+        let (at, container) = rest.split_once('>').unwrap();
+        let (ip, port) = at.rsplit_once(':').unwrap();
+        PortMapping {
+            host_port: port.parse().unwrap(),
+            container_port: container.parse().unwrap(),
+            protocol: protocol.to_owned(),
+            host_ip: ip.parse().ok(),
+        }
+    }
+
+    fn attachment(ports: &[&str]) -> Attachment {
+        Attachment {
+            v: 1,
+            id: AttachmentId { container_id: "c".into(), ifname: "eth0".into() },
+            network: "hawser".into(),
+            pod: Some(PodRef { namespace: "x".into(), name: "first".into(), uid: None }),
+            netns: String::new(),
+            ips: vec![],
+            mac: None,
+            port_mappings: ports.iter().map(|port| mapping(port)).collect(),
+            bandwidth: None,
+        }
+    }
+
+    fn ask(held: &[&str], wanted: &[&str]) -> Result<(), String> {
+        let pod = PodRef { namespace: "x".into(), name: "second".into(), uid: None };
+        let held = BTreeMap::from([("hw1".to_owned(), attachment(held))]);
+        let wanted: Vec<HostPort> =
+            wanted.iter().map(|port| HostPort::mapped(&mapping(port)).unwrap()).collect();
+        claim(&wanted, Some(&pod), &held).map_err(|taken| taken.to_string())
+    }
+
+    #[test]
+    fn a_port_is_free_unless_somebody_has_it_at_the_same_address_and_protocol() {
+        for (held, wanted, free) in [
+            ("tcp@:80>80", "tcp@:80>8080", false),
+            ("tcp@:80>80", "udp@:80>80", true),
+            ("tcp@:80>80", "tcp@:81>80", true),
+            ("tcp@192.0.2.1:80>80", "tcp@192.0.2.2:80>80", true),
+            ("tcp@192.0.2.1:80>80", "tcp@192.0.2.1:80>80", false),
+            ("tcp@192.0.2.1:80>80", "tcp@:80>80", false),
+            ("tcp@0.0.0.0:80>80", "tcp@192.0.2.1:80>80", false),
+            ("tcp@0.0.0.0:80>80", "tcp@2001:db8::1:80>80", true),
+            ("tcp@:::80>80", "tcp@192.0.2.1:80>80", false),
+            ("tcp@:::80>80", "tcp@0.0.0.0:80>80", false),
+            ("sctp@2001:db8::1:80>80", "sctp@:80>80", false),
+        ] {
+            assert_eq!(ask(&[held], &[wanted]).is_ok(), free, "{held} and {wanted}");
+            assert_eq!(ask(&[wanted], &[held]).is_ok(), free, "{wanted} and {held}");
+            // One pod may say the same twice, and nothing else.
+            let same = held.rsplit_once('>').unwrap().1 == wanted.rsplit_once('>').unwrap().1;
+            assert_eq!(ask(&[], &[held, wanted]).is_ok(), free || same, "{held} with {wanted}");
+        }
+    }
+
+    #[test]
+    fn who_is_refused_hears_which_port_and_who_has_it() {
+        assert_eq!(
+            ask(&["udp@:53>53"], &["tcp@:53>53", "udp@192.0.2.1:53>5353"]).unwrap_err(),
+            "hostPort 192.0.2.1:53/UDP of pod x/second is taken: pod x/first has hostPort 53/UDP on this node"
+        );
+    }
+
+    fn ports() -> impl Strategy<Value = Vec<String>> {
+        let address =
+            prop::sample::select(vec!["", "0.0.0.0", "::", "192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+        let port = (prop::sample::select(vec!["tcp", "udp"]), address, 1_u8..4, 1_u8..3)
+            .prop_map(|(protocol, ip, port, to)| format!("{protocol}@{ip}:{port}>{to}"));
+        prop::collection::vec(port, 1..4)
+    }
+
+    /// What a packet to an address finds, in plain words.
+    fn serves(port: &str, packet: (&str, IpAddr, u16)) -> bool {
+        let mapping = mapping(port);
+        let at = match mapping.host_ip {
+            None => true,
+            Some(ip) if ip.is_unspecified() => ip.is_ipv6() || packet.1.is_ipv4(),
+            Some(ip) => ip == packet.1,
+        };
+        at && mapping.protocol == packet.0 && mapping.host_port == packet.2
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_has_two_pods_to_go_to(held in ports(), wanted in ports()) {
+            let texts = |ports: &'_ [String]| -> Vec<String> { ports.to_vec() };
+            let (h, w) = (texts(&held), texts(&wanted));
+            let (h, w): (Vec<&str>, Vec<&str>) = (h.iter().map(|s| &**s).collect(), w.iter().map(|s| &**s).collect());
+            let addresses: Vec<IpAddr> = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2"]
+                .iter().map(|ip| ip.parse().unwrap()).collect();
+            let packets = ["tcp", "udp"].into_iter().flat_map(|p| addresses.iter().map(move |ip| (p, *ip)))
+                .flat_map(|(p, ip)| (1..4).map(move |port| (p, ip, port)));
+            let meets = |packet| h.iter().any(|port| serves(port, packet)) && w.iter().any(|port| serves(port, packet));
+            let torn = |packet| {
+                let to = w.iter().filter(|port| serves(port, packet)).map(|port| mapping(port).container_port);
+                to.collect::<std::collections::BTreeSet<_>>().len() > 1
+            };
+            let wrong = packets.into_iter().any(|packet| meets(packet) || torn(packet));
+            prop_assert_eq!(ask(&h, &w).is_err(), wrong);
+        }
+    }
+}
