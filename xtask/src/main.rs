@@ -50,6 +50,12 @@ enum Task {
         #[arg(long, env = "TIERS", value_delimiter = ',', value_name = "TIERS")]
         tiers: Vec<Tier>,
     },
+    /// Run the truth table of network policy in the lab. It takes minutes, and is no part of the tiers.
+    TestPolicy {
+        /// Only the cases with these words in their names.
+        #[arg(long, value_name = "WORDS")]
+        cases: Option<String>,
+    },
     /// Build everything and show the mesh at work.
     Demo {
         /// For `lab demo`.
@@ -142,6 +148,7 @@ fn execute(task: Task) -> Result<()> {
             let tiers = if tiers.is_empty() { Tier::ALL.to_vec() } else { tiers };
             test::test(&Workspace::load()?, &tiers, progress)
         }
+        Task::TestPolicy { cases } => test::truth_table(&Workspace::load()?, cases.as_deref(), progress),
         Task::Demo { arguments } => artifacts::demo(&Workspace::load()?, &arguments, progress),
         Task::Bench { name, json, arguments } => {
             artifacts::bench(&Workspace::load()?, &name, json.as_deref(), &arguments, progress)

@@ -159,9 +159,16 @@ struct ArtifactProfile {
 
 /// Builds all in one go, so that features are unified once and nothing is compiled twice.
 fn build_tests(workspace: &Workspace, packages: &[String]) -> Result<Vec<Program>> {
+    let chosen: Vec<&str> = packages.iter().flat_map(|package| ["--package", package]).collect();
+    built_tests(workspace, &chosen)
+}
+
+/// Those that cargo chooses by these arguments.
+fn built_tests(workspace: &Workspace, chosen: &[&str]) -> Result<Vec<Program>> {
     let mut command = cargo();
-    command.args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
-    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    command
+        .args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"])
+        .args(chosen);
     let shown = show(&command);
     let built = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {shown}"))?;
     if !built.status.success() {
@@ -193,6 +200,27 @@ fn build_tests(workspace: &Workspace, packages: &[String]) -> Result<Vec<Program
     }
     programs.sort_by(|a, b| (a.place.tier, &a.name).cmp(&(b.place.tier, &b.name)));
     Ok(programs)
+}
+
+/// The truth table of network policy: a test target that cargo does not run by itself.
+const TRUTH: (&str, &str) = ("chaos-tests", "truth");
+
+/// Builds and runs the truth table. Its cases are shown as they pass.
+pub(crate) fn truth_table(workspace: &Workspace, cases: Option<&str>, progress: Progress) -> Result<()> {
+    check_machine(&BTreeSet::from([Tier::Netns]))?;
+    progress.say("building the truth table");
+    let (package, target) = TRUTH;
+    let programs = built_tests(workspace, &["--package", package, "--test", target])?;
+    let [program] = programs.as_slice() else { bail!("{package} has no test target {target}") };
+    progress.say("building mesh-agent, mesh-tunnel and the lab");
+    artifacts::build_programs(Profile::Dev)?;
+    progress.say("building hawser-cni, static");
+    artifacts::build_cni(workspace, Profile::Dev)?;
+    artifacts::reap(workspace, progress)?;
+    let mut command = harness::limited(LIMIT, program.place.root)?;
+    // sudo passes no environment on.
+    command.arg("env").args(cases.map(|cases| format!("HAWSER_CASES={cases}")));
+    run(command.arg(&program.file).arg("--nocapture").current_dir(&program.folder))
 }
 
 /// Runs one test program as cargo would.
