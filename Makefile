@@ -9,7 +9,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Seconds for each fuzz target.
 SECONDS_EACH ?= 60
 
-.PHONY: help demo test test-vm test-all bench fuzz clean tools
+.PHONY: help demo test test-policy test-vm test-all bench fuzz clean tools
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -24,11 +24,15 @@ test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
 	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,bpf,netns,cri)
 	@$(XTASK) test $(if $(TIERS),--tiers $(TIERS))
 
+test-policy: tools ## Run the truth table of network policy in the lab (CASES= words in their names)
+	@$(XTASK) deps --for netns
+	@$(XTASK) test-policy $(if $(CASES),--cases '$(CASES)')
+
 test-vm: tools ## Run the data path's tests, demo and restarts on Debian's kernels 6.1 and 6.12 in qemu
 	@$(XTASK) deps --for vm
 	@$(XTASK) vm $(if $(KERNELS),--kernel $(KERNELS))
 
-test-all: test test-vm fuzz ## Run the tests, those in a VM and every fuzz target
+test-all: test test-policy test-vm fuzz ## Run the tests, the truth table, those in a VM and every fuzz target
 
 bench: tools ## Run the bench NAME, rows also to the file JSON
 	@test -n '$(NAME)' || { echo 'which bench? for example: make bench NAME=cni JSON=cni.json' >&2; exit 2; }

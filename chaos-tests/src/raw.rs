@@ -1,6 +1,7 @@
 //! Frames past the kernel's own checks: sent from a device of a namespace as they are, and heard when they come in.
 
 pub mod frame;
+pub mod sctp;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};

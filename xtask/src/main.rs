@@ -59,6 +59,12 @@ enum Task {
         #[arg(long = "kernel", value_delimiter = ',', value_name = "SERIES")]
         series: Vec<Series>,
     },
+    /// Run the truth table of network policy in the lab. It takes minutes, and is no part of the tiers.
+    TestPolicy {
+        /// Only the cases with these words in their names.
+        #[arg(long, value_name = "WORDS")]
+        cases: Option<String>,
+    },
     /// Build everything and show the mesh at work.
     Demo {
         /// For `lab demo`.
@@ -157,6 +163,7 @@ fn execute(task: Task) -> Result<()> {
             let series = if series.is_empty() { Series::ALL.to_vec() } else { series };
             vm::vm(&Workspace::load()?, &series, progress)
         }
+        Task::TestPolicy { cases } => test::truth_table(&Workspace::load()?, cases.as_deref(), progress),
         Task::Demo { arguments } => artifacts::demo(&Workspace::load()?, &arguments, progress),
         Task::Bench { name, json, arguments } => {
             artifacts::bench(&Workspace::load()?, &name, json.as_deref(), &arguments, progress)

@@ -200,6 +200,27 @@ pub(crate) fn build_tests(workspace: &Workspace, chosen: &[&str]) -> Result<Vec<
     Ok(programs)
 }
 
+/// The truth table of network policy: a test target that cargo does not run by itself.
+const TRUTH: (&str, &str) = ("chaos-tests", "truth");
+
+/// Builds and runs the truth table. Its cases are shown as they pass.
+pub(crate) fn truth_table(workspace: &Workspace, cases: Option<&str>, progress: Progress) -> Result<()> {
+    check_machine(&BTreeSet::from([Tier::Netns]))?;
+    progress.say("building the truth table");
+    let (package, target) = TRUTH;
+    let programs = build_tests(workspace, &["--package", package, "--test", target])?;
+    let [program] = programs.as_slice() else { bail!("{package} has no test target {target}") };
+    progress.say("building mesh-agent, mesh-tunnel and the lab");
+    artifacts::build_programs(Profile::Dev)?;
+    progress.say("building hawser-cni, static");
+    artifacts::build_cni(workspace, Profile::Dev)?;
+    artifacts::reap(workspace, progress)?;
+    let mut command = harness::limited(LIMIT, program.place.root)?;
+    // sudo passes no environment on.
+    command.arg("env").args(cases.map(|cases| format!("HAWSER_CASES={cases}")));
+    run(command.arg(&program.file).arg("--nocapture").current_dir(&program.folder))
+}
+
 /// Runs one test program as cargo would.
 fn run_program(program: &Program, limit: Duration, report: &mut Report, progress: Progress) -> Result<()> {
     let mut command = harness::limited(limit, program.place.root)?;

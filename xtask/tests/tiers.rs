@@ -230,3 +230,21 @@ fn an_unknown_tier_is_refused_with_those_that_exist() {
     assert!(!output.status.success());
     assert!(text(&output).contains("pure, bpf, netns, cri"), "{}", text(&output));
 }
+
+#[test]
+fn the_truth_table_is_built_by_itself_and_gets_the_words_of_its_cases() {
+    let fake = Fake::new();
+    let manifest = std::fs::read_to_string(fake.0.path().join("chaos-tests/Cargo.toml")).unwrap();
+    let target = "[[test]]\nname = \"truth\"\ntest = false\n\n[lints]";
+    fake.write("chaos-tests/Cargo.toml", &manifest.replace("[lints]", target));
+    let body = "assert_eq!(std::env::var(\"HAWSER_CASES\").as_deref(), Ok(\"one word\"));\n    println!(\"7 cases\");";
+    fake.write(
+        "chaos-tests/tests/truth.rs",
+        &format!("//! A table.\n\n#[test]\nfn table() {{\n    {body}\n}}\n"),
+    );
+    let output = fake.xtask(&["test-policy", "--cases", "one word"]);
+    let shown = text(&output);
+    assert!(output.status.success() && shown.contains("7 cases"), "{shown}");
+    assert!(fake.0.path().join("target/static/hawser-cni").is_file());
+    assert!(!fake.xtask(&["test-policy"]).status.success(), "it runs all, and this one wants its words");
+}
