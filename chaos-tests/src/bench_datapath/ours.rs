@@ -134,7 +134,7 @@ pub(super) struct Group {
 fn ip4(pod: &Pod) -> Result<Ipv4Addr> {
     match pod.ip(true) {
         Some(IpAddr::V4(ip)) => Ok(ip),
-        _ => Err(anyhow!("{} has no IPv4 address", pod.name)),
+        Some(IpAddr::V6(_)) | None => Err(anyhow!("{} has no IPv4 address", pod.name)),
     }
 }
 

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use netlab::netlink::Route;
 use netlab::{Bridge, Endpoint, Namespace, Process, veth_pair};
 
+use super::ours::peer;
 use super::rounds::{Path, await_path};
 use super::{MTU, PORT, serve};
 use crate::cluster::Lab;
@@ -81,21 +82,17 @@ impl Firewall {
     }
 
     fn ruleset(self) -> Option<String> {
-        let element = |number: u32| {
-            let (address, port) = super::ours::peer(number);
-            (address, port)
-        };
         let mut text = String::from("table inet reference {\n");
         let rules = match self {
             Self::None => return None,
             Self::Rules(count) => (0..count).fold(String::new(), |mut text, number| {
-                let (address, port) = element(number);
+                let (address, port) = peer(number);
                 let _ = writeln!(text, "ip saddr {address} tcp dport {port} accept");
                 text
             }),
             Self::Set(count) => {
                 let all: Vec<String> =
-                    (0..count).map(element).map(|(address, port)| format!("{address} . {port}")).collect();
+                    (0..count).map(peer).map(|(address, port)| format!("{address} . {port}")).collect();
                 let _ = writeln!(
                     text,
                     "set allowed {{ type ipv4_addr . inet_service; elements = {{ {} }} }}",
