@@ -14,7 +14,8 @@ SECONDS_EACH ?= 60
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
-	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; KERNELS=6.1,6.12 for test-vm; NAME=cni JSON=file for bench; SECONDS_EACH=60 for fuzz'
+	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; KERNELS=6.1,6.12 for test-vm;'
+	@echo '            NAME=cni|datapath|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
 	@$(XTASK) deps --for demo
@@ -37,7 +38,7 @@ test-all: test test-policy test-vm fuzz ## Run the tests, the truth table, those
 bench: tools ## Run the bench NAME, rows also to the file JSON
 	@test -n '$(NAME)' || { echo 'which bench? for example: make bench NAME=cni JSON=cni.json' >&2; exit 2; }
 	@$(XTASK) deps --for bench
-	@$(XTASK) bench $(NAME) $(if $(JSON),--json $(JSON))
+	@$(XTASK) bench $(NAME) $(if $(JSON),--json $(JSON)) $(if $(QUICK),-- --quick)
 
 fuzz: tools ## Run every fuzz target for SECONDS_EACH
 	@$(XTASK) deps --for fuzz

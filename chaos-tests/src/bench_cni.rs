@@ -63,11 +63,6 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The rows for people.
-pub fn table(rows: &[Row]) -> String {
-    xtask::bench::table(rows)
-}
-
 fn tempdir() -> Result<PathBuf> {
     let path = Path::new("/var/tmp").join(netlab::unique_name("hawser-bench"));
     std::fs::create_dir_all(path.join("hawser"))?;

@@ -70,6 +70,8 @@ pub struct LabOptions {
     pub kernel_wireguard: bool,
     /// Whether a port of the machine's 127.0.0.1 leads to the API, for kubectl.
     pub host_api: bool,
+    /// Pod CIDRs of the cluster, for more nodes than the usual ones have room for.
+    pub cluster_cidrs: [&'static str; 2],
     /// Whether SIGINT, SIGTERM and SIGHUP remove the lab and end this process, from the first thing made on.
     pub end_on_signal: bool,
 }
@@ -87,6 +89,7 @@ impl LabOptions {
             disk: None,
             kernel_wireguard: false,
             host_api: false,
+            cluster_cidrs: ["10.244.0.0/16", "fd00:10:244::/48"],
             end_on_signal: false,
         }
     }
@@ -413,7 +416,7 @@ impl Lab {
 
     /// Pod CIDRs of the cluster.
     pub fn cluster_cidrs(&self) -> Vec<IpNet> {
-        ["10.244.0.0/16", "fd00:10:244::/48"].iter().filter_map(|cidr| cidr.parse().ok()).collect()
+        self.options.cluster_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect()
     }
 
     /// Node `number`.

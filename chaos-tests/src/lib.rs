@@ -11,6 +11,8 @@
 //! - [`demo`]: what `make demo` shows.
 
 pub mod bench_cni;
+pub mod bench_datapath;
+pub mod bench_watch;
 pub mod binaries;
 pub mod cluster;
 pub mod demo;

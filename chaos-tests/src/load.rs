@@ -1,4 +1,4 @@
-//! Requests and responses over TCP, one at a time, and how long each took: `lab load`, for benches.
+//! Requests and responses over TCP, one at a time, and how long each took; and one stream in bulk: `lab load`, for benches.
 //!
 //! Blocking sockets and one thread, so that what is measured is the path and the two wake-ups that every such exchange
 //! has. Both sides set `TCP_NODELAY`.
@@ -17,6 +17,10 @@ pub const SIZE: usize = 64;
 const LAST: u8 = b'L';
 /// First byte of any other request.
 const MORE: u8 = b'M';
+/// First byte of a request after which bytes follow until the client has no more; the response is how many they were.
+const BULK: u8 = b'B';
+/// Bytes that one call writes or reads of a stream in bulk: more than the kernel makes one packet of.
+const CHUNK: usize = 256 << 10;
 /// An exchange that takes longer is a broken path, not a slow one.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Exchanges before the first that counts: neighbours, caches, the flow itself.
@@ -40,6 +44,19 @@ pub struct Times {
     pub p50: f64,
     /// 99 of 100 took no longer.
     pub p99: f64,
+    /// Exchanges per second, with all that lies between two of them.
+    pub rate: f64,
+}
+
+/// Keeps the calling thread, and those that it starts, on one CPU.
+///
+/// # Errors
+/// There is no such CPU for this process.
+pub fn stay(cpu: usize) -> Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+        .with_context(|| format!("stay on CPU {cpu}"))
 }
 
 /// Answers on `listen` for ever, one connection after the other.
@@ -60,11 +77,53 @@ fn answer(mut stream: &TcpStream) -> std::io::Result<()> {
     let mut message = [0; SIZE];
     loop {
         stream.read_exact(&mut message)?;
+        if message[0] == BULK {
+            return sink(stream);
+        }
         stream.write_all(&message)?;
         if message[0] == LAST {
             return Ok(());
         }
     }
+}
+
+/// Reads until the client has no more, and says how much it was.
+fn sink(mut stream: &TcpStream) -> std::io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    let mut sum: u64 = 0;
+    loop {
+        let read = stream.read(&mut chunk)?;
+        if read == 0 {
+            return stream.write_all(&sum.to_be_bytes());
+        }
+        sum += u64::try_from(read).unwrap_or(u64::MAX);
+    }
+}
+
+/// Sends to the server at `to` for `duration`, as fast as one stream goes. Bits per second, from the first byte sent to the
+/// last one received.
+///
+/// # Errors
+/// The path is broken, or bytes were lost.
+pub fn bulk(to: SocketAddr, duration: Duration) -> Result<f64> {
+    let mut stream = connect(to)?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    stream.write_all(&[BULK; SIZE])?;
+    let chunk = vec![0; CHUNK];
+    let mut sent: u64 = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < duration {
+        stream.write_all(&chunk).context("send in bulk")?;
+        sent += CHUNK as u64;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut received = [0; 8];
+    stream.read_exact(&mut received).context("wait for the count")?;
+    let took = begun.elapsed();
+    let received = u64::from_be_bytes(received);
+    anyhow::ensure!(received == sent, "{sent} bytes were sent, and {received} received");
+    #[allow(clippy::cast_precision_loss, reason = "fewer bytes than 2^52")]
+    Ok(sent as f64 * 8.0 / took.as_secs_f64())
 }
 
 /// Exchanges with the server at `to` for `duration`.
@@ -98,12 +157,14 @@ fn repeat(duration: Duration, mut exchange: impl FnMut() -> Result<Duration>) ->
         exchange()?;
     }
     let mut times = Vec::with_capacity(1 << 18);
-    let end = Instant::now() + duration;
-    while times.is_empty() || Instant::now() < end {
+    let begun = Instant::now();
+    while times.is_empty() || begun.elapsed() < duration {
         times.push(exchange()?.as_secs_f64() * 1e6);
     }
+    #[allow(clippy::cast_precision_loss, reason = "fewer exchanges than 2^52")]
+    let rate = times.len() as f64 / begun.elapsed().as_secs_f64();
     let quantile = |share| crate::bench_cni::quantile(&times, share);
-    Ok(Times { count: times.len(), p50: quantile(0.50), p99: quantile(0.99) })
+    Ok(Times { count: times.len(), p50: quantile(0.50), p99: quantile(0.99), rate })
 }
 
 fn connect(to: SocketAddr) -> Result<TcpStream> {
@@ -131,6 +192,8 @@ mod tests {
         for exchange in [Exchange::Rr, Exchange::Crr, Exchange::Rr] {
             let times = measure(exchange, free, Duration::from_millis(20)).unwrap();
             assert!(times.count > 0 && times.p50 > 0.0 && times.p99 >= times.p50, "{times:?}");
+            assert!(times.rate > 0.0 && times.rate * times.p50 < 2e6, "{times:?}");
         }
+        assert!(bulk(free, Duration::from_millis(20)).unwrap() > 0.0);
     }
 }

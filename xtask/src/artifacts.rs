@@ -106,6 +106,18 @@ pub(crate) fn bench(
     progress.say("building for release; the first time takes minutes");
     build_programs(Profile::Release)?;
     build_cni(workspace, Profile::Release)?;
+    if name == "datapath" {
+        // Its part that runs the programs by themselves.
+        run(cargo().args([
+            "build",
+            "--locked",
+            "--release",
+            "--package",
+            "datapath",
+            "--example",
+            "test_run",
+        ]))?;
+    }
     progress.say(format_args!("bench {name}"));
     let mut all = vec![name.to_owned()];
     if let Some(file) = json {

@@ -24,6 +24,31 @@ pub struct Row {
     pub max: f64,
     /// How many runs.
     pub runs: usize,
+    /// How it stands to another subject of the same runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<Against>,
+}
+
+/// A row's values in proportion to those of another subject that was measured in turns with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Against {
+    /// The other one.
+    pub subject: String,
+    /// Ratio of the two medians.
+    pub of_medians: f64,
+    /// Median of the ratios of each run: what both suffered alike falls out.
+    pub paired: f64,
+    /// Least of these ratios.
+    pub min: f64,
+    /// Greatest of these ratios.
+    pub max: f64,
+}
+
+/// The middle of sorted values.
+fn middle(sorted: &[f64]) -> Option<f64> {
+    let middle = sorted.len() / 2;
+    let upper = *sorted.get(middle)?;
+    Some(if sorted.len() % 2 == 1 { upper } else { f64::midpoint(sorted[middle - 1], upper) })
 }
 
 impl Row {
@@ -34,48 +59,67 @@ impl Row {
         if sorted.iter().any(|value| !value.is_finite()) {
             return None;
         }
-        let middle = sorted.len() / 2;
-        let upper = *sorted.get(middle)?;
-        let median = if sorted.len() % 2 == 1 { upper } else { f64::midpoint(sorted[middle - 1], upper) };
         Some(Self {
             bench: bench.to_owned(),
             subject: subject.to_owned(),
             metric: metric.to_owned(),
             unit: unit.to_owned(),
-            median,
+            median: middle(&sorted)?,
             min: *sorted.first()?,
             max: *sorted.last()?,
             runs: sorted.len(),
+            against: None,
         })
+    }
+
+    /// Adds how `values`, from which the row was made, stand to those of `subject`, run by run. Nothing is added where a
+    /// ratio is not finite, or the two have not the same number of runs.
+    #[must_use]
+    pub fn against(mut self, subject: &str, values: &[f64], others: &[f64]) -> Self {
+        let mut ratios: Vec<f64> = values.iter().zip(others).map(|(value, other)| value / other).collect();
+        ratios.sort_by(f64::total_cmp);
+        let mut others = others.to_vec();
+        others.sort_by(f64::total_cmp);
+        let finite = ratios.iter().all(|ratio| ratio.is_finite()) && values.len() == others.len();
+        let (Some(paired), Some(other)) = (middle(&ratios), middle(&others)) else { return self };
+        if let (true, [min, ..], [.., max]) = (finite, ratios.as_slice(), ratios.as_slice()) {
+            let (of_medians, subject) = (self.median / other, subject.to_owned());
+            self.against = Some(Against { subject, of_medians, paired, min: *min, max: *max });
+        }
+        self
     }
 }
 
-/// The rows as a table for a terminal, one line each under a head, columns aligned.
+/// The rows as a table for a terminal, one line each under a head, columns aligned. Ratios have columns where a row has them.
 pub fn table(rows: &[Row]) -> String {
-    let head = ["bench", "subject", "metric", "unit", "median", "min", "max", "runs"].map(str::to_owned);
-    let lines: Vec<[String; 8]> = std::iter::once(head)
-        .chain(rows.iter().map(|row| {
-            [
-                row.bench.clone(),
-                row.subject.clone(),
-                row.metric.clone(),
-                row.unit.clone(),
-                number(row.median),
-                number(row.min),
-                number(row.max),
-                row.runs.to_string(),
-            ]
-        }))
-        .collect();
-    let widths: [usize; 8] = std::array::from_fn(|column| {
-        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
-    });
+    const WORDS: [&str; 4] = ["bench", "subject", "metric", "unit"];
+    let mut head = WORDS.to_vec();
+    head.extend(["median", "min", "max", "runs"]);
+    let with_ratios = rows.iter().any(|row| row.against.is_some());
+    if with_ratios {
+        head.extend(["against", "of medians", "paired", "min", "max"]);
+    }
+    let mut lines = vec![head.iter().map(|&name| name.to_owned()).collect::<Vec<String>>()];
+    for row in rows {
+        let mut line = vec![row.bench.clone(), row.subject.clone(), row.metric.clone(), row.unit.clone()];
+        line.extend([row.median, row.min, row.max].map(number));
+        line.push(row.runs.to_string());
+        if let Some(against) = &row.against {
+            line.push(against.subject.clone());
+            line.extend([against.of_medians, against.paired, against.min, against.max].map(number));
+        }
+        lines.push(line);
+    }
+    let width = |column: usize| {
+        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let mut text = String::new();
     for line in &lines {
         let mut shown = String::new();
-        for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+        for ((cell, name), width) in line.iter().zip(&head).zip(&widths) {
             // Words to the left, numbers to the right.
-            let _ = if column < 4 {
+            let _ = if WORDS.contains(name) || *name == "against" {
                 write!(shown, "{cell:<width$}  ")
             } else {
                 write!(shown, "{cell:>width$}  ")
@@ -135,6 +179,23 @@ mod tests {
             "bench  subject            metric   unit  median    min    max  runs\n\
              cni    hawser             ADD p50  ms     1.250  1.250  1.250     1\n\
              cni    bridge+host-local  ADD p99  ms     12346  12346  12346     1\n"
+        );
+    }
+
+    #[test]
+    fn ratios_are_those_of_each_run_and_of_the_medians_and_have_columns_of_their_own() {
+        let (values, others) = ([2.0, 6.0, 30.0], [1.0, 2.0, 20.0]);
+        let row = Row::of("b", "ours", "rate", "1/s", &values).unwrap();
+        assert_eq!(row.clone().against("theirs", &values, &others[1..]).against, None);
+        let row = row.against("theirs", &values, &others);
+        let against = Against { subject: "theirs".into(), of_medians: 3.0, paired: 2.0, min: 1.5, max: 3.0 };
+        assert_eq!(row.against, Some(against));
+        let alone = Row::of("b", "theirs", "rate", "1/s", &others).unwrap();
+        assert_eq!(
+            table(&[row, alone]),
+            "bench  subject  metric  unit  median    min    max  runs  against  of medians  paired    min    max\n\
+             b      ours     rate    1/s    6.000  2.000  30.00     3  theirs        3.000   2.000  1.500  3.000\n\
+             b      theirs   rate    1/s    2.000  1.000  20.00     3\n"
         );
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -130,7 +131,32 @@ struct Inner {
     rules: BTreeMap<FaultId, Rule>,
     hits: BTreeMap<FaultId, u64>,
     counters: BTreeMap<(Verb, String), u64>,
+    served: BTreeMap<(Verb, String), Arc<Meter>>,
     refuse: bool,
+}
+
+/// What went out in bodies, while watches still run.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    bytes: AtomicU64,
+    frames: AtomicU64,
+}
+
+impl Meter {
+    /// One more piece of a body: a line of a watch, all of another answer.
+    pub(crate) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.frames.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What was served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Bytes of bodies, as JSON and without TLS.
+    pub bytes: u64,
+    /// Lines of watches (events and bookmarks); of other requests, answers.
+    pub frames: u64,
 }
 
 /// Handle on the faults of one server; clones share them.
@@ -221,9 +247,30 @@ impl Faults {
         lock(&self.inner).counters.clone()
     }
 
+    /// What was served, by verb and `plural[/subresource]`, running watches included.
+    #[must_use]
+    pub fn served(&self) -> BTreeMap<(Verb, String), Served> {
+        let inner = lock(&self.inner);
+        let read = |(what, meter): (&(Verb, String), &Arc<Meter>)| {
+            let (bytes, frames) = (meter.bytes.load(Ordering::Relaxed), meter.frames.load(Ordering::Relaxed));
+            (what.clone(), Served { bytes, frames })
+        };
+        inner.served.iter().map(read).collect()
+    }
+
     /// Sets all counters to zero.
     pub fn reset_counters(&self) {
-        lock(&self.inner).counters.clear();
+        let mut inner = lock(&self.inner);
+        inner.counters.clear();
+        for meter in inner.served.values() {
+            meter.bytes.store(0, Ordering::Relaxed);
+            meter.frames.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn meter(&self, what: &Attributes) -> Arc<Meter> {
+        let key = (what.verb, what.full_resource());
+        Arc::clone(lock(&self.inner).served.entry(key).or_default())
     }
 
     pub(crate) fn count(&self, what: &Attributes) {

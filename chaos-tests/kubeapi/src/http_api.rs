@@ -22,7 +22,7 @@ use crate::auth::{Attributes, Authorizer, Tokens, User, Verb};
 use crate::call::{Call, body, delete_options, dry_run, dry_run_in_body, manager, patch_of};
 use crate::discovery;
 use crate::error::ApiError;
-use crate::faults::{Fault, Faults};
+use crate::faults::{Fault, Faults, Meter};
 use crate::resource::Resource;
 use crate::routes::{self, Route, flag, parameter};
 use crate::selectors::Selector;
@@ -82,6 +82,21 @@ fn failure(error: &ApiError) -> Answer {
             .insert(http::header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
     }
     response
+}
+
+/// Counts what is served. A body whose length is known keeps it.
+fn metered(answer: Answer, meter: Arc<Meter>) -> Answer {
+    if let Some(bytes) = answer.body().size_hint().exact() {
+        meter.add(bytes);
+        return answer;
+    }
+    answer.map(|body| {
+        body.map_frame(move |frame| {
+            meter.add(frame.data_ref().map_or(0, |data| u64::try_from(data.len()).unwrap_or(0)));
+            frame
+        })
+        .boxed_unsync()
+    })
 }
 
 impl Api {
@@ -161,7 +176,7 @@ impl Api {
         if cut {
             return Err(Reset);
         }
-        Ok(result.unwrap_or_else(|error| failure(&error)))
+        Ok(metered(result.unwrap_or_else(|error| failure(&error)), self.faults.meter(&what)))
     }
 
     fn authenticate(&self, headers: &HeaderMap) -> Option<User> {

@@ -52,7 +52,7 @@ mod watching;
 
 pub use auth::{Admission, AdmissionRequest, Attributes, Authorizer, Tokens, User, Verb, default_policy};
 pub use error::{ApiError, ApplyConflict, Cause};
-pub use faults::{Fault, FaultId, Faults, Filter};
+pub use faults::{Fault, FaultId, Faults, Filter, Served};
 pub use patch::Patch;
 pub use resource::{Resource, Version};
 pub use server::{Builder, Server, StartError};

@@ -68,8 +68,11 @@ enum Verb {
     Reap,
     /// Measures.
     Bench {
-        /// `cni`.
+        /// `cni`, `datapath` or `watch`.
         bench: String,
+        /// In about a minute, with wider spread (`datapath`); among a tenth of the objects (`watch`).
+        #[arg(long)]
+        quick: bool,
         /// Also write the results here.
         #[arg(long, id = "results")]
         file: Option<PathBuf>,
@@ -88,6 +91,9 @@ enum Verb {
         /// For how long.
         #[arg(long, default_value_t = 1000)]
         milliseconds: u64,
+        /// Stays on this CPU.
+        #[arg(long)]
+        cpu: Option<usize>,
     },
     /// Holds a lab until it is told to end; `up` starts this.
     #[command(hide = true)]
@@ -138,19 +144,27 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             print(arguments, &json!({ "reaped": list }), &format!("Removed {} crashed labs", list.len()));
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Bench { bench, file } => {
-            if bench != "cni" {
-                bail!("no bench is called {bench:?}; there is: cni");
-            }
-            let results = chaos_tests::bench_cni::run(&mut |line| eprintln!("{line}"))?;
-            println!("{}", chaos_tests::bench_cni::table(&results));
+        Verb::Bench { bench, quick, file } => {
+            let mut say = |line: &str| eprintln!("{line}");
+            let results = match (bench.as_str(), quick) {
+                ("cni", false) => chaos_tests::bench_cni::run(&mut say)?,
+                ("cni", true) => bail!("the bench cni has no --quick"),
+                ("datapath", quick) => chaos_tests::bench_datapath::run(*quick, &mut say)?,
+                ("watch", quick) => chaos_tests::bench_watch::run(*quick, &mut say)?,
+                _ => bail!("no bench is called {bench:?}; there are: cni, datapath, watch"),
+            };
+            println!("{}", xtask::bench::table(&results));
             if let Some(file) = file {
                 std::fs::write(file, serde_json::to_vec_pretty(&results)?)?;
             }
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Load { serve: Some(address), .. } => load::serve(*address).map(|()| ExitCode::SUCCESS),
-        Verb::Load { to: Some(to), exchange, milliseconds, .. } => {
+        Verb::Load { serve: Some(address), cpu, .. } => {
+            cpu.map_or(Ok(()), load::stay)?;
+            load::serve(*address).map(|()| ExitCode::SUCCESS)
+        }
+        Verb::Load { to: Some(to), exchange, milliseconds, cpu, .. } => {
+            cpu.map_or(Ok(()), load::stay)?;
             let times = load::measure(*exchange, *to, Duration::from_millis(*milliseconds))?;
             println!("{}", serde_json::to_string(&times)?);
             Ok(ExitCode::SUCCESS)

@@ -45,7 +45,7 @@ pub(crate) fn both(test: impl Fn(&mut Bench)) {
 pub(crate) fn one(family: Family, test: impl FnOnce(&mut Bench)) {
     let idle = IDLE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
     let mut bench = idle.unwrap_or_else(Bench::build);
-    bench.stage.enter();
+    bench.enter();
     bench.reset(family);
     test(&mut bench);
     // One that failed is not used again.
@@ -54,13 +54,23 @@ pub(crate) fn one(family: Family, test: impl FnOnce(&mut Bench)) {
 
 impl Bench {
     fn build() -> Self {
-        let (stage, kernel) = (Stage::new(), Kernel::load());
+        Self::with(Kernel::load())
+    }
+
+    /// A namespace of its own for these programs; [`Bench::enter`] it before they run.
+    pub(crate) fn with(kernel: Kernel) -> Self {
+        let stage = Stage::new();
         let (sides, before, family) = (BTreeMap::new(), kernel.counters(), Family::V4);
         Self { stage, kernel, epoch: EPOCH, sides, fresh: 100, place: 0, before, family }
     }
 
+    /// Moves the calling thread to the node.
+    pub(crate) fn enter(&self) {
+        self.stage.enter();
+    }
+
     /// A cluster without policies and services, at [`EPOCH`].
-    fn reset(&mut self, family: Family) {
+    pub(crate) fn reset(&mut self, family: Family) {
         self.kernel.reset();
         self.family = family;
         self.epoch = EPOCH;

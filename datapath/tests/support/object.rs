@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
-use std::{env, fs, process};
+use std::{env, fs};
 
 /// Names an object file to test instead: one compiled elsewhere where clang is missing, or one with an error put in, to see
 /// which test notices. Compiled with [`FLAGS`].
@@ -22,18 +22,18 @@ pub(crate) fn bytes() -> &'static [u8] {
 }
 
 fn compile() -> Vec<u8> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/hawser.bpf.c");
-    let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hawser-test-{}.o", process::id()));
+    compile_source(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/hawser.bpf.c"))
+}
+
+/// Compiles a source.
+pub(crate) fn compile_source(source: &Path) -> Vec<u8> {
     let done = Command::new(env!("HAWSER_BPF_CLANG"))
         .args(FLAGS)
         .args(["-I", env!("HAWSER_BPF_INCLUDE"), "-c"])
-        .arg(&source)
-        .arg("-o")
-        .arg(&object)
+        .arg(source)
+        .args(["-o", "-"])
         .output()
         .expect("clang runs: build.rs ran it");
     assert!(done.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&done.stderr));
-    let bytes = fs::read(&object).expect("clang wrote the object");
-    fs::remove_file(&object).expect("the object can be removed");
-    bytes
+    done.stdout
 }

@@ -55,7 +55,8 @@ const RULES: &[Rule] = &[
     Rule {
         package: "datapath",
         members: &["mesh-core"],
-        test_members: &["netlab"],
+        // Its bench gives rows as all benches do.
+        test_members: &["netlab", "xtask"],
         // System calls that return at once need no runtime.
         banned: &["tokio", "kube"],
     },
