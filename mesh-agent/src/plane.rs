@@ -212,6 +212,8 @@ impl Plane {
     /// The kernel refuses; nothing of it is left.
     pub fn connect(&self, pod: &Attached) -> Result<(), PlaneError> {
         let set = || -> datapath::Result<()> {
+            // Whoever looks at links would find an endpoint without programs, and attach them at the same moment.
+            let _one = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             // The index may be another link's that is gone: that one's policy must not be this one's. And an ADD that was
             // cut off half way may have left another link's endpoint with these addresses.
             self.datapath.remove_endpoint(pod.ifindex)?;

@@ -155,7 +155,6 @@ pub(crate) const PACKAGES: &[Package] = &[
         needs: &[Need::Vm],
         reason: "modules of newer kernels are compressed",
     },
-    Package { name: "iperf3", program: Some("iperf3"), needs: &[Need::Bench], reason: "throughput" },
     Package { name: "g++", program: Some("c++"), needs: &[Need::Fuzz], reason: "libFuzzer is C++" },
 ];
 
