@@ -72,10 +72,13 @@ impl LabDir {
         // Made aside and moved into place whole: a directory without an owner is never a laboratory.
         let draft = root.as_ref().join(format!(".{token}"));
         fs::create_dir_all(&draft).context("create", draft.display())?;
-        let owner = format!("{} {} {} {token}\n", me.pid, me.start, boot_id()?);
-        fs::write(draft.join("owner"), owner).context("write the owner in", draft.display())?;
         let journal = File::options().create(true).append(true).open(draft.join("journal"));
         let file = journal.context("create the journal in", draft.display())?;
+        // Last and whole as well: who reaps meanwhile finds no owner or all of it.
+        let owner = format!("{} {} {} {token}\n", me.pid, me.start, boot_id()?);
+        let written = fs::write(draft.join("owner.new"), owner);
+        let written = written.and_then(|()| fs::rename(draft.join("owner.new"), draft.join("owner")));
+        written.context("write the owner in", draft.display())?;
         if let Err(e) = fs::rename(&draft, &dir) {
             // Somebody was faster. The draft holds nothing.
             let _ = fs::remove_dir_all(&draft);
@@ -225,10 +228,13 @@ pub fn reap(root: impl AsRef<Path>) -> Result<Vec<Reaped>, LabError> {
     };
     let (mut reaped, mut failures) = (Vec::new(), Vec::new());
     for entry in entries {
-        match clean(&entry.context("list", root.display())?.path(), false) {
+        let path = entry.context("list", root.display())?.path();
+        match clean(&path, false) {
             Ok(r) => reaped.push(r),
             // Running, or not a laboratory at all.
             Err(LabError::LabBusy { .. } | LabError::NotALab { .. }) => {}
+            // Somebody else reaped it meanwhile.
+            Err(_) if !path.exists() => {}
             Err(e) => failures.push(e),
         }
     }
@@ -422,6 +428,25 @@ mod tests {
         let dir = lab.path().to_owned();
         lab.close().unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn who_reaps_while_others_begin_finds_nothing_half_made() {
+        let root = tempfile::tempdir().unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let reaped = std::thread::scope(|threads| {
+            let reaper = threads.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(reap(root.path()).unwrap(), [], "nothing has crashed");
+                }
+            });
+            for number in 0..500 {
+                drop(LabDir::create(root.path(), &number.to_string()).unwrap());
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            reaper.join()
+        });
+        reaped.unwrap();
     }
 
     #[test]
