@@ -13,6 +13,7 @@ pub struct Binaries {
     pub tunnel: PathBuf,
     /// `hawser-cni`, static where `cargo xtask build-cni` has made it.
     pub cni: PathBuf,
+    directory: PathBuf,
 }
 
 impl Binaries {
@@ -25,20 +26,30 @@ impl Binaries {
             Some(directory) => PathBuf::from(directory),
             None => beside()?,
         };
-        let find = |name: &str| -> Result<PathBuf> {
-            let path = directory.join(name);
-            if path.is_file() {
-                return Ok(path);
-            }
-            bail!("{} is missing; build it with: cargo build --workspace --bins", path.display())
-        };
+        let find = |name: &str| find_in(&directory, name);
         let fixed = directory.parent().map(|target| target.join("static/hawser-cni"));
         let cni = match fixed.filter(|path| path.is_file()) {
             Some(path) => path,
             None => find("hawser-cni")?,
         };
-        Ok(Self { agent: find("mesh-agent")?, tunnel: find("mesh-tunnel")?, cni })
+        Ok(Self { agent: find("mesh-agent")?, tunnel: find("mesh-tunnel")?, cni, directory })
     }
+
+    /// `hawser`, which few labs use.
+    ///
+    /// # Errors
+    /// It is missing; how to build it.
+    pub fn hawser(&self) -> Result<PathBuf> {
+        find_in(&self.directory, "hawser")
+    }
+}
+
+fn find_in(directory: &Path, name: &str) -> Result<PathBuf> {
+    let path = directory.join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    bail!("{} is missing; build it with: cargo build --workspace --bins", path.display())
 }
 
 fn beside() -> Result<PathBuf> {

@@ -9,6 +9,7 @@ mod support;
 
 mod delivery;
 mod flips;
+mod flows;
 mod guard;
 mod host_ports;
 mod outside;

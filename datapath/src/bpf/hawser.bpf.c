@@ -113,7 +113,8 @@ static __noinline int to_service(struct __sk_buff *skb, struct scratch *s)
 
 	if (!has_ports(p->t.protocol))
 		return 0;
-	if (!recall(s)) {
+	/* A new connection chooses anew. */
+	if (is_opening(p) || !recall(s)) {
 		front = frontend_of(p);
 		if (!front)
 			return 0;
@@ -212,7 +213,7 @@ static __always_inline int is_other_flow(const struct packet *p, const struct hw
 }
 
 /* Nobody ever answered, and meanwhile it is a service: a resolver that asks again and again would never find it. */
-static __always_inline int is_service_now(const struct packet *p, const struct hw_flow *flow)
+static __always_inline int is_service_now(struct packet *p, const struct hw_flow *flow)
 {
 	return flow->state == HW_NEW && !p->reverse && !(flow->flags & HW_FLOW_SERVICE) && has_ports(p->t.protocol) &&
 	       frontend_of(p);

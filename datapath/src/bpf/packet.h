@@ -49,6 +49,7 @@ struct packet {
 	__u32 ifindex;	/* of the pod's link concerned, for events */
 	__u32 rule;
 	__u32 classes[2];
+	__u32 peer_class; /* of the destination in `t`, if it was looked up already, for a flow that is not there yet */
 	__u8 ip4;
 	__u8 tcp_flags;
 	__u8 icmp_type;

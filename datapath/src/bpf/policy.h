@@ -5,6 +5,14 @@
 
 #include "event.h"
 
+/* What an address that is known says. */
+static __always_inline __u32 class_in(const struct hw_address *known, __u32 bank, int opens)
+{
+	__u32 class = known->class[bank & 1];
+
+	return !class || (opens && (known->flags & HW_ADDRESS_GONE)) ? HW_CLASS_UNKNOWN : class;
+}
+
 /* The class of an address. `opens`: for a flow that is not there yet, for which a vanished pod's address is nobody's. */
 static __always_inline __u32 class_of(const struct hw_addr *addr, __u32 bank, int opens)
 {
@@ -13,12 +21,8 @@ static __always_inline __u32 class_of(const struct hw_addr *addr, __u32 bank, in
 	struct hw_block *block;
 	__u32 class;
 
-	if (known) {
-		class = known->class[bank & 1];
-		if (!class || (opens && (known->flags & HW_ADDRESS_GONE)))
-			return HW_CLASS_UNKNOWN;
-		return class;
-	}
+	if (known)
+		return class_in(known, bank, opens);
 	block = bpf_map_lookup_elem(&blocks, &prefix);
 	if (!block)
 		return HW_CLASS_WORLD;
@@ -58,7 +62,10 @@ static __noinline int judge(struct __sk_buff *skb, struct packet *p, const struc
 	count(direction == HW_INGRESS ? p->path : HW_COUNT_EGRESS);
 	if (side->flags & HW_SIDE_CLOSED)
 		return HW_DROP_CLOSED;
-	class = class_of(peer, bank, p->opens);
+	if (direction == HW_EGRESS && p->opens && p->peer_class && same(peer, &p->t.dst))
+		class = p->peer_class;
+	else
+		class = class_of(peer, bank, p->opens);
 	p->classes[direction == HW_INGRESS ? 0 : 1] = class;
 	if (class == HW_CLASS_UNKNOWN)
 		tell(skb, p, HW_EVENT_UNKNOWN, 0);

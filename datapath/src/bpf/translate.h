@@ -47,6 +47,7 @@ static __noinline int rewrite(struct __sk_buff *skb, struct packet *p, const str
 		    bpf_skb_store_bytes(skb, p->l4 + (end == HW_SOURCE ? 0 : 2), &port, 2, 0))
 			return HW_DROP_TRANSLATE;
 	}
+	p->peer_class = 0;
 	*now = *addr;
 	*port_now = port;
 	return 0;
@@ -123,7 +124,7 @@ static __always_inline __u32 spread(const struct hw_tuple *t, __u32 round)
 }
 
 /* What a pod's packet says that it wants: a frontend, or none. */
-static __always_inline struct hw_frontend *frontend_of(const struct packet *p)
+static __always_inline struct hw_frontend *frontend_of(struct packet *p)
 {
 	struct hw_frontend_key key = { .addr = p->t.dst, .port = p->t.dport, .protocol = p->t.protocol };
 	struct hw_frontend *front = bpf_map_lookup_elem(&frontends, &key);
@@ -133,6 +134,7 @@ static __always_inline struct hw_frontend *frontend_of(const struct packet *p)
 		return front;
 	known = bpf_map_lookup_elem(&addresses, &p->t.dst);
 	if (known) {
+		p->peer_class = class_in(known, p->epoch & 1, p->opens);
 		if (!(known->flags & HW_ADDRESS_NODE))
 			return 0;
 		/* A node port, at whichever node. */
@@ -263,8 +265,8 @@ static __always_inline void remember_choice(struct scratch *s)
 	__builtin_memset(said, 0, sizeof(*said));
 }
 
-/* The backend that was chosen for these words before. A UDP flow whose backend was removed chooses again, a new TCP
- * connection too; an old one goes on to where it was, and ends there. */
+/* The backend that was chosen for these words before. A UDP flow whose backend was removed chooses again; a TCP connection
+ * goes on to where it was, and ends there. */
 static __always_inline int recall(struct scratch *s)
 {
 	struct packet *p = &s->p;
@@ -278,7 +280,7 @@ static __always_inline int recall(struct scratch *s)
 	if (!said)
 		return 0;
 	c->backend = said->service;
-	if (said->until < p->now || is_opening(p) ||
+	if (said->until < p->now ||
 	    (p->t.protocol != IPPROTO_TCP && !bpf_map_lookup_elem(&backends, &c->backend))) {
 		bpf_map_delete_elem(&flows, &s->t);
 		return 0;
