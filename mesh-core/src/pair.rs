@@ -120,9 +120,8 @@ pub fn choose(current: Option<Slot>, target: Slot, links: &[Link; 2]) -> Choice 
             // Nobody talks. Handshakes for their own sake would cost a large mesh some at every moment.
             (Session::Expired | Session::Live, _) => Choice { send: target, provoke: None },
         },
-        Some(_) if at_other == Session::Absent && there.open() => {
-            Choice { send: target, provoke: call(target) }
-        }
+        Some(_) if !here.open() && there.open() => Choice { send: target, provoke: call(target) },
+        // Even without a session: the one that the other side has may be this, and only its first packet was lost.
         Some(_) => Choice { send: other, provoke: call(target) },
     }
 }

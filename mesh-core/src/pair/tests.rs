@@ -63,8 +63,14 @@ fn what_does_not_work_is_left_for_what_works() {
     check(Some(ZERO), ZERO, "unready", "new", ONE, Some(ONE));
     check(Some(ZERO), ZERO, "deaf", "old", ZERO, Some(ONE));
     check(Some(ZERO), ZERO, "new", "old", ZERO, Some(ZERO));
-    check(Some(ONE), ZERO, "new", "stale", ZERO, Some(ZERO));
+    check(Some(ONE), ZERO, "new", "gone", ZERO, Some(ZERO));
     check(Some(ONE), ZERO, "new", "deaf", ONE, Some(ZERO));
+}
+
+#[test]
+fn without_any_session_a_pair_stays_until_one_is_confirmed() {
+    check(Some(ONE), ZERO, "new", "stale", ONE, Some(ZERO));
+    check(Some(ZERO), ONE, "new", "new", ZERO, Some(ONE));
 }
 
 #[test]
