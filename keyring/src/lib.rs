@@ -4,11 +4,13 @@
 //! - [`validate_public`]: what a public key must be before it is given to WireGuard.
 //! - [`codec`]: the `hawser.dev/wireguard` annotation of a Node, both ways.
 //! - [`store`]: the two key files of a node.
+//! - [`rotation`]: replacing both keys while pairs go on talking, as a pure machine.
 
 pub mod codec;
 mod excerpt;
 mod private;
 mod public;
+pub mod rotation;
 pub mod store;
 
 pub use codec::{AnnouncementError, decode, encode};

@@ -4,6 +4,8 @@
 //! DIR            0700, ours, locked (flock) while a store is open
 //! DIR/slot0.key  0600   hawser-key 1 / epoch N / public … / private … / sha256 …
 //! DIR/slot1.key  0600
+//! DIR/slot0.next 0600   the same, of a key that is staged: it will follow the one in slot0.key
+//! DIR/slot1.next 0600
 //! DIR/epoch      0600   hawser-epoch 1 / epoch N / sha256 …
 //! DIR/.*.tmp     a write that did not finish; removed when the store is opened
 //! ```
@@ -12,6 +14,10 @@
 //! or on a full disk a file is the old one or the new one. A new epoch is on disk before the key that bears it, so
 //! no epoch is given out twice, even when a key file was moved away. A file that is not exactly what this module
 //! writes is refused and left alone.
+//!
+//! A key is destroyed by zeros over its file before the staged file takes its name, so that a crash between the two
+//! leaves no file without a name and with a key in it. A key file of nothing but zeros beside a staged one is such a
+//! crash: the staged key is the slot's.
 
 mod disk;
 mod error;
@@ -35,6 +41,14 @@ const fn key_file(slot: Slot) -> &'static str {
     match slot {
         Slot::Zero => "slot0.key",
         Slot::One => "slot1.key",
+    }
+}
+
+/// Name of the file of a slot's staged key.
+const fn staged_file(slot: Slot) -> &'static str {
+    match slot {
+        Slot::Zero => "slot0.next",
+        Slot::One => "slot1.next",
     }
 }
 
@@ -74,6 +88,7 @@ pub struct Store {
 pub struct LoadedStore {
     directory: Directory,
     slots: [SlotKey; 2],
+    staged: [Option<SlotKey>; 2],
     created: Vec<Slot>,
     /// The greatest epoch given out.
     last: Epoch,
@@ -97,8 +112,10 @@ impl Store {
     /// user, is open to group or others, or another process has it open.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let directory = Directory::open(dir)?;
-        for name in [EPOCH_FILE, key_file(Slot::Zero), key_file(Slot::One)] {
-            directory.remove_leftover(name)?;
+        directory.remove_leftover(EPOCH_FILE)?;
+        for slot in Slot::ALL {
+            directory.remove_leftover(key_file(slot))?;
+            directory.remove_leftover(staged_file(slot))?;
         }
         Ok(Self { directory, floor: Epoch(0) })
     }
@@ -123,13 +140,18 @@ impl Store {
             .map(|text| format::parse_epoch(&text).map_err(|fault| fault.at(directory.path_of(EPOCH_FILE))))
             .transpose()?;
         let [zero, one] = [load(&directory, Slot::Zero)?, load(&directory, Slot::One)?];
-        if let (Some(a), Some(b)) = (&zero, &one)
-            && (a.epoch == b.epoch || a.public() == b.public())
-        {
-            return Err(StoreError::EqualSlots { dir: directory.path().to_owned(), epoch: a.epoch });
+        let all = [&zero.key, &one.key, &zero.staged, &one.staged];
+        let known: Vec<&SlotKey> = all.into_iter().flatten().collect();
+        for (index, a) in known.iter().enumerate() {
+            if known[..index].iter().any(|b| a.epoch == b.epoch || a.public() == b.public()) {
+                return Err(StoreError::EqualSlots { dir: directory.path().to_owned(), epoch: a.epoch });
+            }
         }
-        let seen = [&zero, &one].map(|key| key.as_ref().map_or(Epoch(0), |key| key.epoch));
-        let mut last = seen[0].max(seen[1]).max(recorded.unwrap_or(Epoch(0))).max(floor);
+        let seen = known.iter().map(|key| key.epoch).max();
+        let mut last = seen.max(recorded).unwrap_or(Epoch(0)).max(floor);
+        // Nothing is refused from here on.
+        let [(zero, next_of_zero), (one, next_of_one)] =
+            [zero.settle(&directory, Slot::Zero)?, one.settle(&directory, Slot::One)?];
         if recorded != Some(last) && zero.is_some() && one.is_some() {
             directory.write(EPOCH_FILE, &format::render_epoch(last))?;
         }
@@ -138,11 +160,11 @@ impl Store {
             Some(key) => Ok(key),
             None => {
                 created.push(slot);
-                create(&directory, slot, &mut last).map(|(key, _)| key)
+                create(&directory, key_file(slot), &mut last)
             }
         };
         let slots = [ready(Slot::Zero, zero)?, ready(Slot::One, one)?];
-        Ok(LoadedStore { directory, slots, created, last })
+        Ok(LoadedStore { directory, slots, staged: [next_of_zero, next_of_one], created, last })
     }
 }
 
@@ -167,43 +189,105 @@ impl LoadedStore {
         self.directory.path()
     }
 
-    /// Gives `slot` a new key with an epoch above all earlier ones, and overwrites the old key's bytes on the disk
-    /// as far as the file system lets itself be told (one that copies on write, or flash, may keep a copy).
+    /// The staged key of a slot.
+    pub fn staged(&self, slot: Slot) -> Option<&SlotKey> {
+        self.staged[slot.index()].as_ref()
+    }
+
+    /// When the file of a slot's key was written, in seconds since 1970: the key's age. None: it cannot be told.
+    pub fn made(&self, slot: Slot) -> Option<u64> {
+        self.directory.modified(key_file(slot))
+    }
+
+    /// Makes the key that will follow the present one of `slot`, with an epoch above all earlier ones, and puts it on
+    /// the disk beside it. Where one is staged already, nothing is done.
     ///
     /// # Errors
-    /// The key cannot be made or written. Then the key in memory is still the old one, and the file holds the old
-    /// key or, if only the last sync failed, the new one, which the next start would find.
+    /// The key cannot be made or written.
+    pub fn stage(&mut self, slot: Slot) -> Result<&SlotKey, StoreError> {
+        let staged = &mut self.staged[slot.index()];
+        let key = match staged.take() {
+            Some(key) => key,
+            None => create(&self.directory, staged_file(slot), &mut self.last)?,
+        };
+        Ok(staged.insert(key))
+    }
+
+    /// Makes the staged key of `slot` its key, and overwrites the old key's bytes on the disk as far as the file
+    /// system lets itself be told (one that copies on write, or flash, may keep a copy). The old key in memory is
+    /// zeroized. None: nothing was staged, and nothing was done.
+    ///
+    /// # Errors
+    /// The file cannot be renamed or the directory not be synced. Then the key in memory is the old one, the staged one is
+    /// staged, and either is found by the next start: what was overwritten is never taken for a key.
+    pub fn commit(&mut self, slot: Slot) -> Result<Option<Replaced>, StoreError> {
+        let Some(epoch) = self.staged(slot).map(|key| key.epoch) else { return Ok(None) };
+        let not_wiped = self.directory.wipe(key_file(slot)).err();
+        self.directory.rename(staged_file(slot), key_file(slot))?;
+        if let Some(key) = self.staged[slot.index()].take() {
+            self.slots[slot.index()] = key;
+        }
+        Ok(Some(Replaced { epoch, not_wiped }))
+    }
+
+    /// Both at once, for a slot that nobody uses: [`LoadedStore::stage`], then [`LoadedStore::commit`].
+    ///
+    /// # Errors
+    /// Those of the two.
     pub fn replace(&mut self, slot: Slot) -> Result<Replaced, StoreError> {
-        let (key, old) = create(&self.directory, slot, &mut self.last)?;
-        let epoch = key.epoch;
-        self.slots[slot.index()] = key;
-        let not_wiped = old.and_then(|old| old.wipe().err());
-        Ok(Replaced { epoch, not_wiped })
+        let epoch = self.stage(slot)?.epoch;
+        let nothing = Replaced { epoch, not_wiped: None };
+        Ok(self.commit(slot)?.unwrap_or(nothing))
     }
 }
 
-/// The key in a slot's file, if there is one.
-fn load(directory: &Directory, slot: Slot) -> Result<Option<SlotKey>, StoreError> {
-    let name = key_file(slot);
-    let Some(text) = directory.read(name, format::KEY_MAX)? else {
-        return Ok(None);
+/// What the files of a slot hold.
+struct Found {
+    key: Option<SlotKey>,
+    staged: Option<SlotKey>,
+}
+
+impl Found {
+    /// Finishes a commit that was cut off: key and staged key.
+    fn settle(
+        self,
+        directory: &Directory,
+        slot: Slot,
+    ) -> Result<(Option<SlotKey>, Option<SlotKey>), StoreError> {
+        match self {
+            Self { key: None, staged: Some(staged) } => {
+                directory.rename(staged_file(slot), key_file(slot))?;
+                Ok((Some(staged), None))
+            }
+            Self { key, staged } => Ok((key, staged)),
+        }
+    }
+}
+
+/// The keys in a slot's files, if there are any.
+fn load(directory: &Directory, slot: Slot) -> Result<Found, StoreError> {
+    let read = |name| directory.read(name, format::KEY_MAX);
+    let parse =
+        |name, text: &[u8]| format::parse_key(text).map_err(|fault| fault.at(directory.path_of(name)));
+    let staged = read(staged_file(slot))?.map(|text| parse(staged_file(slot), &text)).transpose()?;
+    let text = read(key_file(slot))?;
+    let wiped = text.as_ref().is_some_and(|text| !text.is_empty() && text.iter().all(|byte| *byte == 0));
+    let key = match text {
+        Some(text) if !(wiped && staged.is_some()) => Some(parse(key_file(slot), &text)?),
+        Some(_) | None => None,
     };
-    format::parse_key(&text).map(Some).map_err(|fault| fault.at(directory.path_of(name)))
+    Ok(Found { key, staged })
 }
 
 /// Makes a key with the epoch after `last`, writes the epoch and then the key, and advances `last`.
-fn create(
-    directory: &Directory,
-    slot: Slot,
-    last: &mut Epoch,
-) -> Result<(SlotKey, Option<disk::Replaced>), StoreError> {
+fn create(directory: &Directory, name: &str, last: &mut Epoch) -> Result<SlotKey, StoreError> {
     let epoch = last.0.checked_add(1).map(Epoch);
     let epoch = epoch.ok_or_else(|| StoreError::EpochsExhausted { dir: directory.path().to_owned() })?;
     let key = SlotKey { epoch, private: PrivateKey::generate()? };
     directory.write(EPOCH_FILE, &format::render_epoch(epoch))?;
     *last = epoch;
-    let old = directory.write(key_file(slot), &format::render_key(&key))?;
-    Ok((key, old))
+    directory.write(name, &format::render_key(&key))?;
+    Ok(key)
 }
 
 /// For errors that concern a file rather than the directory.

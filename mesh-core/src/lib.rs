@@ -10,6 +10,7 @@ pub mod ipam;
 pub mod key;
 pub mod name;
 pub mod numbers;
+pub mod pair;
 pub mod plan;
 pub mod policy;
 pub mod prefix;

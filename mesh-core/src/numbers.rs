@@ -35,6 +35,8 @@ pub const SHAPER_PREFIX: &str = "hs";
 pub const ANNOTATION_WIREGUARD: &str = "hawser.dev/wireguard";
 /// Annotation of a Node: overrides the tunnel endpoint, a comma-separated list of addresses.
 pub const ANNOTATION_ENDPOINT: &str = "hawser.dev/endpoint";
+/// Annotation of a Node: any value other than the one that was done last asks its agent to rotate both keys.
+pub const ANNOTATION_ROTATE: &str = "hawser.dev/rotate";
 /// Annotation of a Pod: its addresses, comma-separated, written at ADD.
 pub const ANNOTATION_IPS: &str = "hawser.dev/ips";
 /// Annotation of a Pod: the ports that its containers name, `http=TCP/80,dns=UDP/53`, written at ADD beside

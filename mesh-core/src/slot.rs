@@ -6,7 +6,7 @@ use crate::announcement::Announcement;
 use crate::name::NodeName;
 
 /// One of a node's two WireGuard devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {
     /// `hawser0`.
@@ -57,15 +57,20 @@ impl fmt::Display for Slot {
 /// name goes first and the other's waits. Where nothing drains, or one node drains both of its slots (which it
 /// never announces itself), slot zero.
 pub fn pair_slot(a: (&NodeName, &Announcement), b: (&NodeName, &Announcement)) -> Slot {
+    agreed((a.0, drained(a.1)), (b.0, drained(b.1)))
+}
+
+/// [`pair_slot`] of two nodes of which the drained slots are known.
+pub fn agreed(a: (&NodeName, Option<Slot>), b: (&NodeName, Option<Slot>)) -> Slot {
     let (greater, smaller) = if a.0 >= b.0 { (a.1, b.1) } else { (b.1, a.1) };
-    match (draining(greater), draining(smaller)) {
+    match (greater, smaller) {
         (Some(slot), _) | (None, Some(slot)) => slot.other(),
         (None, None) => Slot::Zero,
     }
 }
 
 /// The slot that an announcement drains, if it is exactly one.
-fn draining(announcement: &Announcement) -> Option<Slot> {
+pub fn drained(announcement: &Announcement) -> Option<Slot> {
     match (announcement.slots[0].draining, announcement.slots[1].draining) {
         (true, false) => Some(Slot::Zero),
         (false, true) => Some(Slot::One),

@@ -23,14 +23,6 @@ pub(super) struct Directory {
     handle: File,
 }
 
-/// A file whose name another one has taken. It is gone from the disk when dropped.
-#[derive(Debug)]
-pub(super) struct Replaced {
-    path: PathBuf,
-    handle: File,
-    length: usize,
-}
-
 impl Directory {
     /// Opens, creates if absent, checks, locks.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
@@ -88,34 +80,41 @@ impl Directory {
     }
 
     /// Puts `content` in a file, durably: afterwards, and after a crash at any moment, the file is wholly the old one or
-    /// wholly the new one. Returns the old one.
-    pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<Option<Replaced>, StoreError> {
-        let path = self.path_of(name);
+    /// wholly the new one.
+    pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         self.remove_leftover(name)?;
         let temporary = temporary(name);
-        let old = self.open_file(name, OFlags::RDWR)?;
-        let length = match &old {
-            Some(old) => {
-                rustix::fs::fstat(old).map_err(|errno| failed(Action::Inspect, &path, errno))?.st_size
-            }
-            None => 0,
-        };
-        let old = old.map(|handle| Replaced {
-            path: path.clone(),
-            handle,
-            length: usize::try_from(length).unwrap_or(0),
-        });
-        self.write_temporary(&temporary, content)
-            .and_then(|()| {
-                rustix::fs::renameat(&self.handle, &temporary, &self.handle, name)
-                    .map_err(|errno| failed(Action::Rename, &path, errno))
-            })
-            .inspect_err(|_| {
+        // A file that is not ours alone is left alone.
+        self.open_file(name, OFlags::RDWR)?;
+        self.write_temporary(&temporary, content).and_then(|()| self.rename(&temporary, name)).inspect_err(
+            |_| {
                 // The first error is the one to report; what stays is removed before the next write.
                 let _ = rustix::fs::unlinkat(&self.handle, &temporary, AtFlags::empty());
-            })?;
-        self.handle.sync_all().map_err(|error| failed(Action::Sync, &self.path, error))?;
-        Ok(old)
+            },
+        )
+    }
+
+    /// Gives a file another's name, durably.
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        rustix::fs::renameat(&self.handle, from, &self.handle, to)
+            .map_err(|errno| failed(Action::Rename, &self.path_of(to), errno))?;
+        self.handle.sync_all().map_err(|error| failed(Action::Sync, &self.path, error))
+    }
+
+    /// Overwrites the bytes of a file with zeros, durably.
+    pub(super) fn wipe(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path_of(name);
+        let Some(mut file) = self.open_file(name, OFlags::RDWR)? else { return Ok(()) };
+        let stat = rustix::fs::fstat(&file).map_err(|errno| failed(Action::Inspect, &path, errno))?;
+        let zeros = vec![0; usize::try_from(stat.st_size).unwrap_or(0)];
+        let wiped = file.write_all(&zeros).and_then(|()| file.sync_all());
+        wiped.map_err(|error| failed(Action::Wipe, &path, error))
+    }
+
+    /// When a file was written, in seconds since 1970.
+    pub(super) fn modified(&self, name: &str) -> Option<u64> {
+        let stat = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        u64::try_from(stat.st_mtime).ok()
     }
 
     fn write_temporary(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
@@ -159,15 +158,6 @@ impl Directory {
             }
             Err(errno) => Err(failed(Action::Open, &path, errno)),
         }
-    }
-}
-
-impl Replaced {
-    /// Overwrites its bytes with zeros.
-    pub(super) fn wipe(mut self) -> Result<(), StoreError> {
-        let zeros = vec![0; self.length];
-        let wiped = self.handle.write_all(&zeros).and_then(|()| self.handle.sync_all());
-        wiped.map_err(|error| failed(Action::Wipe, &self.path, error))
     }
 }
 

@@ -234,6 +234,55 @@ fn a_replaced_key_is_new_on_disk_and_in_memory_and_the_old_bytes_are_gone() {
 }
 
 #[test]
+fn a_staged_key_waits_beside_the_present_one() {
+    let place = Place::new();
+    let mut store = place.load();
+    let before = facts(&store);
+    let public = store.stage(Slot::One).unwrap().public();
+    assert_eq!(store.stage(Slot::One).unwrap().public(), public, "once");
+    assert_eq!(mode(&place.file("slot1.next")), 0o600);
+    drop(store);
+    let mut store = place.load();
+    assert_eq!(facts(&store), before);
+    assert_eq!(store.staged(Slot::One).map(|key| (key.epoch.0, key.public())), Some((3, public)));
+    assert!(store.staged(Slot::Zero).is_none() && store.commit(Slot::Zero).unwrap().is_none());
+    assert_eq!(store.replace(Slot::Zero).unwrap().epoch, Epoch(4), "3 is given out");
+    assert_eq!(store.commit(Slot::One).unwrap().map(|replaced| replaced.epoch), Some(Epoch(3)));
+    let after = facts(&store);
+    assert_eq!(after[1], (3, public));
+    assert!(store.made(Slot::One).is_some_and(|made| made > 1_700_000_000), "{:?}", store.made(Slot::One));
+    drop(store);
+    assert_eq!(names(&place.dir), ["epoch", "slot0.key", "slot1.key"]);
+    assert_eq!(facts(&place.load()), after);
+}
+
+#[test]
+fn a_commit_that_was_cut_off_is_finished() {
+    for wiped in [true, false] {
+        let place = Place::new();
+        let mut store = place.load();
+        let zero = facts(&store)[0];
+        let public = store.stage(Slot::One).unwrap().public();
+        drop(store);
+        let file = place.file("slot1.key");
+        if wiped {
+            let length = fs::read(&file).unwrap().len();
+            fs::write(&file, vec![0; length]).unwrap();
+        } else {
+            fs::remove_file(&file).unwrap();
+        }
+        let store = place.load();
+        assert_eq!((facts(&store), store.created().is_empty()), ([zero, (3, public)], true));
+        assert_eq!(names(&place.dir), ["epoch", "slot0.key", "slot1.key"]);
+    }
+    // Zeros alone are a damaged file as any other.
+    let place = Place::new();
+    drop(place.load());
+    fs::write(place.file("slot1.key"), [0; 217]).unwrap();
+    assert!(matches!(place.refusal(), StoreError::Damaged { .. }));
+}
+
+#[test]
 fn epochs_grow_whatever_is_lost() {
     let place = Place::new();
     let mut store = place.load();

@@ -1,0 +1,294 @@
+//! Every state that a small cluster can reach while it rotates: its agents run the code of this repository, the
+//! network and the API do whatever they may (`world.rs` says what that is).
+
+mod world;
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex};
+
+use keyring::rotation::Proof;
+use mesh_core::slot::Slot;
+use stateright::{Checker, Model, Property};
+
+use self::world::{Rules, World};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Action {
+    /// An agent has a turn.
+    Turn(usize),
+    /// An agent has a turn when the deadline has passed.
+    Late(usize),
+    /// An agent crashes in the middle of a turn, after so many things done.
+    Crash(usize, usize),
+    /// An agent starts.
+    Start(usize),
+    /// The API accepts what an agent announces.
+    Publish(usize),
+    /// An announcement comes to a node: the next one, or all that are under way at once.
+    Deliver { to: usize, of: usize, all: bool },
+    /// A handshake, begun by the first; `both`: its first packet arrives, too.
+    Shake { from: usize, to: usize, slot: Slot, both: bool },
+}
+
+struct Cluster {
+    rules: Rules,
+    /// States from which a run without faults ends well, by hash.
+    ends: Arc<Mutex<HashSet<u64>>>,
+}
+
+/// Rounds in which a cluster left in peace must have ended; a rotation takes about ten.
+const ROUNDS: usize = 40;
+
+impl Cluster {
+    fn new(rules: Rules) -> Self {
+        Self { rules, ends: Arc::default() }
+    }
+
+    /// Both keys of all that were asked are new, everybody knows, and every pair is back on slot zero.
+    fn ended(&self, world: &World) -> bool {
+        let node = |me: usize| {
+            let node = &world.nodes[me];
+            let asked = self.rules.rotates[me];
+            // Every key before the last two is gone, and there is a record of it.
+            let gone = (1..=2 * asked).fold(0, |mask, epoch| mask | 1 << epoch);
+            node.up
+                && node.machine.state().rotation.is_none()
+                && world.done(me) == asked
+                && node.keys.iter().all(|epoch| *epoch > 2 * asked)
+                && node.records == gone
+                && world.api[me] == node.wanted
+        };
+        (0..world.nodes.len()).all(node)
+            && world.pairs().all(|(a, b)| {
+                world.nodes[a].peers[b].view == world.api[b]
+                    && world.nodes[a].peers[b].route == Some(Slot::Zero)
+                    && world.fits(a, b, Slot::Zero)
+                    && world.fits(a, b, Slot::One)
+            })
+    }
+
+    /// One round without faults.
+    fn peace(&self, world: &mut World) {
+        for me in 0..world.nodes.len() {
+            if !world.nodes[me].up {
+                world.start(&self.rules, me);
+            }
+        }
+        for (to, of) in world.pairs() {
+            world.deliver(to, of, true);
+        }
+        for me in 0..world.nodes.len() {
+            world.turn(&self.rules, me, false, None);
+            if world.api[me] != world.nodes[me].wanted {
+                world.publish(me);
+            }
+        }
+        for (from, to) in world.pairs() {
+            for slot in Slot::ALL {
+                if world.can_shake(from, to, slot) {
+                    world.shake(from, to, slot, true);
+                }
+            }
+        }
+    }
+
+    fn can_end(&self, world: &World) -> bool {
+        let mut world = world.clone();
+        let mut path = Vec::new();
+        for _ in 0..ROUNDS {
+            let mut hasher = DefaultHasher::new();
+            world.hash(&mut hasher);
+            path.push(hasher.finish());
+            let mut ends = self.ends.lock().unwrap();
+            if self.ended(&world) || path.last().is_some_and(|last| ends.contains(last)) {
+                ends.extend(path);
+                return true;
+            }
+            drop(ends);
+            self.peace(&mut world);
+        }
+        false
+    }
+}
+
+/// Whatever slot a pair uses at this moment, the other side accepts what comes by it. After a deadline was taken, its
+/// node's pairs are excused.
+fn talks(world: &World) -> bool {
+    world.pairs().all(|(a, b)| {
+        let (x, y) = (&world.nodes[a], &world.nodes[b]);
+        !x.peers[b].met || x.late || y.late || world.accepted(a, b)
+    })
+}
+
+/// A pair always has a slot on which both could talk.
+fn common(world: &World) -> bool {
+    world.pairs().all(|(a, b)| {
+        let (x, y) = (&world.nodes[a], &world.nodes[b]);
+        !x.peers[b].met || x.late || y.late || Slot::ALL.into_iter().any(|slot| world.fits(a, b, slot))
+    })
+}
+
+impl Model for Cluster {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(&self.rules)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        for (me, node) in world.nodes.iter().enumerate() {
+            if !node.up {
+                actions.push(Action::Start(me));
+                continue;
+            }
+            actions.push(Action::Turn(me));
+            if self.rules.deadlines && world.drains(me) {
+                actions.push(Action::Late(me));
+            }
+            if node.wanted.is_some() && world.api[me] != node.wanted {
+                actions.push(Action::Publish(me));
+            }
+            if world.crashes > 0 {
+                let crashes = |fuel: &usize| world.clone().turn(&self.rules, me, false, Some(*fuel));
+                // Before anything was done it crashes in any case.
+                actions.push(Action::Crash(me, 0));
+                actions.extend((1..).take_while(crashes).map(|fuel| Action::Crash(me, fuel)));
+            }
+        }
+        for (to, of) in world.pairs() {
+            match world.nodes[to].peers[of].queue.len() {
+                0 => {}
+                1 => actions.push(Action::Deliver { to, of, all: true }),
+                _ => actions.extend([true, false].map(|all| Action::Deliver { to, of, all })),
+            }
+            for slot in Slot::ALL {
+                if world.can_shake(to, of, slot) {
+                    actions.extend([true, false].map(|both| Action::Shake { from: to, to: of, slot, both }));
+                }
+            }
+        }
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        match action {
+            Action::Turn(me) => {
+                next.turn(&self.rules, me, false, None);
+            }
+            Action::Late(me) => {
+                next.turn(&self.rules, me, true, None);
+            }
+            Action::Crash(me, fuel) => {
+                next.crashes -= 1;
+                if fuel == 0 {
+                    next.crash(me);
+                } else {
+                    next.turn(&self.rules, me, false, Some(fuel));
+                }
+            }
+            Action::Start(me) => next.start(&self.rules, me),
+            Action::Publish(me) => next.publish(me),
+            Action::Deliver { to, of, all } => next.deliver(to, of, all),
+            Action::Shake { from, to, slot, both } => next.shake(from, to, slot, both),
+        }
+        next.meet();
+        (next != *world).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("what is sent now is accepted", |_, world| talks(world)),
+            Property::always("a common slot", |_, world| common(world)),
+            Property::always("left in peace it ends rotated", Self::can_end),
+            Property::sometimes("it ends", Self::ended),
+        ]
+    }
+}
+
+/// Checks every state, and prints how many there were.
+fn check(name: &str, rules: Rules) {
+    let began = std::time::Instant::now();
+    let checker = Cluster::new(rules).checker().threads(2).spawn_bfs().join();
+    println!(
+        "{name}: {} states, depth {}, {:.1} s",
+        checker.unique_state_count(),
+        checker.max_depth(),
+        began.elapsed().as_secs_f64()
+    );
+    for (property, path) in checker.discoveries() {
+        if property != "it ends" {
+            let actions = path.clone().into_actions();
+            panic!("{name}: not so: {property}, after {actions:#?}\n{:#?}", path.last_state());
+        }
+    }
+    checker.assert_properties();
+}
+
+#[test]
+fn two_nodes_rotate_at_once_with_an_agent_that_crashes_anywhere() {
+    check("two nodes, both rotate, two crashes", Rules { crashes: 2, ..Rules::new(2) });
+}
+
+#[test]
+fn one_of_three_nodes_rotates_with_an_agent_that_crashes_anywhere() {
+    for me in 0..3 {
+        let rotates = (0..3).map(|node| u8::from(node == me)).collect();
+        check(
+            &format!("three nodes, {me} rotates, one crash"),
+            Rules { crashes: 1, rotates, ..Rules::new(3) },
+        );
+    }
+}
+
+#[test]
+fn two_of_three_nodes_rotate_at_once() {
+    let rules = Rules { rotates: vec![1, 1, 0], ..Rules::new(3) };
+    check("three nodes, two rotate", rules);
+}
+
+#[test]
+fn one_of_two_nodes_rotates_with_agents_that_crash_anywhere() {
+    let rules = Rules { crashes: 2, rotates: vec![1, 0], ..Rules::new(2) };
+    check("two nodes, the smaller rotates, two crashes", rules);
+    let rules = Rules { crashes: 2, rotates: vec![0, 1], ..Rules::new(2) };
+    check("two nodes, the greater rotates, two crashes", rules);
+}
+
+#[test]
+fn after_a_deadline_every_pair_finds_together_again() {
+    check("two nodes, both rotate, deadlines", Rules { deadlines: true, ..Rules::new(2) });
+}
+
+#[test]
+fn a_node_rotates_twice_while_another_has_not_heard_of_the_first() {
+    for rotates in [vec![2, 1], vec![1, 2]] {
+        check(&format!("two nodes, {rotates:?} rotations"), Rules { rotates, ..Rules::new(2) });
+    }
+}
+
+#[test]
+fn after_a_deadline_and_a_crash_every_pair_finds_together_again() {
+    let rules = Rules { deadlines: true, crashes: 1, rotates: vec![1, 0], ..Rules::new(2) };
+    check("two nodes, one rotates, deadlines, one crash", rules);
+}
+
+#[test]
+fn silence_is_proof_where_every_pair_talks() {
+    check("two nodes, both rotate, silence", Rules { chatty: true, proof: Proof::Silence, ..Rules::new(2) });
+}
+
+#[test]
+fn silence_is_no_proof_where_a_pair_may_be_idle() {
+    let rules = Rules { proof: Proof::Silence, ..Rules::new(2) };
+    let checker = Cluster::new(rules).checker().spawn_bfs().join();
+    let path = checker.discovery("what is sent now is accepted").unwrap();
+    println!("silence alone is refuted by {:?}", path.into_actions());
+}
+
+#[test]
+fn a_node_joins_while_another_rotates() {
+    let rules = Rules { rotates: vec![1, 0], joined: vec![true, false], ..Rules::new(2) };
+    check("two nodes, one joins", rules);
+}

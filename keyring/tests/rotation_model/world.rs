@@ -1,0 +1,493 @@
+//! A small cluster in which every decision is made by the code that agents run: `rotation::Machine`, `pair::target`,
+//! `pair::choose`. What is modelled is the world around them.
+//!
+//! Time is abstract. The one thing that it has to say is the quiet time, which is long against an agent's turn (15 s
+//! to 1 s): it has passed when every agent that lives has had a turn since the last thing that happened on the slot.
+//! The API may be late by any time, an agent may be down for any time, a handshake may fail for any time.
+//!
+//! Keys are hard: a device that gets a new key, and a peer that is listed with a new one, know nothing of sessions made
+//! with the old one (the kernel is kinder: it still opens what comes under the old session for 180 s).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use keyring::rotation::{
+    Effect, Machine, Now, Observed, PeerFacts, Proof, Settings, SlotFacts, Stage, State,
+};
+use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
+use mesh_core::key::PublicKey;
+use mesh_core::name::NodeName;
+use mesh_core::pair::{Choice, Drains, Link, PATIENCE, choose, target};
+use mesh_core::slot::{Slot, drained};
+
+/// What the API says of a node: epochs of both keys, and the draining slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Said {
+    pub(crate) epochs: [u8; 2],
+    pub(crate) drained: Option<Slot>,
+}
+
+/// What a node knows of another, and what its kernel has of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Peer {
+    /// The API's word, as far as it has come.
+    pub(crate) view: Option<Said>,
+    /// Words under way.
+    pub(crate) queue: VecDeque<Said>,
+    /// Epochs of the keys that the devices list; 0: none.
+    pub(crate) listed: [u8; 2],
+    /// Own and peer's epoch of the latest handshake on each slot.
+    pub(crate) stamp: [Option<(u8, u8)>; 2],
+    /// Where the routes lead.
+    pub(crate) route: Option<Slot>,
+    /// The pair has talked: from here on it must not stop.
+    pub(crate) met: bool,
+    /// Where the agent provokes a handshake.
+    pub(crate) call: Option<Slot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Node {
+    /// The agent runs.
+    pub(crate) up: bool,
+    /// It was started at least once: before that it is no part of the cluster.
+    pub(crate) joined: bool,
+    pub(crate) machine: Machine,
+    pub(crate) disk: State,
+    /// Epochs in the key files.
+    pub(crate) keys: [u8; 2],
+    /// Epochs of staged keys; 0: none.
+    pub(crate) staged: [u8; 2],
+    /// Epochs in the devices.
+    pub(crate) devices: [u8; 2],
+    /// What its last turn wanted announced.
+    pub(crate) wanted: Option<Said>,
+    /// What the API has of it, as this node knows.
+    pub(crate) own: Said,
+    pub(crate) peers: Vec<Peer>,
+    /// Agents that had a turn since something happened on the slot that this one drains.
+    pub(crate) turned: u8,
+    /// It took a deadline.
+    pub(crate) late: bool,
+    /// Keys whose destruction was recorded, by epoch.
+    pub(crate) records: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) api: Vec<Option<Said>>,
+    pub(crate) crashes: u8,
+}
+
+/// What a cluster is like.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) names: Vec<NodeName>,
+    /// How often each node is asked to rotate: again as soon as it is done.
+    pub(crate) rotates: Vec<u8>,
+    /// Which are there from the beginning.
+    pub(crate) joined: Vec<bool>,
+    /// Every pair sends all the time.
+    pub(crate) chatty: bool,
+    pub(crate) proof: Proof,
+    /// Crashes in a run.
+    pub(crate) crashes: u8,
+    /// May deadlines be reached?
+    pub(crate) deadlines: bool,
+}
+
+impl Rules {
+    pub(crate) fn new(nodes: usize) -> Self {
+        let names = ["a", "b", "c"].iter().take(nodes).map(|name| name.parse().unwrap()).collect();
+        Self {
+            names,
+            rotates: vec![1; nodes],
+            joined: vec![true; nodes],
+            chatty: false,
+            proof: Proof::Answers,
+            crashes: 0,
+            deadlines: false,
+        }
+    }
+
+    const fn settings(&self) -> Settings {
+        Settings { proof: self.proof, ..Settings::DEFAULT }
+    }
+}
+
+fn key(node: usize, slot: Slot, epoch: u8) -> PublicKey {
+    let mut bytes = [0; 32];
+    bytes[0] = u8::try_from(node).unwrap() + 1;
+    bytes[1] = u8::try_from(slot.index()).unwrap();
+    bytes[2] = epoch;
+    PublicKey::from_bytes(bytes)
+}
+
+fn announcement(node: usize, said: Said) -> Announcement {
+    let slot = |slot: Slot| SlotAnnouncement {
+        epoch: Epoch(said.epochs[slot.index()].into()),
+        public_key: key(node, slot, said.epochs[slot.index()]),
+        port: 51880,
+        draining: said.drained == Some(slot),
+    };
+    Announcement { slots: [slot(Slot::Zero), slot(Slot::One)], endpoints: vec![], kem: None }
+}
+
+impl World {
+    pub(crate) fn new(rules: &Rules) -> Self {
+        let count = rules.names.len();
+        let said = Said { epochs: [1, 2], drained: None };
+        let node = |me: usize| Node {
+            up: rules.joined[me],
+            joined: rules.joined[me],
+            machine: Machine::default(),
+            disk: State::default(),
+            keys: [1, 2],
+            staged: [0, 0],
+            devices: [1, 2],
+            wanted: rules.joined[me].then_some(said),
+            own: said,
+            peers: (0..count)
+                .map(|other| {
+                    let met = other != me && rules.joined[me] && rules.joined[other];
+                    Peer {
+                        view: met.then_some(said),
+                        queue: VecDeque::new(),
+                        listed: if met { [1, 2] } else { [0, 0] },
+                        stamp: [met.then_some((1, 1)), None],
+                        route: met.then_some(Slot::Zero),
+                        met,
+                        call: None,
+                    }
+                })
+                .collect(),
+            turned: 0,
+            late: false,
+            records: 0,
+        };
+        Self {
+            nodes: (0..count).map(node).collect(),
+            api: rules.joined.iter().map(|joined| joined.then_some(said)).collect(),
+            crashes: rules.crashes,
+        }
+    }
+
+    /// Pairs, both ways.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let count = self.nodes.len();
+        (0..count).flat_map(move |a| (0..count).filter(move |b| *b != a).map(move |b| (a, b)))
+    }
+
+    /// Do the keys of two nodes fit on a slot? Then what one sends there is accepted by the other, after a handshake at
+    /// the most.
+    pub(crate) fn fits(&self, a: usize, b: usize, slot: Slot) -> bool {
+        let s = slot.index();
+        let (x, y) = (&self.nodes[a], &self.nodes[b]);
+        x.peers[b].listed[s] == y.devices[s] && y.peers[a].listed[s] == x.devices[s]
+    }
+
+    /// Whatever `a` sends to `b` now is accepted.
+    pub(crate) fn accepted(&self, a: usize, b: usize) -> bool {
+        self.nodes[a].peers[b].route.is_some_and(|slot| self.fits(a, b, slot))
+    }
+
+    /// Notes the pairs that talk.
+    pub(crate) fn meet(&mut self) {
+        for (a, b) in self.pairs() {
+            if self.accepted(a, b) && self.accepted(b, a) {
+                self.nodes[a].peers[b].met = true;
+            }
+        }
+    }
+
+    /// Something happened on a slot between two nodes.
+    fn stir(&mut self, a: usize, b: usize, slot: Slot) {
+        for node in [a, b] {
+            if self.nodes[node].machine.draining() == Some(slot) {
+                self.nodes[node].turned = 0;
+            }
+        }
+    }
+
+    pub(crate) fn publish(&mut self, me: usize) {
+        let Some(said) = self.nodes[me].wanted else { return };
+        self.api[me] = Some(said);
+        self.nodes[me].own = said;
+        self.nodes[me].turned = 0;
+        for (other, node) in self.nodes.iter_mut().enumerate() {
+            // An agent that is down reads the whole list when it starts.
+            if other != me && node.up {
+                node.peers[me].queue.push_back(said);
+            }
+        }
+    }
+
+    pub(crate) fn deliver(&mut self, to: usize, of: usize, all: bool) {
+        let peer = &mut self.nodes[to].peers[of];
+        while let Some(said) = peer.queue.pop_front() {
+            peer.view = Some(said);
+            if !all {
+                break;
+            }
+        }
+    }
+
+    pub(crate) fn can_shake(&self, a: usize, b: usize, slot: Slot) -> bool {
+        let (node, peer) = (&self.nodes[a], &self.nodes[a].peers[b]);
+        let wants = peer.route == Some(slot) || (node.up && peer.call == Some(slot));
+        let fresh = |x: usize, y: usize| {
+            let (x, s) = (&self.nodes[x], slot.index());
+            x.peers[y].stamp[s] == Some((x.devices[s], x.peers[y].listed[s]))
+        };
+        wants && self.fits(a, b, slot) && !(fresh(a, b) && fresh(b, a))
+    }
+
+    /// A handshake begun by `a`. Unless `both`, its first packet is lost, so that the responder does not know yet.
+    pub(crate) fn shake(&mut self, a: usize, b: usize, slot: Slot, both: bool) {
+        let s = slot.index();
+        let keys = (self.nodes[a].devices[s], self.nodes[b].devices[s]);
+        self.nodes[a].peers[b].stamp[s] = Some(keys);
+        if both {
+            self.nodes[b].peers[a].stamp[s] = Some((keys.1, keys.0));
+        }
+        self.stir(a, b, slot);
+    }
+
+    pub(crate) fn crash(&mut self, me: usize) {
+        let node = &mut self.nodes[me];
+        node.up = false;
+        node.wanted = None;
+        node.machine = Machine::default();
+        node.turned = 0;
+        for peer in &mut node.peers {
+            peer.call = None;
+            peer.queue.clear();
+            // Not known any more, and not looked at before the next start.
+            peer.view = None;
+        }
+    }
+
+    /// The agent starts and reads the list of Nodes (a consistent read, as watches begin).
+    pub(crate) fn start(&mut self, rules: &Rules, me: usize) {
+        let node = &mut self.nodes[me];
+        node.up = true;
+        node.joined = true;
+        node.machine = Machine::resume(node.disk.clone());
+        if let Some(own) = self.api[me] {
+            node.own = own;
+        }
+        for other in (0..rules.names.len()).filter(|other| *other != me) {
+            node.peers[other].view = self.api[other];
+        }
+    }
+
+    /// One turn of an agent. It crashes after `fuel` things that it did, if it does so many; says whether it did.
+    pub(crate) fn turn(&mut self, rules: &Rules, me: usize, late: bool, mut fuel: Option<usize>) -> bool {
+        // Bounded, since a machine that never rests would be found by nothing else.
+        for _ in 0..6 {
+            let before = self.nodes[me].machine.clone();
+            let step = self.look(rules, me, late);
+            let busy = step.effects.iter().any(|effect| !matches!(effect, Effect::Ask { .. }));
+            for effect in step.effects {
+                if burnt(&mut fuel) {
+                    self.crash(me);
+                    return true;
+                }
+                self.act(me, &step.next, effect);
+            }
+            let drains = step.next.draining();
+            self.nodes[me].machine = step.next;
+            if drains != before.draining() || drains.is_none() {
+                self.nodes[me].turned = 0;
+            }
+            if self.apply(rules, me, &mut fuel) {
+                self.crash(me);
+                return true;
+            }
+            if !busy {
+                // Announced at the end of a turn: what is announced is in the devices.
+                let node = &mut self.nodes[me];
+                node.wanted = Some(Said { epochs: node.devices, drained: node.machine.draining() });
+                for (other, node) in self.nodes.iter_mut().enumerate() {
+                    if other == me || node.up {
+                        node.turned |= if node.machine.draining().is_some() { 1 << me } else { 0 };
+                    }
+                }
+                return false;
+            }
+        }
+        panic!("the machine does not come to rest: {:?}", self.nodes[me].machine);
+    }
+
+    fn act(&mut self, me: usize, next: &Machine, effect: Effect) {
+        let node = &mut self.nodes[me];
+        match effect {
+            Effect::Persist => {
+                node.disk = next.state().clone();
+            }
+            Effect::Stage { slot } => {
+                if node.staged[slot.index()] == 0 {
+                    node.staged[slot.index()] = node.keys.iter().max().unwrap() + 1;
+                }
+            }
+            Effect::Install { slot } => node.devices[slot.index()] = node.staged[slot.index()],
+            Effect::Commit { slot } => {
+                node.keys[slot.index()] = std::mem::take(&mut node.staged[slot.index()]);
+            }
+            Effect::Destroyed(record) => {
+                assert_eq!(
+                    record.new.epoch.0,
+                    u64::from(node.devices[record.slot.index()]),
+                    "still in the device"
+                );
+                node.records |= 1 << record.old.epoch.0;
+            }
+            Effect::Overdue(_) => node.late = true,
+            Effect::Ask { .. } => {}
+        }
+    }
+
+    /// Keys into devices, peers into devices, routes: as a plan orders them.
+    fn apply(&mut self, rules: &Rules, me: usize, fuel: &mut Option<usize>) -> bool {
+        for s in 0..2 {
+            if self.nodes[me].devices[s] != self.nodes[me].keys[s] {
+                if burnt(fuel) {
+                    return true;
+                }
+                self.nodes[me].devices[s] = self.nodes[me].keys[s];
+            }
+        }
+        for other in (0..rules.names.len()).filter(|other| *other != me) {
+            let Some(view) = self.nodes[me].peers[other].view else { continue };
+            let links = self.links(me, other);
+            let node = &mut self.nodes[me];
+            let drains = Drains { wanted: node.machine.draining(), accepted: node.own.drained };
+            let peer = &mut node.peers[other];
+            if peer.listed != view.epochs {
+                peer.listed = view.epochs;
+                return self.apply(rules, me, fuel);
+            }
+            let there = (&rules.names[other], &announcement(other, view));
+            let target = target((&rules.names[me], drains), there, peer.route);
+            let Choice { send, provoke } = choose(peer.route, target, &links);
+            peer.call = provoke;
+            if peer.route != Some(send) {
+                let moved = [peer.route, Some(send)];
+                peer.route = Some(send);
+                if rules.chatty {
+                    for slot in moved.into_iter().flatten() {
+                        self.stir(me, other, slot);
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    fn links(&self, me: usize, other: usize) -> [Link; 2] {
+        let (node, peer) = (&self.nodes[me], &self.nodes[me].peers[other]);
+        [Slot::Zero, Slot::One].map(|slot| {
+            let s = slot.index();
+            let made = peer.stamp[s] == Some((node.devices[s], peer.listed[s]));
+            let deaf = peer.route == Some(slot) && !self.fits(me, other, slot);
+            Link {
+                keys_for: (peer.listed[s] != 0).then_some(Duration::MAX),
+                handshake_age: made.then_some(Duration::ZERO),
+                unanswered_for: deaf.then_some(PATIENCE),
+                ready: true,
+            }
+        })
+    }
+
+    fn look(&self, rules: &Rules, me: usize, late: bool) -> keyring::rotation::Step {
+        let node = &self.nodes[me];
+        let settings = rules.settings();
+        let living = |other: &usize| *other == me || self.nodes[*other].up;
+        let all = (0..self.nodes.len()).filter(living).fold(0, |mask, other| mask | 1 << other);
+        let passed = node.turned & all == all;
+        let uptime = match (late, passed) {
+            (true, _) => settings.deadline + settings.quiet,
+            (false, true) => settings.quiet,
+            (false, false) => Duration::ZERO,
+        };
+        let sent_to = |slot: Slot| {
+            self.nodes
+                .iter()
+                .enumerate()
+                .any(|(other, node)| other != me && node.peers[me].route == Some(slot))
+        };
+        let slots = Slot::ALL.map(|slot| SlotFacts {
+            epoch: Epoch(node.keys[slot.index()].into()),
+            public: key(me, slot, node.keys[slot.index()]),
+            made: None,
+            staged: Some(node.staged[slot.index()])
+                .filter(|epoch| *epoch != 0)
+                .map(|epoch| key(me, slot, epoch)),
+            device: Some(key(me, slot, node.devices[slot.index()])),
+            quiet_for: if passed && !(rules.chatty && sent_to(slot)) {
+                settings.quiet
+            } else {
+                Duration::ZERO
+            },
+        });
+        let drains = Drains { wanted: node.machine.draining(), accepted: node.own.drained };
+        let peers: Vec<PeerFacts<'_>> = (0..self.nodes.len())
+            .filter_map(|other| {
+                let peer = &node.peers[other];
+                let theirs = announcement(other, peer.view.filter(|_| other != me)?);
+                let name = &rules.names[other];
+                let back = self.nodes[other].peers[me].route;
+                let echo = |there: Slot, back: Slot| {
+                    (self.fits(me, other, there) && self.fits(me, other, back))
+                        .then_some((back, Duration::ZERO))
+                };
+                Some(PeerFacts {
+                    name,
+                    drained: drained(&theirs),
+                    target: target((&rules.names[me], drains), (name, &theirs), peer.route),
+                    sending: peer.route,
+                    answered: peer.route.zip(back).and_then(|(there, back)| echo(there, back)),
+                    handshake_age: [None; 2],
+                })
+            })
+            .collect();
+        let own = announcement(me, node.own);
+        let asked = rules.rotates[me].min(self.done(me) + 1);
+        let request = (asked > 0).then(|| asked.to_string());
+        let observed = Observed {
+            node: &rules.names[me],
+            slots,
+            announced: Some(&own),
+            synced: true,
+            peers: &peers,
+            request: request.as_deref(),
+        };
+        node.machine.step(&settings, &observed, Now { uptime, unix: 0 })
+    }
+
+    /// Rotations that a node has done, by its disk.
+    pub(crate) fn done(&self, me: usize) -> u8 {
+        self.nodes[me].disk.done.as_ref().map_or(0, |done| done.as_str().parse().unwrap())
+    }
+
+    /// Is a deadline running?
+    pub(crate) fn drains(&self, me: usize) -> bool {
+        let node = &self.nodes[me];
+        let stage = node.machine.state().rotation.as_ref().map(|rotation| &rotation.stage);
+        // It has seen the drain accepted: before, no deadline runs.
+        let seen = node.turned & 1 << me != 0;
+        matches!(stage, Some(Stage::Draining { .. })) && seen && Some(node.own) == node.wanted
+    }
+}
+
+fn burnt(fuel: &mut Option<usize>) -> bool {
+    match fuel {
+        Some(0) => true,
+        Some(left) => {
+            *left -= 1;
+            false
+        }
+        None => false,
+    }
+}
