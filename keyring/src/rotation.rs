@@ -139,15 +139,15 @@ impl Machine {
             memory: self.memory.clone(),
             effects: Vec::new(),
         };
-        turn.follow();
+        if turn.follow() {
+            return Step { next: self.clone(), effects: turn.effects };
+        }
         turn.remember();
         match turn.state.rotation.clone() {
             None => turn.idle(),
             Some(Rotation { cause, slot, stage: Stage::Waiting }) => turn.begin(cause, slot),
             Some(Rotation { cause, slot, stage: Stage::Draining { old, verdict } }) => {
-                if !turn.effects.is_empty() {
-                    // The key changes just now.
-                } else if observed.slot(slot).epoch == old.epoch {
+                if observed.slot(slot).epoch == old.epoch {
                     turn.draining(cause, slot, old, verdict);
                 } else {
                     turn.replaced(cause, slot, old, verdict);
@@ -177,14 +177,15 @@ struct Turn<'a> {
 
 impl Turn<'_> {
     /// A device that runs the staged key already is followed by its file, whatever the state says: else the plan
-    /// would give the device the old key again.
-    fn follow(&mut self) {
+    /// would give the device the old key again. Says whether there is one.
+    fn follow(&mut self) -> bool {
         for slot in Slot::ALL {
             let facts = self.observed.slot(slot);
             if facts.staged.is_some_and(|staged| facts.device == Some(staged)) {
                 self.effects.push(Effect::Commit { slot });
             }
         }
+        !self.effects.is_empty()
     }
 
     /// A request that comes during a rotation is done afterwards, even when it is withdrawn.

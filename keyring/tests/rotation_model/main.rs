@@ -23,6 +23,8 @@ enum Action {
     Crash(usize, usize),
     /// An agent starts.
     Start(usize),
+    /// Somebody asks for a rotation.
+    Ask(usize),
     /// The API accepts what an agent announces.
     Publish(usize),
     /// An announcement comes to a node: the next one, or all that are under way at once.
@@ -79,6 +81,9 @@ impl Cluster {
             world.deliver(to, of, true);
         }
         for me in 0..world.nodes.len() {
+            if world.can_ask(&self.rules, me) {
+                world.nodes[me].asked += 1;
+            }
             world.turn(&self.rules, me, false, None);
             if world.api[me] != world.nodes[me].wanted {
                 world.publish(me);
@@ -139,6 +144,9 @@ impl Model for Cluster {
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         for (me, node) in world.nodes.iter().enumerate() {
+            if self.rules.any_time && world.can_ask(&self.rules, me) {
+                actions.push(Action::Ask(me));
+            }
             if !node.up {
                 actions.push(Action::Start(me));
                 continue;
@@ -189,11 +197,17 @@ impl Model for Cluster {
                 }
             }
             Action::Start(me) => next.start(&self.rules, me),
+            Action::Ask(me) => next.nodes[me].asked += 1,
             Action::Publish(me) => next.publish(me),
             Action::Deliver { to, of, all } => next.deliver(to, of, all),
             Action::Shake { from, to, slot, both } => next.shake(from, to, slot, both),
         }
         next.meet();
+        if !self.rules.any_time {
+            for me in (0..next.nodes.len()).filter(|me| next.can_ask(&self.rules, *me)).collect::<Vec<_>>() {
+                next.nodes[me].asked += 1;
+            }
+        }
         (next != *world).then_some(next)
     }
 
@@ -266,6 +280,12 @@ fn a_node_rotates_twice_while_another_has_not_heard_of_the_first() {
     for rotates in [vec![2, 1], vec![1, 2]] {
         check(&format!("two nodes, {rotates:?} rotations"), Rules { rotates, ..Rules::new(2) });
     }
+}
+
+#[test]
+fn a_rotation_may_begin_at_any_point_of_another() {
+    let rules = Rules { any_time: true, crashes: 1, ..Rules::new(2) };
+    check("two nodes, both rotate, asked at any time, one crash", rules);
 }
 
 #[test]

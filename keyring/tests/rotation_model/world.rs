@@ -67,6 +67,8 @@ pub(crate) struct Node {
     pub(crate) peers: Vec<Peer>,
     /// Agents that had a turn since something happened on the slot that this one drains.
     pub(crate) turned: u8,
+    /// Rotations that it was asked for.
+    pub(crate) asked: u8,
     /// It took a deadline.
     pub(crate) late: bool,
     /// Keys whose destruction was recorded, by epoch.
@@ -86,6 +88,8 @@ pub(crate) struct Rules {
     pub(crate) names: Vec<NodeName>,
     /// How often each node is asked to rotate: again as soon as it is done.
     pub(crate) rotates: Vec<u8>,
+    /// Are they asked at any time, or at once and again as soon as they are done?
+    pub(crate) any_time: bool,
     /// Which are there from the beginning.
     pub(crate) joined: Vec<bool>,
     /// Every pair sends all the time.
@@ -103,6 +107,7 @@ impl Rules {
         Self {
             names,
             rotates: vec![1; nodes],
+            any_time: false,
             joined: vec![true; nodes],
             chatty: false,
             proof: Proof::Answers,
@@ -163,6 +168,7 @@ impl World {
                 })
                 .collect(),
             turned: 0,
+            asked: if rules.any_time { 0 } else { rules.rotates[me].min(1) },
             late: false,
             records: 0,
         };
@@ -453,8 +459,7 @@ impl World {
             })
             .collect();
         let own = announcement(me, node.own);
-        let asked = rules.rotates[me].min(self.done(me) + 1);
-        let request = (asked > 0).then(|| asked.to_string());
+        let request = (node.asked > 0).then(|| node.asked.to_string());
         let observed = Observed {
             node: &rules.names[me],
             slots,
@@ -464,6 +469,11 @@ impl World {
             request: request.as_deref(),
         };
         node.machine.step(&settings, &observed, Now { uptime, unix: 0 })
+    }
+
+    /// May a node be asked for one more?
+    pub(crate) fn can_ask(&self, rules: &Rules, me: usize) -> bool {
+        self.nodes[me].asked < rules.rotates[me] && self.done(me) == self.nodes[me].asked
     }
 
     /// Rotations that a node has done, by its disk.
