@@ -74,6 +74,8 @@ pub struct LabOptions {
     pub cluster_cidrs: [&'static str; 2],
     /// Whether SIGINT, SIGTERM and SIGHUP remove the lab and end this process, from the first thing made on.
     pub end_on_signal: bool,
+    /// More lines of every agent's configuration.
+    pub config: String,
 }
 
 impl LabOptions {
@@ -91,6 +93,7 @@ impl LabOptions {
             host_api: false,
             cluster_cidrs: ["10.244.0.0/16", "fd00:10:244::/48"],
             end_on_signal: false,
+            config: String::new(),
         }
     }
 

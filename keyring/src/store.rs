@@ -24,6 +24,7 @@ mod error;
 mod format;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mesh_core::announcement::Epoch;
 use mesh_core::key::PublicKey;
@@ -35,6 +36,12 @@ use crate::private::PrivateKey;
 
 /// Name of the file with the greatest epoch.
 const EPOCH_FILE: &str = "epoch";
+
+/// Name of the file with the state of a rotation.
+const ROTATION_FILE: &str = "rotation";
+
+/// Longest state of a rotation, in bytes: one that names 5,000 nodes that were late.
+const ROTATION_MAX: usize = 2 << 20;
 
 /// Name of a slot's key file.
 const fn key_file(slot: Slot) -> &'static str {
@@ -87,8 +94,8 @@ pub struct Store {
 #[derive(Debug)]
 pub struct LoadedStore {
     directory: Directory,
-    slots: [SlotKey; 2],
-    staged: [Option<SlotKey>; 2],
+    slots: [Arc<SlotKey>; 2],
+    staged: [Option<Arc<SlotKey>>; 2],
     created: Vec<Slot>,
     /// The greatest epoch given out.
     last: Epoch,
@@ -164,19 +171,31 @@ impl Store {
             }
         };
         let slots = [ready(Slot::Zero, zero)?, ready(Slot::One, one)?];
-        Ok(LoadedStore { directory, slots, staged: [next_of_zero, next_of_one], created, last })
+        let slots = slots.map(Arc::new);
+        let staged = [next_of_zero, next_of_one].map(|key| key.map(Arc::new));
+        Ok(LoadedStore { directory, slots, staged, created, last })
     }
 }
 
 impl LoadedStore {
     /// The keys of slot zero and slot one.
     pub fn slots(&self) -> [&SlotKey; 2] {
-        self.slots.each_ref()
+        self.slots.each_ref().map(|key| &**key)
     }
 
     /// The key of one slot.
     pub fn slot(&self, slot: Slot) -> &SlotKey {
         &self.slots[slot.index()]
+    }
+
+    /// The key of one slot, for another thread. It is zeroized when the last one lets go of it.
+    pub fn shared(&self, slot: Slot) -> Arc<SlotKey> {
+        Arc::clone(&self.slots[slot.index()])
+    }
+
+    /// The staged key of a slot, for another thread.
+    pub fn staged_shared(&self, slot: Slot) -> Option<Arc<SlotKey>> {
+        self.staged[slot.index()].clone()
     }
 
     /// The slots whose key was made when the store was loaded, since no file held one.
@@ -191,7 +210,24 @@ impl LoadedStore {
 
     /// The staged key of a slot.
     pub fn staged(&self, slot: Slot) -> Option<&SlotKey> {
-        self.staged[slot.index()].as_ref()
+        self.staged[slot.index()].as_deref()
+    }
+
+    /// What [`LoadedStore::save_rotation`] wrote last.
+    ///
+    /// # Errors
+    /// The file cannot be read, is too long or not ours alone.
+    pub fn rotation(&self) -> Result<Option<String>, StoreError> {
+        let text = self.directory.read(ROTATION_FILE, ROTATION_MAX)?;
+        Ok(text.map(|text| String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Puts the state of this node's rotation on the disk, durably.
+    ///
+    /// # Errors
+    /// It cannot be written; then the former one is there.
+    pub fn save_rotation(&self, document: &str) -> Result<(), StoreError> {
+        self.directory.write(ROTATION_FILE, document.as_bytes())
     }
 
     /// When the file of a slot's key was written, in seconds since 1970: the key's age. None: it cannot be told.
@@ -208,7 +244,7 @@ impl LoadedStore {
         let staged = &mut self.staged[slot.index()];
         let key = match staged.take() {
             Some(key) => key,
-            None => create(&self.directory, staged_file(slot), &mut self.last)?,
+            None => Arc::new(create(&self.directory, staged_file(slot), &mut self.last)?),
         };
         Ok(staged.insert(key))
     }

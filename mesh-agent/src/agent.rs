@@ -69,7 +69,9 @@ pub struct Agent {
     /// The devices.
     pub wireguard: Caller,
     /// The keys.
-    pub keys: Arc<LoadedStore>,
+    pub keys: LoadedStore,
+    /// What replaces them.
+    pub rotor: Rotor,
     /// Firewall and host environment.
     pub guard: Guard,
     /// The data path.
@@ -96,9 +98,14 @@ pub struct Agent {
     pub memory: Memory,
 }
 
+mod answers;
 mod data_path;
+mod pairs;
+mod rotate;
 mod slot_addresses;
 mod wake;
+
+pub use rotate::Rotor;
 
 /// What the loop remembers between turns: nothing that could not be lost.
 #[derive(Debug, Default)]
@@ -112,6 +119,9 @@ pub struct Memory {
     missing: BTreeSet<Slot>,
     /// Slots that were keyed and whose peers do not know it yet.
     unheard: wake::Unheard,
+    pairs: pairs::Pairs,
+    /// A pair is about to move.
+    moving: bool,
     notices: BTreeMap<String, String>,
     trouble: BTreeSet<(String, String)>,
     turned: bool,
@@ -151,6 +161,7 @@ impl Agent {
                 pause
             };
             let pause = if self.memory.asked_to_write.is_some() { pause.min(ANNOUNCE_AGAIN) } else { pause };
+            let pause = if self.memory.moving { pause.min(rotate::PACE) } else { pause };
             let asleep = tokio::time::sleep(pause);
             tokio::pin!(asleep);
             loop {
@@ -222,9 +233,10 @@ impl Agent {
     async fn reconcile(&mut self) -> Result<bool, TurnError> {
         let nodes = self.nodes.borrow_and_update().clone();
         let mut silent = self.create_devices().await;
+        let begun = Instant::now();
         let state = self.kernel.observe().await?;
         let devices = self.devices(&state, &mut silent).await;
-        let observed = Observed {
+        let mut observed = Observed {
             devices,
             mesh: state.mesh(&self.config.settings.pod_cidrs),
             routes: state.routes.clone(),
@@ -232,7 +244,14 @@ impl Agent {
             links: state.links.keys().cloned().collect(),
         };
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
-        let view = self.view(nodes, &state);
+        self.memory.pairs.look(&observed, begun);
+        let mut view = self.view(nodes, &state);
+        view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
+        let rotated = self.rotate(&mut view, &mut observed, &state).await;
+        if let Err(error) = &rotated {
+            tracing::error!(err = %error, "Could not go on with the rotation of keys; trying again");
+        }
+        view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let (desired, mut problems) = plan(&view);
         let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
         problems.extend(self.pool(&desired, view.synced));
@@ -244,6 +263,8 @@ impl Agent {
         let ops = diff(&desired, &observed, &self.memory.set_before, mode);
         let repair = self.memory.applied.as_ref() == Some(&desired);
         let mut clean = self.apply(&desired, &observed, &ops, repair, mode, guard.closed).await;
+        clean &= rotated.is_ok();
+        self.memory.moving = self.rotor.turns() || provoked(&desired);
         if let Err(error) = self.slot_addresses(&desired, &state, view.synced).await {
             tracing::error!(err = %error, "Could not give the slots their address");
             clean = false;
@@ -306,7 +327,7 @@ impl Agent {
         let uplinks = state.links.values().filter(|link| holds(link.index));
         let local = LocalFacts {
             name: self.node.clone(),
-            announcement: announcement(&self.keys),
+            announcement: announcement(&self.keys, self.rotor.draining()),
             uplink_mtu: uplinks.map(|link| link.mtu).min(),
         };
         ClusterView {
@@ -315,6 +336,7 @@ impl Agent {
             nodes: nodes.nodes,
             attachments: self.table.lock().unwrap_or_else(PoisonError::into_inner).addresses(),
             synced: nodes.synced,
+            pairs: BTreeMap::new(),
         }
     }
 
@@ -405,7 +427,7 @@ impl Agent {
                 self.kernel.raise(slot.device(), *mtu).await?;
             }
             Op::Configure { slot, port } => {
-                let (slot, port, keys) = (*slot, *port, Arc::clone(&self.keys));
+                let (slot, port, key) = (*slot, *port, self.keys.shared(*slot));
                 let mut peers = desired.devices.get(&slot).map(|d| d.peers.clone()).unwrap_or_default();
                 if mode == Mode::AddOnly {
                     peers.extend(self.strangers(observed, slot, &peers));
@@ -415,7 +437,7 @@ impl Agent {
                 }
                 self.memory.unheard.devices.insert(slot);
                 let work = move |wireguard: crate::wireguard::WireGuard| {
-                    wireguard.configure(slot, &keys.slot(slot).private, port, &peers)
+                    wireguard.configure(slot, &key.private, port, &peers)
                 };
                 self.wireguard.call(slot, work).await?;
             }
@@ -556,15 +578,21 @@ impl Agent {
     }
 }
 
+/// Is a handshake wanted where no route leads?
+fn provoked(desired: &Desired) -> bool {
+    let mut peers = desired.devices.values().flat_map(|device| device.peers.values());
+    peers.any(|peer| peer.keepalive == Some(mesh_core::plan::PROVOKE_KEEPALIVE))
+}
+
 /// What the keyring says of both slots. Endpoints are the plan's.
-pub fn announcement(keys: &LoadedStore) -> Announcement {
+pub fn announcement(keys: &LoadedStore, draining: Option<Slot>) -> Announcement {
     let slot = |slot: Slot| {
         let key = keys.slot(slot);
         SlotAnnouncement {
             epoch: key.epoch,
             public_key: key.public(),
             port: SLOT_PORTS[slot.index()],
-            draining: false,
+            draining: draining == Some(slot),
         }
     };
     Announcement { slots: [slot(Slot::Zero), slot(Slot::One)], endpoints: Vec::new(), kem: None }

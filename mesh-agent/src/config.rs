@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_core::numbers::{PORT_HEALTH, PORT_METRICS};
@@ -44,6 +45,24 @@ pub struct ConfigFile {
     pub bpf_pin_dir: Option<PathBuf>,
     /// Where readers of flows are served; absent: `flows.sock` beside the CNI socket.
     pub flows_socket: Option<PathBuf>,
+    /// When and how WireGuard keys are replaced.
+    #[serde(default)]
+    pub rotation: RotationFile,
+}
+
+/// `rotation` of the file. All are optional.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotationFile {
+    /// No key gets older, in seconds; 0 or absent: keys are replaced on demand alone (annotation `hawser.dev/rotate`).
+    pub period_seconds: Option<u64>,
+    /// For how long a slot has to be silent before its key goes, in seconds, at least 1; absent: 15.
+    pub quiet_seconds: Option<u64>,
+    /// When a key is replaced whoever still uses it, in seconds from the announcement; absent: 600.
+    pub deadline_seconds: Option<u64>,
+    /// `answers` (default): every peer's kernel has to answer an ICMP echo by the other slot; `silence`: for nodes that
+    /// answer none.
+    pub proof: Option<String>,
 }
 
 /// Whether there is a data path.
@@ -91,6 +110,8 @@ pub struct Config {
     pub bpf_pin_dir: PathBuf,
     /// Socket for readers of flows.
     pub flows_socket: PathBuf,
+    /// When and how WireGuard keys are replaced.
+    pub rotation: keyring::rotation::Settings,
 }
 
 /// Why a configuration is refused.
@@ -223,6 +244,7 @@ impl ConfigFile {
             Some("off") => DataPath::Off,
             Some(other) => return Err(wrong("dataPath", other, "is none of enforce, off".into())),
         };
+        let rotation = rotation(&self.rotation, &wrong)?;
         let cni_socket = self.cni_socket.unwrap_or_else(|| PathBuf::from(proto::cni::SOCKET));
         let flows_socket = self.flows_socket.unwrap_or_else(|| cni_socket.with_file_name("flows.sock"));
         let local = IpAddr::from([127, 0, 0, 1]);
@@ -244,8 +266,42 @@ impl ConfigFile {
             data_path,
             bpf_pin_dir: self.bpf_pin_dir.unwrap_or_else(|| PathBuf::from("/sys/fs/bpf/hawser")),
             flows_socket,
+            rotation,
         })
     }
+}
+
+/// Least period: a rotation takes about a minute, and every peer is told three times.
+const LEAST_PERIOD: u64 = 600;
+
+fn rotation(
+    file: &RotationFile,
+    wrong: &impl Fn(&'static str, &str, String) -> ConfigError,
+) -> Result<keyring::rotation::Settings, ConfigError> {
+    use keyring::rotation::{Proof, Settings};
+    let default = Settings::DEFAULT;
+    let seconds = |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_secs);
+    let period = seconds(file.period_seconds, default.period);
+    let quiet = seconds(file.quiet_seconds, default.quiet);
+    let deadline = seconds(file.deadline_seconds, default.deadline);
+    if let Some(period) = file.period_seconds.filter(|period| (1..LEAST_PERIOD).contains(period)) {
+        let reason = format!("is under {LEAST_PERIOD}; write 604800 for a week, 0 for never");
+        return Err(wrong("rotation.periodSeconds", &period.to_string(), reason));
+    }
+    if quiet.is_zero() {
+        let reason = "must be at least 1: nobody is told in no time; 15 is usual".into();
+        return Err(wrong("rotation.quietSeconds", "0", reason));
+    }
+    if deadline <= quiet {
+        let reason = format!("must be more than quietSeconds ({}); 600 is usual", quiet.as_secs());
+        return Err(wrong("rotation.deadlineSeconds", &deadline.as_secs().to_string(), reason));
+    }
+    let proof = match file.proof.as_deref() {
+        None | Some("answers") => Proof::Answers,
+        Some("silence") => Proof::Silence,
+        Some(other) => return Err(wrong("rotation.proof", other, "is none of answers, silence".into())),
+    };
+    Ok(Settings { period, quiet, deadline, proof })
 }
 
 #[cfg(test)]

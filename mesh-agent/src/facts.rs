@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use kube::api::{Object, ObjectMeta};
 use mesh_core::name::NodeName;
-use mesh_core::numbers::{ANNOTATION_ENDPOINT, ANNOTATION_WIREGUARD};
+use keyring::rotation::REQUEST_MAX;
+use mesh_core::numbers::{ANNOTATION_ENDPOINT, ANNOTATION_ROTATE, ANNOTATION_WIREGUARD};
 use mesh_core::policy::model::Labels;
 use mesh_core::view::{AnnouncementFact, EndpointFact, MalformedField, NodeFacts};
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,8 @@ pub fn node(node: &Node) -> Option<(NodeName, NodeFacts)> {
     if let Some(text) = annotation(ANNOTATION_ENDPOINT) {
         facts.endpoint = endpoint(text);
     }
+    let request = annotation(ANNOTATION_ROTATE);
+    facts.rotate = request.map(|text| text[..text.floor_char_boundary(REQUEST_MAX)].to_owned());
     if let Some(text) = annotation(ANNOTATION_WIREGUARD) {
         facts.announcement = match keyring::codec::decode(text) {
             Ok(announcement) => AnnouncementFact::Valid(announcement),

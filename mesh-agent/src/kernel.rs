@@ -85,6 +85,8 @@ pub struct Link {
     pub up: bool,
     /// Hardware address; empty for a tunnel.
     pub mac: Vec<u8>,
+    /// Packets received since the device was made. Of a slot: inner packets, without keepalives and handshakes.
+    pub received: u64,
 }
 
 /// What the kernel shows.
@@ -379,17 +381,18 @@ fn host_length(address: IpAddr) -> u8 {
 }
 
 fn link(message: &LinkMessage) -> Option<(String, Link)> {
-    let (mut name, mut mtu, mut mac) = (None, 0, Vec::new());
+    let (mut name, mut mtu, mut mac, mut received) = (None, 0, Vec::new(), 0);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(value) => mtu = *value,
             LinkAttribute::Address(bytes) => mac.clone_from(bytes),
+            LinkAttribute::Stats64(stats) => received = stats.rx_packets,
             _ => {}
         }
     }
     let up = message.header.flags.contains(LinkFlags::Up);
-    Some((name?, Link { index: message.header.index, mtu, up, mac }))
+    Some((name?, Link { index: message.header.index, mtu, up, mac, received }))
 }
 
 fn address(message: &AddressMessage) -> Option<(u32, IpNet)> {

@@ -55,6 +55,7 @@ pub struct Metrics {
     firewall_drift: Counter,
     tunnel_restored: Words,
     overwritten: Counter,
+    keys_replaced: Words,
     last_success: Gauge<f64, AtomicU64>,
     plane: PlaneMetrics,
 }
@@ -135,6 +136,12 @@ impl Metrics {
             "Times somebody else wrote our annotation",
             overwritten.clone(),
         );
+        let keys_replaced = Words::default();
+        r.register(
+            "keys_replaced",
+            "WireGuard keys that were replaced and destroyed: silent (nobody used them any more) or overdue",
+            keys_replaced.clone(),
+        );
         let last_success = Gauge::<f64, AtomicU64>::default();
         let help = "Time of the last reconciliation without a failure";
         r.register_with_unit("reconcile_success_timestamp", help, Unit::Seconds, last_success.clone());
@@ -157,10 +164,14 @@ impl Metrics {
             firewall_drift,
             tunnel_restored,
             overwritten,
+            keys_replaced,
             last_success,
         };
         for code in mesh_core::problem::Problem::CODES {
             metrics.problems.get_or_create(&word(code)).set(0);
+        }
+        for kind in ["silent", "overdue"] {
+            metrics.keys_replaced.get_or_create(&word(kind)).inc_by(0);
         }
         for kind in mesh_core::diff::Op::KINDS {
             metrics.drift.get_or_create(&word(kind)).inc_by(0);
@@ -252,6 +263,11 @@ impl Metrics {
     /// A device came back.
     pub fn tunnel_restored(&self, device: &str) {
         self.tunnel_restored.get_or_create(&word(device)).inc();
+    }
+
+    /// A key was replaced; `overdue`: though somebody may still have used it.
+    pub fn key_replaced(&self, overdue: bool) {
+        self.keys_replaced.get_or_create(&word(if overdue { "overdue" } else { "silent" })).inc();
     }
 
     /// Our annotation was overwritten.

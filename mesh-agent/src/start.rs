@@ -17,7 +17,7 @@ use mesh_core::plan::Target;
 use mesh_core::slot::Slot;
 use tokio::sync::{mpsc, watch};
 
-use crate::agent::{Agent, Memory, Outputs};
+use crate::agent::{Agent, Memory, Outputs, Rotor};
 use crate::attachments::{Directory, Table};
 use crate::cni::{Attacher, Readiness};
 use crate::config::{Config, Engine};
@@ -72,7 +72,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
     let opened = plane::open(&config, &kernel, &register).await;
     let (client, patient) = clients(&options, &config).await?;
-    let keys = Arc::new(keys(&config.state_dir, &client, &node).await?);
+    let keys = keys(&config.state_dir, &client, &node).await?;
+    let rotor = Rotor::load(&keys)?;
     let wireguard = Caller::new(WireGuard::new(implementation(config.engine).await?));
     tracing::info!(
         node = %node,
@@ -148,6 +149,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         kernel,
         wireguard,
         keys,
+        rotor,
         guard: Guard::new(),
         plane: plane_state,
         register: Arc::clone(&register),

@@ -253,6 +253,7 @@ fn observed(peer: &Peer, now: SystemTime) -> (PublicKey, ObservedPeer) {
         keepalive: peer.persistent_keepalive_interval.filter(|seconds| *seconds != 0),
         // A handshake in the future is a clock that was set back: as good as just now.
         handshake_age: handshake.map(|at| now.duration_since(at).unwrap_or_default()),
+        bytes: (peer.tx_bytes, peer.rx_bytes),
     };
     (PublicKey::from_bytes(peer.public_key.as_array()), observed)
 }

@@ -58,6 +58,8 @@ pub struct ObservedPeer {
     pub keepalive: Option<u16>,
     /// Time since the last handshake.
     pub handshake_age: Option<Duration>,
+    /// Bytes sent to it and received from it since its entry was made.
+    pub bytes: (u64, u64),
 }
 
 /// May the difference take things away?

@@ -12,8 +12,9 @@ use crate::name::NodeName;
 use crate::numbers::{METRIC_UNREACHABLE, MIN_MTU, OVERHEAD, RULE_NODES, RULE_PODS, TABLE_NODES, TABLE_PODS};
 use crate::prefix;
 use crate::problem::Problem;
-use crate::slot::{Slot, pair_slot};
-use crate::view::{AnnouncementFact, ClusterView, EndpointFact};
+use crate::pair::{self, Choice};
+use crate::slot::Slot;
+use crate::view::{AnnouncementFact, ClusterView, EndpointFact, NodeFacts};
 
 mod claims;
 use claims::Claims;
@@ -22,6 +23,9 @@ use claims::Claims;
 pub const TABLE_MAIN: u32 = 254;
 /// Keepalive of a node that seems to be behind NAT, in seconds (WireGuard's usual number).
 pub const NAT_KEEPALIVE: u16 = 25;
+/// Keepalive of a peer with whom a handshake is wanted on a slot into which no route leads, in seconds. The first one is
+/// sent when it is set, and begins the handshake.
+pub const PROVOKE_KEEPALIVE: u16 = 5;
 
 /// How this node shall be.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -167,15 +171,19 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         let allowed: BTreeSet<IpNet> =
             claim.cidrs.iter().copied().chain(claim.addresses.iter().copied().map(prefix::host)).collect();
         let address = endpoint(view, name, theirs, &mut problems);
+        let Choice { send, provoke } = choose(view, name, theirs);
         for slot in Slot::ALL {
             let slot_of_peer = theirs.slot(slot);
             let endpoint = address.map(|address| SocketAddr::new(address, slot_of_peer.port));
+            // Where routes lead, whatever is sent does it.
+            let called = (provoke == Some(slot) && send != slot).then_some(PROVOKE_KEEPALIVE);
+            let keepalive = called.or(keepalive);
             let peer = DesiredPeer { node: name.clone(), endpoint, allowed: allowed.clone(), keepalive };
             if let Some(device) = devices.get_mut(&slot) {
                 device.peers.insert(slot_of_peer.public_key, peer);
             }
         }
-        let device = pair_slot((me, &announcement), (name, theirs)).device();
+        let device = send.device();
         let via = |destination: &IpNet| Target::Device {
             device: device.to_owned(),
             source: mesh.iter().copied().find(|m| prefix::same_family(*m, destination.addr())),
@@ -226,6 +234,22 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         rules,
     };
     (desired, problems)
+}
+
+/// On which slot this node sends to a peer.
+fn choose(view: &ClusterView, name: &NodeName, theirs: &Announcement) -> Choice {
+    let pair = view.pairs.get(name).cloned().unwrap_or_default();
+    let target = pair::target((&view.local.name, view.drains()), (name, theirs), pair.current);
+    pair::choose(pair.current, target, &pair.links)
+}
+
+/// Everybody whom this node has for a peer: other nodes whose announcement is accepted.
+pub fn peers(view: &ClusterView) -> BTreeSet<NodeName> {
+    let claims = Claims::judge(view);
+    let accepted = |(name, node): &(&NodeName, &NodeFacts)| {
+        *name != &view.local.name && claims.of(name).keys_accepted && node.announced().is_some()
+    };
+    view.nodes.iter().filter(accepted).map(|(name, _)| name.clone()).collect()
 }
 
 /// What this node announces: the keyring's slots, and the endpoints that the administrator or the kubelet gave.

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 
 use crate::announcement::Announcement;
 use crate::name::NodeName;
+use crate::pair::{Drains, Link};
+use crate::slot::{Slot, drained};
 
 /// The whole truth at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -22,6 +24,18 @@ pub struct ClusterView {
     pub attachments: BTreeMap<String, BTreeSet<IpAddr>>,
     /// The first complete list of Nodes has been seen. Before, plans add and never delete.
     pub synced: bool,
+    /// How this node and others talk at present. Who is not here is talked to where the pair shall talk.
+    #[serde(skip)]
+    pub pairs: BTreeMap<NodeName, PairFacts>,
+}
+
+/// How this node and another one talk at present.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PairFacts {
+    /// Where this node's routes to it lead.
+    pub current: Option<Slot>,
+    /// Both slots, in order.
+    pub links: [Link; 2],
 }
 
 /// What the administrator configured.
@@ -64,6 +78,9 @@ pub struct NodeFacts {
     pub endpoint: EndpointFact,
     /// `hawser.dev/wireguard`.
     pub announcement: AnnouncementFact,
+    /// `hawser.dev/rotate`: its owner asks for new keys; two values are two requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotate: Option<String>,
     /// Fields that could not be read, each refused by itself.
     pub malformed: Vec<MalformedField>,
 }
@@ -112,6 +129,14 @@ pub struct MalformedField {
     pub value: String,
     /// What is wrong with it.
     pub reason: String,
+}
+
+impl ClusterView {
+    /// What this node drains: as it means to, and as the API has it.
+    pub fn drains(&self) -> Drains {
+        let shown = self.nodes.get(&self.local.name).and_then(NodeFacts::announced);
+        Drains { wanted: drained(&self.local.announcement), accepted: shown.and_then(drained) }
+    }
 }
 
 impl NodeFacts {

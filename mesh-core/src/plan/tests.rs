@@ -54,6 +54,7 @@ pub(crate) fn world(lines: &[&str]) -> ClusterView {
         nodes,
         attachments: BTreeMap::new(),
         synced: true,
+        pairs: BTreeMap::new(),
     }
 }
 

@@ -1,0 +1,179 @@
+//! Asking peers' kernels for an answer, and noting by which slot it comes: a peer's answers take the routes that its pods'
+//! packets take, whatever its agent does.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mesh_core::name::NodeName;
+use mesh_core::slot::Slot;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// How long answers are waited for.
+const PATIENCE: Duration = Duration::from_millis(800);
+/// Longest answer that is read: an IPv4 header with options and our question.
+const ANSWER: usize = 256;
+/// Header of an ICMP echo.
+const HEADER: usize = 8;
+
+/// By which slot each peer answered last, and when.
+type Heard = BTreeMap<NodeName, (Slot, Instant)>;
+
+/// Asks, one round at a time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answers {
+    heard: Arc<Mutex<Heard>>,
+    busy: Arc<AtomicBool>,
+}
+
+impl Answers {
+    /// By which slot this peer answered last, and how long ago.
+    pub(super) fn of(&self, peer: &NodeName) -> Option<(Slot, Duration)> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(peer).map(|(slot, at)| (*slot, at.elapsed()))
+    }
+
+    /// Sends an echo to each of these, at its mesh address, and listens for a moment. Another round may be under way: then
+    /// this one is left out, and asked again with the next step.
+    pub(super) fn ask(&self, peers: BTreeMap<IpAddr, NodeName>) {
+        if peers.is_empty() || self.busy.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (heard, busy) = (Arc::clone(&self.heard), Arc::clone(&self.busy));
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = round(&peers, &heard) {
+                tracing::warn!(err = %error, "Could not ask peers for an answer; a draining slot waits for its deadline");
+            }
+            busy.store(false, Ordering::Release);
+        });
+    }
+}
+
+fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result<()> {
+    // What tells our questions from everybody else's, and from those of the rounds before.
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    let begun = Instant::now();
+    let families = [true, false].map(|v4| peers.keys().any(|address| address.is_ipv4() == v4));
+    let mut ears = Vec::new();
+    for (v4, _) in [true, false].into_iter().zip(families).filter(|(_, wanted)| *wanted) {
+        for slot in Slot::ALL {
+            let ear = socket(v4)?;
+            match ear.bind_device(Some(slot.device().as_bytes())) {
+                Ok(()) => ears.push((slot, v4, UdpSocket::from(ear))),
+                // A device that is missing hears nothing.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    for (v4, _) in [true, false].into_iter().zip(families).filter(|(_, wanted)| *wanted) {
+        let mouth = socket(v4)?;
+        let question = echo(v4, &nonce);
+        for address in peers.keys().filter(|address| address.is_ipv4() == v4) {
+            // One that cannot be sent is one that is not answered.
+            drop(mouth.send_to(&question, &SocketAddr::new(*address, 0).into()));
+        }
+    }
+    let mut buffer = [0; ANSWER];
+    let mut missing = peers.len();
+    while missing > 0 && begun.elapsed() < PATIENCE {
+        let left = PATIENCE.saturating_sub(begun.elapsed());
+        let mut waits: Vec<_> = ears.iter().map(|(_, _, ear)| PollFd::new(ear, PollFlags::IN)).collect();
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        poll(&mut waits, Some(&left))?;
+        let ready: Vec<bool> = waits.iter().map(|wait| wait.revents().contains(PollFlags::IN)).collect();
+        for ((slot, v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
+            while let Some((from, length)) = receive(ear, &mut buffer)? {
+                let ours = answers(*v4, &buffer[..length], &nonce);
+                let Some(peer) = peers.get(&from).filter(|_| ours) else { continue };
+                let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                // The time of the question: routes may have changed since the answer was sent, never before.
+                if heard.insert(peer.clone(), (*slot, begun)).is_none_or(|(_, at)| at != begun) {
+                    missing -= 1;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A raw ICMP socket. The standard library's type sends and receives whole datagrams, which is all that is needed.
+fn socket(v4: bool) -> io::Result<Socket> {
+    let (domain, protocol) =
+        if v4 { (Domain::IPV4, Protocol::ICMPV4) } else { (Domain::IPV6, Protocol::ICMPV6) };
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// The next packet, if there is one: who sent it, and its ICMP message.
+fn receive(ear: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<(IpAddr, usize)>> {
+    match ear.recv_from(buffer) {
+        Ok((length, from)) => Ok(Some((from.ip(), length))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// An ICMP or ICMPv6 echo request (RFC 792, RFC 4443 4.1). The kernel computes ICMPv6's checksum (RFC 3542 3.1).
+fn echo(v4: bool, nonce: &[u8]) -> Vec<u8> {
+    let mut message = vec![if v4 { 8 } else { 128 }, 0, 0, 0, nonce[0], nonce[1], 0, 1];
+    message.extend_from_slice(nonce);
+    if v4 {
+        let sum = checksum(&message).to_be_bytes();
+        message[2..4].copy_from_slice(&sum);
+    }
+    message
+}
+
+/// RFC 1071, over an even number of bytes.
+fn checksum(message: &[u8]) -> u16 {
+    let words = message.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let [_, _, high, low] = (folded + (folded >> 16)).to_be_bytes();
+    !u16::from_be_bytes([high, low])
+}
+
+/// Is it the answer to our question? An IPv4 socket of this kind hands out the IP header as well.
+fn answers(v4: bool, packet: &[u8], nonce: &[u8]) -> bool {
+    let message = if v4 {
+        let header = packet.first().map_or(0, |first| usize::from(first & 0xf) * 4);
+        packet.get(header..).unwrap_or_default()
+    } else {
+        packet
+    };
+    message.first() == Some(if v4 { &0 } else { &129 }) && message.get(HEADER..) == Some(nonce)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_ours_by_its_nonce_alone() {
+        let nonce = [7; 16];
+        for v4 in [true, false] {
+            let mut message = echo(v4, &nonce);
+            assert!(!answers(v4, &message, &nonce), "a question is no answer");
+            message[0] = if v4 { 0 } else { 129 };
+            let packet = |message: &[u8]| if v4 { [&[0x45; 20], message].concat() } else { message.to_vec() };
+            assert!(answers(v4, &packet(&message), &nonce));
+            assert!(!answers(v4, &packet(&message), &[8; 16]));
+            for length in 0..packet(&message).len() {
+                assert!(!answers(v4, &packet(&message)[..length], &nonce), "cut at {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_with_its_checksum_sums_up_to_nothing() {
+        let message = echo(true, &[0xab; 16]);
+        assert_eq!(checksum(&message), 0);
+    }
+}

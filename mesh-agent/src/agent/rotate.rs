@@ -1,0 +1,301 @@
+//! The rotation of this node's keys: the facts for [`keyring::rotation`], and what it wants done.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use keyring::rotation::{Destroyed, Effect, Machine, Now, PeerFacts, SlotFacts, State};
+use keyring::{LoadedStore, StoreError};
+use mesh_core::diff::Observed;
+use mesh_core::name::NodeName;
+use mesh_core::pair;
+use mesh_core::plan::{self, DesiredPeer};
+use mesh_core::slot::{Slot, drained};
+use mesh_core::view::{ClusterView, NodeFacts};
+
+use super::answers::Answers;
+use super::pairs::{only_way, ways};
+use super::{Agent, announcement};
+use crate::kernel::KernelState;
+use crate::publish::Notice;
+use crate::wireguard::CallError;
+
+/// Pause between two looks while keys are being replaced or a pair moves.
+pub(super) const PACE: Duration = Duration::from_millis(500);
+/// Steps of one turn. A machine needs three at most; one that wants more is looked at again with the next turn.
+const STEPS: usize = 8;
+
+/// What drives the machine.
+#[derive(Debug)]
+pub struct Rotor {
+    machine: Machine,
+    started: Instant,
+    /// Packets that each slot's device had received, and since when it is so many.
+    received: [Option<(u64, Instant)>; 2],
+    answers: Answers,
+}
+
+/// Why a step could not be done; the next turn tries again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RotateError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    WireGuard(#[from] CallError),
+    #[error("Could not write the record of destroyed keys {path}: {source}")]
+    Record { path: String, source: std::io::Error },
+}
+
+impl Rotor {
+    /// Goes on from what the store has.
+    ///
+    /// # Errors
+    /// The file of the state cannot be read.
+    pub fn load(keys: &LoadedStore) -> Result<Self, StoreError> {
+        let state = match keys.rotation()?.map(|text| State::decode(&text)).transpose() {
+            Ok(state) => state.unwrap_or_default(),
+            Err(error) => {
+                tracing::error!(err = %error, "Could not read where the rotation of keys was");
+                State::default()
+            }
+        };
+        let machine = Machine::resume(state);
+        Ok(Self { machine, started: Instant::now(), received: [None; 2], answers: Answers::default() })
+    }
+
+    /// The slot that is to be announced as draining.
+    pub fn draining(&self) -> Option<Slot> {
+        self.machine.draining()
+    }
+
+    /// Are keys being replaced?
+    pub(super) const fn turns(&self) -> bool {
+        self.machine.state().rotation.is_some()
+    }
+
+    /// Has it anything to do or to decide? Facts about thousands of peers are gathered for that alone.
+    fn has_work(&self, agent: &Agent, request: Option<&str>) -> bool {
+        let state = self.machine.state();
+        let asked = keyring::rotation::Request::of(request);
+        self.turns()
+            || state.pending.is_some()
+            || (asked.is_some() && asked != state.done)
+            || !agent.config.rotation.period.is_zero()
+            || Slot::ALL.into_iter().any(|slot| agent.keys.staged(slot).is_some())
+    }
+
+    /// Looks at the counters of the devices, once for each turn.
+    fn listen(&mut self, state: &KernelState, now: Instant) {
+        for slot in Slot::ALL {
+            let count = state.links.get(slot.device()).map(|link| link.received);
+            let known = &mut self.received[slot.index()];
+            match (count, *known) {
+                (Some(count), Some((before, _))) if before == count => {}
+                (Some(count), _) => *known = Some((count, now)),
+                (None, _) => *known = None,
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Steps of the rotation, before anything is planned: afterwards the view announces what it wants.
+    pub(super) async fn rotate(
+        &mut self,
+        view: &mut ClusterView,
+        observed: &mut Observed,
+        state: &KernelState,
+    ) -> Result<(), RotateError> {
+        self.rotor.listen(state, Instant::now());
+        let request = view.nodes.get(&self.node).and_then(|own| own.rotate.clone());
+        if !self.rotor.has_work(self, request.as_deref()) {
+            return Ok(());
+        }
+        for _ in 0..STEPS {
+            let peers = plan::peers(view);
+            let peers: BTreeMap<&NodeName, &NodeFacts> =
+                view.nodes.iter().filter(|(name, _)| peers.contains(*name)).collect();
+            let step = {
+                let facts = self.peer_facts(view, observed, &peers);
+                let facts = keyring::rotation::Observed {
+                    node: &self.node,
+                    slots: Slot::ALL.map(|slot| self.slot_facts(observed, slot)),
+                    announced: view.nodes.get(&self.node).and_then(NodeFacts::announced),
+                    synced: view.synced,
+                    peers: &facts,
+                    request: request.as_deref(),
+                };
+                self.rotor.machine.step(&self.config.rotation, &facts, self.now())
+            };
+            let mut idle = true;
+            for effect in &step.effects {
+                idle &= matches!(effect, Effect::Ask { .. });
+                self.perform(effect, step.next.state(), view, observed).await?;
+            }
+            self.rotor.machine = step.next;
+            view.local.announcement = announcement(&self.keys, self.rotor.draining());
+            if idle {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Now { uptime: self.rotor.started.elapsed(), unix }
+    }
+
+    fn slot_facts(&self, observed: &Observed, slot: Slot) -> SlotFacts {
+        let key = self.keys.slot(slot);
+        SlotFacts {
+            epoch: key.epoch,
+            public: key.public(),
+            made: self.keys.made(slot),
+            staged: self.keys.staged(slot).map(keyring::SlotKey::public),
+            device: observed.devices.get(&slot).and_then(|device| device.public_key),
+            quiet_for: self.rotor.received[slot.index()].map_or(Duration::ZERO, |(_, since)| since.elapsed()),
+        }
+    }
+
+    fn peer_facts<'a>(
+        &self,
+        view: &ClusterView,
+        observed: &Observed,
+        peers: &BTreeMap<&'a NodeName, &'a NodeFacts>,
+    ) -> Vec<PeerFacts<'a>> {
+        let ways = ways(&observed.routes);
+        let facts = |(name, node): (&&'a NodeName, &&'a NodeFacts)| {
+            let theirs = node.announced()?;
+            let current = view.pairs.get(*name).and_then(|pair| pair.current);
+            let age = |slot: Slot| {
+                let device = observed.devices.get(&slot)?;
+                device.peers.get(&theirs.slot(slot).public_key)?.handshake_age
+            };
+            Some(PeerFacts {
+                name,
+                drained: drained(theirs),
+                target: pair::target((&self.node, view.drains()), (name, theirs), current),
+                sending: only_way(&ways, node),
+                answered: self.rotor.answers.of(name),
+                handshake_age: Slot::ALL.map(age),
+            })
+        };
+        peers.iter().filter_map(facts).collect()
+    }
+
+    async fn perform(
+        &mut self,
+        effect: &Effect,
+        next: &State,
+        view: &ClusterView,
+        observed: &mut Observed,
+    ) -> Result<(), RotateError> {
+        match effect {
+            Effect::Persist => self.keys.save_rotation(&next.encode())?,
+            Effect::Overdue(overdue) => {
+                tracing::warn!("{overdue}");
+                self.notice("RotationOverdue", overdue.to_string(), true);
+            }
+            Effect::Stage { slot } => {
+                let epoch = self.keys.stage(*slot)?.epoch;
+                tracing::info!(device = %slot, epoch = epoch.0, "Made the next key");
+            }
+            Effect::Install { slot } => self.install(*slot, observed).await?,
+            Effect::Commit { slot } => {
+                if let Some(replaced) = self.keys.commit(*slot)?
+                    && let Some(error) = replaced.not_wiped
+                {
+                    tracing::warn!(device = %slot, err = %error, "Could not overwrite the old key's bytes on the disk");
+                }
+            }
+            Effect::Ask { peers } => self.ask(view, peers),
+            Effect::Destroyed(destroyed) => self.destroyed(destroyed)?,
+        }
+        Ok(())
+    }
+
+    /// Gives a device its staged key. Its peers stay as they are.
+    async fn install(&mut self, slot: Slot, observed: &mut Observed) -> Result<(), RotateError> {
+        let Some(staged) = self.keys.staged_shared(slot) else { return Ok(()) };
+        let Some(device) = observed.devices.get_mut(&slot) else {
+            return Err(CallError::Silent { slot }.into());
+        };
+        let as_it_is = |peer: &mesh_core::diff::ObservedPeer| DesiredPeer {
+            node: self.node.clone(),
+            endpoint: peer.endpoint,
+            allowed: peer.allowed.clone(),
+            keepalive: peer.keepalive,
+        };
+        let peers: BTreeMap<_, _> = device.peers.iter().map(|(key, peer)| (*key, as_it_is(peer))).collect();
+        let (key, port, public) = (Arc::clone(&staged), device.port, staged.public());
+        self.wireguard.call(slot, move |wireguard| wireguard.configure(slot, &key.private, port, &peers)).await?;
+        device.public_key = Some(public);
+        self.memory.pairs.rekeyed(slot, public, Instant::now());
+        tracing::info!(device = %slot, epoch = staged.epoch.0, "Device has its next key");
+        Ok(())
+    }
+
+    fn ask(&self, view: &ClusterView, peers: &[NodeName]) {
+        let own = view.nodes.get(&self.node).map(|own| own.pod_cidrs.as_slice()).unwrap_or_default();
+        let address = |name: &NodeName| {
+            let node = view.nodes.get(name)?;
+            let addresses = node.pod_cidrs.iter().filter_map(mesh_core::prefix::mesh_address);
+            // Answers come to our mesh address of the same family.
+            let mut reachable = addresses
+                .filter(|address| own.iter().any(|net| mesh_core::prefix::same_family(net.addr(), *address)));
+            Some((reachable.next()?, name.clone()))
+        };
+        self.rotor.answers.ask(peers.iter().filter_map(address).collect());
+    }
+
+    /// A key is gone: a line in the record, an Event, the log.
+    fn destroyed(&self, destroyed: &Destroyed) -> Result<(), RotateError> {
+        let line = record(destroyed, jiff::Timestamp::now());
+        let path = self.config.state_dir.join("audit").join("keys.jsonl");
+        append(&path, &line)
+            .map_err(|source| RotateError::Record { path: path.display().to_string(), source })?;
+        let overdue = destroyed.verdict.as_ref().is_some_and(|v| v.noisy || !v.overdue.is_empty());
+        self.metrics.key_replaced(overdue);
+        let note = format!(
+            "node {}: the key of {} with epoch {} ({}) is destroyed; its successor has epoch {} ({})",
+            destroyed.node,
+            destroyed.slot,
+            destroyed.old.epoch.0,
+            destroyed.old.fingerprint,
+            destroyed.new.epoch.0,
+            destroyed.new.fingerprint,
+        );
+        tracing::info!(record = line.trim_end(), "{note}");
+        self.notice("KeyDestroyed", note, false);
+        Ok(())
+    }
+
+    fn notice(&self, reason: &str, note: String, warning: bool) {
+        // A full queue means that the API is away; log and record have it.
+        drop(self.outputs.notices.try_send(Notice { reason: reason.to_owned(), note, warning }));
+    }
+}
+
+/// One line of JSON.
+fn record(destroyed: &Destroyed, at: jiff::Timestamp) -> String {
+    let Destroyed { node, slot, old, new, cause, verdict } = destroyed;
+    let value = serde_json::json!({
+        "time": at.to_string(), "event": "KeyDestroyed", "node": node.as_str(), "device": slot.device(),
+        "old": old, "new": new, "cause": cause, "verdict": verdict,
+    });
+    format!("{value}\n")
+}
+
+/// Appends, durably.
+fn append(path: &Path, line: &str) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    file.write_all(line.as_bytes())?;
+    file.sync_data()
+}
