@@ -3,6 +3,8 @@
 //! Every decision is the agents' own code. Assumed: an agent has a turn every second, the API takes a write within a
 //! second and tells each watch within three, every pair sends all the time, one handshake or echo in a hundred is lost.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
