@@ -1,15 +1,19 @@
 //! Replacing both keys of a node while its pairs go on talking (design D3).
 //!
 //! ```text
-//!             due, or asked for                      a smaller name drains the other slot
-//!   ┌──────┐  (both keys announced)  ┌──────────────┐ ───────────────────► ┌──────────────┐
-//!   │ idle │ ──────────────────────► │ draining one │ ◄─────────────────── │ waiting: one │
-//!   └──────┘                         └──────────────┘    it is done         └──────────────┘
-//!      ▲                                    │ silent, or the deadline: new key in file and device, record
-//!      │                                    ▼
-//!      │  silent, or the deadline:   ┌───────────────┐  a smaller name …    ┌───────────────┐
-//!      └──────────────────────────── │ draining zero │ ◄──────────────────► │ waiting: zero │
-//!         new key, record            └───────────────┘                      └───────────────┘
+//!        due, or asked for                         when it has ended
+//!   ┌──────┐  (both keys announced)  ┌──────────────┐ ─────────────► ┌──────────────┐
+//!   │ idle │ ───────┬──────────────► │ waiting: one │                │ draining one │ silent, or the deadline:
+//!   └──────┘        │ a smaller name └──────────────┘        ┌─────► └──────────────┘ new key, record
+//!      ▲            │ drains zero                            │              │
+//!      │            └────────────────────────────────────────┘ else         │
+//!      │                                                                    │ a smaller name
+//!      │                             ┌───────────────┐          ┌───────────┤ drains one
+//!      │  silent, or the deadline:   │ draining zero │ ◄── else ┼───────────┘
+//!      └──────────────────────────── └───────────────┘          ▼
+//!         new key, record                    ▲         ┌───────────────┐
+//!                                            └──────── │ waiting: zero │
+//!                                  when it has ended   └───────────────┘
 //! ```
 //!
 //! Within *draining*:
@@ -21,9 +25,10 @@
 //! ```
 //!
 //! **Order.** Slot one first: nobody talks there, so its key is replaced without moving a pair, and when zero drains
-//! its pairs move to a key that is new already. A rotation that is held up, which only zero's can be, so has
-//! everybody else on a new key; and the key in use is given up only after peers shook hands with its successor. Both
-//! orders move a pair twice. The new key of one and the drain of zero are announced in one write: three per rotation.
+//! its pairs move to a key that is new already. A pair that cannot move holds up zero alone, and then everybody else is on a
+//! new key; and the key in use is given up only after peers shook hands with its successor. Both orders move a pair
+//! twice. The new key of one and the drain of zero are announced in one write: three per rotation,
+//! four where it has to wait in between.
 //!
 //! **Silent** means: this node's routes lead none of its peers into the slot; the API has shown the drain and the device
 //! has received nothing for [`Settings::quiet`]; no peer has shaken hands there within that time (it would be about to
@@ -69,10 +74,10 @@ pub const ORDER: [Slot; 2] = [Slot::One, Slot::Zero];
 
 /// Oldest answer on which a slot is judged silent. Fresh, since a peer may move in again after it answered.
 pub const ANSWER_MAX: Duration = Duration::from_secs(3);
-/// While a slot is not silent for other reasons, its peers are asked no more often than this.
-const ASK_EVERY: Duration = Duration::from_secs(5);
-/// When all else is silent they are asked with every step, but for those that have just answered.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// While a slot is not silent for other reasons, its peers are asked no more often than this: it only serves a report.
+const ASK_EVERY: Duration = Duration::from_secs(15);
+/// When all else is silent they are asked with every step, but for those that have answered since.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Deadlines for which a node waits, at most, for greater names to end theirs. Among nodes whose drains all end at
 /// their deadlines one or two are waited for; one that never ends has no agent any more.
 const YIELD_MAX: u32 = 6;
@@ -248,16 +253,17 @@ impl Turn<'_> {
 
     fn draining(&mut self, cause: Cause, slot: Slot, old: KeyId, before: Option<Verdict>) {
         if !self.observed.shows(Some(slot)) {
-            // Nobody has heard of it yet: it can still be taken back.
             self.memory.accepted_at = None;
-            if self.must_wait(slot) {
-                self.state.rotation = Some(Rotation { cause, slot, stage: Stage::Waiting });
-            }
             return;
         }
         let accepted_at = *self.memory.accepted_at.get_or_insert(self.now.uptime);
-        let laggards = self.laggards(slot);
-        if laggards.values().any(|laggard| *laggard == Laggard::Yielded) {
+        let (mut left, mut only_answers_lack, mut yields) = (true, true, false);
+        for laggard in self.observed.peers.iter().filter_map(|peer| self.laggard(slot, peer, ANSWER_MAX)) {
+            left = false;
+            only_answers_lack &= laggard == Laggard::Silent;
+            yields |= laggard == Laggard::Yielded;
+        }
+        if yields {
             self.memory.yielded_at = Some(self.now.uptime);
         }
         // The announcement needs its time to get around, however long the slot has been idle.
@@ -266,15 +272,16 @@ impl Turn<'_> {
         let known = self.observed.synced && self.usable(slot.other());
         let verdict = if !known {
             None
-        } else if quiet && laggards.is_empty() {
+        } else if quiet && left {
             Some(Verdict::default())
         } else if self.too_late(accepted_at) {
-            Some(Verdict { overdue: laggards.clone(), noisy: !quiet })
+            // Whoever answered when it was last asked is not to be accused.
+            Some(Verdict { overdue: self.laggards(slot, ASK_EVERY * 2), noisy: !quiet })
         } else {
             None
         };
         let Some(verdict) = verdict else {
-            self.ask(slot, quiet && laggards.values().all(|laggard| *laggard == Laggard::Silent));
+            self.ask(slot, quiet && only_answers_lack);
             return;
         };
         if before.as_ref() != Some(&verdict) && (verdict.noisy || !verdict.overdue.is_empty()) {
@@ -293,14 +300,15 @@ impl Turn<'_> {
         since(from) >= self.settings.deadline || since(accepted_at) >= self.settings.deadline * YIELD_MAX
     }
 
-    /// Peers that have not been seen to leave a slot.
-    fn laggards(&self, slot: Slot) -> BTreeMap<NodeName, Laggard> {
-        let named =
-            |peer: &PeerFacts<'_>| self.laggard(slot, peer).map(|laggard| (peer.name.clone(), laggard));
+    /// Peers that have not been seen to leave a slot, by answers no older than `answer_max`.
+    fn laggards(&self, slot: Slot, answer_max: Duration) -> BTreeMap<NodeName, Laggard> {
+        let named = |peer: &PeerFacts<'_>| {
+            self.laggard(slot, peer, answer_max).map(|laggard| (peer.name.clone(), laggard))
+        };
         self.observed.peers.iter().filter_map(named).collect()
     }
 
-    fn laggard(&self, slot: Slot, peer: &PeerFacts<'_>) -> Option<Laggard> {
+    fn laggard(&self, slot: Slot, peer: &PeerFacts<'_>, answer_max: Duration) -> Option<Laggard> {
         let other = slot.other();
         if peer.target == slot {
             return Some(Laggard::Yielded);
@@ -310,8 +318,8 @@ impl Turn<'_> {
         }
         if self.settings.proof == Proof::Answers {
             match peer.answered {
-                Some((by, age)) if age <= ANSWER_MAX && by == other => {}
-                Some((by, age)) if age <= ANSWER_MAX && by == slot => return Some(Laggard::Present),
+                Some((by, age)) if age <= answer_max && by == other => {}
+                Some((by, age)) if age <= answer_max && by == slot => return Some(Laggard::Present),
                 Some(_) | None => return Some(Laggard::Silent),
             }
         }

@@ -3,6 +3,8 @@
 //! Every decision is the agents' own code. Assumed: an agent has a turn every second, the API takes a write within a
 //! second and tells each watch within three, every pair sends all the time, one handshake or echo in a hundred is lost.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -377,7 +379,8 @@ fn a_thousand_nodes_rotate_within_minutes() {
     for node in &cluster.nodes {
         assert!(node.keys.iter().all(|epoch| *epoch > 2), "{:?}", node.keys);
     }
-    assert_eq!(writes, 3 * nodes, "one drains; one is new and zero drains; zero is new");
-    assert_eq!(events, 3 * nodes * nodes);
+    // One drains; one is new; zero drains; zero is new. The two in the middle are one where nobody has to be waited for.
+    assert!((3 * nodes..=4 * nodes).contains(&writes), "{writes}");
+    assert_eq!(events, writes * nodes);
     assert!(moves >= 2 * nodes * (nodes - 1), "away and back, both ways");
 }

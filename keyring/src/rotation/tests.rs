@@ -248,7 +248,9 @@ fn at_the_deadline_the_key_goes_and_who_was_left_is_named() {
     let (gone, stays, deaf) = (name("gone"), name("stays"), name("deaf"));
     let stuck = PeerFacts { sending: Some(ZERO), target: ONE, ..on(&stays, ZERO) };
     let silent = PeerFacts { answered: None, ..on(&deaf, ONE) };
-    let peers = [on(&gone, ONE), stuck, silent];
+    // It answered when it was last asked.
+    let left = PeerFacts { answered: Some((ONE, ASK_EVERY - Duration::from_secs(1))), ..on(&gone, ONE) };
+    let peers = [left, stuck, silent];
     let step = facts.step(&machine, &peers, DEADLINE - Duration::from_secs(1));
     assert_eq!(step.effects, [Effect::Ask { peers: vec![deaf.clone()] }]);
     let step = facts.step(&machine, &peers, DEADLINE);

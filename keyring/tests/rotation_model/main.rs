@@ -1,6 +1,12 @@
 //! Every state that a small cluster can reach while it rotates: its agents run the code of this repository, the
 //! network and the API do whatever they may (`world.rs` says what that is).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests; the number of states is to be seen"
+)]
+
 mod world;
 
 use std::collections::HashSet;

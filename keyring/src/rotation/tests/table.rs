@@ -102,7 +102,7 @@ fn expected(class: &Class) -> (Stands, Vec<&'static str>) {
         return (next, vec!["destroyed", "persist"]);
     }
     if !shown {
-        return if overtaken { (Waiting(slot), vec!["persist"]) } else { (stands, vec![]) };
+        return (stands, vec![]);
     }
     let left = matches!(peer, Peer::Nobody | Peer::Left);
     if synced && usable && (quiet && left || late && peer != Peer::Yielded) {
@@ -190,7 +190,7 @@ fn the_transition_table_is_exhaustive_and_correct() {
             Peer::Present => vec![PeerFacts { answered: Some((slot, Duration::ZERO)), ..left }],
             Peer::Silent => vec![PeerFacts { answered: None, ..left }],
             Peer::Stale => {
-                vec![PeerFacts { answered: Some((other, ANSWER_MAX + Duration::from_secs(3))), ..left }]
+                vec![PeerFacts { answered: Some((other, ASK_EVERY * 3)), ..left }]
             }
             Peer::Knocking => {
                 let mut handshake_age = [None; 2];
