@@ -1,9 +1,14 @@
 //! The mesh of real agents and tunnels: what talks, what breaks, what comes back, and that nothing of it is ever seen in
 //! clear. Each test has a lab of its own.
+//!
+//! `HAWSER_ROTATIONS` is the number of times that every node of `rotation` replaces its keys (2 without; the promise is 10),
+//! `HAWSER_ROTATING_NODES` that of its nodes (3 without; the promise is 5). With `HAWSER_KERNEL_WIREGUARD` in the environment
+//! they have the kernel's WireGuard.
 
 mod drift;
 mod membership;
 mod processes;
+mod rotation;
 mod traffic;
 mod weather;
 

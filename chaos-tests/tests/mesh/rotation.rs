@@ -1,0 +1,218 @@
+//! Keys are replaced while packets are on their way, and nobody misses one.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use chaos_tests::cluster::node_name;
+use chaos_tests::matrix::Party;
+use chaos_tests::witness::{Witness, events, flowing, lossless};
+use chaos_tests::{Lab, LabOptions, Node, Pod};
+use kubeapi::Patch;
+use netlab::eventually;
+use netlab::probe::Stream;
+use serde_json::{Value, json};
+
+use crate::{lab, none, options};
+
+/// For all nodes to have new keys, on a busy machine.
+const ROTATED: Duration = Duration::from_secs(180);
+
+/// A lab whose slots count as left after two silent seconds.
+fn rotating(name: &str, nodes: u8, deadline: u32) -> Result<Lab> {
+    let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: {deadline}\n");
+    let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
+    lab(LabOptions { config, drift_interval: 60, kernel_wireguard, ..options(name, nodes) })
+}
+
+fn number(variable: &str, usual: u8) -> Result<u8> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text}")),
+        Err(_) => Ok(usual),
+    }
+}
+
+/// Public keys of both devices.
+fn keys(node: &Node) -> Result<[String; 2]> {
+    let key = |device: &str| node.sh(&format!("wg show {device} public-key"));
+    Ok([key("hawser0")?, key("hawser1")?].map(|text| text.trim().to_owned()))
+}
+
+/// Asks a node for new keys.
+fn request(lab: &Lab, node: u8, value: &str) -> Result<()> {
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {"hawser.dev/rotate": value}}}));
+    let store = lab.api().store();
+    store.patch("nodes", None, &node_name(node), &patch).map(drop).map_err(|error| anyhow!("{error}"))
+}
+
+/// What the node's annotation announces.
+fn announced(lab: &Lab, node: u8) -> Result<Value> {
+    let object: Value = lab.api().store().get("nodes", None, &node_name(node)).map_err(|e| anyhow!("{e}"))?;
+    let text = object["metadata"]["annotations"]["hawser.dev/wireguard"].as_str().unwrap_or("{}").to_owned();
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// Neither of these keys is on a device or in an announcement, nothing drains, and everybody sends by the first slot.
+fn rotated(lab: &Lab, node: u8, old: &[String; 2]) -> Result<(), String> {
+    let new = keys(lab.node(node)).map_err(|error| format!("{error:#}"))?;
+    let text = announced(lab, node).map_err(|error| format!("{error:#}"))?.to_string();
+    let routes = lab.node(node).sh("ip route show table 51880").map_err(|error| format!("{error:#}"))?;
+    let stays = |key: &&String| new.contains(key) || text.contains(key.as_str());
+    if old.iter().any(|key| stays(&key)) || text.contains("\"draining\":true") || routes.contains("hawser1") {
+        return Err(format!("node {node}: {text}; routes {routes}; {}", said(lab.node(node))));
+    }
+    Ok(())
+}
+
+/// The last lines of an agent's log.
+fn said(node: &Node) -> String {
+    let log = node.log("mesh-agent").unwrap_or_default();
+    log.lines().rev().take(5).collect::<Vec<_>>().join(" | ")
+}
+
+fn all_rotated(lab: &Lab, nodes: &[u8], old: &[[String; 2]]) -> Result<Duration> {
+    let begun = Instant::now();
+    eventually(ROTATED, "all nodes have new keys", || {
+        nodes.iter().zip(old).try_for_each(|(node, old)| rotated(lab, *node, old))
+    })?;
+    Ok(begun.elapsed())
+}
+
+/// Streams both ways between the pods of every pair of nodes, and from every host to the next node's pod.
+fn everywhere(lab: &Lab, witness: &mut Witness, pods: &[Pod]) -> Result<Vec<Stream>> {
+    let mut streams = Vec::new();
+    for from in pods {
+        for to in pods.iter().filter(|to| to.name != from.name) {
+            streams.extend(witness.streams(&from.namespace, &to.namespace, &to.ips)?);
+        }
+    }
+    for (from, to) in pods.iter().zip(pods.iter().cycle().skip(1)) {
+        streams.extend(witness.streams(&lab.node(from.node).namespace, &to.namespace, &to.ips)?);
+    }
+    Ok(streams)
+}
+
+/// Lines of the record of destroyed keys.
+fn records(node: &Node) -> Result<Vec<Value>> {
+    let text = node.sh("cat /var/lib/hawser/audit/keys.jsonl")?;
+    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+#[test]
+fn all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost() -> Result<()> {
+    let rounds = number("HAWSER_ROTATIONS", 2)?;
+    let nodes: Vec<u8> = (1..=number("HAWSER_ROTATING_NODES", 3)?).collect();
+    let lab = rotating("rotate", *nodes.last().context("a node")?, 120)?;
+    let pods = nodes.iter().map(|n| lab.add_pod(*n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
+    let mut witness = Witness::new(&lab)?;
+    let streams = everywhere(&lab, &mut witness, &pods)?;
+    flowing(&streams, 20)?;
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    for round in 1..=rounds {
+        let old = nodes.iter().map(|n| keys(lab.node(*n))).collect::<Result<Vec<_>>>()?;
+        for node in &nodes {
+            request(&lab, *node, &format!("round {round}"))?;
+        }
+        let took = all_rotated(&lab, &nodes, &old)?;
+        seen.extend(old.into_iter().flatten());
+        println!("round {round}: all have new keys after {took:?}");
+    }
+    flowing(&streams, 50)?;
+    for node in &nodes {
+        let records = records(lab.node(*node))?;
+        let early: Vec<_> = records.iter().filter(|line| !line["verdict"]["overdue"].is_null()).collect();
+        ensure!(records.len() == 2 * usize::from(rounds) && early.is_empty(), "{records:?}");
+        ensure!(lab.node(*node).metric("hawser_keys_replaced_total{kind=\"silent\"}")? == f64::from(2 * rounds));
+        // The others know nothing of the old keys either.
+        let peers = lab.node(*node).peers()?;
+        let stale: Vec<_> = peers.iter().filter(|peer| seen.contains(&peer.public_key)).collect();
+        ensure!(stale.is_empty(), "old keys at node {node}: {stale:?}");
+    }
+    let told = events(&lab, "KeyDestroyed")?;
+    ensure!(!told.is_empty(), "no Event tells of a destroyed key");
+    let count = streams.len();
+    let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
+    let gap = lossless(streams)?;
+    let frames = witness.clean(&lab)?;
+    println!(
+        "{rounds} rotations of {} nodes: {} keys destroyed; {count} streams, {sent} records, 0 lost, longest gap \
+         {gap:?}; {frames} frames, none in clear",
+        nodes.len(),
+        seen.len()
+    );
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_killed_at_every_state_of_its_rotation_goes_on_with_it() -> Result<()> {
+    let mut lab = rotating("killed", 2, 120)?;
+    let [a, b] = [lab.add_pod(1, "a")?, lab.add_pod(2, "b")?];
+    let mut witness = Witness::new(&lab)?;
+    let mut streams = witness.streams(&a.namespace, &b.namespace, &b.ips)?;
+    streams.extend(witness.streams(&b.namespace, &a.namespace, &a.ips)?);
+    flowing(&streams, 20)?;
+    let old = keys(lab.node(1))?;
+    request(&lab, 1, "once")?;
+    let state = |lab: &Lab| lab.node(1).sh("cat /var/lib/hawser/keys/rotation").unwrap_or_default();
+    let mut states = BTreeSet::new();
+    eventually(ROTATED, "the rotation is done, killed at every change of its state", || {
+        let now = state(&lab);
+        let fresh = !now.is_empty() && states.insert(now);
+        if fresh {
+            let node = lab.node_mut(1);
+            node.kill_agent().and_then(|()| node.start_agent()).map_err(|error| format!("{error:#}"))?;
+        }
+        rotated(&lab, 1, &old)
+    })?;
+    println!("killed {} times: {states:#?}", states.len());
+    ensure!(states.len() >= 3, "{states:?}");
+    let destroyed: BTreeSet<String> =
+        records(lab.node(1))?.iter().map(|line| line["old"]["fingerprint"].to_string()).collect();
+    ensure!(destroyed.len() == 2, "{destroyed:?}");
+    flowing(&streams, 50)?;
+    let gap = lossless(streams)?;
+    witness.clean(&lab)?;
+    println!("0 lost, longest gap {gap:?}");
+    Ok(())
+}
+
+#[test]
+fn a_node_whose_agent_is_away_is_named_when_the_deadline_comes_and_costs_only_its_own_pair() -> Result<()> {
+    const DEADLINE: u32 = 12;
+    let mut lab = rotating("absent", 3, DEADLINE)?;
+    let pods = (1..=3).map(|n| lab.add_pod(n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
+    let mut witness = Witness::new(&lab)?;
+    let mut streams = witness.streams(&pods[0].namespace, &pods[1].namespace, &pods[1].ips)?;
+    streams.extend(witness.streams(&pods[1].namespace, &pods[0].namespace, &pods[0].ips)?);
+    streams.extend(witness.streams(&pods[1].namespace, &pods[2].namespace, &pods[2].ips)?);
+    // The pair that is going to be cut.
+    none(&witness.failures(&Party::pod(&pods[0])?, &Party::pod(&pods[2])?, 3))?;
+    flowing(&streams, 20)?;
+    lab.node_mut(3).kill_agent()?;
+    let old = keys(lab.node(1))?;
+    request(&lab, 1, "without node 3")?;
+    all_rotated(&lab, &[1], &[old])?;
+    let overdue = eventually(Duration::from_secs(20), "an Event names node 3", || {
+        let seen = events(&lab, "RotationOverdue").map_err(|error| format!("{error:#}"))?;
+        let named = seen.iter().find(|e| e["message"].as_str().unwrap_or_default().contains(&node_name(3)));
+        named.cloned().ok_or_else(|| format!("{seen:?}"))
+    })?;
+    println!("{}", overdue["message"]);
+    ensure!(!overdue["message"].as_str().unwrap_or_default().contains(&node_name(2)), "{overdue}");
+    flowing(&streams, 50)?;
+    lab.node_mut(3).start_agent()?;
+    let back = Instant::now();
+    for (from, to) in [(0, 2), (2, 0)] {
+        for ip in &pods[to].ips {
+            let _echo = Party::pod(&pods[to])?;
+            eventually(Duration::from_secs(30), "the pair talks again", || {
+                witness.knock(&pods[from].namespace, *ip, Duration::from_millis(300))
+            })?;
+        }
+    }
+    println!("the pair talks again after {:?}", back.elapsed());
+    let gap = lossless(streams)?;
+    witness.clean(&lab)?;
+    println!("the others: 0 lost, longest gap {gap:?}");
+    Ok(())
+}
