@@ -119,7 +119,8 @@ impl Node {
         let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
         let cidrs = cidrs.replace(", ", "', '");
-        let config = format!("clusterName: lab\npodCIDRs: ['{cidrs}']\nwireguard: {engine}\n{}", lab.options.config);
+        let config =
+            format!("clusterName: lab\npodCIDRs: ['{cidrs}']\nwireguard: {engine}\n{}", lab.options.config);
         node.write_file("/etc/hawser/config.yaml", &config)?;
         node.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
         if !lab.options.kernel_wireguard {

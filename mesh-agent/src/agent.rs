@@ -120,8 +120,8 @@ pub struct Memory {
     /// Slots that were keyed and whose peers do not know it yet.
     unheard: wake::Unheard,
     pairs: pairs::Pairs,
-    /// A pair is about to move.
-    moving: bool,
+    /// Since when a key is being replaced or a pair is about to move.
+    moving: Option<Instant>,
     notices: BTreeMap<String, String>,
     trouble: BTreeSet<(String, String)>,
     turned: bool,
@@ -161,7 +161,7 @@ impl Agent {
                 pause
             };
             let pause = if self.memory.asked_to_write.is_some() { pause.min(ANNOUNCE_AGAIN) } else { pause };
-            let pause = if self.memory.moving { pause.min(rotate::PACE) } else { pause };
+            let pause = self.memory.moving.map_or(pause, |since| pause.min(rotate::pace(since.elapsed())));
             let asleep = tokio::time::sleep(pause);
             tokio::pin!(asleep);
             loop {
@@ -264,7 +264,9 @@ impl Agent {
         let repair = self.memory.applied.as_ref() == Some(&desired);
         let mut clean = self.apply(&desired, &observed, &ops, repair, mode, guard.closed).await;
         clean &= rotated.is_ok();
-        self.memory.moving = self.rotor.turns() || provoked(&desired);
+        let moving = self.rotor.turns() || !desired.unsettled.is_empty() || provoked(&desired);
+        let since = self.memory.moving.unwrap_or_else(Instant::now);
+        self.memory.moving = moving.then_some(since);
         if let Err(error) = self.slot_addresses(&desired, &state, view.synced).await {
             tracing::error!(err = %error, "Could not give the slots their address");
             clean = false;

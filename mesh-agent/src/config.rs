@@ -271,6 +271,8 @@ impl ConfigFile {
     }
 }
 
+/// Least deadline: before it every peer is asked twice.
+const LEAST_DEADLINE: Duration = Duration::from_secs(20);
 /// Least period: a rotation takes about a minute, and every peer is told three times.
 const LEAST_PERIOD: u64 = 600;
 
@@ -292,8 +294,9 @@ fn rotation(
         let reason = "must be at least 1: nobody is told in no time; 15 is usual".into();
         return Err(wrong("rotation.quietSeconds", "0", reason));
     }
-    if deadline <= quiet {
-        let reason = format!("must be more than quietSeconds ({}); 600 is usual", quiet.as_secs());
+    if deadline < LEAST_DEADLINE || deadline <= quiet {
+        let (least, quiet) = (LEAST_DEADLINE.as_secs(), quiet.as_secs());
+        let reason = format!("must be at least {least} and more than quietSeconds ({quiet}); 600 is usual");
         return Err(wrong("rotation.deadlineSeconds", &deadline.as_secs().to_string(), reason));
     }
     let proof = match file.proof.as_deref() {

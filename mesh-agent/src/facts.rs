@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
+use keyring::rotation::REQUEST_MAX;
 use kube::api::{Object, ObjectMeta};
 use mesh_core::name::NodeName;
-use keyring::rotation::REQUEST_MAX;
 use mesh_core::numbers::{ANNOTATION_ENDPOINT, ANNOTATION_ROTATE, ANNOTATION_WIREGUARD};
 use mesh_core::policy::model::Labels;
 use mesh_core::view::{AnnouncementFact, EndpointFact, MalformedField, NodeFacts};

@@ -10,9 +10,9 @@ use crate::announcement::{Announcement, MAX_ENDPOINTS};
 use crate::key::PublicKey;
 use crate::name::NodeName;
 use crate::numbers::{METRIC_UNREACHABLE, MIN_MTU, OVERHEAD, RULE_NODES, RULE_PODS, TABLE_NODES, TABLE_PODS};
+use crate::pair::{self, Choice};
 use crate::prefix;
 use crate::problem::Problem;
-use crate::pair::{self, Choice};
 use crate::slot::Slot;
 use crate::view::{AnnouncementFact, ClusterView, EndpointFact, NodeFacts};
 
@@ -45,6 +45,8 @@ pub struct Desired {
     pub own_node_ips: BTreeSet<IpAddr>,
     /// InternalIPs of every other node, peers or not: pods reach them through the tunnel or not at all.
     pub peer_node_ips: BTreeSet<IpAddr>,
+    /// Peers that are sent to by another slot than the pair's, since a handshake there is still missing.
+    pub unsettled: BTreeSet<NodeName>,
     /// Routes.
     pub routes: BTreeSet<Route>,
     /// Rules.
@@ -157,6 +159,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         .collect();
     let mut routes = BTreeSet::new();
     let mut peer_node_ips = BTreeSet::new();
+    let mut unsettled = BTreeSet::new();
     let keepalive = keepalive(view);
 
     for (name, node) in view.nodes.iter().filter(|(name, _)| *name != me) {
@@ -171,7 +174,10 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         let allowed: BTreeSet<IpNet> =
             claim.cidrs.iter().copied().chain(claim.addresses.iter().copied().map(prefix::host)).collect();
         let address = endpoint(view, name, theirs, &mut problems);
-        let Choice { send, provoke } = choose(view, name, theirs);
+        let (Choice { send, provoke }, target) = choose(view, name, theirs);
+        if send != target {
+            unsettled.insert(name.clone());
+        }
         for slot in Slot::ALL {
             let slot_of_peer = theirs.slot(slot);
             let endpoint = address.map(|address| SocketAddr::new(address, slot_of_peer.port));
@@ -230,17 +236,18 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         own_pod_cidrs: own.cidrs.clone(),
         own_node_ips: own.addresses.iter().copied().collect(),
         peer_node_ips,
+        unsettled,
         routes,
         rules,
     };
     (desired, problems)
 }
 
-/// On which slot this node sends to a peer.
-fn choose(view: &ClusterView, name: &NodeName, theirs: &Announcement) -> Choice {
+/// On which slot this node sends to a peer, and on which it shall.
+fn choose(view: &ClusterView, name: &NodeName, theirs: &Announcement) -> (Choice, Slot) {
     let pair = view.pairs.get(name).cloned().unwrap_or_default();
     let target = pair::target((&view.local.name, view.drains()), (name, theirs), pair.current);
-    pair::choose(pair.current, target, &pair.links)
+    (pair::choose(pair.current, target, &pair.links), target)
 }
 
 /// Everybody whom this node has for a peer: other nodes whose announcement is accepted.

@@ -36,7 +36,10 @@ fn flow(line: &str) -> Option<Flow> {
 /// What a node's agent remembers.
 fn recent(lab: &Lab, node: u8, words: &str) -> Result<Vec<Flow>> {
     let printed = lab.node(node).run(hawser(lab, &format!("-o json --last 4000 {words}"))?)?;
-    printed.lines().map(|line| flow(line).with_context(|| format!("a line that is no flow: {line}"))).collect()
+    printed
+        .lines()
+        .map(|line| flow(line).with_context(|| format!("a line that is no flow: {line}")))
+        .collect()
 }
 
 /// Waits for a flow in what follows.
@@ -81,20 +84,27 @@ fn what_passed_what_was_refused_and_what_was_cut_is_told_by_name_and_rule() -> R
         };
         eventually(SOON, "the readers follow", || {
             let asked = Ask::Tcp.once(&client.namespace, to, PATIENCE);
-            let heard = |reader: &Process| reader.lines().iter().filter_map(|line| flow(line)).any(|flow| told(&flow));
+            let heard = |reader: &Process| {
+                reader.lines().iter().filter_map(|line| flow(line)).any(|flow| told(&flow))
+            };
             if asked.is_ok() && heard(&all) && heard(&of_client) { Ok(()) } else { Err(format!("{asked:?}")) }
         })?;
         let passed = await_flow(&all, "the flow to the service", told)?;
         let service = passed.service.as_ref().context("a service")?;
         ensure!(service.port == SERVICE_PORT && service.name.as_deref() == Some("web"), "{service:?}");
-        ensure!(passed.destination.port == Some(BACKEND_PORT) && passed.verdict == Verdict::Forwarded, "{passed:?}");
+        ensure!(
+            passed.destination.port == Some(BACKEND_PORT) && passed.verdict == Verdict::Forwarded,
+            "{passed:?}"
+        );
     }
 
     for ip in &server.ips {
         let to = SocketAddr::new(*ip, BACKEND_PORT);
         ensure!(Ask::Tcp.once(&stranger.namespace, to, PATIENCE).is_err(), "the stranger is let in");
         let refused = await_flow(&drops, "the refused flow", |flow| {
-            between(flow, &stranger, &server) && flow.destination.ip == *ip && flow.destination.port == Some(BACKEND_PORT)
+            between(flow, &stranger, &server)
+                && flow.destination.ip == *ip
+                && flow.destination.port == Some(BACKEND_PORT)
         })?;
         ensure!(
             refused.verdict == Verdict::Dropped
@@ -125,7 +135,9 @@ fn what_passed_what_was_refused_and_what_was_cut_is_told_by_name_and_rule() -> R
     ensure!(remembered.iter().any(|flow| between(flow, &stranger, &server)), "{remembered:?}");
     ensure!(remembered.contains(&cut), "{remembered:?}");
     let of = recent(&lab, 1, &format!("--pod {NAMESPACE}/client"))?;
-    let concerns = |flow: &Flow| [&flow.source, &flow.destination].iter().any(|end| end.pod_name.as_deref() == Some("client"));
+    let concerns = |flow: &Flow| {
+        [&flow.source, &flow.destination].iter().any(|end| end.pod_name.as_deref() == Some("client"))
+    };
     ensure!(!of.is_empty() && of.iter().all(concerns), "{of:?}");
     let text = lab.node(1).run(hawser(&lab, "--drop --last 4000")?)?;
     println!("{}", text.lines().rev().take(4).collect::<Vec<_>>().join("\n"));

@@ -487,3 +487,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_state_of_a_rotation_is_read_back_and_survives_the_agent() {
+    let place = Place::new();
+    let store = place.load();
+    assert_eq!(store.rotation().unwrap(), None);
+    for text in ["{}", "a longer one", "x"] {
+        store.save_rotation(text).unwrap();
+        assert_eq!(store.rotation().unwrap().as_deref(), Some(text));
+    }
+    assert_eq!(mode(&place.file("rotation")), 0o600);
+    drop(store);
+    assert_eq!(place.load().rotation().unwrap().as_deref(), Some("x"));
+}

@@ -115,7 +115,9 @@ fn socket(v4: bool) -> io::Result<Socket> {
 fn receive(ear: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<(IpAddr, usize)>> {
     match ear.recv_from(buffer) {
         Ok((length, from)) => Ok(Some((from.ip(), length))),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

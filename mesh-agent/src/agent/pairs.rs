@@ -71,7 +71,8 @@ impl Pairs {
         let ways = ways(&observed.routes);
         let facts = |(name, node): (&NodeName, &NodeFacts)| {
             let announced = node.announced()?;
-            let links = Slot::ALL.map(|slot| self.link(observed, slot, &announced.slot(slot).public_key, now));
+            let links =
+                Slot::ALL.map(|slot| self.link(observed, slot, &announced.slot(slot).public_key, now));
             Some((name.clone(), PairFacts { current: way(&ways, node), links }))
         };
         nodes.iter().filter_map(facts).collect()

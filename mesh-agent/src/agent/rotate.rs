@@ -23,8 +23,12 @@ use crate::kernel::KernelState;
 use crate::publish::Notice;
 use crate::wireguard::CallError;
 
-/// Pause between two looks while keys are being replaced or a pair moves.
-pub(super) const PACE: Duration = Duration::from_millis(500);
+/// Pause between two looks when keys have been replaced, or a pair been about to move, for so long: a port that is blocked
+/// for ever is not looked at twice a second for ever.
+pub(super) fn pace(since: Duration) -> Duration {
+    (since / 60).clamp(Duration::from_millis(500), Duration::from_secs(5))
+}
+
 /// Steps of one turn. A machine needs three at most; one that wants more is looked at again with the next turn.
 const STEPS: usize = 8;
 
@@ -232,7 +236,9 @@ impl Agent {
         };
         let peers: BTreeMap<_, _> = device.peers.iter().map(|(key, peer)| (*key, as_it_is(peer))).collect();
         let (key, port, public) = (Arc::clone(&staged), device.port, staged.public());
-        self.wireguard.call(slot, move |wireguard| wireguard.configure(slot, &key.private, port, &peers)).await?;
+        self.wireguard
+            .call(slot, move |wireguard| wireguard.configure(slot, &key.private, port, &peers))
+            .await?;
         device.public_key = Some(public);
         self.memory.pairs.rekeyed(slot, public, Instant::now());
         tracing::info!(device = %slot, epoch = staged.epoch.0, "Device has its next key");

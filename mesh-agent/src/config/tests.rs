@@ -62,6 +62,37 @@ fn what_is_wrong_is_named_with_its_remedy() {
 }
 
 #[test]
+fn a_rotation_is_read_and_what_cannot_be_is_named() {
+    let parse = |lines: &str| {
+        Config::parse(Path::new("c.yaml"), &format!("podCIDRs: [10.0.0.0/8]\nrotation:\n{lines}"))
+    };
+    let usual = Config::parse(Path::new("c.yaml"), "podCIDRs: [10.0.0.0/8]\n").unwrap().rotation;
+    assert_eq!(usual, keyring::rotation::Settings::DEFAULT);
+    let given =
+        parse("  periodSeconds: 604800\n  quietSeconds: 20\n  deadlineSeconds: 300\n  proof: silence\n");
+    assert_eq!(
+        format!("{:?}", given.unwrap().rotation),
+        "Settings { period: 604800s, quiet: 20s, deadline: 300s, proof: Silence }"
+    );
+    for (line, wanted) in [
+        (
+            "periodSeconds: 60",
+            "field rotation.periodSeconds: \"60\" is under 600; write 604800 for a week, 0 for never",
+        ),
+        ("quietSeconds: 0", "field rotation.quietSeconds: \"0\" must be at least 1"),
+        (
+            "deadlineSeconds: 15",
+            "field rotation.deadlineSeconds: \"15\" must be at least 20 and more than quietSeconds (15)",
+        ),
+        ("proof: faith", "field rotation.proof: \"faith\" is none of answers, silence"),
+        ("period: 1", "period"),
+    ] {
+        let error = parse(&format!("  {line}\n")).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{line}: {error}");
+    }
+}
+
+#[test]
 fn a_misspelt_field_is_refused() {
     let error = Config::parse(Path::new("c.yaml"), "podCidr: [10.0.0.0/8]\n").unwrap_err().to_string();
     assert!(error.contains("podCidr"), "{error}");

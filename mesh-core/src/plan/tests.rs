@@ -98,6 +98,52 @@ fn check_some(lines: &[&str], heads: &[&str], want: Expect) {
     want.assert_eq(&some);
 }
 
+/// Where `b` is sent to, and on which slots a handshake with it is provoked, when both drain as `lines` say.
+fn way_to_b(lines: &[&str], current: Slot, confirmed: [bool; 2]) -> (String, Vec<Slot>) {
+    use std::time::Duration;
+    let mut view = world(lines);
+    let link = |confirmed: bool| crate::pair::Link {
+        keys_for: Some(Duration::from_secs(100)),
+        handshake_age: confirmed.then_some(Duration::from_secs(1)),
+        unanswered_for: None,
+        ready: true,
+    };
+    let facts = crate::view::PairFacts { current: Some(current), links: confirmed.map(link) };
+    view.pairs.insert("b".parse().unwrap(), facts);
+    let (desired, _) = plan(&view);
+    let devices: BTreeSet<&str> = desired
+        .routes
+        .iter()
+        .filter_map(|route| match &route.target {
+            Target::Device { device, .. } => Some(device.as_str()),
+            Target::Unreachable => None,
+        })
+        .collect();
+    let called = desired
+        .devices
+        .iter()
+        .filter(|(_, device)| device.peers.values().any(|peer| peer.keepalive == Some(PROVOKE_KEEPALIVE)));
+    (devices.into_iter().collect::<Vec<_>>().join(" "), called.map(|(slot, _)| *slot).collect())
+}
+
+#[test]
+fn all_routes_to_a_peer_move_together_once_a_handshake_is_confirmed_where_they_shall_lead() {
+    let lines = ["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24,fd01:0:0:2::/64 192.0.2.2 drain=0"];
+    let way = |current, confirmed| way_to_b(&lines, current, confirmed);
+    assert_eq!(way(Slot::Zero, [true, false]), ("hawser0".into(), vec![Slot::One]), "called first");
+    assert_eq!(way(Slot::Zero, [true, true]), ("hawser1".into(), vec![]));
+    assert_eq!(way(Slot::One, [false, true]), ("hawser1".into(), vec![]), "and stays");
+    let back = ["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24,fd01:0:0:2::/64 192.0.2.2"];
+    assert_eq!(way_to_b(&back, Slot::One, [false, true]), ("hawser1".into(), vec![Slot::Zero]));
+    assert_eq!(way_to_b(&back, Slot::One, [true, true]), ("hawser0".into(), vec![]));
+    // Its new key has just come: nothing can be asked yet, but it has to be looked at again.
+    let mut view = world(&lines);
+    let links = [crate::pair::Link { ready: true, ..Default::default() }; 2];
+    let facts = crate::view::PairFacts { current: Some(Slot::Zero), links };
+    view.pairs.insert("b".parse().unwrap(), facts);
+    assert_eq!(plan(&view).0.unsettled, BTreeSet::from(["b".parse().unwrap()]));
+}
+
 #[test]
 fn two_dual_stack_nodes() {
     check(
