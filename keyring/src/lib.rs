@@ -3,11 +3,13 @@
 //! - [`PrivateKey`]: an X25519 private key that cannot be printed, copied, compared or serialized.
 //! - [`validate_public`]: what a public key must be before it is given to WireGuard.
 //! - [`codec`]: the `hawser.dev/wireguard` annotation of a Node, both ways.
+//! - [`psk`]: post-quantum pre-shared keys: cryptography, exchange, files.
 //! - [`store`]: the two key files of a node.
 
 pub mod codec;
 mod excerpt;
 mod private;
+pub mod psk;
 mod public;
 pub mod store;
 

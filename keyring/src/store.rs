@@ -16,6 +16,7 @@
 mod disk;
 mod error;
 mod format;
+pub(crate) mod psk;
 
 use std::path::{Path, PathBuf};
 
