@@ -261,7 +261,9 @@ impl fmt::Display for Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// The sender knows other keys for this slot; its own context says which.
-    #[error("it knows other keys of this slot; this passes when both nodes have seen each other's announcement")]
+    #[error(
+        "it knows other keys of this slot; this passes when both nodes have seen each other's announcement"
+    )]
     OtherContext,
     /// Its mode is `off`.
     #[error("its post-quantum mode is off; set prefer there")]
@@ -275,7 +277,9 @@ pub enum Refusal {
     )]
     Key,
     /// Only the node with the smaller name offers and confirms.
-    #[error("it takes the other node for the one that offers; the names of the two nodes are read differently")]
+    #[error(
+        "it takes the other node for the one that offers; the names of the two nodes are read differently"
+    )]
     Role,
 }
 
@@ -286,6 +290,8 @@ pub enum Message<K = EncapsulationKey, C = Ciphertext> {
     Ask {
         /// Of which key.
         context: Arc<Context>,
+        /// The offer that it has answered without hearing more.
+        round: Option<Round>,
     },
     /// From the initiator.
     Offer {
@@ -332,6 +338,13 @@ pub enum Message<K = EncapsulationKey, C = Ciphertext> {
         /// The proof that it was sent.
         tag: Tag,
     },
+    /// From the initiator: it has not taken up the answer to this offer and never will.
+    Withdrawn {
+        /// Of which key.
+        context: Arc<Context>,
+        /// Which offer.
+        round: Round,
+    },
     /// From either.
     Refused {
         /// What the refusing side knows, not what it was sent.
@@ -345,12 +358,13 @@ impl<K, C> Message<K, C> {
     /// The context that the sender knows.
     pub const fn context(&self) -> &Arc<Context> {
         match self {
-            Self::Ask { context }
+            Self::Ask { context, .. }
             | Self::Offer { context, .. }
             | Self::Answer { context, .. }
             | Self::Confirm { context, .. }
             | Self::Confirmed { context, .. }
             | Self::Unknown { context, .. }
+            | Self::Withdrawn { context, .. }
             | Self::Refused { context, .. } => context,
         }
     }

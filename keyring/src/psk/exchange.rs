@@ -14,9 +14,10 @@
 //! Held, seen ── Confirm{tag, seen} ────────────────► peer seen
 //! peer seen ◄──────────────── Confirmed{tag, seen} ── Held, seen
 //!
-//! Ask (responder)     something is missing: the initiator offers, or confirms what it holds
-//! Unknown (responder) the confirmed key is not held and never will be: the initiator drops it and offers anew
-//! Refused (either)    not now, or not at all, with the reason
+//! Ask (responder)       something is missing: the initiator offers, or confirms what it holds
+//! Unknown (responder)   the confirmed key is not held and never will be: the initiator drops it and offers anew
+//! Withdrawn (initiator) asked about an answer that it has not taken up and never will: the responder forgets it
+//! Refused (either)      not now, or not at all, with the reason
 //! ```
 //!
 //! The initiator repeats what is unanswered, the responder asks, both with growing delays; every message may be lost,
@@ -24,7 +25,8 @@
 //! [`Exchange::start`] it again from what is on the disk.
 //!
 //! Why late messages do no harm: an Answer counts only for the round on offer; Confirm and Confirmed prove one key;
-//! Unknown names one proof and, once said of a key, stays true; an Offer changes nothing that is installed.
+//! Unknown names one proof, Withdrawn one round, and both, once said, stay true; an Offer changes nothing that is
+//! installed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,11 +42,11 @@ use super::standing::Standing;
 use super::suite::{Suite, SuiteError};
 
 /// Delay before the first repetition; it doubles up to [`LAST_DELAY`].
-pub const FIRST_DELAY: Duration = Duration::from_secs(1);
+pub(super) const FIRST_DELAY: Duration = Duration::from_secs(1);
 /// Longest delay between repetitions: a peer that comes back is asked within a minute.
-pub const LAST_DELAY: Duration = Duration::from_secs(60);
+pub(super) const LAST_DELAY: Duration = Duration::from_secs(60);
 /// How long the responder waits before it asks by itself: the initiator is usually quicker.
-pub const ASK_AFTER: Duration = Duration::from_secs(5);
+pub(super) const ASK_AFTER: Duration = Duration::from_secs(5);
 
 /// What is kept on the disk of a key: the truth of a slot.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -288,36 +290,56 @@ impl<P, C: Clone> Exchange<P, C> {
                         self.refused = Some(reason);
                         Vec::new()
                     }
-                    Message::Answer { .. } | Message::Confirmed { .. } | Message::Unknown { .. } => Vec::new(),
+                    Message::Answer { .. }
+                    | Message::Confirmed { .. }
+                    | Message::Unknown { .. }
+                    | Message::Withdrawn { .. } => Vec::new(),
                 }
             }
         }
     }
 
-    fn message<S>(&mut self, message: Message<S::Key, C>, conditions: Conditions, suite: &mut S) -> Effects<P, S>
+    fn message<S>(
+        &mut self,
+        message: Message<S::Key, C>,
+        conditions: Conditions,
+        suite: &mut S,
+    ) -> Effects<P, S>
     where
         S: Suite<Psk = P, Ciphertext = C>,
     {
         match (self.role, message) {
-            (Role::Initiator, Message::Ask { .. }) => self.asked(conditions, suite),
+            (Role::Initiator, Message::Ask { round, .. }) => self.asked(round, conditions, suite),
             (Role::Initiator, Message::Answer { round, ciphertext, tag, .. }) => {
                 self.answered(round, &ciphertext, &tag, conditions, suite)
             }
             (Role::Initiator, Message::Confirmed { tag, seen, .. }) => self.confirmed(&tag, seen, suite),
             (Role::Initiator, Message::Unknown { tag, .. }) => self.unknown(tag, conditions, suite),
-            (Role::Responder, Message::Offer { round, key, .. }) => self.offered(round, &key, conditions, suite),
+            (Role::Responder, Message::Offer { round, key, .. }) => {
+                self.offered(round, &key, conditions, suite)
+            }
             (Role::Responder, Message::Confirm { tag, seen, .. }) => {
                 self.confirm(tag, seen, conditions.now, suite)
+            }
+            (Role::Responder, Message::Withdrawn { round, .. }) => {
+                if matches!(self.attempt, Attempt::Answered { round: answered, .. } if answered == round) {
+                    self.attempt = Attempt::None;
+                }
+                Vec::new()
             }
             (_, Message::Refused { reason, .. }) => {
                 self.refused = Some(reason);
                 Vec::new()
             }
-            (Role::Initiator, Message::Offer { .. } | Message::Confirm { .. })
+            (
+                Role::Initiator,
+                Message::Offer { .. } | Message::Confirm { .. } | Message::Withdrawn { .. },
+            )
             | (Role::Responder, Message::Ask { .. }) => self.refuse::<S>(Refusal::Role),
-            (Role::Responder, Message::Answer { .. } | Message::Confirmed { .. } | Message::Unknown { .. }) => {
-                Vec::new()
-            }
+            (
+                Role::Responder,
+                Message::Answer { .. } | Message::Confirmed { .. } | Message::Unknown { .. },
+            ) => Vec::new(),
         }
     }
 
@@ -326,6 +348,8 @@ impl<P, C: Clone> Exchange<P, C> {
     /// Is there something that the peer must hear until it answers?
     fn has_to_speak(&self, conditions: Conditions) -> bool {
         match (&self.record, self.role) {
+            // Until it hears what became of its answer, it cannot talk on the slot.
+            (None, Role::Responder) if matches!(self.attempt, Attempt::Answered { .. }) => true,
             (None, _) => conditions.agree && conditions.idle,
             // The tick drops it as soon as nobody talks on the slot.
             (Some(_), _) if self.lost => conditions.idle,
@@ -351,9 +375,8 @@ impl<P, C: Clone> Exchange<P, C> {
         }
         self.due = conditions.now + self.delay();
         self.tries = self.tries.saturating_add(1);
-        let context = Arc::clone(&self.context);
         effects.push(match (&self.record, self.role) {
-            (_, Role::Responder) => Effect::Send(Message::Ask { context }),
+            (_, Role::Responder) => self.ask(),
             (Some(record), Role::Initiator) => self.confirmation(record, suite),
             (None, Role::Initiator) => self.offer(suite),
         });
@@ -380,7 +403,7 @@ impl<P, C: Clone> Exchange<P, C> {
         match self.role {
             Role::Initiator => effects.push(self.confirmation(&record, suite)),
             Role::Responder if record.peer_seen => {}
-            Role::Responder => effects.push(Effect::Send(Message::Ask { context: Arc::clone(&self.context) })),
+            Role::Responder => effects.push(self.ask()),
         }
         effects
     }
@@ -408,14 +431,17 @@ impl<P, C: Clone> Exchange<P, C> {
     /// speak in the same moment.
     fn delay(&self) -> Duration {
         let whole = FIRST_DELAY.saturating_mul(1 << self.tries.min(6)).min(LAST_DELAY);
-        let spread = self.context.ends().iter().fold(0, |sum: u8, end| sum.wrapping_add(end.key.as_bytes()[0]));
+        let spread =
+            self.context.ends().iter().fold(0, |sum: u8, end| sum.wrapping_add(end.key.as_bytes()[0]));
         whole - whole / 1024 * u32::from(spread)
     }
 
     fn failed(&self, error: &SuiteError) -> PskProblem {
         let (peer, slot, reason) = (self.peer().clone(), self.slot(), error.to_string());
         match error {
-            SuiteError::NotAnnounced | SuiteError::Refused(_) => PskProblem::KeyRefused { peer, slot, reason },
+            SuiteError::NotAnnounced | SuiteError::Refused(_) => {
+                PskProblem::KeyRefused { peer, slot, reason }
+            }
             SuiteError::Random(_) => PskProblem::NoRandom { peer, slot, reason },
         }
     }
@@ -445,13 +471,18 @@ impl<P, C: Clone> Exchange<P, C> {
         Effect::Send(Message::Confirm { context: Arc::clone(&self.context), tag, seen: record.seen })
     }
 
-    fn asked<S>(&mut self, conditions: Conditions, suite: &mut S) -> Effects<P, S>
+    fn asked<S>(&mut self, round: Option<Round>, conditions: Conditions, suite: &mut S) -> Effects<P, S>
     where
         S: Suite<Psk = P, Ciphertext = C>,
     {
         let mut effects = self.drop_lost::<S>(conditions);
         match &self.record {
             Some(record) => effects.push(self.confirmation(record, suite)),
+            None if !(conditions.agree && conditions.idle) && round.is_some() => {
+                self.attempt = Attempt::None;
+                let context = Arc::clone(&self.context);
+                effects.extend(round.map(|round| Effect::Send(Message::Withdrawn { context, round })));
+            }
             None if !conditions.agree => effects.append(&mut self.refuse::<S>(Refusal::Off)),
             None if !conditions.idle => effects.append(&mut self.refuse::<S>(Refusal::Busy)),
             None => effects.push(self.offer(suite)),
@@ -581,6 +612,14 @@ impl<P, C: Clone> Exchange<P, C> {
         let answer = self.answer(offered, &ciphertext, &psk, suite);
         self.attempt = Attempt::Answered { round: offered, ciphertext, psk };
         vec![answer]
+    }
+
+    fn ask<K>(&self) -> Effect<P, K, C> {
+        let round = match &self.attempt {
+            Attempt::Answered { round, .. } => Some(*round),
+            Attempt::None | Attempt::Offered { .. } => None,
+        };
+        Effect::Send(Message::Ask { context: Arc::clone(&self.context), round })
     }
 
     fn answer<S>(&self, round: Round, ciphertext: &C, psk: &P, suite: &S) -> Effect<P, S::Key, C>

@@ -130,8 +130,10 @@ pub fn verdict(us: Mode, them: Mode, slot: Slot, sending: Slot, standing: [Stand
     let scope = if insisted && this != Standing::Open { AllowedScope::MeshOnly } else { AllowedScope::All };
     // Only while the other slot is known to work with a key on both sides: that knowledge is true on both, so there is
     // never a placeholder on each side's idea of the idle slot and a common channel on neither.
-    let placeholder =
-        Effective::of(us, them) == Effective::Require && this.is_bare() && other.carry() == Carry::Psk && sending != slot;
+    let placeholder = Effective::of(us, them) == Effective::Require
+        && this.is_bare()
+        && other.carry() == Carry::Psk
+        && sending != slot;
     let carry = if placeholder { Carry::No } else { carry };
     Verdict { scope, placeholder, carry }
 }

@@ -29,8 +29,21 @@ use crate::psk::{Psk, Record};
 /// Most bytes of a file: its lines with the longest names and epochs take 992.
 const PSK_MAX: usize = 1024;
 const WORDS: [&str; 15] = [
-    "hawser-psk", "slot", "cluster", "node", "public", "epoch", "cluster", "node", "public", "epoch", "confirmed",
-    "seen", "peer-seen", "psk", "sha256",
+    "hawser-psk",
+    "slot",
+    "cluster",
+    "node",
+    "public",
+    "epoch",
+    "cluster",
+    "node",
+    "public",
+    "epoch",
+    "confirmed",
+    "seen",
+    "peer-seen",
+    "psk",
+    "sha256",
 ];
 const SUFFIX: &str = ".psk";
 
@@ -160,7 +173,8 @@ impl PskStore {
     /// # Panics
     /// Never for records of an exchange of this node.
     pub fn write(&self, record: &Record) -> Result<(), StoreError> {
-        let peer = self.peer(&record.context).expect("invariant: an exchange of this node has this node in it");
+        let peer =
+            self.peer(&record.context).expect("invariant: an exchange of this node has this node in it");
         let old = self.directory.write(&file(peer, record.context.slot()), &render(record))?;
         old.map_or(Ok(()), super::disk::Replaced::wipe)
     }
@@ -195,7 +209,8 @@ impl PskStore {
 /// Name of the file of a peer and slot.
 fn file(peer: &NodeId, slot: Slot) -> String {
     let fields = [peer.cluster.as_str(), peer.node.as_str()];
-    let digest = Sha256::digest(fields.iter().flat_map(|field| with_length(field.as_bytes())).collect::<Vec<u8>>());
+    let digest =
+        Sha256::digest(fields.iter().flat_map(|field| with_length(field.as_bytes())).collect::<Vec<u8>>());
     let hash: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{hash}.slot{}{SUFFIX}", slot.index())
 }

@@ -1,13 +1,14 @@
 //! Two nodes, their disks, their devices and the network between their agents, around the machine that the agent runs.
 //! The cryptography is a toy: keys are numbers, and whoever has not got one cannot make its proofs.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyring::psk::{
-    Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, Message, Mode, NodeId, Proof, PskId, Record,
-    Round, Standing, Suite, SuiteError, Tag, may_exchange, sending_slot, verdict,
+    Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, Message, Mode, NodeId, Proof, PskId,
+    Record, Round, Standing, Suite, SuiteError, Tag, may_exchange, sending_slot, verdict,
 };
 use mesh_core::announcement::Epoch;
 use mesh_core::key::PublicKey;
@@ -15,6 +16,8 @@ use mesh_core::slot::Slot;
 
 /// The slot that both announcements name.
 pub(crate) const PREFERRED: Slot = Slot::Zero;
+/// Turns of calm: an exchange takes five, a pair has two and may have to undo one of each before.
+const CALM: usize = 40;
 /// What a wrong ciphertext decapsulates to.
 const WRONG: u8 = 255;
 
@@ -128,6 +131,7 @@ impl Said {
             Message::Confirm { tag, seen, .. } => (3, tag.0, [0; 2], *seen),
             Message::Confirmed { tag, seen, .. } => (4, tag.0, [0; 2], *seen),
             Message::Unknown { tag, .. } => (5, tag.0, [0; 2], false),
+            Message::Withdrawn { round, .. } => (7, [0; 32], [round.0[0], 0], false),
             Message::Refused { reason, .. } => (6, [0; 32], [*reason as u8, 0], false),
         };
         (context.slot().index(), epochs, kind, tag, numbers, seen)
@@ -235,6 +239,13 @@ impl Pair {
                 node.disk[slot.index()] = None;
                 node.device[slot.index()] = On::Bare;
             }
+            // A refusal changes no more than what is reported; Ask can come at any time (see [`Pair::ask`]).
+            Effect::Send(Message::Refused { .. } | Message::Ask { .. }) => {}
+            // True for ever once said, and said again when asked again: so it comes at once, or is as good as lost.
+            Effect::Send(Message::Withdrawn { context, round }) => {
+                let message = Message::Withdrawn { context, round };
+                self.input(1 - side, slot, Input::Message(message), None);
+            }
             Effect::Send(message) => drop(self.said[1 - side].insert(Said(message))),
             Effect::Problem(_) => {}
         }
@@ -245,7 +256,8 @@ impl Pair {
         let standings = self.standings(side);
         let sending = self.sides[side].sending;
         for slot in Slot::ALL {
-            let wanted = verdict(self.modes[side], self.modes[1 - side], slot, sending, standings).placeholder;
+            let wanted =
+                verdict(self.modes[side], self.modes[1 - side], slot, sending, standings).placeholder;
             let device = &mut self.sides[side].device[slot.index()];
             match (&device, wanted) {
                 (On::Bare, true) => *device = On::Placeholder,
@@ -310,6 +322,28 @@ impl Pair {
         self.input(side, said.0.context().slot(), Input::Message(said.0.clone()), cut)
     }
 
+    /// The initiator is asked, now or by a message that was long under way.
+    pub(crate) fn ask(&mut self, slot: Slot, round: Option<u8>, cut: Cut) -> usize {
+        let round = round.map(|round| {
+            let mut bytes = [0; 16];
+            bytes[0] = round;
+            Round(bytes)
+        });
+        let context = Arc::clone(self.sides[0].machines[slot.index()].context());
+        self.input(0, slot, Input::Message(Message::Ask { context, round }), cut)
+    }
+
+    /// The round about which the responder asks.
+    pub(crate) fn asks_about(&self, slot: Slot) -> Option<u8> {
+        let mut machine = self.sides[1].machines[slot.index()].clone();
+        let effects = machine.handle(Input::Tick, self.conditions(1, slot), &mut self.toy.clone());
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Send(Message::Ask { round, .. }) => Some(round?.0[0]),
+            Effect::Send(_) | Effect::Persist(_) | Effect::Install { .. } | Effect::Remove { .. } => None,
+            Effect::Problem(_) => None,
+        })
+    }
+
     /// The slot to which this side would move its route now.
     pub(crate) fn wanted(&self, side: usize) -> Slot {
         sending_slot(PREFERRED, self.sides[side].sending, self.carry(side))
@@ -345,6 +379,12 @@ impl Pair {
             self.carry_out(side, slot, effect);
         }
         self.sides[side].device[slot.index()] = On::Bare;
+        // Messages about keys that neither side knows any more are refused by both.
+        let contexts =
+            [0, 1].map(|side: usize| Arc::clone(self.sides[side].machines[slot.index()].context()));
+        for said in &mut self.said {
+            said.retain(|said| said.0.context().slot() != slot || contexts.contains(said.0.context()));
+        }
         self.settle(side);
     }
 
@@ -353,6 +393,61 @@ impl Pair {
         self.sides[side].disk[slot.index()] = None;
         self.sides[side].device[slot.index()] = On::Bare;
         self.restart(side);
+    }
+
+    /// From here on nothing more goes wrong, and every message arrives: what agents do until nothing changes any more.
+    pub(crate) fn calm(&mut self) {
+        for said in &mut self.said {
+            said.clear();
+        }
+        for _ in 0..CALM {
+            for side in 0..2 {
+                for slot in Slot::ALL {
+                    if self.lags(side, slot) {
+                        self.learn(side, slot);
+                    }
+                    if self.works(slot) {
+                        self.handshake(side, slot, None);
+                    }
+                    let conditions = self.conditions(side, slot);
+                    if side == 1 {
+                        let mut machine = self.sides[1].machines[slot.index()].clone();
+                        for effect in machine.handle(Input::Tick, conditions, &mut self.toy) {
+                            if let Effect::Send(Message::Ask { round, .. }) = effect {
+                                self.ask(slot, round.map(|round| round.0[0]), None);
+                            }
+                        }
+                    }
+                    self.tick(side, slot, None);
+                }
+                self.leave_dead_slot(side);
+                self.move_route(side);
+            }
+            while let Some((side, said)) =
+                (0..2).find_map(|side: usize| self.said[side].pop_first().map(|said| (side, said)))
+            {
+                self.deliver(side, &said, None);
+            }
+        }
+    }
+
+    /// What the agent does when there is no handshake where it sends.
+    fn leave_dead_slot(&mut self, side: usize) {
+        let sending = self.sides[side].sending;
+        if !self.works(sending) && self.works(sending.other()) {
+            self.sides[side].sending = sending.other();
+            self.settle(side);
+        }
+    }
+
+    /// Does a side report that a key is missing?
+    pub(crate) fn reports(&self) -> bool {
+        (0..2).any(|side| {
+            Slot::ALL.iter().any(|slot| {
+                let machine = &self.sides[side].machines[slot.index()];
+                machine.overdue(self.conditions(side, *slot), Duration::ZERO).is_some()
+            })
+        })
     }
 
     // ---- what must always hold ----

@@ -56,7 +56,8 @@ fn encapsulation_is_as_acvp_says() {
 fn decapsulation_is_as_acvp_says_for_a_changed_ciphertext_too() {
     for vector in vectors("decap") {
         #[expect(deprecated, reason = "the vectors have keys in this form")]
-        let key = ml_kem_768::DecapsulationKey::from_expanded(&Array::from(vector.get::<2400>("dk"))).unwrap();
+        let key =
+            ml_kem_768::DecapsulationKey::from_expanded(&Array::from(vector.get::<2400>("dk"))).unwrap();
         let key = KemKey(Box::new(key));
         let shared = key.decapsulate(&Ciphertext::from_bytes(&vector.get("c")));
         assert!(*shared == vector.get("k"), "{}", vector.title);

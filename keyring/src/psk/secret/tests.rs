@@ -63,7 +63,10 @@ fn hkdf_sha256_is_that_of_rfc_5869_appendix_a() {
 #[test]
 fn the_combination_is_what_another_implementation_computes() {
     let (psk, context) = (psk(), context());
-    assert_eq!(hex(psk.expose().as_slice()), "e76e16eae48793a6f27ce858e1877fc8c043b9391fa2abdeed997cfd44de1ffc");
+    assert_eq!(
+        hex(psk.expose().as_slice()),
+        "e76e16eae48793a6f27ce858e1877fc8c043b9391fa2abdeed997cfd44de1ffc"
+    );
     assert_eq!(psk.id().to_string(), "eff2bf7f056b16a580050e593ea721c5");
     for (proof, tag) in [
         (Proof::Answer, "fe6016ae864922dfd85648392a75f596a4c150c9a566c942fb1c2278244afae7"),
