@@ -157,6 +157,9 @@ impl Model for World {
             Property::always("disk, device and memory say the same", |_, state: &State| {
                 state.pair.device_is_record()
             }),
+            Property::always("the slot on which a side sends is left alone", |_, state: &State| {
+                state.pair.active_is_untouched()
+            }),
             Property::sometimes("both slots are agreed and proved", |_, state: &State| state.pair.done()),
         ]
     }

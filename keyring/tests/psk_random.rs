@@ -73,7 +73,7 @@ fn modes() -> impl Strategy<Value = Mode> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
 
     #[test]
     fn whatever_happens_a_pair_keeps_a_channel_and_then_agrees(
@@ -86,6 +86,7 @@ proptest! {
             prop_assert!(pair.has_channel(), "no channel after {step:?}: {pair:#?}");
             prop_assert!(pair.agreed_is_equal(), "two keys after {step:?}: {pair:#?}");
             prop_assert!(pair.proved_works(), "not proved after {step:?}: {pair:#?}");
+            prop_assert!(pair.active_is_untouched(), "touched by {step:?}: {pair:#?}");
             prop_assert!(pair.device_is_record(), "device after {step:?}: {pair:#?}");
         }
         pair.calm();

@@ -114,6 +114,8 @@ pub(crate) struct Pair {
     pub(crate) said: [BTreeSet<Said>; 2],
     pub(crate) toy: Toy,
     pub(crate) modes: [Mode; 2],
+    /// A running agent changed the key of the slot on which it sends.
+    touched: bool,
 }
 
 /// A message with an order.
@@ -181,6 +183,7 @@ impl Pair {
             said: [BTreeSet::new(), BTreeSet::new()],
             toy: Toy::default(),
             modes: [mode; 2],
+            touched: false,
         }
     }
 
@@ -214,6 +217,9 @@ impl Pair {
         let total = effects.len();
         let sends = effects.iter().filter(|effect| matches!(effect, Effect::Send(_))).count();
         assert!(sends <= 1, "more than one answer to one request");
+        let changes =
+            |effect: &Effect<_, _, _>| matches!(effect, Effect::Install { .. } | Effect::Remove { .. });
+        self.touched |= self.sides[side].sending == slot && effects.iter().any(changes);
         for effect in effects.into_iter().take(cut.unwrap_or(total)) {
             self.carry_out(side, slot, effect);
         }
@@ -230,10 +236,7 @@ impl Pair {
             Effect::Persist(record) => node.disk[slot.index()] = Some(record),
             Effect::Install { slot: of, psk, .. } => {
                 assert_eq!(of, slot);
-                let on = On::Key(self.toy.id(&psk));
-                // At a restart the key is there already. Whoever sends on a slot changes nothing there, but for the responder,
-                // when it hears that the initiator has changed it.
-                node.device[slot.index()] = on;
+                node.device[slot.index()] = On::Key(self.toy.id(&psk));
             }
             Effect::Remove { .. } => {
                 node.disk[slot.index()] = None;
@@ -493,6 +496,11 @@ impl Pair {
                 record == side.disk[slot.index()].as_ref() && record.map(|record| record.id) == key
             })
         })
+    }
+
+    /// No running agent ever changed the key of the slot on which it sends.
+    pub(crate) fn active_is_untouched(&self) -> bool {
+        !self.touched
     }
 
     /// Both sides have opened both slots.
