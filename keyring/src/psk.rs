@@ -47,7 +47,7 @@ mod secret;
 mod standing;
 mod suite;
 
-pub use exchange::{Conditions, Effect, Exchange, Input, NotOurs, Record};
+pub use exchange::{Conditions, Effect, Exchange, Input, NotOurs, Record, Started};
 pub use kem::{KemKey, RefusedKem, encapsulate};
 pub use mesh_core::psk::{
     Ciphertext, ClusterName, Context, EncapsulationKey, End, Letter, Message, Mode, NodeId, PairError, PskId,

@@ -1,4 +1,5 @@
 //! One pair at random: what the model of `psk_model.rs` has, without its bounds, and afterwards calm.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod pair;
 

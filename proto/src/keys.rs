@@ -9,6 +9,7 @@
     missing_docs,
     unreachable_pub,
     unused_qualifications,
+    clippy::allow_attributes_without_reason,
     clippy::pedantic,
     clippy::wildcard_enum_match_arm,
     reason = "generated"

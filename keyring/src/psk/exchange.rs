@@ -28,6 +28,8 @@
 //! Unknown names one proof, Withdrawn one round, and both, once said, stay true; an Offer changes nothing that is
 //! installed.
 
+mod types;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ use mesh_core::psk::{
 };
 use mesh_core::slot::Slot;
 
+pub use self::types::{Conditions, Effect, Input, Record};
 use super::problem::PskProblem;
 use super::secret::{Proof, Psk};
 use super::standing::Standing;
@@ -48,91 +51,12 @@ pub(super) const LAST_DELAY: Duration = Duration::from_secs(60);
 /// How long the responder waits before it asks by itself: the initiator is usually quicker.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(5);
 
-/// What is kept on the disk of a key: the truth of a slot.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Record<P = Psk> {
-    /// To whom and what it belongs.
-    pub context: Arc<Context>,
-    /// The key.
-    pub psk: Arc<P>,
-    /// Its name.
-    pub id: PskId,
-    /// The peer has installed it.
-    pub confirmed: bool,
-    /// This node saw a handshake later than the installation.
-    pub seen: bool,
-    /// The peer did.
-    pub peer_seen: bool,
-}
-
-impl<P> Clone for Record<P> {
-    /// Another reference to the same secret, not a copy of it.
-    fn clone(&self) -> Self {
-        let Self { context, psk, id, confirmed, seen, peer_seen } = self;
-        let (context, psk) = (Arc::clone(context), Arc::clone(psk));
-        Self { context, psk, id: *id, confirmed: *confirmed, seen: *seen, peer_seen: *peer_seen }
-    }
-}
-
 /// What is not kept.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Attempt<P, C> {
     None,
     Offered { round: Round },
     Answered { round: Round, ciphertext: C, psk: Arc<P> },
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Input<K = EncapsulationKey, C = Ciphertext> {
-    /// Time has come to [`Exchange::due`], or conditions changed.
-    Tick,
-    /// A message of the peer came.
-    Message(Message<K, C>),
-    /// A handshake completed on the slot, and `on` has been there since before it began: the agent read `on` and the
-    /// device's last handshake when it programmed the slot, and the last handshake has changed since.
-    Handshake {
-        /// What was on the slot; none: no pre-shared key. A placeholder never makes a handshake.
-        on: Option<PskId>,
-    },
-}
-
-/// What the machine cannot know by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conditions {
-    /// Time since any fixed moment of this process; never goes back.
-    pub now: Duration,
-    /// Both modes allow a new key: [`Effective::agrees`](super::Effective::agrees).
-    pub agree: bool,
-    /// [`may_exchange`](super::may_exchange).
-    pub idle: bool,
-}
-
-/// What to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Effect<P = Psk, K = EncapsulationKey, C = Ciphertext> {
-    /// Write the record, durably.
-    Persist(Record<P>),
-    /// Put the key on the slot, for this peer.
-    Install {
-        /// The slot.
-        slot: Slot,
-        /// The peer.
-        peer: NodeId,
-        /// The key.
-        psk: Arc<P>,
-    },
-    /// Remove the record, and the key from the slot.
-    Remove {
-        /// The slot.
-        slot: Slot,
-        /// The peer.
-        peer: NodeId,
-    },
-    /// Tell the peer: as the answer to the request at hand, if there is one, else as a request. At most one per input.
-    Send(Message<K, C>),
-    /// Report.
-    Problem(PskProblem),
 }
 
 /// The context is of two other nodes.
@@ -157,6 +81,9 @@ pub struct Exchange<P = Psk, C = Ciphertext> {
     tries: u32,
 }
 
+/// A machine, and what to do before anything else.
+pub type Started<P = Psk, K = EncapsulationKey, C = Ciphertext> = (Exchange<P, C>, Vec<Effect<P, K, C>>);
+
 type Effects<P, S> = Vec<Effect<P, <S as Suite>::Key, <S as Suite>::Ciphertext>>;
 
 impl<P, C: Clone> Exchange<P, C> {
@@ -170,7 +97,7 @@ impl<P, C: Clone> Exchange<P, C> {
         us: &NodeId,
         record: Option<Record<P>>,
         now: Duration,
-    ) -> Result<(Self, Vec<Effect<P, K, C>>), NotOurs> {
+    ) -> Result<Started<P, K, C>, NotOurs> {
         let role = context.role(us).ok_or_else(|| NotOurs(us.clone()))?;
         let found = record.is_some();
         let record = record.filter(|record| record.context == context);

@@ -1,5 +1,6 @@
 //! Two nodes, their disks, their devices and the network between their agents, around the machine that the agent runs.
 //! The cryptography is a toy: keys are numbers, and whoever has not got one cannot make its proofs.
+#![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeSet;

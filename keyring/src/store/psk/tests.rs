@@ -16,7 +16,7 @@ fn record(peer: &str, slot: Slot, secret: u8) -> Record {
         id: psk.id(),
         psk: Arc::new(psk),
         confirmed: true,
-        seen: secret % 2 == 0,
+        seen: secret.is_multiple_of(2),
         peer_seen: false,
     }
 }
@@ -65,7 +65,7 @@ fn records_are_found_again_replaced_and_removed() {
     let store = place.open();
     let loaded = store.load().unwrap();
     assert!(loaded.refused.is_empty(), "{:?}", loaded.refused);
-    assert_eq!(sorted(loaded.records.iter().map(facts).collect()), records.each_ref().map(|r| facts(r)));
+    assert_eq!(sorted(loaded.records.iter().map(facts).collect()), records.each_ref().map(facts));
     for path in place.names() {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
     }
