@@ -56,6 +56,15 @@ fn who_does_not_require_lets_pods_talk_on_what_is_known_to_work() {
 }
 
 #[test]
+fn a_slot_on_which_the_two_sides_may_hold_different_keys_carries_nothing() {
+    use Carry::{No, Psk};
+    let carries = [Carry::Untried, Carry::Plain, No, No, No, Psk, Psk];
+    for (standing, carry) in STANDINGS.into_iter().zip(carries) {
+        assert_eq!(standing.carry(), carry, "{standing:?}");
+    }
+}
+
+#[test]
 fn a_placeholder_is_only_where_the_other_slot_is_proved_and_nobody_sends() {
     for ((us, them), this, other, sending, found) in all() {
         let both = us != Off && them != Off && (us == Require || them == Require);
