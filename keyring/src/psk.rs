@@ -35,10 +35,10 @@
 //!
 //! # Choice of crates
 //!
-//! `ml-kem` (RustCrypto; Apache-2.0 or MIT; no unsafe code of its own; wipes its keys; tested with ACVP's and Wycheproof's vectors; not audited) rather
-//! than `libcrux-ml-kem` (Apache-2.0; verified with hax and F*; wipes nothing; four advisories for it and what it pulls
-//! in during 2026) or `aws-lc-rs` (audited and fast; no way to give it the randomness, so neither vectors nor
-//! replays, and C code for whoever links this crate).
+//! `ml-kem` (RustCrypto; Apache-2.0 or MIT; no unsafe code of its own; wipes its keys; tested with the vectors of ACVP
+//! and Wycheproof; not audited) rather than `libcrux-ml-kem` (Apache-2.0; verified with hax and F*; wipes nothing; four
+//! advisories for it and what it pulls in during 2026) or `aws-lc-rs` (fast; no way to give it the randomness, so
+//! neither vectors nor replays, and C code for whoever links this crate).
 
 mod exchange;
 mod kem;
