@@ -22,6 +22,7 @@
 mod disk;
 mod error;
 mod format;
+pub(crate) mod psk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,7 @@
-//! Contracts on the wire: the frames between the CNI plugin and the node agent ([`cni`]), and the lines that the agent
-//! tells of flows ([`flows`]).
+//! Contracts on the wire: the frames between the CNI plugin and the node agent ([`cni`]), the lines that the agent
+//! tells of flows ([`flows`]), and, with the feature `grpc`, how two agents agree on a pre-shared key (`keys`).
 
 pub mod cni;
 pub mod flows;
+#[cfg(feature = "grpc")]
+pub mod keys;

@@ -129,6 +129,34 @@ impl Directory {
         file.sync_all().map_err(|error| failed(Action::Sync, &path, error))
     }
 
+    /// The names of all entries, in order.
+    pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
+        let failed = |errno| failed(Action::Read, &self.path, errno);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.handle).map_err(failed)? {
+            // A name that is not text is nobody's of ours.
+            if let Ok(name) = entry.map_err(failed)?.file_name().to_str() {
+                names.push(name.to_owned());
+            }
+        }
+        names.retain(|name| name != "." && name != "..");
+        names.sort();
+        Ok(names)
+    }
+
+    /// Takes a file's name away, durably, if it exists. Returns the file.
+    pub(super) fn remove(&self, name: &str) -> Result<Option<Replaced>, StoreError> {
+        let path = self.path_of(name);
+        let Some(handle) = self.open_file(name, OFlags::RDWR)? else {
+            return Ok(None);
+        };
+        let stat = rustix::fs::fstat(&handle).map_err(|errno| failed(Action::Inspect, &path, errno))?;
+        rustix::fs::unlinkat(&self.handle, name, AtFlags::empty())
+            .map_err(|errno| failed(Action::Remove, &path, errno))?;
+        self.handle.sync_all().map_err(|error| failed(Action::Sync, &self.path, error))?;
+        Ok(Some(Replaced { path, handle, length: usize::try_from(stat.st_size).unwrap_or(0) }))
+    }
+
     /// Removes the temporary file of a write that did not finish.
     pub(super) fn remove_leftover(&self, name: &str) -> Result<(), StoreError> {
         let name = temporary(name);

@@ -102,7 +102,7 @@ pub(super) fn parse_epoch(text: &[u8]) -> Result<Epoch, Fault> {
 }
 
 /// The values of the lines, each of which must begin with its word and a space.
-fn lines<'a, const N: usize>(
+pub(super) fn lines<'a, const N: usize>(
     text: &'a [u8],
     words: [&'static str; N],
     max: usize,
@@ -137,7 +137,7 @@ fn lines<'a, const N: usize>(
 }
 
 /// An epoch from 1.
-fn number(text: &[u8], line: usize) -> Result<Epoch, Fault> {
+pub(super) fn number(text: &[u8], line: usize) -> Result<Epoch, Fault> {
     let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     match number {
         Some(number) if number > 0 => Ok(Epoch(number)),

@@ -1,0 +1,203 @@
+//! Every reachable state of one pair with two slots, its agents running the machine of `keyring::psk` itself: messages
+//! lost, repeated and reordered at will, agents killed between any two effects, nodes rebooted, keys replaced while
+//! an exchange goes on, announcements seen late.
+#![allow(clippy::print_stdout, reason = "how large the model is")]
+
+mod pair;
+
+use std::time::Instant;
+
+use keyring::psk::Mode;
+use mesh_core::slot::Slot;
+use stateright::{Checker as _, Model, Property};
+
+use pair::{Cut, Pair, Said};
+
+/// How much of the unbounded happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Budget {
+    crashes: u8,
+    reboots: u8,
+    replacements: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    pair: Pair,
+    left: Budget,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Step {
+    Tick(usize, Slot, Cut),
+    Ask(Slot, Option<u8>, Cut),
+    Deliver(usize, Said, Cut),
+    Handshake(usize, Slot, Cut),
+    Move(usize),
+    Crash(usize),
+    Reboot(usize),
+    Replace(usize, Slot),
+    Learn(usize, Slot),
+}
+
+struct World {
+    mode: Mode,
+    budget: Budget,
+    /// Offers and keys made.
+    rounds: u8,
+    keys: u8,
+}
+
+impl World {
+    /// The state after a step, and how many effects it had.
+    fn apply(state: &State, step: &Step) -> (State, usize) {
+        let mut next = state.clone();
+        let pair = &mut next.pair;
+        let mut effects = 0;
+        match step {
+            Step::Tick(side, slot, cut) => effects = pair.tick(*side, *slot, *cut),
+            Step::Ask(slot, round, cut) => effects = pair.ask(*slot, *round, *cut),
+            Step::Deliver(side, said, cut) => effects = pair.deliver(*side, said, *cut),
+            Step::Handshake(side, slot, cut) => effects = pair.handshake(*side, *slot, *cut),
+            Step::Move(side) => pair.move_route(*side),
+            Step::Crash(side) => pair.crash(*side),
+            Step::Reboot(side) => pair.reboot(*side),
+            Step::Replace(side, slot) => pair.replace(*side, *slot),
+            Step::Learn(side, slot) => pair.learn(*side, *slot),
+        }
+        match step {
+            Step::Tick(_, _, Some(_))
+            | Step::Ask(.., Some(_))
+            | Step::Deliver(_, _, Some(_))
+            | Step::Handshake(_, _, Some(_)) => {
+                next.left.crashes -= 1;
+            }
+            Step::Crash(_) => next.left.crashes -= 1,
+            Step::Reboot(_) => next.left.reboots -= 1,
+            Step::Replace(..) => next.left.replacements -= 1,
+            Step::Tick(..)
+            | Step::Ask(..)
+            | Step::Deliver(..)
+            | Step::Handshake(..)
+            | Step::Move(_)
+            | Step::Learn(..) => {}
+        }
+        (next, effects)
+    }
+
+    /// A step carried out wholly, and cut off before each of its effects but the first (before the first is a crash).
+    fn with_cuts(state: &State, steps: &mut Vec<Step>, step: impl Fn(Cut) -> Step) {
+        steps.push(step(None));
+        if state.left.crashes > 0 {
+            let (_, effects) = Self::apply(state, &step(None));
+            steps.extend((1..effects).map(|cut| step(Some(cut))));
+        }
+    }
+}
+
+impl Model for World {
+    type State = State;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State { pair: Pair::new(self.mode), left: self.budget }]
+    }
+
+    fn actions(&self, state: &State, steps: &mut Vec<Step>) {
+        for slot in Slot::ALL {
+            Self::with_cuts(state, steps, |cut| Step::Ask(slot, None, cut));
+            if let Some(round) = state.pair.asks_about(slot) {
+                Self::with_cuts(state, steps, |cut| Step::Ask(slot, Some(round), cut));
+            }
+        }
+        for side in 0..2 {
+            for slot in Slot::ALL {
+                Self::with_cuts(state, steps, |cut| Step::Tick(side, slot, cut));
+                if state.pair.works(slot) {
+                    Self::with_cuts(state, steps, |cut| Step::Handshake(side, slot, cut));
+                }
+                if state.left.replacements > 0 {
+                    steps.push(Step::Replace(side, slot));
+                }
+                if state.pair.lags(side, slot) {
+                    steps.push(Step::Learn(side, slot));
+                }
+            }
+            for said in &state.pair.said[side] {
+                Self::with_cuts(state, steps, |cut| Step::Deliver(side, said.clone(), cut));
+            }
+            if state.pair.wanted(side) != state.pair.sides[side].sending {
+                steps.push(Step::Move(side));
+            }
+            if state.left.crashes > 0 {
+                steps.push(Step::Crash(side));
+            }
+            if state.left.reboots > 0 {
+                steps.push(Step::Reboot(side));
+            }
+        }
+    }
+
+    fn next_state(&self, state: &State, step: Step) -> Option<State> {
+        Some(Self::apply(state, &step).0)
+    }
+
+    fn within_boundary(&self, state: &State) -> bool {
+        state.pair.toy.rounds <= self.rounds && state.pair.toy.keys <= self.keys
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("a pair that knows its keys has a common working slot", |_, state: &State| {
+                state.pair.has_channel()
+            }),
+            Property::always("two agreed sides hold the same key", |_, state: &State| {
+                state.pair.agreed_is_equal()
+            }),
+            Property::always("what is proved works", |_, state: &State| state.pair.proved_works()),
+            Property::always("disk, device and memory say the same", |_, state: &State| {
+                state.pair.device_is_record()
+            }),
+            Property::always("the slot on which a side sends is left alone", |_, state: &State| {
+                state.pair.active_is_untouched()
+            }),
+            Property::sometimes("both slots are agreed and proved", |_, state: &State| state.pair.done()),
+        ]
+    }
+}
+
+fn check(world: World) {
+    let (mode, budget) = (world.mode, world.budget);
+    let started = Instant::now();
+    let checker = world.checker().threads(1).spawn_bfs().join();
+    println!(
+        "{mode}, {budget:?}: {} states, depth {}, {:.1} s",
+        checker.unique_state_count(),
+        checker.max_depth(),
+        started.elapsed().as_secs_f32()
+    );
+    checker.assert_properties();
+}
+
+/// Budgets that together stay under a minute on one core, with the most offers and keys made.
+const BUDGETS: [(Budget, u8); 5] = [
+    (Budget { crashes: 1, reboots: 0, replacements: 0 }, 3),
+    (Budget { crashes: 0, reboots: 1, replacements: 0 }, 3),
+    (Budget { crashes: 1, reboots: 1, replacements: 0 }, 2),
+    (Budget { crashes: 0, reboots: 0, replacements: 1 }, 3),
+    (Budget { crashes: 1, reboots: 0, replacements: 1 }, 2),
+];
+
+#[test]
+fn a_pair_that_prefers_always_has_a_channel_and_one_key() {
+    for (budget, bound) in BUDGETS {
+        check(World { mode: Mode::Prefer, budget, rounds: bound, keys: bound });
+    }
+}
+
+#[test]
+fn a_pair_that_requires_always_has_a_channel_and_one_key() {
+    for (budget, bound) in BUDGETS {
+        check(World { mode: Mode::Require, budget, rounds: bound, keys: bound });
+    }
+}
