@@ -228,7 +228,7 @@ impl LoadedStore {
     /// # Errors
     /// It cannot be written; then the former one is there.
     pub fn save_rotation(&self, document: &str) -> Result<(), StoreError> {
-        self.directory.write(ROTATION_FILE, document.as_bytes())
+        self.directory.write(ROTATION_FILE, document.as_bytes()).map(drop)
     }
 
     /// When the file of a slot's key was written, in seconds since 1970: the key's age. None: it cannot be told.

@@ -23,6 +23,14 @@ pub(super) struct Directory {
     handle: File,
 }
 
+/// A file that has no name any more. It is gone from the disk when dropped.
+#[derive(Debug)]
+pub(super) struct Replaced {
+    path: PathBuf,
+    handle: File,
+    length: usize,
+}
+
 impl Directory {
     /// Opens, creates if absent, checks, locks.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
@@ -80,18 +88,24 @@ impl Directory {
     }
 
     /// Puts `content` in a file, durably: afterwards, and after a crash at any moment, the file is wholly the old one or
-    /// wholly the new one.
-    pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    /// wholly the new one. Returns the old one.
+    pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<Option<Replaced>, StoreError> {
         self.remove_leftover(name)?;
         let temporary = temporary(name);
         // A file that is not ours alone is left alone.
-        self.open_file(name, OFlags::RDWR)?;
-        self.write_temporary(&temporary, content).and_then(|()| self.rename(&temporary, name)).inspect_err(
-            |_| {
-                // The first error is the one to report; what stays is removed before the next write.
-                let _ = rustix::fs::unlinkat(&self.handle, &temporary, AtFlags::empty());
-            },
-        )
+        let old = self.open_file(name, OFlags::RDWR)?.map(|handle| self.replaced(name, handle)).transpose()?;
+        let written = self.write_temporary(&temporary, content).and_then(|()| self.rename(&temporary, name));
+        written.inspect_err(|_| {
+            // The first error is the one to report; what stays is removed before the next write.
+            let _ = rustix::fs::unlinkat(&self.handle, &temporary, AtFlags::empty());
+        })?;
+        Ok(old)
+    }
+
+    fn replaced(&self, name: &str, handle: File) -> Result<Replaced, StoreError> {
+        let path = self.path_of(name);
+        let stat = rustix::fs::fstat(&handle).map_err(|errno| failed(Action::Inspect, &path, errno))?;
+        Ok(Replaced { path, handle, length: usize::try_from(stat.st_size).unwrap_or(0) })
     }
 
     /// Gives a file another's name, durably.
@@ -103,12 +117,8 @@ impl Directory {
 
     /// Overwrites the bytes of a file with zeros, durably.
     pub(super) fn wipe(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.path_of(name);
-        let Some(mut file) = self.open_file(name, OFlags::RDWR)? else { return Ok(()) };
-        let stat = rustix::fs::fstat(&file).map_err(|errno| failed(Action::Inspect, &path, errno))?;
-        let zeros = vec![0; usize::try_from(stat.st_size).unwrap_or(0)];
-        let wiped = file.write_all(&zeros).and_then(|()| file.sync_all());
-        wiped.map_err(|error| failed(Action::Wipe, &path, error))
+        let Some(handle) = self.open_file(name, OFlags::RDWR)? else { return Ok(()) };
+        self.replaced(name, handle)?.wipe()
     }
 
     /// When a file was written, in seconds since 1970.
@@ -150,11 +160,11 @@ impl Directory {
         let Some(handle) = self.open_file(name, OFlags::RDWR)? else {
             return Ok(None);
         };
-        let stat = rustix::fs::fstat(&handle).map_err(|errno| failed(Action::Inspect, &path, errno))?;
+        let removed = self.replaced(name, handle)?;
         rustix::fs::unlinkat(&self.handle, name, AtFlags::empty())
             .map_err(|errno| failed(Action::Remove, &path, errno))?;
         self.handle.sync_all().map_err(|error| failed(Action::Sync, &self.path, error))?;
-        Ok(Some(Replaced { path, handle, length: usize::try_from(stat.st_size).unwrap_or(0) }))
+        Ok(Some(removed))
     }
 
     /// Removes the temporary file of a write that did not finish.
@@ -186,6 +196,15 @@ impl Directory {
             }
             Err(errno) => Err(failed(Action::Open, &path, errno)),
         }
+    }
+}
+
+impl Replaced {
+    /// Overwrites its bytes with zeros.
+    pub(super) fn wipe(mut self) -> Result<(), StoreError> {
+        let zeros = vec![0; self.length];
+        let wiped = self.handle.write_all(&zeros).and_then(|()| self.handle.sync_all());
+        wiped.map_err(|error| failed(Action::Wipe, &self.path, error))
     }
 }
 
