@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn every_link_that_is_not_ours_has_the_guard() {
-        let link = |index| Link { index, mtu: 1500, up: true, mac: Vec::new() };
+        let link = |index| Link { index, mtu: 1500, up: true, mac: Vec::new(), received: 0 };
         let names = [
             "lo",
             "eth0",

@@ -102,7 +102,7 @@ fn check_some(lines: &[&str], heads: &[&str], want: Expect) {
 fn way_to_b(lines: &[&str], current: Slot, confirmed: [bool; 2]) -> (String, Vec<Slot>) {
     use std::time::Duration;
     let mut view = world(lines);
-    let link = |confirmed: bool| crate::pair::Link {
+    let link = |confirmed: bool| pair::Link {
         keys_for: Some(Duration::from_secs(100)),
         handshake_age: confirmed.then_some(Duration::from_secs(1)),
         unanswered_for: None,
@@ -138,7 +138,7 @@ fn all_routes_to_a_peer_move_together_once_a_handshake_is_confirmed_where_they_s
     assert_eq!(way_to_b(&back, Slot::One, [true, true]), ("hawser0".into(), vec![]));
     // Its new key has just come: nothing can be asked yet, but it has to be looked at again.
     let mut view = world(&lines);
-    let links = [crate::pair::Link { ready: true, ..Default::default() }; 2];
+    let links = [pair::Link { ready: true, ..Default::default() }; 2];
     let facts = crate::view::PairFacts { current: Some(Slot::Zero), links };
     view.pairs.insert("b".parse().unwrap(), facts);
     assert_eq!(plan(&view).0.unsettled, BTreeSet::from(["b".parse().unwrap()]));
