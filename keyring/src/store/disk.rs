@@ -93,7 +93,8 @@ impl Directory {
         self.remove_leftover(name)?;
         let temporary = temporary(name);
         // A file that is not ours alone is left alone.
-        let old = self.open_file(name, OFlags::RDWR)?.map(|handle| self.replaced(name, handle)).transpose()?;
+        let old =
+            self.open_file(name, OFlags::RDWR)?.map(|handle| self.replaced(name, handle)).transpose()?;
         let written = self.write_temporary(&temporary, content).and_then(|()| self.rename(&temporary, name));
         written.inspect_err(|_| {
             // The first error is the one to report; what stays is removed before the next write.
