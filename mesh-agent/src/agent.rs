@@ -395,7 +395,8 @@ impl Agent {
             }
             let slot = slot_of(op);
             // What follows from a device that was missing is a restoration, not drift.
-            let repair = repair && slot.is_none_or(|slot| !self.memory.missing.contains(&slot));
+            let repair =
+                (repair || self.restores(op)) && slot.is_none_or(|slot| !self.memory.missing.contains(&slot));
             let result = self.one(desired, observed, mode, op).await;
             self.metrics.operation(op.kind(), repair, result.is_err());
             match result {
@@ -409,6 +410,13 @@ impl Agent {
             }
         }
         clean
+    }
+
+    /// Puts back a peer as it was applied before, though the plan is another one since: its pair has moved to the other slot.
+    fn restores(&self, op: &Op) -> bool {
+        let Op::PutPeer { slot, key, peer } = op else { return false };
+        let device = self.memory.applied.as_ref().and_then(|applied| applied.devices.get(slot));
+        device.is_some_and(|device| device.peers.get(key) == Some(peer))
     }
 
     async fn one(
