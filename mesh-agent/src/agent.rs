@@ -395,8 +395,8 @@ impl Agent {
             }
             let slot = slot_of(op);
             // What follows from a device that was missing is a restoration, not drift.
-            let repair =
-                (repair || self.restores(op)) && slot.is_none_or(|slot| !self.memory.missing.contains(&slot));
+            let repair = (repair || self.restores(op, observed))
+                && slot.is_none_or(|slot| !self.memory.missing.contains(&slot));
             let result = self.one(desired, observed, mode, op).await;
             self.metrics.operation(op.kind(), repair, result.is_err());
             match result {
@@ -413,10 +413,13 @@ impl Agent {
     }
 
     /// Puts back a peer as it was applied before, though the plan is another one since: its pair has moved to the other slot.
-    fn restores(&self, op: &Op) -> bool {
+    fn restores(&self, op: &Op, observed: &Observed) -> bool {
         let Op::PutPeer { slot, key, peer } = op else { return false };
-        let device = self.memory.applied.as_ref().and_then(|applied| applied.devices.get(slot));
-        device.is_some_and(|device| device.peers.get(key) == Some(peer))
+        let before = self.memory.applied.as_ref().and_then(|applied| applied.devices.get(slot));
+        let before = before.and_then(|device| device.peers.get(key)).map(|peer| &peer.allowed);
+        let now =
+            observed.devices.get(slot).and_then(|device| device.peers.get(key)).map(|peer| &peer.allowed);
+        before == Some(&peer.allowed) && now != before
     }
 
     async fn one(
