@@ -56,7 +56,7 @@ fn between(flow: &Flow, source: &Pod, destination: &Pod) -> bool {
 }
 
 #[test]
-fn what_passed_what_was_refused_and_what_was_cut_is_told_by_name_and_rule() -> Result<()> {
+fn what_passed_what_was_refused_and_what_was_cut_is_told_by_name_and_reason() -> Result<()> {
     let lab = lab("flows", 2)?;
     let [client, server] = [lab.add_pod(1, "client")?, lab.add_pod(1, "server")?];
     let stranger = lab.add_pod(2, "stranger")?;
@@ -115,7 +115,7 @@ fn what_passed_what_was_refused_and_what_was_cut_is_told_by_name_and_rule() -> R
         );
     }
 
-    // What is established and denied afterwards is cut, and that is told with the object that denies.
+    // What is established and denied afterwards is cut, and that is told.
     let to = SocketAddr::new(server.ips[0], BACKEND_PORT);
     let stream = client.namespace.run(move || connect(to, PATIENCE))?;
     ensure!(greeting(&stream)? == "server");
