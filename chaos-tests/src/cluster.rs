@@ -189,6 +189,8 @@ pub struct Lab {
 /// Number of an address in the underlay: nodes have their own number.
 const API_HOST: u8 = 254;
 const WORLD_HOST: u8 = 253;
+/// Nobody has it.
+const ABSENT_HOST: u8 = 250;
 
 /// Address of host `number` in each family.
 fn underlay(number: u8) -> (Ipv4Addr, Ipv6Addr) {
@@ -483,6 +485,25 @@ impl Lab {
         Policy::wireguard([51880, 51881])
             .api_server(SocketAddr::new(v4.into(), API_PORT))
             .api_server(SocketAddr::new(v6.into(), API_PORT))
+    }
+
+    /// Has the world ask its neighbours for a host that is not there: frames on the switch that anybody may send.
+    ///
+    /// # Errors
+    /// The world cannot send.
+    pub fn break_silence(&self) -> Result<()> {
+        let (v4, v6) = underlay(ABSENT_HOST);
+        let both: [(bool, IpAddr); 2] =
+            [(self.options.underlay.v4(), v4.into()), (self.options.underlay.v6(), v6.into())];
+        self.world.run(move || {
+            both.into_iter().filter(|(has, _)| *has).try_for_each(|(_, absent)| {
+                let any: IpAddr =
+                    if absent.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                // The discard port; nobody will ever receive it.
+                std::net::UdpSocket::bind((any, 0))?.send_to(&[0], (absent, 9)).map(drop)
+            })
+        })?;
+        Ok(())
     }
 
     /// The state directory's logs, for people.

@@ -344,3 +344,15 @@ fn the_capture_would_have_found_a_leak() -> Result<()> {
     ensure!(answer == "far", "{answer}");
     Ok(())
 }
+
+#[test]
+fn a_silent_switch_is_made_to_speak_before_its_capture_counts_as_clean() -> Result<()> {
+    let lab = Lab::up(LabOptions::new(netlab::unique_name("silent")).nodes(0))?;
+    let mut witness = Witness::new(&lab)?;
+    ensure!(witness.clean(&lab).is_err(), "nobody has sent anything that could be looked for");
+    // Not by the switch, which has no node that would speak by itself.
+    ensure!(witness.knock(&lab.world, "127.0.0.1".parse()?, SHORT).is_err(), "somebody has answered");
+    let frames = witness.clean(&lab)?;
+    println!("{frames} frames on a switch without nodes");
+    Ok(())
+}
