@@ -23,6 +23,7 @@ use crate::cni::{Attacher, Readiness};
 use crate::config::Config;
 use crate::guard::Guard;
 use crate::http::Snapshot;
+use crate::letters::{Addresses, Delivery};
 use crate::kernel::{Kernel, KernelError, KernelState};
 use crate::metrics::Metrics;
 use crate::names::Register;
@@ -55,6 +56,8 @@ pub struct Outputs {
     pub announce: watch::Sender<Option<Wanted>>,
     /// Events to record.
     pub notices: mpsc::Sender<Notice>,
+    /// Where letters about pre-shared keys come to, and from whom.
+    pub addresses: watch::Sender<Addresses>,
 }
 
 /// The loop and what it owns.
@@ -86,6 +89,10 @@ pub struct Agent {
     pub attacher: Arc<Attacher>,
     /// Nodes of the cluster.
     pub nodes: watch::Receiver<Nodes>,
+    /// Pre-shared keys of the pairs.
+    pub psks: Psks,
+    /// What peers say about them.
+    pub mail: mpsc::Receiver<Delivery>,
     /// Nudges of the kernel.
     pub kernel_changed: mpsc::Receiver<()>,
     /// How often drift is looked for without a nudge.
@@ -101,10 +108,12 @@ pub struct Agent {
 mod answers;
 mod data_path;
 mod pairs;
+mod psks;
 mod rotate;
 mod slot_addresses;
 mod wake;
 
+pub use psks::Psks;
 pub use rotate::Rotor;
 
 /// What the loop remembers between turns: nothing that could not be lost.
@@ -127,6 +136,12 @@ pub struct Memory {
     turned: bool,
     /// What rules of hostPorts had counted.
     host_ports: BTreeMap<String, u64>,
+    /// Letters that came since the last turn.
+    mail: Vec<Delivery>,
+    /// What the devices have, by name: before the first snapshot peers keep it.
+    device_psks: crate::wireguard::Psks,
+    /// Peers that could not be programmed in this turn.
+    unput: BTreeSet<(Slot, PublicKey)>,
 }
 
 /// One turn could not be finished; the next one tries again.
@@ -162,6 +177,7 @@ impl Agent {
             };
             let pause = if self.memory.asked_to_write.is_some() { pause.min(ANNOUNCE_AGAIN) } else { pause };
             let pause = self.memory.moving.map_or(pause, |since| pause.min(rotate::pace(since.elapsed())));
+            let pause = self.psks.due().map_or(pause, |due| pause.min(due));
             let asleep = tokio::time::sleep(pause);
             tokio::pin!(asleep);
             loop {
@@ -180,6 +196,10 @@ impl Agent {
                             break;
                         }
                     }
+                    Some(letter) = self.mail.recv() => {
+                        self.memory.mail.push(letter);
+                        break;
+                    }
                     nudge = self.kernel_changed.recv() => {
                         if nudge.is_none() {
                             return;
@@ -197,6 +217,9 @@ impl Agent {
             }
             tokio::time::sleep(rest).await;
             while self.kernel_changed.try_recv().is_ok() {}
+            while let Ok(letter) = self.mail.try_recv() {
+                self.memory.mail.push(letter);
+            }
         }
     }
 
@@ -252,6 +275,8 @@ impl Agent {
             tracing::error!(err = %error, "Could not go on with the rotation of keys; trying again");
         }
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
+        let mail = std::mem::take(&mut self.memory.mail);
+        self.psks.turn(&mut view, &observed, &self.keys, mail);
         let (desired, mut problems) = plan(&view);
         let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
         problems.extend(self.pool(&desired, view.synced));
@@ -262,7 +287,15 @@ impl Agent {
         self.host_ports(&mut guard).await;
         let ops = diff(&desired, &observed, &self.memory.set_before, mode);
         let repair = self.memory.applied.as_ref() == Some(&desired);
+        self.memory.unput.clear();
         let mut clean = self.apply(&desired, &observed, &ops, repair, mode, guard.closed).await;
+        self.psks.speak(&desired, &observed, &view, &self.memory.unput);
+        let addresses = Addresses { mesh: desired.mesh.clone(), peers: desired.peer_mesh.clone() };
+        self.outputs.addresses.send_if_modified(|present| {
+            let changed = *present != addresses;
+            *present = addresses;
+            changed
+        });
         clean &= rotated.is_ok();
         let moving = self.rotor.turns() || !desired.unsettled.is_empty() || provoked(&desired);
         let since = self.memory.moving.unwrap_or_else(Instant::now);
@@ -280,8 +313,10 @@ impl Agent {
         }
         problems.extend(self.announcement(&view, &desired));
 
+        guard.findings.extend(self.psks.findings(&view));
         self.report(&problems, &guard.findings);
         self.count_peers(&observed);
+        self.metrics.set_psks(self.psks.count());
         self.publish_readiness(&view, &desired, &observed, &guard, &silent, clean);
         let problems = problems.iter().map(ToString::to_string).collect();
         let snapshot = Snapshot { view, desired, observed, pending: ops, problems };
@@ -305,14 +340,16 @@ impl Agent {
     }
 
     /// Both devices, where they exist; why not goes to `silent`, where they exist and do not answer.
-    async fn devices(&self, state: &KernelState, silent: &mut Vec<String>) -> BTreeMap<Slot, ObservedDevice> {
+    async fn devices(&mut self, state: &KernelState, silent: &mut Vec<String>) -> BTreeMap<Slot, ObservedDevice> {
         let mut devices = BTreeMap::new();
+        self.memory.device_psks.clear();
         for slot in Slot::ALL {
             let Some(link) = state.links.get(slot.device()) else { continue };
             let seen =
                 self.wireguard.call(slot, move |wireguard| wireguard.observe(slot, SystemTime::now())).await;
             match seen {
-                Ok(device) => {
+                Ok((device, psks)) => {
+                    self.memory.device_psks.extend(psks);
                     devices.insert(slot, ObservedDevice { mtu: link.mtu, up: link.up, ..device });
                 }
                 Err(error) => silent.push(error.to_string()),
@@ -329,7 +366,7 @@ impl Agent {
         let uplinks = state.links.values().filter(|link| holds(link.index));
         let local = LocalFacts {
             name: self.node.clone(),
-            announcement: announcement(&self.keys, self.rotor.draining()),
+            announcement: announcement(&self.keys, self.rotor.draining(), self.psks.kem()),
             uplink_mtu: uplinks.map(|link| link.mtu).min(),
         };
         ClusterView {
@@ -391,6 +428,7 @@ impl Agent {
         for op in ops {
             if !closed && (carries(op) || opens(op)) {
                 clean = false;
+                self.not_put(op, desired);
                 continue;
             }
             let slot = slot_of(op);
@@ -405,6 +443,7 @@ impl Agent {
                 Err(error) => {
                     tracing::error!(op = op.kind(), err = %error, "Could not apply");
                     clean = false;
+                    self.not_put(op, desired);
                     closed &= !refuses(op);
                 }
             }
@@ -412,9 +451,30 @@ impl Agent {
         clean
     }
 
+    /// Remembers the peers that an operation would have programmed.
+    fn not_put(&mut self, op: &Op, desired: &Desired) {
+        match op {
+            Op::PutPeer { slot, key, .. } => {
+                self.memory.unput.insert((*slot, *key));
+            }
+            Op::Configure { slot, .. } => {
+                let peers = desired.devices.get(slot).into_iter().flat_map(|device| device.peers.keys());
+                self.memory.unput.extend(peers.map(|key| (*slot, *key)));
+            }
+            Op::PutRoute(_)
+            | Op::RemoveRoute(_)
+            | Op::PutRule(_)
+            | Op::RemoveRule(_)
+            | Op::PutMesh(_)
+            | Op::RemoveMesh(_)
+            | Op::RaiseLink { .. }
+            | Op::RemovePeer { .. } => {}
+        }
+    }
+
     /// Puts back a peer as it was applied before, though the plan is another one since: its pair has moved to the other slot.
     fn restores(&self, op: &Op, observed: &Observed) -> bool {
-        let Op::PutPeer { slot, key, peer } = op else { return false };
+        let Op::PutPeer { slot, key, peer, .. } = op else { return false };
         let before = self.memory.applied.as_ref().and_then(|applied| applied.devices.get(slot));
         let before = before.and_then(|device| device.peers.get(key)).map(|peer| &peer.allowed);
         let now =
@@ -449,17 +509,27 @@ impl Agent {
                     self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, *key), endpoint)));
                 }
                 self.memory.unheard.devices.insert(slot);
+                let mut psks = self.memory.device_psks.clone();
+                psks.extend(peers.values().flat_map(|peer| self.psks.secrets(&peer.node, slot)));
                 let work = move |wireguard: crate::wireguard::WireGuard| {
-                    wireguard.configure(slot, &key.private, port, &peers)
+                    wireguard.configure(slot, &key.private, port, &peers, &psks)
                 };
                 self.wireguard.call(slot, work).await?;
             }
-            Op::PutPeer { slot, key, peer } => {
-                let (slot, key, peer) = (*slot, *key, peer.clone());
+            Op::PutPeer { slot, key, peer, anew } => {
+                let (slot, key, mut peer, anew) = (*slot, *key, peer.clone(), *anew);
                 self.memory.set_before.extend(peer.endpoint.map(|endpoint| ((slot, key), endpoint)));
-                let known = observed.devices.get(&slot).is_some_and(|device| device.peers.contains_key(&key));
-                let node = peer.node.clone();
-                self.wireguard.call(slot, move |wireguard| wireguard.put_peer(slot, &key, &peer)).await?;
+                let known = observed.devices.get(&slot).and_then(|device| device.peers.get(&key));
+                if anew && peer.endpoint.is_none() {
+                    // Where it has roamed to.
+                    peer.endpoint = known.and_then(|known| known.endpoint);
+                }
+                let known = known.is_some() && !anew;
+                let (node, psks) = (peer.node.clone(), self.psks.secrets(&peer.node, slot));
+                let work = move |wireguard: crate::wireguard::WireGuard| {
+                    wireguard.put_peer(slot, &key, &peer, &psks, anew)
+                };
+                self.wireguard.call(slot, work).await?;
                 if !known {
                     self.memory.unheard.peers.insert((slot, node));
                 }
@@ -487,6 +557,7 @@ impl Agent {
             endpoint: peer.endpoint,
             allowed: peer.allowed.clone(),
             keepalive: peer.keepalive,
+            psk: peer.psk,
         };
         let strange = present.filter(|(key, _)| !known.contains_key(key));
         strange.map(|(key, peer)| (*key, as_it_is(peer))).collect()
@@ -598,7 +669,7 @@ fn provoked(desired: &Desired) -> bool {
 }
 
 /// What the keyring says of both slots. Endpoints are the plan's.
-pub fn announcement(keys: &LoadedStore, draining: Option<Slot>) -> Announcement {
+pub fn announcement(keys: &LoadedStore, draining: Option<Slot>, kem: Option<[u8; 32]>) -> Announcement {
     let slot = |slot: Slot| {
         let key = keys.slot(slot);
         SlotAnnouncement {
@@ -608,7 +679,7 @@ pub fn announcement(keys: &LoadedStore, draining: Option<Slot>) -> Announcement 
             draining: draining == Some(slot),
         }
     };
-    Announcement { slots: [slot(Slot::Zero), slot(Slot::One)], endpoints: Vec::new(), kem: None }
+    Announcement { slots: [slot(Slot::Zero), slot(Slot::One)], endpoints: Vec::new(), kem }
 }
 
 /// Does the operation let packets through?

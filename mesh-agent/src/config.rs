@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use mesh_core::psk::ClusterName;
 use mesh_core::numbers::{PORT_HEALTH, PORT_METRICS};
 use mesh_core::view::Settings;
 use serde::Deserialize;
@@ -48,6 +49,18 @@ pub struct ConfigFile {
     /// When and how WireGuard keys are replaced.
     #[serde(default)]
     pub rotation: RotationFile,
+    /// Post-quantum pre-shared keys.
+    #[serde(default)]
+    pub post_quantum: PostQuantumFile,
+}
+
+/// `postQuantum` of the file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PostQuantumFile {
+    /// `prefer` (default): agreed with every node that takes part; `require`: no pod traffic in a session made without
+    /// one; `off`: no new ones.
+    pub mode: Option<String>,
 }
 
 /// `rotation` of the file. All are optional.
@@ -89,7 +102,7 @@ pub enum Engine {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Name of this cluster.
-    pub cluster_name: String,
+    pub cluster_name: ClusterName,
     /// What plans need.
     pub settings: Settings,
     /// Which WireGuard to use.
@@ -112,6 +125,8 @@ pub struct Config {
     pub flows_socket: PathBuf,
     /// When and how WireGuard keys are replaced.
     pub rotation: keyring::rotation::Settings,
+    /// Whether sessions have post-quantum pre-shared keys.
+    pub post_quantum: keyring::psk::Mode,
 }
 
 /// Why a configuration is refused.
@@ -245,6 +260,19 @@ impl ConfigFile {
             Some(other) => return Err(wrong("dataPath", other, "is none of enforce, off".into())),
         };
         let rotation = rotation(&self.rotation, &wrong)?;
+        let name = self.cluster_name.unwrap_or_else(|| "default".to_owned());
+        let cluster_name = name.parse().map_err(|_| {
+            let reason = "must be 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit";
+            wrong("clusterName", &name, reason.into())
+        })?;
+        let post_quantum = match self.post_quantum.mode.as_deref() {
+            None | Some("prefer") => keyring::psk::Mode::Prefer,
+            Some("require") => keyring::psk::Mode::Require,
+            Some("off") => keyring::psk::Mode::Off,
+            Some(other) => {
+                return Err(wrong("postQuantum.mode", other, "is none of off, prefer, require".into()));
+            }
+        };
         let cni_socket = self.cni_socket.unwrap_or_else(|| PathBuf::from(proto::cni::SOCKET));
         let flows_socket = self.flows_socket.unwrap_or_else(|| cni_socket.with_file_name("flows.sock"));
         let local = IpAddr::from([127, 0, 0, 1]);
@@ -255,7 +283,7 @@ impl ConfigFile {
         let settings =
             Settings { pod_cidrs, non_masquerade, mtu: self.mtu, keepalive: self.keepalive_seconds };
         Ok(Config {
-            cluster_name: self.cluster_name.unwrap_or_else(|| "default".to_owned()),
+            cluster_name,
             settings,
             engine,
             api_servers: self.api_servers,
@@ -267,6 +295,7 @@ impl ConfigFile {
             bpf_pin_dir: self.bpf_pin_dir.unwrap_or_else(|| PathBuf::from("/sys/fs/bpf/hawser")),
             flows_socket,
             rotation,
+            post_quantum,
         })
     }
 }

@@ -23,6 +23,7 @@ pub mod host_ports;
 pub mod http;
 pub mod kernel;
 pub mod lease;
+pub mod letters;
 pub mod lookup;
 pub mod metrics;
 pub mod monitor;

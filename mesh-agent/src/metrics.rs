@@ -56,6 +56,7 @@ pub struct Metrics {
     tunnel_restored: Words,
     overwritten: Counter,
     keys_replaced: Words,
+    psks: Gauges,
     last_success: Gauge<f64, AtomicU64>,
     plane: PlaneMetrics,
 }
@@ -136,6 +137,12 @@ impl Metrics {
             "Times somebody else wrote our annotation",
             overwritten.clone(),
         );
+        let psks = Gauges::default();
+        r.register(
+            "preshared_keys",
+            "Slots of pairs: open (both sides have seen a post-quantum pre-shared key at work) or waiting",
+            psks.clone(),
+        );
         let keys_replaced = Words::default();
         r.register(
             "keys_replaced",
@@ -165,6 +172,7 @@ impl Metrics {
             tunnel_restored,
             overwritten,
             keys_replaced,
+            psks,
             last_success,
         };
         for code in mesh_core::problem::Problem::CODES {
@@ -233,6 +241,13 @@ impl Metrics {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.peers.get_or_create(&word("alive")).set(count(alive));
         self.peers.get_or_create(&word("silent")).set(count(silent));
+    }
+
+    /// Slots of pairs with a pre-shared key that both sides have seen at work, and without.
+    pub fn set_psks(&self, (open, waiting): (usize, usize)) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.psks.get_or_create(&word("open")).set(count(open));
+        self.psks.get_or_create(&word("waiting")).set(count(waiting));
     }
 
     /// A CNI request was answered.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use keyring::psk::{NodeId, PskStore};
 use keyring::{LoadedStore, Store};
 use kube::Client;
 use mesh_core::announcement::Epoch;
@@ -17,7 +18,7 @@ use mesh_core::plan::Target;
 use mesh_core::slot::Slot;
 use tokio::sync::{mpsc, watch};
 
-use crate::agent::{Agent, Memory, Outputs, Rotor};
+use crate::agent::{Agent, Memory, Outputs, Psks, Rotor};
 use crate::attachments::{Directory, Table};
 use crate::cni::{Attacher, Readiness};
 use crate::config::{Config, Engine};
@@ -26,6 +27,7 @@ use crate::guard::Guard;
 use crate::host::Host;
 use crate::host_ports::HostPorts;
 use crate::kernel::Kernel;
+use crate::letters::{Addresses, Courier};
 use crate::metrics::Metrics;
 use crate::names::Register;
 use crate::status::Findings;
@@ -77,7 +79,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let wireguard = Caller::new(WireGuard::new(implementation(config.engine).await?));
     tracing::info!(
         node = %node,
-        cluster = config.cluster_name,
+        cluster = %config.cluster_name,
         wireguard = ?wireguard.implementation(),
         version = env!("CARGO_PKG_VERSION"),
         "Starting"
@@ -100,6 +102,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (announce_tx, announce) = watch::channel(None);
     let (notices_tx, notices) = mpsc::channel(NOTICES);
     let (nudge, kernel_changed) = mpsc::channel(NUDGES);
+    let (post, mail) = mpsc::channel(crate::letters::INBOX);
+    let (addresses_tx, addresses) = watch::channel(Addresses::default());
+    let psks = psks(&config, &node, Courier::new(post.clone()))?;
 
     let unannounced = Arc::new(tokio::sync::Notify::new());
     let announced = pods.clone();
@@ -150,6 +155,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         wireguard,
         keys,
         rotor,
+        psks,
+        mail,
         guard: Guard::new(),
         plane: plane_state,
         register: Arc::clone(&register),
@@ -166,6 +173,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             heartbeat: heartbeat_tx,
             announce: announce_tx,
             notices: notices_tx,
+            addresses: addresses_tx,
         },
         memory: Memory::default(),
         config: config.clone(),
@@ -188,6 +196,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             crate::lookup::run(client, node, register, mailbox, unknown).await;
             Ok(())
         }
+    }));
+    tasks.spawn(named("exchange of pre-shared keys", async move {
+        crate::letters::serve(addresses, post).await;
+        Ok(())
     }));
     tasks.spawn(named("flows", {
         let node = node.to_string();
@@ -362,6 +374,13 @@ async fn keys(state_dir: &Path, client: &Client, node: &NodeName) -> anyhow::Res
     let complete = ["slot0.key", "slot1.key"].iter().all(|file| directory.join(file).exists());
     let store = if complete { store } else { store.above(announced_epoch(client, node).await) };
     Ok(tokio::task::spawn_blocking(move || store.load_or_create_all()).await??)
+}
+
+/// The pre-shared keys of this node.
+fn psks(config: &Config, node: &NodeName, courier: Courier) -> anyhow::Result<Psks> {
+    let us = NodeId { node: node.clone(), cluster: config.cluster_name.clone() };
+    let store = PskStore::open(&config.state_dir.join("psk"), us.clone())?;
+    Psks::load(us, config.post_quantum, store, courier)
 }
 
 /// The greatest epoch in our annotation. Waits for the API: without it a new node has nobody to talk to anyway.

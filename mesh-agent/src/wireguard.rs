@@ -16,11 +16,15 @@ use defguard_wireguard_rs::net::IpAddrMask;
 use defguard_wireguard_rs::peer::Peer;
 use defguard_wireguard_rs::{InterfaceConfiguration, Kernel, Userspace, WGApi, WireguardInterfaceApi};
 use keyring::PrivateKey;
+use keyring::psk::{Psk, PskId};
 use mesh_core::diff::{ObservedDevice, ObservedPeer};
 use mesh_core::key::PublicKey;
 use mesh_core::plan::DesiredPeer;
 use mesh_core::slot::Slot;
 use zeroize::{Zeroize, Zeroizing};
+
+/// Pre-shared keys by their names.
+pub type Psks = BTreeMap<PskId, Arc<Psk>>;
 
 /// Which implementation runs the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,18 +136,21 @@ impl WireGuard {
         self.implementation
     }
 
-    /// Key, port and peers of a device. MTU and state are the kernel's to tell and left at their defaults.
+    /// Key, port and peers of a device, and their pre-shared keys. MTU and state are the kernel's to tell and left at their
+    /// defaults.
     ///
     /// # Errors
     /// The device is missing or does not answer.
-    pub fn observe(&self, slot: Slot, now: SystemTime) -> Result<ObservedDevice, WireGuardError> {
+    pub fn observe(&self, slot: Slot, now: SystemTime) -> Result<(ObservedDevice, Psks), WireGuardError> {
         let host = self
             .with(slot, |api| api.read_interface_data())
             .map_err(|source| self.error("Could not read the state", slot, source))?;
         let public_key = host.private_key.as_ref().filter(|key| key.as_slice().iter().any(|b| *b != 0));
         let public_key = public_key.map(|key| PublicKey::from_bytes(key.public_key().as_array()));
-        let peers = host.peers.values().map(|peer| observed(peer, now)).collect();
-        Ok(ObservedDevice { public_key, port: host.listen_port, peers, ..ObservedDevice::default() })
+        let mut psks = Psks::new();
+        let peers = host.peers.values().map(|peer| observed(peer, now, &mut psks)).collect();
+        let device = ObservedDevice { public_key, port: host.listen_port, peers, ..ObservedDevice::default() };
+        Ok((device, psks))
     }
 
     /// Sets key, port and all peers at once.
@@ -156,8 +163,9 @@ impl WireGuard {
         key: &PrivateKey,
         port: u16,
         peers: &BTreeMap<PublicKey, DesiredPeer>,
+        psks: &Psks,
     ) -> Result<(), WireGuardError> {
-        let peers: Vec<Peer> = peers.iter().map(|(key, peer)| wanted(key, peer)).collect();
+        let peers: Vec<Peer> = peers.iter().map(|(key, peer)| wanted(key, peer, psks)).collect();
         let result = match self.implementation {
             Implementation::Userspace => api::<Userspace>(slot).and_then(|api| {
                 let mut host = Host::new(port, Key::new(*key.expose()));
@@ -186,14 +194,27 @@ impl WireGuard {
         result.map_err(|source| self.error("Could not set key and port", slot, source))
     }
 
-    /// Adds or changes a peer.
+    /// Adds or changes a peer. With `anew` its entry goes first, and with it every session that was made with another
+    /// pre-shared key.
     ///
     /// # Errors
     /// Refused, or the device is missing.
-    pub fn put_peer(&self, slot: Slot, key: &PublicKey, peer: &DesiredPeer) -> Result<(), WireGuardError> {
-        let peer = wanted(key, peer);
-        self.with(slot, |api| api.configure_peer(&peer))
-            .map_err(|source| self.error("Could not set a peer", slot, source))
+    pub fn put_peer(
+        &self,
+        slot: Slot,
+        key: &PublicKey,
+        peer: &DesiredPeer,
+        psks: &Psks,
+        anew: bool,
+    ) -> Result<(), WireGuardError> {
+        let peer = wanted(key, peer, psks);
+        self.with(slot, |api| {
+            if anew {
+                api.remove_peer(&peer.public_key)?;
+            }
+            api.configure_peer(&peer)
+        })
+        .map_err(|source| self.error("Could not set a peer", slot, source))
     }
 
     /// Removes a peer.
@@ -235,8 +256,14 @@ fn base64_key(key: &PrivateKey) -> Zeroizing<String> {
     Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(*key.expose()))
 }
 
-fn wanted(key: &PublicKey, peer: &DesiredPeer) -> Peer {
+/// As WireGuard takes it. Who programs a peer brings its pre-shared key along; without it the peer gets one that nobody has,
+/// never none.
+fn wanted(key: &PublicKey, peer: &DesiredPeer, psks: &Psks) -> Peer {
     let mut wanted = Peer::new(Key::new(*key.as_bytes()));
+    wanted.preshared_key = peer.psk.map(|id| match psks.get(&id) {
+        Some(psk) => Key::new(*psk.expose()),
+        None => Key::generate(),
+    });
     wanted.endpoint = peer.endpoint;
     wanted.persistent_keepalive_interval = Some(peer.keepalive.unwrap_or(0));
     wanted.allowed_ips =
@@ -244,7 +271,16 @@ fn wanted(key: &PublicKey, peer: &DesiredPeer) -> Peer {
     wanted
 }
 
-fn observed(peer: &Peer, now: SystemTime) -> (PublicKey, ObservedPeer) {
+fn observed(peer: &Peer, now: SystemTime, psks: &mut Psks) -> (PublicKey, ObservedPeer) {
+    // The kernel shows zeros where there is none.
+    let psk = peer.preshared_key.as_ref().filter(|key| key.as_slice().iter().any(|byte| *byte != 0));
+    let psk = psk.map(|key| Psk::of_device(Zeroizing::new(key.as_array())));
+    let psk = psk.map(|psk| {
+        let id = psk.id();
+        psks.entry(id).or_insert_with(|| Arc::new(psk));
+        id
+    });
+
     let net = |mask: &IpAddrMask| ipnet::IpNet::new(mask.address, mask.cidr).ok().map(|net| net.trunc());
     let handshake = peer.last_handshake.filter(|at| *at != SystemTime::UNIX_EPOCH);
     let observed = ObservedPeer {
@@ -254,6 +290,7 @@ fn observed(peer: &Peer, now: SystemTime) -> (PublicKey, ObservedPeer) {
         // A handshake in the future is a clock that was set back: as good as just now.
         handshake_age: handshake.map(|at| now.duration_since(at).unwrap_or_default()),
         bytes: (peer.tx_bytes, peer.rx_bytes),
+        psk,
     };
     (PublicKey::from_bytes(peer.public_key.as_array()), observed)
 }

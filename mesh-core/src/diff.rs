@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::key::PublicKey;
 use crate::plan::{Desired, DesiredPeer, Route, Rule, Target};
+use crate::psk::PskId;
 use crate::slot::Slot;
 
 /// How this node is, as the kernel and the devices say.
@@ -60,6 +61,8 @@ pub struct ObservedPeer {
     pub handshake_age: Option<Duration>,
     /// Bytes sent to it and received from it since its entry was made.
     pub bytes: (u64, u64),
+    /// Name of its pre-shared key.
+    pub psk: Option<PskId>,
 }
 
 /// May the difference take things away?
@@ -109,6 +112,8 @@ pub enum Op {
         key: PublicKey,
         /// Its settings; without endpoint, the present one stays.
         peer: DesiredPeer,
+        /// Its entry is there and is to be made anew: sessions that were made with another pre-shared key end here.
+        anew: bool,
     },
     /// Remove a peer.
     RemovePeer {
@@ -216,6 +221,7 @@ fn peers(
                 }
                 if peer.allowed == present.allowed
                     && peer.keepalive == present.keepalive
+                    && peer.psk == present.psk
                     && endpoint.is_none()
                 {
                     continue;
@@ -223,7 +229,8 @@ fn peers(
                 !peer.allowed.is_subset(&present.allowed)
             }
         };
-        let op = Op::PutPeer { slot, key: *key, peer };
+        let anew = present.is_some_and(|present| present.psk != peer.psk);
+        let op = Op::PutPeer { slot, key: *key, peer, anew };
         if gains { gaining.push(op) } else { other.push(op) }
     }
     ops.append(&mut gaining);

@@ -13,6 +13,7 @@ use crate::numbers::{METRIC_UNREACHABLE, MIN_MTU, OVERHEAD, RULE_NODES, RULE_POD
 use crate::pair::{self, Choice};
 use crate::prefix;
 use crate::problem::Problem;
+use crate::psk::{PskId, SlotPsk};
 use crate::slot::Slot;
 use crate::view::{AnnouncementFact, ClusterView, EndpointFact, NodeFacts};
 
@@ -45,6 +46,8 @@ pub struct Desired {
     pub own_node_ips: BTreeSet<IpAddr>,
     /// InternalIPs of every other node, peers or not: pods reach them through the tunnel or not at all.
     pub peer_node_ips: BTreeSet<IpAddr>,
+    /// Mesh addresses of peers.
+    pub peer_mesh: BTreeMap<IpAddr, NodeName>,
     /// Peers that are sent to by another slot than the pair's, since a handshake there is still missing.
     pub unsettled: BTreeSet<NodeName>,
     /// Routes.
@@ -77,6 +80,8 @@ pub struct DesiredPeer {
     pub allowed: BTreeSet<IpNet>,
     /// Persistent keepalive in seconds.
     pub keepalive: Option<u16>,
+    /// Name of the pre-shared key; none: there is none.
+    pub psk: Option<PskId>,
 }
 
 /// A route of ours.
@@ -159,6 +164,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         .collect();
     let mut routes = BTreeSet::new();
     let mut peer_node_ips = BTreeSet::new();
+    let mut peer_mesh = BTreeMap::new();
     let mut unsettled = BTreeSet::new();
     let keepalive = keepalive(view);
 
@@ -171,20 +177,27 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             routes.insert(Route { table: TABLE_NODES, prefix: prefix::host(*address), target });
         }
         let Some(theirs) = node.announced().filter(|_| claim.keys_accepted) else { continue };
-        let allowed: BTreeSet<IpNet> =
+        let whole: BTreeSet<IpNet> =
             claim.cidrs.iter().copied().chain(claim.addresses.iter().copied().map(prefix::host)).collect();
+        let theirs_mesh: BTreeSet<IpAddr> = claim.cidrs.iter().filter_map(prefix::mesh_address).collect();
+        // Agents alone, until a pre-shared key is seen to work (D11).
+        let confined: BTreeSet<IpNet> = theirs_mesh.iter().copied().map(prefix::host).collect();
+        peer_mesh.extend(theirs_mesh.iter().map(|address| (*address, name.clone())));
         let address = endpoint(view, name, theirs, &mut problems);
         let (Choice { send, provoke }, target) = choose(view, name, theirs);
+        let psk = view.pairs.get(name).map(|pair| pair.psk).unwrap_or_default();
         if send != target {
             unsettled.insert(name.clone());
         }
         for slot in Slot::ALL {
             let slot_of_peer = theirs.slot(slot);
             let endpoint = address.map(|address| SocketAddr::new(address, slot_of_peer.port));
+            let SlotPsk { id, confined: only_agents, prove, withheld: _ } = psk[slot.index()];
             // Where routes lead, whatever is sent does it.
-            let called = (provoke == Some(slot) && send != slot).then_some(PROVOKE_KEEPALIVE);
+            let called = ((provoke == Some(slot) || prove) && send != slot).then_some(PROVOKE_KEEPALIVE);
+            let allowed = if only_agents { confined.clone() } else { whole.clone() };
             let keepalive = called.or(keepalive);
-            let peer = DesiredPeer { node: name.clone(), endpoint, allowed: allowed.clone(), keepalive };
+            let peer = DesiredPeer { node: name.clone(), endpoint, allowed, keepalive, psk: id };
             if let Some(device) = devices.get_mut(&slot) {
                 device.peers.insert(slot_of_peer.public_key, peer);
             }
@@ -194,6 +207,14 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             device: device.to_owned(),
             source: mesh.iter().copied().find(|m| prefix::same_family(*m, destination.addr())),
         };
+        if psk[send.index()].withheld {
+            routes.extend(confined.iter().map(|host| Route {
+                table: TABLE_PODS,
+                prefix: *host,
+                target: via(host),
+            }));
+            continue;
+        }
         for cidr in &claim.cidrs {
             routes.insert(Route { table: TABLE_PODS, prefix: *cidr, target: via(cidr) });
         }
@@ -236,6 +257,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         own_pod_cidrs: own.cidrs.clone(),
         own_node_ips: own.addresses.iter().copied().collect(),
         peer_node_ips,
+        peer_mesh,
         unsettled,
         routes,
         rules,
@@ -246,7 +268,8 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
 /// On which slot this node sends to a peer, and on which it shall.
 fn choose(view: &ClusterView, name: &NodeName, theirs: &Announcement) -> (Choice, Slot) {
     let pair = view.pairs.get(name).cloned().unwrap_or_default();
-    let target = pair::target((&view.local.name, view.drains()), (name, theirs), pair.current);
+    let announced = pair::target((&view.local.name, view.drains()), (name, theirs), pair.current);
+    let target = pair.instead.unwrap_or(announced);
     (pair::choose(pair.current, target, &pair.links), target)
 }
 

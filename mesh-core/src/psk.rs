@@ -228,6 +228,12 @@ impl fmt::Display for PskId {
     }
 }
 
+impl serde::Serialize for PskId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl fmt::Debug for PskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
@@ -255,6 +261,20 @@ impl fmt::Display for Mode {
             Self::Require => "require",
         })
     }
+}
+
+/// What the agreement on pre-shared keys wants of one slot of a pair. Its default: no such agreement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SlotPsk {
+    /// The key that belongs there, or one that nobody else has.
+    pub id: Option<PskId>,
+    /// Only the peer's mesh addresses may be in its allowed IPs: a session without a pre-shared key may come to be here, and
+    /// pods wait for one with it (D11).
+    pub confined: bool,
+    /// Only the peer's mesh addresses may be routed here: not both sides are known to have seen the key at work.
+    pub withheld: bool,
+    /// A handshake is wanted there, to see that both sides have the key.
+    pub prove: bool,
 }
 
 /// Why a message got no other answer.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::announcement::Announcement;
 use crate::name::NodeName;
 use crate::pair::{Drains, Link};
+use crate::psk::SlotPsk;
 use crate::slot::{Slot, drained};
 
 /// The whole truth at one moment.
@@ -36,6 +37,10 @@ pub struct PairFacts {
     pub current: Option<Slot>,
     /// Both slots, in order.
     pub links: [Link; 2],
+    /// Pre-shared keys of both slots, in order.
+    pub psk: [SlotPsk; 2],
+    /// The slot on which the pair is to talk, whatever the announcements say: it alone has a pre-shared key.
+    pub instead: Option<Slot>,
 }
 
 /// What the administrator configured.

@@ -8,6 +8,7 @@
 mod drift;
 mod membership;
 mod processes;
+mod psk;
 mod rotation;
 mod traffic;
 mod weather;

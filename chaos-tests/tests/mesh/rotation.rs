@@ -33,13 +33,13 @@ fn number(variable: &str, usual: u8) -> Result<u8> {
 }
 
 /// Public keys of both devices.
-fn keys(node: &Node) -> Result<[String; 2]> {
+pub(super) fn keys(node: &Node) -> Result<[String; 2]> {
     let key = |device: &str| node.sh(&format!("wg show {device} public-key"));
     Ok([key("hawser0")?, key("hawser1")?].map(|text| text.trim().to_owned()))
 }
 
 /// Asks a node for new keys.
-fn request(lab: &Lab, node: u8, value: &str) -> Result<()> {
+pub(super) fn request(lab: &Lab, node: u8, value: &str) -> Result<()> {
     let patch = Patch::Merge(json!({"metadata": {"annotations": {"hawser.dev/rotate": value}}}));
     let store = lab.api().store();
     store.patch("nodes", None, &node_name(node), &patch).map(drop).map_err(|error| anyhow!("{error}"))
@@ -65,12 +65,12 @@ fn rotated(lab: &Lab, node: u8, old: &[String; 2]) -> Result<(), String> {
 }
 
 /// The last lines of an agent's log.
-fn said(node: &Node) -> String {
+pub(super) fn said(node: &Node) -> String {
     let log = node.log("mesh-agent").unwrap_or_default();
     log.lines().rev().take(5).collect::<Vec<_>>().join(" | ")
 }
 
-fn all_rotated(lab: &Lab, nodes: &[u8], old: &[[String; 2]]) -> Result<Duration> {
+pub(super) fn all_rotated(lab: &Lab, nodes: &[u8], old: &[[String; 2]]) -> Result<Duration> {
     let begun = Instant::now();
     eventually(ROTATED, "all nodes have new keys", || {
         nodes.iter().zip(old).try_for_each(|(node, old)| rotated(lab, *node, old))
@@ -79,7 +79,7 @@ fn all_rotated(lab: &Lab, nodes: &[u8], old: &[[String; 2]]) -> Result<Duration>
 }
 
 /// Streams both ways between the pods of every pair of nodes, and from every host to the next node's pod.
-fn everywhere(lab: &Lab, witness: &mut Witness, pods: &[Pod]) -> Result<Vec<Stream>> {
+pub(super) fn everywhere(lab: &Lab, witness: &mut Witness, pods: &[Pod]) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
     for from in pods {
         for to in pods.iter().filter(|to| to.name != from.name) {

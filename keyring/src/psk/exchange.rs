@@ -157,6 +157,11 @@ impl<P, C: Clone> Exchange<P, C> {
         }
     }
 
+    /// Is an answer awaited that the present ML-KEM key alone opens?
+    pub const fn offers(&self) -> bool {
+        matches!(self.attempt, Attempt::Offered { .. })
+    }
+
     /// When to give the next [`Input::Tick`]; none: nothing is to be repeated.
     pub fn due(&self, conditions: Conditions) -> Option<Duration> {
         self.has_to_speak(conditions).then_some(self.due)

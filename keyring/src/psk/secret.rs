@@ -52,6 +52,11 @@ impl Psk {
         Self::from_bytes(randomness)
     }
 
+    /// What a WireGuard device says that it has for a peer.
+    pub fn of_device(bytes: Zeroizing<[u8; 32]>) -> Self {
+        Self::from_bytes(bytes)
+    }
+
     /// The key of a context: HKDF-SHA256 (RFC 5869) of the KEM's shared secret. The salt is the SHA-256 of the
     /// exchange (round, encapsulation key, ciphertext, each with its length), the info is [`DOMAIN`] and the context's
     /// fields, each with its length ([`Context::encode`]).

@@ -56,7 +56,7 @@ impl Standing {
     }
 }
 
-/// Which addresses a slot may carry: allowed IPs and routes of the peer there.
+/// Which addresses of the peer a slot may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AllowedScope {
     /// The mesh addresses of the peer, for the agents' exchange.
@@ -98,7 +98,9 @@ impl Effective {
 /// What may be done with a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Verdict {
-    /// What its allowed IPs and routes may be.
+    /// What its allowed IPs may be: what is taken from the peer.
+    pub accept: AllowedScope,
+    /// What may be routed there: what is sent to the peer.
     pub scope: AllowedScope,
     /// Put a key there that nobody else has ([`Psk::placeholder`](super::Psk::placeholder)), so that no handshake
     /// succeeds until the agreed one takes its place.
@@ -127,7 +129,11 @@ pub fn verdict(us: Mode, them: Mode, slot: Slot, sending: Slot, standing: [Stand
         Effective::Off | Effective::Prefer => false,
         Effective::Require | Effective::Conflict => true,
     };
-    let scope = if insisted && this != Standing::Open { AllowedScope::MeshOnly } else { AllowedScope::All };
+    let limited = |open: bool| if insisted && !open { AllowedScope::MeshOnly } else { AllowedScope::All };
+    let scope = limited(this == Standing::Open);
+    // The peer may know first that both have seen the key at work, and then sends at once. Where this side has seen it,
+    // no session without it is left on the slot: the entry was made anew with the key.
+    let accept = limited(matches!(this, Standing::Proven | Standing::Open));
     // Only while the other slot is known to work with a key on both sides: that knowledge is true on both, so there is
     // never a placeholder on each side's idea of the idle slot and a common channel on neither.
     let placeholder = Effective::of(us, them) == Effective::Require
@@ -135,7 +141,7 @@ pub fn verdict(us: Mode, them: Mode, slot: Slot, sending: Slot, standing: [Stand
         && other.carry() == Carry::Psk
         && sending != slot;
     let carry = if placeholder { Carry::No } else { carry };
-    Verdict { scope, placeholder, carry }
+    Verdict { accept, scope, placeholder, carry }
 }
 
 /// The slot to send on, given the one that both announcements name and the one in use.
@@ -147,6 +153,17 @@ pub fn sending_slot(preferred: Slot, current: Slot, carry: [Carry; 2]) -> Slot {
     let there = carry[current.other().index()];
     let moves = there > here || (there == here && there >= Carry::Plain && preferred != current);
     if moves { current.other() } else { current }
+}
+
+/// The slot on which a pair is to talk in place of the one that the announcements name: it has a key that works, and the
+/// other has none yet and will get one. A slot that is drained is left for one without a key only when nobody agrees on
+/// keys, or when the drained one is replaced.
+pub fn instead(announced: Slot, effective: Effective, verdicts: &[Verdict; 2]) -> Option<Slot> {
+    let (here, there) = (verdicts[announced.index()], verdicts[announced.other().index()]);
+    let better = here.carry < Carry::Psk
+        || (here.scope == AllowedScope::MeshOnly && there.scope == AllowedScope::All);
+    let moves = effective != Effective::Off && there.carry == Carry::Psk && better;
+    moves.then_some(announced.other())
 }
 
 /// May this node take part in an exchange for `slot` now? Not where it sends, and not without a channel that it has seen to

@@ -10,6 +10,7 @@ use mesh_core::name::NodeName;
 use mesh_core::numbers::TABLE_PODS;
 use mesh_core::pair::{Ear, Link};
 use mesh_core::plan::{Route, Target};
+use mesh_core::prefix;
 use mesh_core::slot::Slot;
 use mesh_core::view::{NodeFacts, PairFacts};
 
@@ -73,7 +74,7 @@ impl Pairs {
             let announced = node.announced()?;
             let links =
                 Slot::ALL.map(|slot| self.link(observed, slot, &announced.slot(slot).public_key, now));
-            Some((name.clone(), PairFacts { current: way(&ways, node), links }))
+            Some((name.clone(), PairFacts { current: way(&ways, node), links, ..PairFacts::default() }))
         };
         nodes.iter().filter_map(facts).collect()
     }
@@ -104,14 +105,20 @@ pub(super) fn ways<'a>(routes: impl IntoIterator<Item = &'a Route>) -> BTreeMap<
     routes.into_iter().filter_map(way).collect()
 }
 
-/// By which slot a node is sent to; its first prefix that has a route says so.
+/// By which slot a node is sent to; its first prefix that has a route says so. Where pods wait for a pre-shared key, its mesh
+/// address alone is routed.
 fn way(ways: &BTreeMap<IpNet, Slot>, node: &NodeFacts) -> Option<Slot> {
-    node.pod_cidrs.iter().find_map(|prefix| ways.get(prefix).copied())
+    node.pod_cidrs.iter().find_map(|cidr| of(ways, cidr))
+}
+
+fn of(ways: &BTreeMap<IpNet, Slot>, cidr: &IpNet) -> Option<Slot> {
+    let agents = || ways.get(&prefix::host(prefix::mesh_address(cidr)?));
+    ways.get(cidr).or_else(agents).copied()
 }
 
 /// By which slot all that is routed to a node goes; none: by none, or by both.
 pub(super) fn only_way(ways: &BTreeMap<IpNet, Slot>, node: &NodeFacts) -> Option<Slot> {
-    let mut slots = node.pod_cidrs.iter().filter_map(|prefix| ways.get(prefix).copied());
+    let mut slots = node.pod_cidrs.iter().filter_map(|cidr| of(ways, cidr));
     let first = slots.next()?;
     slots.all(|slot| slot == first).then_some(first)
 }

@@ -140,7 +140,7 @@ impl Agent {
                 self.perform(effect, step.next.state(), view, observed).await?;
             }
             self.rotor.machine = step.next;
-            view.local.announcement = announcement(&self.keys, self.rotor.draining());
+            view.local.announcement = announcement(&self.keys, self.rotor.draining(), self.psks.kem());
             if idle {
                 break;
             }
@@ -233,11 +233,13 @@ impl Agent {
             endpoint: peer.endpoint,
             allowed: peer.allowed.clone(),
             keepalive: peer.keepalive,
+            // It belonged to the former key.
+            psk: None,
         };
         let peers: BTreeMap<_, _> = device.peers.iter().map(|(key, peer)| (*key, as_it_is(peer))).collect();
         let (key, port, public) = (Arc::clone(&staged), device.port, staged.public());
         self.wireguard
-            .call(slot, move |wireguard| wireguard.configure(slot, &key.private, port, &peers))
+            .call(slot, move |wireguard| wireguard.configure(slot, &key.private, port, &peers, &BTreeMap::new()))
             .await?;
         device.public_key = Some(public);
         self.memory.pairs.rekeyed(slot, public, Instant::now());
@@ -259,7 +261,8 @@ impl Agent {
     }
 
     /// A key is gone: a line in the record, an Event, the log.
-    fn destroyed(&self, destroyed: &Destroyed) -> Result<(), RotateError> {
+    fn destroyed(&mut self, destroyed: &Destroyed) -> Result<(), RotateError> {
+        self.psks.wear();
         let line = record(destroyed, jiff::Timestamp::now());
         let path = self.config.state_dir.join("audit").join("keys.jsonl");
         append(&path, &line)

@@ -1,6 +1,7 @@
 use super::*;
 use crate::plan::TABLE_MAIN;
 use crate::plan::tests::{world, world_strategy};
+use crate::psk::SlotPsk;
 use proptest::prelude::*;
 
 /// The kernel and the devices, as far as the operations need them: what an operation does to what is observed.
@@ -26,8 +27,10 @@ fn apply(observed: &mut Observed, ops: &[Op], desired: &Desired) {
                 let device = observed.devices.get_mut(slot).unwrap();
                 (device.mtu, device.up) = (*mtu, true);
             }
-            Op::PutPeer { slot, key, peer } => {
+            Op::PutPeer { slot, key, peer, anew } => {
                 let device = observed.devices.get_mut(slot).unwrap();
+                let old = device.peers.get(key).map(|have| have.psk);
+                assert_eq!(*anew, old.is_some_and(|old| old != peer.psk), "{op:?}");
                 for (other, have) in &mut device.peers {
                     if other != key {
                         have.allowed.retain(|net| !peer.allowed.contains(net));
@@ -36,6 +39,7 @@ fn apply(observed: &mut Observed, ops: &[Op], desired: &Desired) {
                 let have = device.peers.entry(*key).or_default();
                 have.allowed = peer.allowed.clone();
                 have.keepalive = peer.keepalive;
+                have.psk = peer.psk;
                 have.endpoint = peer.endpoint.or(have.endpoint);
             }
             Op::RemovePeer { slot, key } => {
@@ -115,7 +119,29 @@ fn peer(endpoint: &str) -> DesiredPeer {
         endpoint: Some(endpoint.parse().unwrap()),
         allowed: BTreeSet::new(),
         keepalive: None,
+        psk: None,
     }
+}
+
+#[test]
+fn another_pre_shared_key_makes_the_entry_anew_and_the_same_one_changes_nothing() {
+    let mut view = world(&["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24 192.0.2.2"]);
+    let mut observed = empty();
+    let mut renewed = |ids: [Option<u8>; 2]| -> Vec<Slot> {
+        let psk = ids.map(|id| SlotPsk { id: id.map(|id| PskId([id; 16])), ..SlotPsk::default() });
+        view.pairs.insert("b".parse().unwrap(), crate::view::PairFacts { psk, ..Default::default() });
+        let (desired, _) = crate::plan::plan(&view);
+        let ops = diff(&desired, &observed, &Endpoints::new(), Mode::Full);
+        apply(&mut observed, &ops, &desired);
+        assert_eq!(diff(&desired, &observed, &Endpoints::new(), Mode::Full), []);
+        let anew = |op: &Op| if let Op::PutPeer { slot, anew: true, .. } = op { Some(*slot) } else { None };
+        ops.iter().filter_map(anew).collect()
+    };
+    assert_eq!(renewed([None, Some(1)]), [], "there was no entry");
+    assert_eq!(renewed([Some(2), Some(1)]), [Slot::Zero]);
+    assert_eq!(renewed([Some(2), Some(3)]), [Slot::One]);
+    assert_eq!(renewed([None, Some(3)]), [Slot::Zero], "without one");
+    assert_eq!(renewed([None, Some(3)]), []);
 }
 
 #[test]

@@ -108,7 +108,11 @@ fn way_to_b(lines: &[&str], current: Slot, confirmed: [bool; 2]) -> (String, Vec
         unanswered_for: None,
         ready: true,
     };
-    let facts = crate::view::PairFacts { current: Some(current), links: confirmed.map(link) };
+    let facts = crate::view::PairFacts {
+        current: Some(current),
+        links: confirmed.map(link),
+        ..crate::view::PairFacts::default()
+    };
     view.pairs.insert("b".parse().unwrap(), facts);
     let (desired, _) = plan(&view);
     let devices: BTreeSet<&str> = desired
@@ -139,9 +143,39 @@ fn all_routes_to_a_peer_move_together_once_a_handshake_is_confirmed_where_they_s
     // Its new key has just come: nothing can be asked yet, but it has to be looked at again.
     let mut view = world(&lines);
     let links = [pair::Link { ready: true, ..Default::default() }; 2];
-    let facts = crate::view::PairFacts { current: Some(Slot::Zero), links };
+    let facts = crate::view::PairFacts { current: Some(Slot::Zero), links, ..Default::default() };
     view.pairs.insert("b".parse().unwrap(), facts);
     assert_eq!(plan(&view).0.unsettled, BTreeSet::from(["b".parse().unwrap()]));
+}
+
+#[test]
+fn pods_wait_for_a_pre_shared_key_where_one_is_required_and_agents_do_not() {
+    let lines = ["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24,fd01:0:0:2::/64 192.0.2.2"];
+    let seen = |psk: [SlotPsk; 2]| -> (Vec<String>, Vec<String>) {
+        let mut view = world(&lines);
+        let link = pair::Link {
+            keys_for: Some(std::time::Duration::from_secs(100)),
+            handshake_age: Some(std::time::Duration::from_secs(1)),
+            unanswered_for: None,
+            ready: true,
+        };
+        let facts = crate::view::PairFacts { links: [link; 2], psk, ..Default::default() };
+        view.pairs.insert("b".parse().unwrap(), facts);
+        let (desired, _) = plan(&view);
+        let allowed = desired.devices.values().flat_map(|device| device.peers.values());
+        let allowed = allowed.map(|peer| peer.allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        let routed = desired.routes.iter().filter(|route| matches!(route.target, Target::Device { .. }));
+        (allowed.collect(), routed.map(|route| route.prefix.to_string()).collect())
+    };
+    let (all, agents) = ("10.1.2.0/24 192.0.2.2/32 fd01:0:0:2::/64", "10.1.2.1/32 fd01:0:0:2::1/128");
+    let pods = ["10.1.2.0/24", "fd01:0:0:2::/64", "192.0.2.2/32"];
+    let closed = SlotPsk { confined: true, withheld: true, ..SlotPsk::default() };
+    let accepts = SlotPsk { confined: false, ..closed };
+    let open = SlotPsk::default();
+    let strings = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(seen([closed, closed]), (strings(&[agents, agents]), strings(&["10.1.2.1/32", "fd01:0:0:2::1/128"])));
+    assert_eq!(seen([accepts, closed]), (strings(&[all, agents]), strings(&["10.1.2.1/32", "fd01:0:0:2::1/128"])));
+    assert_eq!(seen([open, closed]), (strings(&[all, agents]), strings(&pods)));
 }
 
 #[test]
