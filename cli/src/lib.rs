@@ -1,8 +1,10 @@
 //! `hawser`: what an operator asks of the agents.
 //!
-//! Synchronous and small: one thread waits for all sockets. [`merge`] and [`render`] decide, [`client`] and [`flows`] do.
+//! For flows one thread waits for all sockets; [`merge`] and [`render`] decide, [`client`] and [`flows`] do. [`keys`] speaks
+//! with the API server.
 
 pub mod client;
 pub mod flows;
+pub mod keys;
 pub mod merge;
 pub mod render;

@@ -342,7 +342,7 @@ impl Agent {
     /// Both devices, where they exist; why not goes to `silent`, where they exist and do not answer.
     async fn devices(&mut self, state: &KernelState, silent: &mut Vec<String>) -> BTreeMap<Slot, ObservedDevice> {
         let mut devices = BTreeMap::new();
-        self.memory.device_psks.clear();
+        self.memory.device_psks = crate::wireguard::Psks::default();
         for slot in Slot::ALL {
             let Some(link) = state.links.get(slot.device()) else { continue };
             let seen =
@@ -510,7 +510,7 @@ impl Agent {
                 }
                 self.memory.unheard.devices.insert(slot);
                 let mut psks = self.memory.device_psks.clone();
-                psks.extend(peers.values().flat_map(|peer| self.psks.secrets(&peer.node, slot)));
+                peers.values().for_each(|peer| psks.extend(self.psks.secrets(&peer.node, slot)));
                 let work = move |wireguard: crate::wireguard::WireGuard| {
                     wireguard.configure(slot, &key.private, port, &peers, &psks)
                 };

@@ -24,7 +24,28 @@ use mesh_core::slot::Slot;
 use zeroize::{Zeroize, Zeroizing};
 
 /// Pre-shared keys by their names.
-pub type Psks = BTreeMap<PskId, Arc<Psk>>;
+#[derive(Clone, Default)]
+pub struct Psks(BTreeMap<PskId, Arc<Psk>>);
+
+impl std::fmt::Debug for Psks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Psks {
+    /// One more; the name of it.
+    pub fn add(&mut self, psk: Arc<Psk>) -> PskId {
+        let id = psk.id();
+        self.0.entry(id).or_insert(psk);
+        id
+    }
+
+    /// Those of another one too.
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+}
 
 /// Which implementation runs the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +168,7 @@ impl WireGuard {
             .map_err(|source| self.error("Could not read the state", slot, source))?;
         let public_key = host.private_key.as_ref().filter(|key| key.as_slice().iter().any(|b| *b != 0));
         let public_key = public_key.map(|key| PublicKey::from_bytes(key.public_key().as_array()));
-        let mut psks = Psks::new();
+        let mut psks = Psks::default();
         let peers = host.peers.values().map(|peer| observed(peer, now, &mut psks)).collect();
         let device = ObservedDevice { public_key, port: host.listen_port, peers, ..ObservedDevice::default() };
         Ok((device, psks))
@@ -260,7 +281,7 @@ fn base64_key(key: &PrivateKey) -> Zeroizing<String> {
 /// never none.
 fn wanted(key: &PublicKey, peer: &DesiredPeer, psks: &Psks) -> Peer {
     let mut wanted = Peer::new(Key::new(*key.as_bytes()));
-    wanted.preshared_key = peer.psk.map(|id| match psks.get(&id) {
+    wanted.preshared_key = peer.psk.map(|id| match psks.0.get(&id) {
         Some(psk) => Key::new(*psk.expose()),
         None => Key::generate(),
     });
@@ -275,11 +296,7 @@ fn observed(peer: &Peer, now: SystemTime, psks: &mut Psks) -> (PublicKey, Observ
     // The kernel shows zeros where there is none.
     let psk = peer.preshared_key.as_ref().filter(|key| key.as_slice().iter().any(|byte| *byte != 0));
     let psk = psk.map(|key| Psk::of_device(Zeroizing::new(key.as_array())));
-    let psk = psk.map(|psk| {
-        let id = psk.id();
-        psks.entry(id).or_insert_with(|| Arc::new(psk));
-        id
-    });
+    let psk = psk.map(|psk| psks.add(Arc::new(psk)));
 
     let net = |mask: &IpAddrMask| ipnet::IpNet::new(mask.address, mask.cidr).ok().map(|net| net.trunc());
     let handshake = peer.last_handshake.filter(|at| *at != SystemTime::UNIX_EPOCH);

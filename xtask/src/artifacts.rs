@@ -66,6 +66,9 @@ pub(crate) fn build_cni(workspace: &Workspace, profile: Profile) -> Result<PathB
     Ok(place)
 }
 
+/// Programs that scenarios start, and the lab.
+pub(crate) const PROGRAMS: [&str; 4] = ["mesh-agent", "mesh-tunnel", "hawser", "lab"];
+
 /// Builds the programs that run on nodes, and the lab.
 pub(crate) fn build_programs(profile: Profile) -> Result<()> {
     run(cargo().args(["build", "--locked", "--bins", "--profile", profile.name()]).args([

@@ -95,7 +95,8 @@ pub(crate) fn vm(workspace: &Workspace, series: &[Series], progress: Progress) -
     progress.say("building the tests of the data path, mesh-agent and the lab");
     // Of the whole workspace, so that what was built for the other tests is used again.
     let tests = TESTS.iter().flat_map(|name| ["--test", name]);
-    let programs = build_tests(workspace, &["--workspace"].into_iter().chain(tests).collect::<Vec<_>>())?;
+    let chosen: Vec<&str> = ["--workspace"].into_iter().chain(tests).collect();
+    let programs = build_tests(workspace, &chosen)?.programs;
     run(cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
     progress.say("building hawser-cni, static");
     artifacts::build_cni(workspace, Profile::Dev)?;

@@ -1,6 +1,7 @@
 //! Keys are replaced while packets are on their way, and nobody misses one.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -8,7 +9,7 @@ use chaos_tests::cluster::node_name;
 use chaos_tests::matrix::Party;
 use chaos_tests::witness::{Witness, events, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
-use kubeapi::Patch;
+use kubeapi::{Patch, User};
 use netlab::eventually;
 use netlab::probe::Stream;
 use serde_json::{Value, json};
@@ -216,5 +217,30 @@ fn a_node_whose_agent_is_away_is_named_when_the_deadline_comes_and_costs_only_it
     let gap = lossless(streams)?;
     witness.clean(&lab)?;
     println!("the others: 0 lost, longest gap {gap:?}");
+    Ok(())
+}
+
+#[test]
+fn an_operator_has_keys_replaced_by_command_and_is_told_when_it_is_done() -> Result<()> {
+    let lab = rotating("command", 2, 120)?;
+    lab.node(1).write_file("/etc/hawser/admin", &lab.kubeconfig(&User::admin()))?;
+    let hawser = |words: &str| -> Result<String> {
+        let mut command = Command::new(lab.binaries.hawser()?);
+        command.args(["keys", "rotate", "--kubeconfig", "/etc/hawser/admin"]).args(words.split_whitespace());
+        lab.node(1).run(command)
+    };
+    let refused = hawser(&format!("{} nobody", node_name(1))).err().context("an unknown node is refused")?;
+    ensure!(format!("{refused:#}").contains("there is no node nobody"), "{refused:#}");
+    let old = [keys(lab.node(1))?, keys(lab.node(2))?];
+    let told = hawser("--all")?;
+    println!("{told}");
+    for (node, old) in [1, 2].into_iter().zip(&old) {
+        let last = told.lines().rfind(|line| line.starts_with(&format!("{}: ", node_name(node))));
+        ensure!(last.is_some_and(|line| line.contains("both keys replaced")), "{told}");
+        let new = keys(lab.node(node))?;
+        ensure!(!old.iter().any(|key| new.contains(key)), "node {node} has an old key: {old:?}, {new:?}");
+    }
+    let late = hawser(&format!("{} --timeout 0", node_name(2))).err().context("a node is late in no time")?;
+    ensure!(format!("{late:#}").contains(&node_name(2)), "{late:#}");
     Ok(())
 }

@@ -398,10 +398,12 @@ impl Psks {
 
     /// The secrets of these keys.
     pub(super) fn secrets(&self, node: &NodeName, slot: Slot) -> Secrets {
-        let agreed = self.machines.get(&(node.clone(), slot)).and_then(Exchange::record);
-        let agreed = agreed.map(|record| (record.id, Arc::clone(&record.psk)));
-        let nobodys = (self.nobodys.id(), Arc::clone(&self.nobodys));
-        agreed.into_iter().chain([nobodys]).collect()
+        let mut secrets = Secrets::default();
+        secrets.add(Arc::clone(&self.nobodys));
+        if let Some(record) = self.machines.get(&(node.clone(), slot)).and_then(Exchange::record) {
+            secrets.add(Arc::clone(&record.psk));
+        }
+        secrets
     }
 
     /// Says what there is to say, now that devices were programmed. `unput` are peers that could not be.

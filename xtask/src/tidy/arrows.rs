@@ -77,8 +77,7 @@ const RULES: &[Rule] = &[
         package: "cli",
         members: &["mesh-core", "proto", "keyring"],
         test_members: &[],
-        // It waits for sockets, and an operator for it.
-        banned: &["tokio", "kube", "rustls"],
+        banned: &["openssl", "native-tls"],
     },
     Rule { package: "netlab", members: &[], test_members: &[], banned: &["kube"] },
     Rule { package: "kubeapi", members: &[], test_members: &["netlab"], banned: &[] },
