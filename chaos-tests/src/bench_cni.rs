@@ -36,7 +36,7 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
     options.disk = Some(disk.join("hawser"));
     say("Starting a node of ours and a host with bridge and host-local");
     let lab = Lab::up(options)?;
-    lab.await_mesh(Duration::from_secs(60))?;
+    lab.await_settled(Duration::from_secs(60))?;
     let reference = Reference::new(&lab, &disk.join("reference"))?;
     let mut samples: Vec<(&str, &str, Vec<Vec<f64>>)> = Vec::new();
     for subject in ["hawser", "bridge+host-local"] {

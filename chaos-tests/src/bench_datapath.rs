@@ -173,5 +173,5 @@ fn add_nodes(lab: &mut Lab, nodes: u8) -> Result<()> {
     for number in 1..=nodes {
         lab.add_node(number)?;
     }
-    lab.await_mesh(Duration::from_secs(120))
+    lab.await_settled(Duration::from_secs(120))
 }

@@ -22,7 +22,7 @@ use netlab::{Bridge, Capture, CaptureOptions, Endpoint, LabDir, Namespace, PortI
 use serde_json::{Value, json};
 
 use crate::binaries::Binaries;
-use crate::node::Node;
+use crate::node::{Node, WgPeer};
 use crate::pod::{Pod, PodSpec};
 
 /// Port of the embedded API.
@@ -464,6 +464,18 @@ impl Lab {
         Ok(netlab::eventually(deadline, "the mesh is complete", || self.mesh_complete())?)
     }
 
+    /// [`Lab::await_mesh`], and until every pair has agreed on its pre-shared keys and talks by the first slot again: nothing
+    /// goes on that was not asked for.
+    ///
+    /// # Errors
+    /// After `deadline`, with what is under way.
+    pub fn await_settled(&self, deadline: Duration) -> Result<()> {
+        Ok(netlab::eventually(deadline, "the mesh is settled", || {
+            self.mesh_complete()?;
+            self.nodes.iter().try_for_each(settled)
+        })?)
+    }
+
     fn mesh_complete(&self) -> Result<(), String> {
         for node in &self.nodes {
             node.ready()?;
@@ -497,8 +509,11 @@ impl Lab {
             [(self.options.underlay.v4(), v4.into()), (self.options.underlay.v6(), v6.into())];
         self.world.run(move || {
             both.into_iter().filter(|(has, _)| *has).try_for_each(|(_, absent)| {
-                let any: IpAddr =
-                    if absent.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                let any: IpAddr = if absent.is_ipv4() {
+                    Ipv4Addr::UNSPECIFIED.into()
+                } else {
+                    Ipv6Addr::UNSPECIFIED.into()
+                };
                 // The discard port; nobody will ever receive it.
                 std::net::UdpSocket::bind((any, 0))?.send_to(&[0], (absent, 9)).map(drop)
             })
@@ -510,6 +525,26 @@ impl Lab {
     pub fn log_path(&self, node: u8, program: &str) -> std::path::PathBuf {
         log_path(self.dir.path(), node, program)
     }
+}
+
+/// Does a node want no pre-shared key and no handshake, and send by its first slot alone?
+fn settled(node: &Node) -> Result<(), String> {
+    let text = |error: anyhow::Error| format!("{}: {error:#}", node.name);
+    let waiting = node.metric("hawser_preshared_keys{kind=\"waiting\"}").map_err(text)?;
+    if waiting != 0.0 {
+        return Err(format!("{}: {waiting} pre-shared keys to be agreed", node.name));
+    }
+    let provoked = |peer: &WgPeer| peer.keepalive == Some(mesh_core::plan::PROVOKE_KEEPALIVE);
+    if let Some(peer) = node.peers().map_err(text)?.iter().find(|peer| provoked(peer)) {
+        return Err(format!("{}: a handshake is wanted: {peer:?}", node.name));
+    }
+    for family in ["-4", "-6"] {
+        let routes = node.sh(&format!("ip {family} route show table 51880 dev hawser1")).map_err(text)?;
+        if !routes.is_empty() {
+            return Err(format!("{}: still by hawser1: {routes}", node.name));
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Lab {

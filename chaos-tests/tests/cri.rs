@@ -474,7 +474,7 @@ fn containerd_starts_pods_that_reach_each_other_through_the_mesh_and_leave_nothi
     let work = tempfile::tempdir()?;
     let lab = Lab::up(LabOptions::new(netlab::unique_name("cri")).nodes(2))?;
     let archive = archive(work.path(), lab.dir.mark())?;
-    lab.await_mesh(Duration::from_secs(60))?;
+    lab.await_settled(Duration::from_secs(60))?;
     let nodes = [Containerd::start(&lab, 1, &archive)?, Containerd::start(&lab, 2, &archive)?];
     nodes.iter().try_for_each(Containerd::await_ready)?;
     let capture = lab.switch.capture(CaptureOptions::default())?;

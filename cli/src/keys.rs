@@ -158,7 +158,9 @@ async fn client(args: &RotateArgs) -> Result<Client, KeysError> {
     let config = match &args.kubeconfig {
         Some(path) => {
             let read = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(|error| wrong(&error))?
+            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| wrong(&error))?
         }
         None => Config::infer().await.map_err(|error| wrong(&error))?,
     };
@@ -196,7 +198,8 @@ pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<(
             let (Some(old), Some(last)) = (before.get(&name), told.get_mut(&name)) else { continue };
             let seen = stage(old, &now);
             if std::mem::replace(last, seen) != seen {
-                let epochs = |of: &Announcement| of.slots.each_ref().map(|slot| slot.epoch.0.to_string()).join(", ");
+                let epochs =
+                    |of: &Announcement| of.slots.each_ref().map(|slot| slot.epoch.0.to_string()).join(", ");
                 writeln!(out, "{name}: {seen} (epochs {}, were {})", epochs(&now), epochs(old))?;
             }
         }

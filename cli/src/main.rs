@@ -38,7 +38,9 @@ fn main() -> ExitCode {
     let stdout = io::stdout();
     let terminal = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let done = match command {
-        Command::Flows(args) => flows::run(&args, terminal, &mut stdout.lock(), &mut io::stderr()).map_err(anyhow::Error::from),
+        Command::Flows(args) => {
+            flows::run(&args, terminal, &mut stdout.lock(), &mut io::stderr()).map_err(anyhow::Error::from)
+        }
         Command::Keys(command) => with_api(&command),
     };
     match done {

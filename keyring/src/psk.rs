@@ -56,7 +56,8 @@ pub use mesh_core::psk::{
 pub use problem::PskProblem;
 pub use secret::{Proof, Psk};
 pub use standing::{
-    AllowedScope, Carry, Effective, ModeConflict, Standing, Verdict, instead, may_exchange, sending_slot, verdict,
+    AllowedScope, Carry, Effective, ModeConflict, Standing, Verdict, instead, may_exchange, sending_slot,
+    verdict,
 };
 pub use suite::{MlKem, Random, Suite, SuiteError, SystemRandom};
 

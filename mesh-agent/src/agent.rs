@@ -23,8 +23,8 @@ use crate::cni::{Attacher, Readiness};
 use crate::config::Config;
 use crate::guard::Guard;
 use crate::http::Snapshot;
-use crate::letters::{Addresses, Delivery};
 use crate::kernel::{Kernel, KernelError, KernelState};
+use crate::letters::{Addresses, Delivery};
 use crate::metrics::Metrics;
 use crate::names::Register;
 use crate::plane::PlaneState;
@@ -316,7 +316,7 @@ impl Agent {
         guard.findings.extend(self.psks.findings(&view));
         self.report(&problems, &guard.findings);
         self.count_peers(&observed);
-        self.metrics.set_psks(self.psks.count());
+        self.metrics.set_psks(self.psks.count(&view));
         self.publish_readiness(&view, &desired, &observed, &guard, &silent, clean);
         let problems = problems.iter().map(ToString::to_string).collect();
         let snapshot = Snapshot { view, desired, observed, pending: ops, problems };
@@ -340,7 +340,11 @@ impl Agent {
     }
 
     /// Both devices, where they exist; why not goes to `silent`, where they exist and do not answer.
-    async fn devices(&mut self, state: &KernelState, silent: &mut Vec<String>) -> BTreeMap<Slot, ObservedDevice> {
+    async fn devices(
+        &mut self,
+        state: &KernelState,
+        silent: &mut Vec<String>,
+    ) -> BTreeMap<Slot, ObservedDevice> {
         let mut devices = BTreeMap::new();
         self.memory.device_psks = crate::wireguard::Psks::default();
         for slot in Slot::ALL {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mesh_core::psk::ClusterName;
 use mesh_core::numbers::{PORT_HEALTH, PORT_METRICS};
+use mesh_core::psk::ClusterName;
 use mesh_core::view::Settings;
 use serde::Deserialize;
 

@@ -13,9 +13,7 @@ use futures::StreamExt as _;
 use mesh_core::name::NodeName;
 use mesh_core::numbers::PORT_KEY_EXCHANGE;
 use mesh_core::psk::Letter;
-use proto::keys::{
-    ExchangeRequest, ExchangeResponse, MAX_MESSAGE, PairKeys, PairKeysClient, PairKeysServer,
-};
+use proto::keys::{ExchangeRequest, ExchangeResponse, MAX_MESSAGE, PairKeys, PairKeysClient, PairKeysServer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -78,7 +76,9 @@ impl Courier {
             let Ok(Ok(_permit)) = tokio::time::timeout(PATIENCE, permits.acquire()).await else { return };
             match carry(from, at, request).await {
                 Ok(letter) => drop(inbox.send(Delivery { from: to, letter, reply: None }).await),
-                Err(why) => tracing::debug!(peer = %to, why, "A letter about a pre-shared key is not answered"),
+                Err(why) => {
+                    tracing::debug!(peer = %to, why, "A letter about a pre-shared key is not answered")
+                }
             }
         });
     }

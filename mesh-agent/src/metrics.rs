@@ -140,7 +140,7 @@ impl Metrics {
         let psks = Gauges::default();
         r.register(
             "preshared_keys",
-            "Slots of pairs: open (both sides have seen a post-quantum pre-shared key at work) or waiting",
+            "Slots of pairs: open (both sides have seen a post-quantum pre-shared key at work) or waiting to be agreed",
             psks.clone(),
         );
         let keys_replaced = Words::default();

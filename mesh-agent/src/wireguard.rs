@@ -170,7 +170,8 @@ impl WireGuard {
         let public_key = public_key.map(|key| PublicKey::from_bytes(key.public_key().as_array()));
         let mut psks = Psks::default();
         let peers = host.peers.values().map(|peer| observed(peer, now, &mut psks)).collect();
-        let device = ObservedDevice { public_key, port: host.listen_port, peers, ..ObservedDevice::default() };
+        let device =
+            ObservedDevice { public_key, port: host.listen_port, peers, ..ObservedDevice::default() };
         Ok((device, psks))
     }
 

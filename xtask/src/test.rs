@@ -122,7 +122,9 @@ fn build(
     let Built { programs, bins } = build_tests(workspace, &["--workspace"])?;
     if tiers.iter().any(|tier| *tier != Tier::Pure) {
         if let Some(missing) = artifacts::PROGRAMS.iter().find(|name| !bins.contains(**name)) {
-            bail!("cargo test has not built {missing}; it does where the program's package has tests in tests/");
+            bail!(
+                "cargo test has not built {missing}; it does where the program's package has tests in tests/"
+            );
         }
         progress.say("building hawser-cni, static");
         artifacts::build_cni(workspace, Profile::Dev)?;

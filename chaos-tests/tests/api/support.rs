@@ -25,7 +25,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(15);
 /// A lab whose mesh is complete.
 pub(crate) fn lab(nodes: u8) -> Result<Lab> {
     let lab = Lab::up(LabOptions::new(netlab::unique_name("api")).nodes(nodes))?;
-    lab.await_mesh(UP)?;
+    lab.await_settled(UP)?;
     Ok(lab)
 }
 

@@ -40,6 +40,6 @@ fn lab(name: &str, nodes: u8) -> Result<Lab> {
 fn lab_of(mut options: LabOptions) -> Result<Lab> {
     options.kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
     let lab = Lab::up(options)?;
-    lab.await_mesh(MESH)?;
+    lab.await_settled(MESH)?;
     Ok(lab)
 }

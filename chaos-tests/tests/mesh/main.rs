@@ -25,7 +25,7 @@ const MESH: Duration = Duration::from_secs(60);
 /// A lab whose mesh is complete.
 fn lab(options: LabOptions) -> Result<Lab> {
     let lab = Lab::up(options)?;
-    lab.await_mesh(MESH)?;
+    lab.await_settled(MESH)?;
     Ok(lab)
 }
 

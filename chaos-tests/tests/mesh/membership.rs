@@ -42,7 +42,7 @@ fn others_follow_a_node_that_leaves_and_comes_back_with_new_keys_and_address() -
 
     let begun = Instant::now();
     lab.add_node(3)?;
-    lab.await_mesh(MESH)?;
+    lab.await_settled(MESH)?;
     let joined = begun.elapsed();
     let c = lab.add_pod(3, "c")?;
     everybody(&lab, &mut witness, &[&a, &b, &c])?;
@@ -69,7 +69,7 @@ fn others_follow_a_node_that_leaves_and_comes_back_with_new_keys_and_address() -
     lab.place(3, 33);
     let begun = Instant::now();
     lab.add_node(3)?;
-    lab.await_mesh(MESH)?;
+    lab.await_settled(MESH)?;
     let back = begun.elapsed();
     let d = lab.add_pod(3, "d")?;
     everybody(&lab, &mut witness, &[&a, &b, &d])?;
@@ -104,7 +104,7 @@ fn the_administrators_endpoint_leads_to_a_node_whose_own_address_does_not() -> R
         node["metadata"]["annotations"] = json!({"hawser.dev/endpoint": format!("{v4}, {v6}")});
     })?;
     let mut witness = Witness::new(&lab)?;
-    lab.await_mesh(MESH)?;
+    lab.await_settled(MESH)?;
     let pods = [lab.add_pod(1, "a")?, lab.add_pod(2, "b")?, lab.add_pod(3, "c")?];
     everybody(&lab, &mut witness, &pods.iter().collect::<Vec<_>>())?;
     for peer in lab.node(3).peers()? {

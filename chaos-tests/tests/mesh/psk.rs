@@ -1,6 +1,7 @@
 //! Post-quantum pre-shared keys: agreed by every pair for both slots, renewed, and required where an administrator says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -11,23 +12,37 @@ use chaos_tests::{Lab, LabOptions, Node, Pod};
 use netlab::eventually;
 
 use crate::rotation::{all_rotated, everywhere, keys, request, said};
-use crate::{lab, none, options, settled};
+use crate::{MESH, none, options, settled};
 
 /// For all pairs to have their keys, on a busy machine.
 const AGREED: Duration = Duration::from_secs(90);
 /// For one datagram.
 const SHORT: Duration = Duration::from_millis(300);
 
-/// A lab with lines of configuration that looks for drift once a minute: what happens by itself happens at once.
-fn started(name: &str, nodes: u8, config: &str) -> Result<Lab> {
+/// A lab with lines of configuration. Those of rotations look for drift once a minute: what happens by itself happens at once.
+fn started(name: &str, nodes: u8, drift_interval: u64, config: &str) -> Result<Lab> {
     let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
-    lab(LabOptions { config: config.to_owned(), drift_interval: 60, kernel_wireguard, ..options(name, nodes) })
+    let options =
+        LabOptions { config: config.to_owned(), drift_interval, kernel_wireguard, ..options(name, nodes) };
+    let lab = Lab::up(options)?;
+    lab.await_mesh(MESH)?;
+    Ok(lab)
+}
+
+fn shell(node: &Node, script: &str) -> Result<String> {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
+    node.run(command)
 }
 
 /// The pre-shared keys of a device by the public keys of its peers.
 fn on_device(node: &Node, device: &str) -> Result<BTreeMap<String, String>> {
     let text = node.sh(&format!("wg show {device} preshared-keys"))?;
-    Ok(text.lines().filter_map(|line| line.split_once('\t')).map(|(a, b)| (a.into(), b.trim().into())).collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(a, b)| (a.into(), b.trim().into()))
+        .collect())
 }
 
 /// The pre-shared keys of all pairs and slots: the same on both sides, never twice, and seen at work.
@@ -45,7 +60,12 @@ fn agreed(lab: &Lab, nodes: &[u8]) -> Result<BTreeSet<String>, String> {
                     let key = here.clone().filter(|key| key != "(none)" && here == there);
                     let said = || format!("{} says: {}; {} says: {}", a.name, said(a), b.name, said(b));
                     let Some(key) = key else {
-                        anyhow::bail!("{device} of {} and {}: {here:?}, {there:?}; {}", a.name, b.name, said());
+                        anyhow::bail!(
+                            "{device} of {} and {}: {here:?}, {there:?}; {}",
+                            a.name,
+                            b.name,
+                            said()
+                        );
                     };
                     ensure!(found.insert(key), "{device} of {} and {}: a key twice", a.name, b.name);
                 }
@@ -69,7 +89,7 @@ fn all_agreed(lab: &Lab, nodes: &[u8]) -> Result<(BTreeSet<String>, Duration)> {
 #[test]
 fn every_pair_agrees_on_keys_for_both_slots_and_renews_them_and_no_packet_is_lost() -> Result<()> {
     let nodes = [1, 2, 3];
-    let lab = started("psk", 3, "rotation:\n  quietSeconds: 2\n  deadlineSeconds: 120\n")?;
+    let lab = started("psk", 3, 60, "rotation:\n  quietSeconds: 2\n  deadlineSeconds: 120\n")?;
     let pods = nodes.iter().map(|n| lab.add_pod(*n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
     let mut witness = Witness::new(&lab)?;
     let streams = everywhere(&lab, &mut witness, &pods)?;
@@ -93,8 +113,11 @@ fn every_pair_agrees_on_keys_for_both_slots_and_renews_them_and_no_packet_is_los
         let log = lab.node(node).log("mesh-agent")?;
         let told = first.iter().chain(&second).find(|key| plan.contains(*key) || log.contains(*key));
         ensure!(told.is_none(), "node {node} tells a secret");
-        let files = lab.node(node).sh("stat -c '%a %n' /var/lib/hawser/psk /var/lib/hawser/psk/*.psk")?;
-        let wide: Vec<&str> = files.lines().filter(|line| !line.starts_with(['6', '7']) || !line[1..].starts_with("00")).collect();
+        let files = shell(lab.node(node), "stat -c '%a %n' /var/lib/hawser/psk /var/lib/hawser/psk/*.psk")?;
+        let wide: Vec<&str> = files
+            .lines()
+            .filter(|line| !line.starts_with(['6', '7']) || !line[1..].starts_with("00"))
+            .collect();
         ensure!(files.lines().count() == 5 && wide.is_empty(), "{files}");
     }
     println!("{sent} records, 0 lost, longest gap {gap:?}; {frames} frames, none in clear");
@@ -103,7 +126,7 @@ fn every_pair_agrees_on_keys_for_both_slots_and_renews_them_and_no_packet_is_los
 
 #[test]
 fn agents_that_are_killed_at_every_change_of_their_keys_files_agree_all_the_same() -> Result<()> {
-    let mut lab = started("pskkill", 2, "rotation:\n  quietSeconds: 2\n  deadlineSeconds: 120\n")?;
+    let mut lab = started("pskkill", 2, 60, "rotation:\n  quietSeconds: 2\n  deadlineSeconds: 120\n")?;
     let [a, b] = [lab.add_pod(1, "a")?, lab.add_pod(2, "b")?];
     all_agreed(&lab, &[1, 2])?;
     let mut witness = Witness::new(&lab)?;
@@ -114,27 +137,33 @@ fn agents_that_are_killed_at_every_change_of_their_keys_files_agree_all_the_same
     request(&lab, 1, "once")?;
     // Everything but the secrets.
     let state = |lab: &Lab, node: u8| {
-        lab.node(node).sh("sh -c 'grep -hv ^psk /var/lib/hawser/psk/*.psk'").unwrap_or_default()
+        shell(lab.node(node), "grep -v ^psk /var/lib/hawser/psk/*.psk").unwrap_or_default()
     };
     let mut states: [BTreeSet<String>; 2] = [BTreeSet::new(), BTreeSet::new()];
     let mut kills = 0;
-    eventually(Duration::from_secs(180), "keys are renewed, agents killed at every change of the files", || {
-        for node in [1, 2] {
-            let now = state(&lab, node);
-            let seen = &mut states[usize::from(node) - 1];
-            let known = seen.is_empty();
-            if seen.insert(now) && !known {
-                kills += 1;
-                let node = lab.node_mut(node);
-                node.kill_agent().and_then(|()| node.start_agent()).map_err(|error| format!("{error:#}"))?;
+    eventually(
+        Duration::from_secs(180),
+        "keys are renewed, agents killed at every change of the files",
+        || {
+            for node in [1, 2] {
+                let now = state(&lab, node);
+                let seen = &mut states[usize::from(node) - 1];
+                let known = seen.is_empty();
+                if seen.insert(now) && !known {
+                    kills += 1;
+                    let node = lab.node_mut(node);
+                    node.kill_agent()
+                        .and_then(|()| node.start_agent())
+                        .map_err(|error| format!("{error:#}"))?;
+                }
             }
-        }
-        let new = keys(lab.node(1)).map_err(|error| format!("{error:#}"))?;
-        if new.iter().any(|key| old[0].contains(key)) {
-            return Err(said(lab.node(1)));
-        }
-        agreed(&lab, &[1, 2]).map(drop)
-    })?;
+            let new = keys(lab.node(1)).map_err(|error| format!("{error:#}"))?;
+            if new.iter().any(|key| old[0].contains(key)) {
+                return Err(said(lab.node(1)));
+            }
+            agreed(&lab, &[1, 2]).map(drop)
+        },
+    )?;
     println!("{kills} agents killed");
     ensure!(kills >= 4, "{states:#?}");
     flowing(&streams, 50)?;
@@ -148,7 +177,7 @@ fn agents_that_are_killed_at_every_change_of_their_keys_files_agree_all_the_same
 fn set_mode(lab: &mut Lab, node: u8, mode: &str) -> Result<()> {
     let node = lab.node_mut(node);
     node.kill_agent()?;
-    node.sh(&format!("sed -i 's/mode: .*/mode: {mode}/' /etc/hawser/config.yaml"))?;
+    shell(node, &format!("sed -i 's/mode: .*/mode: {mode}/' /etc/hawser/config.yaml"))?;
     node.start_agent()?;
     settled(node, 2.0)
 }
@@ -157,7 +186,12 @@ fn set_mode(lab: &mut Lab, node: u8, mode: &str) -> Result<()> {
 fn apart(witness: &mut Witness, a: &Pod, b: &Pod) -> Result<()> {
     for (from, to) in [(a, b), (b, a)] {
         for ip in &to.ips {
-            ensure!(witness.knock(&from.namespace, *ip, SHORT).is_err(), "{} has reached {}", from.name, to.name);
+            ensure!(
+                witness.knock(&from.namespace, *ip, SHORT).is_err(),
+                "{} has reached {}",
+                from.name,
+                to.name
+            );
         }
     }
     Ok(())
@@ -165,7 +199,7 @@ fn apart(witness: &mut Witness, a: &Pod, b: &Pod) -> Result<()> {
 
 #[test]
 fn where_keys_are_required_no_pod_is_reached_before_both_sides_have_seen_one_at_work() -> Result<()> {
-    let mut lab = started("pskreq", 2, "postQuantum:\n  mode: \"off\"\n")?;
+    let mut lab = started("pskreq", 2, 1, "postQuantum:\n  mode: \"off\"\n")?;
     let [a, b] = [lab.add_pod(1, "a")?, lab.add_pod(2, "b")?];
     let mut witness = Witness::new(&lab)?;
     let (pa, pb) = (Party::pod(&a)?, Party::pod(&b)?);
@@ -187,7 +221,8 @@ fn where_keys_are_required_no_pod_is_reached_before_both_sides_have_seen_one_at_
     apart(&mut witness, &a, &b)?;
 
     // Both would, but cannot agree.
-    let block = "table inet away { chain in { type filter hook input priority -400; tcp dport 51892 drop; }; }";
+    let block =
+        "table inet away { chain in { type filter hook input priority -400; tcp dport 51892 drop; }; }";
     for node in [1, 2] {
         lab.node(node).write_file("/tmp/away.nft", block)?;
         lab.node(node).sh("nft -f /tmp/away.nft")?;

@@ -26,7 +26,7 @@ pub(crate) fn lab(name: &str, nodes: u8) -> Lab {
 
 pub(crate) fn lab_of(options: LabOptions) -> Lab {
     let lab = Lab::up(options).unwrap();
-    lab.await_mesh(Duration::from_secs(60)).unwrap();
+    lab.await_settled(Duration::from_secs(60)).unwrap();
     lab
 }
 

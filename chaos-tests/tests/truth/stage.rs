@@ -102,7 +102,7 @@ impl Stage {
         // Every party listens on every port at each of its addresses.
         rustix::process::setrlimit(rustix::process::Resource::Nofile, more)?;
         let lab = Lab::up(LabOptions::new(netlab::unique_name(name)))?;
-        lab.await_mesh(MESH)?;
+        lab.await_settled(MESH)?;
         let mut stage = Self {
             parties: BTreeMap::new(),
             pods: BTreeMap::new(),

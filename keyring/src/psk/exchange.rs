@@ -183,7 +183,9 @@ impl<P, C: Clone> Exchange<P, C> {
             slot: self.slot(),
             why: match self.refused {
                 Some(refusal) => format!("that node says: {refusal}"),
-                None if !conditions.idle => "this node talks to it on that slot and on no other".to_owned(),
+                None if !conditions.idle => {
+                    "the other slot does not work, over which they would agree".to_owned()
+                }
                 None => format!(
                     "it does not answer on TCP port {} of its mesh address",
                     mesh_core::numbers::PORT_KEY_EXCHANGE

@@ -160,8 +160,8 @@ pub fn sending_slot(preferred: Slot, current: Slot, carry: [Carry; 2]) -> Slot {
 /// keys, or when the drained one is replaced.
 pub fn instead(announced: Slot, effective: Effective, verdicts: &[Verdict; 2]) -> Option<Slot> {
     let (here, there) = (verdicts[announced.index()], verdicts[announced.other().index()]);
-    let better = here.carry < Carry::Psk
-        || (here.scope == AllowedScope::MeshOnly && there.scope == AllowedScope::All);
+    let better =
+        here.carry < Carry::Psk || (here.scope == AllowedScope::MeshOnly && there.scope == AllowedScope::All);
     let moves = effective != Effective::Off && there.carry == Carry::Psk && better;
     moves.then_some(announced.other())
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyring::psk::{
-    self, AllowedScope, Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, KemKey, Letter, Message,
-    MlKem, Mode, ModeConflict, NodeId, Psk, PskStore, Random as _, Record, Standing, SystemRandom, Verdict,
+    self, AllowedScope, Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, KemKey, Letter,
+    Message, MlKem, Mode, ModeConflict, NodeId, Psk, PskStore, Random as _, Record, Standing, SystemRandom,
+    Verdict,
 };
 use keyring::{LoadedStore, StoreError};
 use mesh_core::diff::Observed;
@@ -142,7 +143,9 @@ impl Psks {
                 // To announce it.
                 self.due = Some(Duration::ZERO);
             }
-            Err(error) => tracing::error!(err = %error, "Could not make another ML-KEM key; the present one stays"),
+            Err(error) => {
+                tracing::error!(err = %error, "Could not make another ML-KEM key; the present one stays")
+            }
         }
     }
 
@@ -189,7 +192,8 @@ impl Psks {
             self.gone.remove(name);
             let Some(theirs) = view.nodes.get(name).and_then(NodeFacts::announced) else { continue };
             for slot in Slot::ALL {
-                let (key, id) = (keys.slot(slot), NodeId { node: name.clone(), cluster: self.us.cluster.clone() });
+                let (key, id) =
+                    (keys.slot(slot), NodeId { node: name.clone(), cluster: self.us.cluster.clone() });
                 let own = End { id: self.us.clone(), key: key.public(), epoch: key.epoch };
                 let their = theirs.slot(slot);
                 let their = End { id, key: their.public_key, epoch: their.epoch };
@@ -223,8 +227,13 @@ impl Psks {
             return;
         }
         self.modes.retain(|name, _| view.nodes.contains_key(name));
-        let left: BTreeSet<NodeName> =
-            self.shelf.keys().map(|(name, _)| name).filter(|name| !view.nodes.contains_key(*name)).cloned().collect();
+        let left: BTreeSet<NodeName> = self
+            .shelf
+            .keys()
+            .map(|(name, _)| name)
+            .filter(|name| !view.nodes.contains_key(*name))
+            .cloned()
+            .collect();
         self.gone.retain(|name, _| left.contains(name));
         for name in left {
             if self.gone.entry(name.clone()).or_insert_with(Instant::now).elapsed() < KEPT {
@@ -273,8 +282,7 @@ impl Psks {
     fn pair(&self, view: &ClusterView, name: &NodeName) -> Option<Pair> {
         let theirs = view.nodes.get(name)?.announced()?;
         let facts = view.pairs.get(name).cloned().unwrap_or_default();
-        let announced =
-            pair::target((&view.local.name, view.drains()), (name, theirs), facts.current);
+        let announced = pair::target((&view.local.name, view.drains()), (name, theirs), facts.current);
         let said = self.modes.get(name).copied().unwrap_or_default();
         let them = if theirs.kem.is_some() { said } else { Mode::Off };
         let sending = facts.current.unwrap_or(announced);
@@ -302,13 +310,7 @@ impl Psks {
         })
     }
 
-    fn handle(
-        &mut self,
-        view: &ClusterView,
-        at: &At,
-        input: Input,
-        reply: Option<oneshot::Sender<Letter>>,
-    ) {
+    fn handle(&mut self, view: &ClusterView, at: &At, input: Input, reply: Option<oneshot::Sender<Letter>>) {
         let Some(conditions) = self.conditions(view, at) else { return };
         let announced = view.nodes.get(&at.0).and_then(NodeFacts::announced).and_then(|theirs| theirs.kem);
         let Some(machine) = self.machines.get_mut(at) else { return };
@@ -416,8 +418,8 @@ impl Psks {
     ) {
         for at in std::mem::take(&mut self.installed) {
             let key = view.nodes.get(&at.0).and_then(NodeFacts::announced).map(|a| a.slot(at.1).public_key);
-            let there = observed.devices.contains_key(&at.1)
-                && key.is_some_and(|key| !unput.contains(&(at.1, key)));
+            let there =
+                observed.devices.contains_key(&at.1) && key.is_some_and(|key| !unput.contains(&(at.1, key)));
             if !there {
                 self.again(&at);
             }
@@ -444,10 +446,14 @@ impl Psks {
     /// What is wrong, with a code for each.
     pub(super) fn findings(&self, view: &ClusterView) -> Vec<(String, String)> {
         let finding = |code: &str, text: String| (code.to_owned(), text);
-        let mut found: Vec<_> = self.refused.iter().map(|text| finding("psk-file-refused", text.clone())).collect();
+        let mut found: Vec<_> =
+            self.refused.iter().map(|text| finding("psk-file-refused", text.clone())).collect();
         for (at, machine) in &self.machines {
             let Some(conditions) = self.conditions(view, at) else { continue };
-            if let Some(problem) = machine.overdue(conditions, OVERDUE) {
+            // Who does not talk at all is missed for other reasons.
+            let talks =
+                self.pair(view, &at.0).is_some_and(|pair| pair.carry.iter().any(|c| *c >= Carry::Plain));
+            if let Some(problem) = machine.overdue(conditions, OVERDUE).filter(|_| talks) {
                 found.push(finding("psk-overdue", problem.to_string()));
             }
             if let Some(text) = self.trouble.get(at).filter(|_| machine.standing() != Standing::Open) {
@@ -465,9 +471,12 @@ impl Psks {
         found
     }
 
-    /// How many slots of pairs have a key that both sides have seen at work, and how many have not.
-    pub(super) fn count(&self) -> (usize, usize) {
-        let open = self.machines.values().filter(|machine| machine.standing() == Standing::Open).count();
-        (open, self.machines.len() - open)
+    /// How many slots of pairs have a key that both sides have seen at work, and how many are to have one.
+    pub(super) fn count(&self, view: &ClusterView) -> (usize, usize) {
+        let agrees = |at: &At| self.conditions(view, at).is_some_and(|conditions| conditions.agree);
+        let is_open = |machine: &Exchange| machine.standing() == Standing::Open;
+        let open = self.machines.values().filter(|machine| is_open(machine)).count();
+        let waiting = self.machines.iter().filter(|(at, machine)| !is_open(machine) && agrees(at)).count();
+        (open, waiting)
     }
 }

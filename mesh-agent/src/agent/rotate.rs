@@ -239,7 +239,9 @@ impl Agent {
         let peers: BTreeMap<_, _> = device.peers.iter().map(|(key, peer)| (*key, as_it_is(peer))).collect();
         let (key, port, public) = (Arc::clone(&staged), device.port, staged.public());
         self.wireguard
-            .call(slot, move |wireguard| wireguard.configure(slot, &key.private, port, &peers, &crate::wireguard::Psks::default()))
+            .call(slot, move |wireguard| {
+                wireguard.configure(slot, &key.private, port, &peers, &crate::wireguard::Psks::default())
+            })
             .await?;
         device.public_key = Some(public);
         self.memory.pairs.rekeyed(slot, public, Instant::now());

@@ -163,7 +163,8 @@ fn pods_wait_for_a_pre_shared_key_where_one_is_required_and_agents_do_not() {
         view.pairs.insert("b".parse().unwrap(), facts);
         let (desired, _) = plan(&view);
         let allowed = desired.devices.values().flat_map(|device| device.peers.values());
-        let allowed = allowed.map(|peer| peer.allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        let allowed =
+            allowed.map(|peer| peer.allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
         let routed = desired.routes.iter().filter(|route| matches!(route.target, Target::Device { .. }));
         (allowed.collect(), routed.map(|route| route.prefix.to_string()).collect())
     };
@@ -173,8 +174,14 @@ fn pods_wait_for_a_pre_shared_key_where_one_is_required_and_agents_do_not() {
     let accepts = SlotPsk { confined: false, ..closed };
     let open = SlotPsk::default();
     let strings = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(seen([closed, closed]), (strings(&[agents, agents]), strings(&["10.1.2.1/32", "fd01:0:0:2::1/128"])));
-    assert_eq!(seen([accepts, closed]), (strings(&[all, agents]), strings(&["10.1.2.1/32", "fd01:0:0:2::1/128"])));
+    assert_eq!(
+        seen([closed, closed]),
+        (strings(&[agents, agents]), strings(&["10.1.2.1/32", "fd01:0:0:2::1/128"]))
+    );
+    assert_eq!(
+        seen([accepts, closed]),
+        (strings(&[all, agents]), strings(&["10.1.2.1/32", "fd01:0:0:2::1/128"]))
+    );
     assert_eq!(seen([open, closed]), (strings(&[all, agents]), strings(&pods)));
 }
 
