@@ -124,3 +124,43 @@ fn a_conflict_names_both_nodes_and_what_to_set_the_same_on_both_sides() {
         }
     }
 }
+
+#[test]
+fn what_one_side_sends_with_the_key_the_other_takes() {
+    // Who knows that both have seen the key at work sends; the other one has seen it, whether it knows of the first or not.
+    for ((us, them), this, other, sending, found) in all() {
+        let expect =
+            if (us == Require || them == Require) && !matches!(this, Proven | Open) { MeshOnly } else { All };
+        assert_eq!(found.accept, expect, "{us} {them} {this:?} {other:?} {sending}");
+        assert!(found.scope == MeshOnly || found.accept == All, "sends what it would not take: {this:?}");
+    }
+}
+
+#[test]
+fn a_pair_goes_where_its_only_key_works_and_nowhere_else_by_itself() {
+    use Carry::Psk;
+    let both = STANDINGS.into_iter().flat_map(|zero| STANDINGS.map(|one| [zero, one]));
+    for standing in both {
+        for (us, them) in MODES.into_iter().flat_map(|us| MODES.map(|them| (us, them))) {
+            for announced in Slot::ALL {
+                let verdicts = Slot::ALL.map(|slot| verdict(us, them, slot, announced, standing));
+                let effective = Effective::of(us, them);
+                let found = instead(announced, effective, &verdicts);
+                let [here, there] = [announced, announced.other()].map(|slot| verdicts[slot.index()]);
+                let context = format!("{us} {them} {standing:?} {announced}");
+                let Some(found) = found else {
+                    let misses = there.carry == Psk && here.carry != Psk && effective != Effective::Off;
+                    assert!(!misses, "{context}: stays without a key");
+                    continue;
+                };
+                assert_eq!(found, announced.other(), "{context}");
+                assert_eq!(there.carry, Psk, "{context}: no key works there");
+                assert_ne!(effective, Effective::Off, "{context}: nobody agrees on keys");
+                // Pods lose nothing by it.
+                assert!(there.scope == All || here.scope == MeshOnly, "{context}");
+                // Never both ways: a pair does not wander.
+                assert_eq!(instead(found, effective, &verdicts), None, "{context}");
+            }
+        }
+    }
+}
