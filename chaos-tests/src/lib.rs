@@ -7,6 +7,7 @@
 //! - [`matrix`]: probes between everything, each with a canary of its own.
 //! - [`raw`]: frames that the kernel would not send.
 //! - [`witness`]: what a scenario watches while it breaks things.
+//! - [`objects`], [`kube_proxy`]: what a user, and a cluster beside us, would have there.
 //! - [`load`]: requests and responses for benches.
 //! - [`demo`]: what `make demo` shows.
 
@@ -16,9 +17,11 @@ pub mod bench_watch;
 pub mod binaries;
 pub mod cluster;
 pub mod demo;
+pub mod kube_proxy;
 pub mod load;
 pub mod matrix;
 pub mod node;
+pub mod objects;
 pub mod plain;
 pub mod pod;
 pub mod raw;

@@ -59,6 +59,23 @@ impl Witness {
         Ok(Stream::start(client, server, &options)?)
     }
 
+    /// A running stream to what `server` listens on, by another address: that of a service.
+    ///
+    /// # Errors
+    /// It could not be established.
+    pub fn stream_by(
+        &mut self,
+        transport: Transport,
+        (client, dial): (&Namespace, SocketAddr),
+        (server, listen): (&Namespace, SocketAddr),
+    ) -> Result<Stream> {
+        let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
+        let payload = self.remember(listen.ip(), protocol);
+        let options =
+            StreamOptions { dial: Some(dial), ..StreamOptions::new(transport, listen).payload(payload) };
+        Ok(Stream::start(client, server, &options)?)
+    }
+
     /// Streams over both transports to every address.
     ///
     /// # Errors

@@ -2,12 +2,12 @@
 //! kube-proxy writes them, while pods are served by the data path.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use chaos_tests::{Lab, Node, Pod};
+use anyhow::{Result, ensure};
+use chaos_tests::Lab;
+use chaos_tests::kube_proxy::kube_proxy;
 use netlab::eventually;
 use serde_json::json;
 
@@ -19,44 +19,6 @@ use crate::support::{Ask, Counts, Namer};
 use crate::{SOON, lab};
 
 const NODE_PORT: u16 = 30_090;
-
-/// A table like kube-proxy's of nftables mode: its own marks, DNAT in prerouting and output, masquerade behind it.
-fn kube_proxy(node: &Node, cluster_ips: [IpAddr; 2], backend: &Pod) -> Result<()> {
-    let mut rules = String::new();
-    for ip in &backend.ips {
-        let (family, own) = if ip.is_ipv4() { ("ip", cluster_ips[0]) } else { ("ip6", cluster_ips[1]) };
-        let to = SocketAddr::new(*ip, BACKEND_PORT);
-        for protocol in ["tcp", "udp"] {
-            writeln!(
-                rules,
-                "{family} daddr {own} {protocol} dport {SERVICE_PORT} counter dnat {family} to {to}"
-            )?;
-            let host = node.addresses()?.into_iter().find(|host| host.is_ipv4() == ip.is_ipv4());
-            let host = host.context("an address of the node")?;
-            writeln!(
-                rules,
-                "{family} daddr {host} {protocol} dport {NODE_PORT} meta mark set mark or 0x4000 counter \
-                 dnat {family} to {to}"
-            )?;
-        }
-    }
-    let table = format!(
-        "table inet kube-proxy {{
-            chain services {{\n{rules}}}
-            chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
-            chain output {{ type nat hook output priority -100; jump services; }}
-            chain postrouting {{
-                type nat hook postrouting priority srcnat;
-                mark and 0x4000 == 0 return
-                meta mark set mark xor 0x4000
-                masquerade fully-random
-            }}
-        }}\n"
-    );
-    node.write_file("/run/kube-proxy.nft", &table)?;
-    node.sh("nft -f /run/kube-proxy.nft")?;
-    Ok(())
-}
 
 fn answered(lab: &Lab, from: &netlab::Namespace, to: SocketAddr, by: &str) -> Result<()> {
     for ask in [Ask::Tcp, Ask::Udp] {
@@ -86,7 +48,7 @@ fn rules_like_kube_proxys_serve_the_world_and_the_host_beside_ours() -> Result<(
         apply(&lab, &service("web", &spec))?;
         set_endpoints(&lab, "web", &[Endpoint::ready(backend)])?;
         let ips = cluster_ips(number);
-        kube_proxy(lab.node(1), ips, backend)?;
+        kube_proxy(lab.node(1), ips, NODE_PORT, backend)?;
         for ip in ips {
             let to = SocketAddr::new(ip, SERVICE_PORT);
             // A pod by the data path, the host by kube-proxy's rules.
@@ -118,7 +80,7 @@ fn what_enters_from_outside_meets_the_policy_of_its_backend() -> Result<()> {
     let lab = lab("outsider", 2)?;
     let [client, server] = [lab.add_pod(1, "client")?, lab.add_pod(1, "server")?];
     let namer = Namer::new(&server.namespace, "server", &server.ips, BACKEND_PORT)?;
-    kube_proxy(lab.node(1), cluster_ips(42), &server)?;
+    kube_proxy(lab.node(1), cluster_ips(42), NODE_PORT, &server)?;
     let world: Vec<SocketAddr> =
         lab.node(1).addresses()?.into_iter().map(|ip| SocketAddr::new(ip, NODE_PORT)).collect();
     for to in &world {

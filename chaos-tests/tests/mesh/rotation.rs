@@ -1,17 +1,22 @@
 //! Keys are replaced while packets are on their way, and nobody misses one.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::cluster::node_name;
+use chaos_tests::kube_proxy::kube_proxy;
 use chaos_tests::matrix::Party;
+use chaos_tests::objects::{
+    BACKEND_PORT, Endpoint, SERVICE_PORT, apply, cluster_ips, service, set_endpoints, with_cluster_ips,
+};
 use chaos_tests::witness::{Witness, events, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
 use kubeapi::{Patch, User};
-use netlab::eventually;
-use netlab::probe::Stream;
+use netlab::probe::{Stream, Transport};
+use netlab::{Namespace, eventually};
 use serde_json::{Value, json};
 
 use crate::{lab, none, options};
@@ -93,6 +98,47 @@ pub(super) fn everywhere(lab: &Lab, witness: &mut Witness, pods: &[Pod]) -> Resu
     Ok(streams)
 }
 
+/// Node port of [`node_port`], and of what kube-proxy serves.
+const NODE_PORT: u16 = 30_090;
+
+/// A service with a node port and one backend.
+fn node_port(lab: &Lab, number: u8, backend: &Pod) -> Result<()> {
+    let mut spec = with_cluster_ips(number);
+    spec["type"] = json!("NodePort");
+    let port = |name: &str, protocol: &str| {
+        json!({
+            "name": name, "protocol": protocol, "port": SERVICE_PORT, "targetPort": BACKEND_PORT,
+            "nodePort": NODE_PORT,
+        })
+    };
+    spec["ports"] = json!([port("tcp", "TCP"), port("udp", "UDP")]);
+    apply(lab, &service("ported", &spec))?;
+    set_endpoints(lab, "ported", &[Endpoint::ready(backend)])
+}
+
+/// Streams to a pod by a node's port, as soon as it is served.
+fn by_node_port(
+    witness: &mut Witness,
+    client: &Namespace,
+    node: &Node,
+    backend: &Pod,
+) -> Result<Vec<Stream>> {
+    let mut streams = Vec::new();
+    for ip in node.addresses()? {
+        let listen =
+            SocketAddr::new(backend.ip(ip.is_ipv4()).context("an address of the backend")?, BACKEND_PORT);
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let what = format!("a stream by port {NODE_PORT} of {ip}");
+            streams.push(eventually(Duration::from_secs(20), &what, || {
+                let dial = SocketAddr::new(ip, NODE_PORT);
+                let stream = witness.stream_by(transport, (client, dial), (&backend.namespace, listen));
+                stream.map_err(|error| format!("{error:#}"))
+            })?);
+        }
+    }
+    Ok(streams)
+}
+
 /// Lines of the record of destroyed keys.
 fn records(node: &Node) -> Result<Vec<Value>> {
     let text = node.sh("cat /var/lib/hawser/audit/keys.jsonl")?;
@@ -106,7 +152,11 @@ fn all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost() -> Res
     let lab = rotating("rotate", *nodes.last().context("a node")?, 120)?;
     let pods = nodes.iter().map(|n| lab.add_pod(*n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
     let mut witness = Witness::new(&lab)?;
-    let streams = everywhere(&lab, &mut witness, &pods)?;
+    let mut streams = everywhere(&lab, &mut witness, &pods)?;
+    let backend = pods.last().context("a pod")?;
+    node_port(&lab, 40, backend)?;
+    // Of another node than the client's and the backend's.
+    streams.extend(by_node_port(&mut witness, &pods[0].namespace, lab.node(2), backend)?);
     flowing(&streams, 20)?;
     let mut seen: BTreeSet<String> = BTreeSet::new();
     for round in 1..=rounds {
@@ -242,5 +292,70 @@ fn an_operator_has_keys_replaced_by_command_and_is_told_when_it_is_done() -> Res
     }
     let late = hawser(&format!("{} --timeout 0", node_name(2))).err().context("a node is late in no time")?;
     ensure!(format!("{late:#}").contains(&node_name(2)), "{late:#}");
+    Ok(())
+}
+
+#[test]
+fn what_kube_proxy_masquerades_for_the_world_survives_the_replacement_of_all_keys() -> Result<()> {
+    let lab = rotating("masquerade", 2, 120)?;
+    let backend = lab.add_pod(2, "backend")?;
+    kube_proxy(lab.node(1), cluster_ips(41), NODE_PORT, &backend)?;
+    let mut witness = Witness::new(&lab)?;
+    // By the first node, which gives them its own address on its way into the tunnel.
+    let streams = by_node_port(&mut witness, &lab.world, lab.node(1), &backend)?;
+    flowing(&streams, 20)?;
+    for round in 1..=2 {
+        let old = [keys(lab.node(1))?, keys(lab.node(2))?];
+        for node in [1, 2] {
+            request(&lab, node, &format!("round {round}"))?;
+        }
+        all_rotated(&lab, &[1, 2], &old)?;
+    }
+    flowing(&streams, 50)?;
+    let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
+    let gap = lossless(streams)?;
+    println!("{sent} records from outside, 0 lost, longest gap {gap:?}");
+    Ok(())
+}
+
+#[test]
+fn a_rotation_waits_for_the_end_of_a_partition_and_costs_the_others_nothing() -> Result<()> {
+    let lab = rotating("parted", 3, 120)?;
+    let pods = (1..=3).map(|n| lab.add_pod(n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
+    let mut witness = Witness::new(&lab)?;
+    let mut streams = witness.streams(&pods[0].namespace, &pods[1].namespace, &pods[1].ips)?;
+    streams.extend(witness.streams(&pods[1].namespace, &pods[0].namespace, &pods[0].ips)?);
+    flowing(&streams, 20)?;
+    let old = (1..=3).map(|node| keys(lab.node(node))).collect::<Result<Vec<_>>>()?;
+    for node in 1..=3 {
+        request(&lab, node, "in the middle of it")?;
+    }
+    eventually(Duration::from_secs(20), "node 1 drains a slot", || {
+        let text = announced(&lab, 1).map_err(|error| format!("{error:#}"))?.to_string();
+        if text.contains("\"draining\":true") { Ok(()) } else { Err(text) }
+    })?;
+    let rest: Vec<_> =
+        [lab.node(1).port, lab.node(2).port].into_iter().chain(lab.hosts.iter().copied()).collect();
+    lab.switch.partition(&[&[lab.node(3).port], &rest])?;
+    // Ten seconds of records: longer than slots take to be left, shorter than the deadline.
+    flowing(&streams, 1000)?;
+    let unready = (1..=3).filter(|node| rotated(&lab, *node, &old[usize::from(*node) - 1]).is_err()).count();
+    ensure!(unready > 0, "everybody has new keys without node 3");
+    lab.switch.heal()?;
+    let took = all_rotated(&lab, &[1, 2, 3], &old)?;
+    println!("{unready} nodes had waited; all have new keys {took:?} after the partition");
+    ensure!(events(&lab, "RotationOverdue")?.is_empty(), "a deadline came");
+    for (from, to) in [(0, 2), (2, 0), (1, 2), (2, 1)] {
+        for ip in &pods[to].ips {
+            let _echo = Party::pod(&pods[to])?;
+            eventually(Duration::from_secs(30), "pods talk after the partition", || {
+                witness.knock(&pods[from].namespace, *ip, Duration::from_millis(300))
+            })?;
+        }
+    }
+    flowing(&streams, 50)?;
+    let gap = lossless(streams)?;
+    witness.clean(&lab)?;
+    println!("the others: 0 lost, longest gap {gap:?}");
     Ok(())
 }

@@ -4,8 +4,9 @@ pub(crate) mod ask;
 pub(crate) mod beat;
 pub(crate) mod counts;
 pub(crate) mod namer;
-pub(crate) mod objects;
 pub(crate) mod times;
+
+pub(crate) use chaos_tests::objects;
 
 pub(crate) use ask::{Ask, settle};
 pub(crate) use beat::Beat;

@@ -3,14 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, anyhow};
-use chaos_tests::cluster::node_name;
-use chaos_tests::pod::NAMESPACE;
-use chaos_tests::{Lab, Pod};
 use kubeapi::Patch;
 use serde_json::{Value, json};
 
+use crate::cluster::node_name;
+use crate::pod::NAMESPACE;
+use crate::{Lab, Pod};
+
 /// `kubectl apply`: replaces the object, or makes it.
-pub(crate) fn apply(lab: &Lab, object: &Value) -> Result<()> {
+///
+/// # Errors
+/// The API refused.
+pub fn apply(lab: &Lab, object: &Value) -> Result<()> {
     let store = lab.api().store();
     let replaced: Result<Value, _> = store.update(object);
     if let Err(refused) = replaced {
@@ -21,7 +25,7 @@ pub(crate) fn apply(lab: &Lab, object: &Value) -> Result<()> {
 }
 
 /// A NetworkPolicy of the namespace `default`.
-pub(crate) fn network_policy(name: &str, spec: Value) -> Value {
+pub fn network_policy(name: &str, spec: Value) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
@@ -29,7 +33,7 @@ pub(crate) fn network_policy(name: &str, spec: Value) -> Value {
 }
 
 /// A ClusterNetworkPolicy.
-pub(crate) fn cluster_policy(name: &str, spec: Value) -> Value {
+pub fn cluster_policy(name: &str, spec: Value) -> Value {
     json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
         "metadata": {"name": name}, "spec": spec,
@@ -37,49 +41,61 @@ pub(crate) fn cluster_policy(name: &str, spec: Value) -> Value {
 }
 
 /// Selects by one label.
-pub(crate) fn selector(key: &str, value: &str) -> Value {
+pub fn selector(key: &str, value: &str) -> Value {
     json!({"matchLabels": {key: value}})
 }
 
 /// Pods with the label `app`, of the policy's own namespace, as a peer.
-pub(crate) fn peer(app: &str) -> Value {
+pub fn peer(app: &str) -> Value {
     json!({"podSelector": selector("app", app)})
 }
 
 /// Isolates the pod `app` for ingress, but for these peers.
-pub(crate) fn ingress_only(app: &str, from: &[&str]) -> Value {
+pub fn ingress_only(app: &str, from: &[&str]) -> Value {
     let peers: Vec<Value> = from.iter().map(|app| peer(app)).collect();
     let rules = if peers.is_empty() { json!([]) } else { json!([{"from": peers}]) };
     json!({"podSelector": selector("app", app), "policyTypes": ["Ingress"], "ingress": rules})
 }
 
 /// Deletes a NetworkPolicy of the namespace `default`.
-pub(crate) fn delete_policy(lab: &Lab, name: &str) -> Result<()> {
+///
+/// # Errors
+/// The API refused.
+pub fn delete_policy(lab: &Lab, name: &str) -> Result<()> {
     let store = lab.api().store();
     store.delete_now("networkpolicies", Some(NAMESPACE), name).map_err(|error| anyhow!("{error}"))
 }
 
 /// Deletes a ClusterNetworkPolicy.
-pub(crate) fn delete_cluster_policy(lab: &Lab, name: &str) -> Result<()> {
+///
+/// # Errors
+/// The API refused.
+pub fn delete_cluster_policy(lab: &Lab, name: &str) -> Result<()> {
     let store = lab.api().store();
     store.delete_now("clusternetworkpolicies", None, name).map_err(|error| anyhow!("{error}"))
 }
 
 /// Deletes a Service of the namespace `default`.
-pub(crate) fn delete_service(lab: &Lab, name: &str) -> Result<()> {
+///
+/// # Errors
+/// The API refused.
+pub fn delete_service(lab: &Lab, name: &str) -> Result<()> {
     let store = lab.api().store();
     store.delete_now("services", Some(NAMESPACE), name).map_err(|error| anyhow!("{error}"))
 }
 
 /// Changes labels of a pod.
-pub(crate) fn label_pod(lab: &Lab, name: &str, labels: &Value) -> Result<()> {
+///
+/// # Errors
+/// The API refused.
+pub fn label_pod(lab: &Lab, name: &str, labels: &Value) -> Result<()> {
     let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
     lab.api().store().patch("pods", Some(NAMESPACE), name, &patch).map_err(|error| anyhow!("{error}"))?;
     Ok(())
 }
 
 /// A Service of the namespace `default` with these fields of its spec; ports `tcp` and `udp` 80 unless `spec` has some.
-pub(crate) fn service(name: &str, spec: &Value) -> Value {
+pub fn service(name: &str, spec: &Value) -> Value {
     let mut whole = json!({
         "type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
         "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
@@ -98,12 +114,12 @@ pub(crate) fn service(name: &str, spec: &Value) -> Value {
 }
 
 /// Port of [`service`].
-pub(crate) const SERVICE_PORT: u16 = 80;
+pub const SERVICE_PORT: u16 = 80;
 /// Port of its backends.
-pub(crate) const BACKEND_PORT: u16 = 8080;
+pub const BACKEND_PORT: u16 = 8080;
 
 /// Both cluster addresses of service number `number`.
-pub(crate) fn cluster_ips(number: u8) -> [IpAddr; 2] {
+pub fn cluster_ips(number: u8) -> [IpAddr; 2] {
     [
         Ipv4Addr::new(10, 96, 0, number).into(),
         Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, u16::from(number)).into(),
@@ -111,32 +127,39 @@ pub(crate) fn cluster_ips(number: u8) -> [IpAddr; 2] {
 }
 
 /// `clusterIP` and `clusterIPs` of service number `number`.
-pub(crate) fn with_cluster_ips(number: u8) -> Value {
+pub fn with_cluster_ips(number: u8) -> Value {
     let ips = cluster_ips(number);
     json!({"clusterIP": ips[0], "clusterIPs": ips})
 }
 
 /// What an EndpointSlice says of one endpoint.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Endpoint<'a> {
-    pub(crate) pod: &'a Pod,
-    pub(crate) ready: bool,
-    pub(crate) terminating: bool,
+pub struct Endpoint<'a> {
+    /// Its pod.
+    pub pod: &'a Pod,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Is on its way out.
+    pub terminating: bool,
 }
 
 impl<'a> Endpoint<'a> {
-    pub(crate) const fn ready(pod: &'a Pod) -> Self {
+    /// One that takes new connections.
+    pub const fn ready(pod: &'a Pod) -> Self {
         Self { pod, ready: true, terminating: false }
     }
 
     /// On its way out, and serving until then.
-    pub(crate) const fn terminating(pod: &'a Pod) -> Self {
+    pub const fn terminating(pod: &'a Pod) -> Self {
         Self { pod, ready: false, terminating: true }
     }
 }
 
 /// Sets the endpoints of a service, in one slice of each family, as the controller would.
-pub(crate) fn set_endpoints(lab: &Lab, service: &str, endpoints: &[Endpoint<'_>]) -> Result<()> {
+///
+/// # Errors
+/// The API refused.
+pub fn set_endpoints(lab: &Lab, service: &str, endpoints: &[Endpoint<'_>]) -> Result<()> {
     for v4 in [true, false] {
         let entry = |endpoint: &Endpoint<'_>| {
             let Endpoint { pod, ready, terminating } = endpoint;
