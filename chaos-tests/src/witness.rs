@@ -164,7 +164,7 @@ pub fn flowing(streams: &[Stream], records: u64) -> Result<()> {
     eventually(Duration::from_secs(20), "every stream goes on", || {
         let late = |(stream, wanted): (&Stream, &u64)| {
             let report = stream.report();
-            (report.received < *wanted).then(|| report.to_string())
+            (report.received < *wanted).then(|| format!("to {}: {report}", stream.address()))
         };
         let late: Vec<String> = streams.iter().zip(&wanted).filter_map(late).collect();
         if late.is_empty() { Ok(()) } else { Err(late.join("; ")) }

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Node;
 use keyring::codec::{self, AnnouncementError};
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::PartialObjectMeta;
 use kube::{Client, Config, ResourceExt as _};
 use mesh_core::announcement::Announcement;
 use serde_json::json;
@@ -20,7 +21,10 @@ const ROTATE: &str = "hawser.dev/rotate";
 /// Annotation in which a node announces its keys.
 const WIREGUARD: &str = "hawser.dev/wireguard";
 /// Pause between two looks.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Names and annotations of a Node: all that is needed, of thousands.
+type Listed = PartialObjectMeta<Node>;
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
@@ -133,14 +137,14 @@ pub fn stage(before: &Announcement, now: &Announcement) -> Stage {
 }
 
 /// What a node announces.
-fn announced(node: &Node) -> Result<Announcement, KeysError> {
+fn announced(node: &Listed) -> Result<Announcement, KeysError> {
     let name = node.name_any();
     let text = node.annotations().get(WIREGUARD).ok_or_else(|| KeysError::NoKeys(name.clone()))?;
     codec::decode(text).map_err(|source| KeysError::Unreadable { node: name, source })
 }
 
 /// The nodes that were named, each with what it announces. Nothing is asked of any node when one of them cannot be.
-fn chosen(args: &RotateArgs, nodes: &[Node]) -> Result<BTreeMap<String, Announcement>, KeysError> {
+fn chosen(args: &RotateArgs, nodes: &[Listed]) -> Result<BTreeMap<String, Announcement>, KeysError> {
     if args.all {
         let with_keys = nodes.iter().filter(|node| node.annotations().contains_key(WIREGUARD));
         return with_keys.map(|node| Ok((node.name_any(), announced(node)?))).collect();
@@ -167,8 +171,12 @@ async fn client(args: &RotateArgs) -> Result<Client, KeysError> {
     Client::try_from(config).map_err(|error| wrong(&error))
 }
 
-async fn list(api: &Api<Node>) -> Result<Vec<Node>, KeysError> {
-    Ok(api.list(&ListParams::default()).await.map_err(|error| KeysError::List(Box::new(error)))?.items)
+async fn list(api: &Api<Node>) -> Result<Vec<Listed>, KeysError> {
+    Ok(api
+        .list_metadata(&ListParams::default())
+        .await
+        .map_err(|error| KeysError::List(Box::new(error)))?
+        .items)
 }
 
 /// Runs the command.

@@ -277,7 +277,7 @@ impl Agent {
         }
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let mail = std::mem::take(&mut self.memory.mail);
-        self.psks.turn(&mut view, &observed, &self.keys, mail);
+        let kept = self.psks.turn(&mut view, &observed, &self.keys, mail);
         let (desired, mut problems) = plan(&view);
         let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
         problems.extend(self.pool(&desired, view.synced));
@@ -297,7 +297,7 @@ impl Agent {
             *present = addresses;
             changed
         });
-        clean &= rotated.is_ok();
+        clean &= rotated.is_ok() && kept;
         let moving = self.rotor.turns() || !desired.unsettled.is_empty() || provoked(&desired);
         let since = self.memory.moving.unwrap_or_else(Instant::now);
         self.memory.moving = moving.then_some(since);

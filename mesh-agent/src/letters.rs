@@ -148,7 +148,14 @@ async fn listen(address: IpAddr, peers: watch::Receiver<Addresses>, inbox: mpsc:
     };
     let known = peers.clone();
     // Others get no answer at all.
-    let incoming = TcpIncoming::from(listener).filter(move |connection| {
+    let incoming = TcpIncoming::from(listener).then(async |connection| {
+        if connection.is_err() {
+            // No descriptor is left, most likely: the next try would fail at once.
+            tokio::time::sleep(AGAIN).await;
+        }
+        connection
+    });
+    let incoming = incoming.filter(move |connection| {
         let from = connection.as_ref().ok().and_then(|stream| stream.peer_addr().ok());
         let known = from.is_some_and(|from| known.borrow().peers.contains_key(&from.ip()));
         std::future::ready(known || connection.is_err())

@@ -40,10 +40,15 @@ enum LogForm {
     Json,
 }
 
+/// Nothing below a warning of the crate through which secrets go to the devices.
+const SILENT: &str = "defguard_wireguard_rs=warn";
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,defguard_wireguard_rs=warn,kube=warn"));
+        .unwrap_or_else(|_| EnvFilter::new("info,kube=warn"))
+        // Whatever is asked for: at `trace` it prints what it reads of a device, keys included.
+        .add_directive(SILENT.parse().expect("invariant: it is a directive"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log {
         LogForm::Pretty => log.init(),

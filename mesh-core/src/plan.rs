@@ -192,9 +192,10 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         for slot in Slot::ALL {
             let slot_of_peer = theirs.slot(slot);
             let endpoint = address.map(|address| SocketAddr::new(address, slot_of_peer.port));
-            let SlotPsk { id, confined: only_agents, prove, withheld: _ } = psk[slot.index()];
-            // Where routes lead, whatever is sent does it.
-            let called = ((provoke == Some(slot) || prove) && send != slot).then_some(PROVOKE_KEEPALIVE);
+            let SlotPsk { id, confined: only_agents, prove, withheld } = psk[slot.index()];
+            // Where routes lead, whatever is sent does it; but where pods wait, nobody sends.
+            let silent = send != slot || withheld;
+            let called = ((provoke == Some(slot) || prove) && silent).then_some(PROVOKE_KEEPALIVE);
             let allowed = if only_agents { confined.clone() } else { whole.clone() };
             let keepalive = called.or(keepalive);
             let peer = DesiredPeer { node: name.clone(), endpoint, allowed, keepalive, psk: id };

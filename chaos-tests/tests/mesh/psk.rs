@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::cluster::node_name;
 use chaos_tests::matrix::Party;
 use chaos_tests::witness::{Witness, events, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
+use kubeapi::Patch;
 use netlab::eventually;
+use serde_json::{Value, json};
 
 use crate::rotation::{all_rotated, everywhere, keys, request, said};
 use crate::{MESH, none, options, settled};
@@ -250,5 +252,45 @@ fn where_keys_are_required_no_pod_is_reached_before_both_sides_have_seen_one_at_
     none(&witness.failures(&pb, &pa, 3))?;
     let frames = witness.clean(&lab)?;
     println!("pods talk {talked:?} after the exchange was let through; {frames} frames, none in clear");
+    Ok(())
+}
+
+/// What a node announces, as it stands in its annotation.
+fn annotation(lab: &Lab, node: u8) -> Result<String> {
+    let object: Value = lab.api().store().get("nodes", None, &node_name(node)).map_err(|e| anyhow!("{e}"))?;
+    let text = object["metadata"]["annotations"]["hawser.dev/wireguard"].as_str();
+    Ok(text.context("an announcement")?.to_owned())
+}
+
+#[test]
+fn a_false_announcement_costs_a_pair_its_keys_for_no_longer_than_it_stands() -> Result<()> {
+    let mut lab = started("pskfalse", 2, 1, "")?;
+    let [a, b] = [lab.add_pod(1, "a")?, lab.add_pod(2, "b")?];
+    let (before, _) = all_agreed(&lab, &[1, 2])?;
+    let mut witness = Witness::new(&lab)?;
+    // Somebody writes other epochs into node 2's announcement while its agent is away to correct it.
+    lab.node_mut(2).kill_agent()?;
+    let text = annotation(&lab, 2)?;
+    let mut other: Value = serde_json::from_str(&text)?;
+    for slot in [0, 1] {
+        other["slots"][slot]["epoch"] =
+            json!(other["slots"][slot]["epoch"].as_u64().context("an epoch")? + 10);
+    }
+    let patch =
+        Patch::Merge(json!({"metadata": {"annotations": {"hawser.dev/wireguard": other.to_string()}}}));
+    lab.api().store().patch("nodes", None, &node_name(2), &patch).map_err(|error| anyhow!("{error}"))?;
+    eventually(Duration::from_secs(20), "node 1 believes it", || {
+        let found = on_device(lab.node(1), "hawser0").map_err(|error| format!("{error:#}"))?;
+        if found.values().all(|key| key == "(none)") { Ok(()) } else { Err(format!("{found:?}")) }
+    })?;
+    lab.node_mut(2).start_agent()?;
+    let (after, took) = all_agreed(&lab, &[1, 2])?;
+    println!("the same keys are at work again after {took:?}");
+    ensure!(after == before, "what both had agreed was thrown away");
+    for ip in &b.ips {
+        let _echo = Party::pod(&b)?;
+        eventually(Duration::from_secs(20), "pods talk", || witness.knock(&a.namespace, *ip, SHORT))?;
+    }
+    witness.clean(&lab)?;
     Ok(())
 }

@@ -297,6 +297,10 @@ impl<P, C: Clone> Exchange<P, C> {
         S: Suite<Psk = P, Ciphertext = C>,
     {
         let mut effects = self.drop_lost::<S>(conditions);
+        // Without another slot to talk on this one is needed, whatever becomes of the answer: as after a restart.
+        if !conditions.idle && matches!(self.attempt, Attempt::Answered { .. }) {
+            self.attempt = Attempt::None;
+        }
         if !self.has_to_speak(conditions) {
             // What was offered for a slot that is in use now is not taken up any more.
             if matches!(self.attempt, Attempt::Offered { .. }) {

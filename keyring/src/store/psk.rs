@@ -188,6 +188,15 @@ impl PskStore {
         old.map_or(Ok(()), super::disk::Replaced::wipe)
     }
 
+    /// The record of a peer and slot.
+    ///
+    /// # Errors
+    /// Its file is refused.
+    pub fn get(&self, peer: &NodeId, slot: Slot) -> Result<Option<Record>, PskFileError> {
+        let name = file(peer, slot);
+        self.read(&name).map_err(|fault| PskFileError { path: self.directory.path_of(&name), fault })
+    }
+
     fn read(&self, name: &str) -> Result<Option<Record>, PskFault> {
         let Some(text) = self.directory.read(name, PSK_MAX)? else {
             return Ok(None);

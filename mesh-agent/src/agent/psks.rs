@@ -1,19 +1,20 @@
 //! The pre-shared keys of this node's pairs: drives [`keyring::psk::Exchange`] with what a turn sees, and says what belongs
 //! on each slot. The plan puts it there; what the machines want to say is said only when the devices have taken it.
 //!
-//! A record is kept while its node is gone or its announcement unreadable, for [`KEPT`]: a node that comes back with its keys
-//! insists on what both had agreed.
+//! A record is kept while its node is gone, or announces other keys or none that can be read: a node that comes back with its
+//! keys insists on what both had agreed, and an announcement may have been changed by others for a moment. It goes when
+//! another one takes its place, or when this node's own key does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keyring::LoadedStore;
 use keyring::psk::{
     self, AllowedScope, Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, KemKey, Letter,
     Message, MlKem, Mode, ModeConflict, NodeId, Psk, PskStore, Random as _, Record, Standing, SystemRandom,
     Verdict,
 };
-use keyring::{LoadedStore, StoreError};
 use mesh_core::diff::Observed;
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
@@ -30,8 +31,10 @@ use crate::wireguard::Psks as Secrets;
 
 /// A key that is missing for so long is reported.
 const OVERDUE: Duration = Duration::from_secs(120);
-/// How long the record of a node that is gone is kept.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Records of nodes that are gone, at most; those that are gone for longest go first.
+const KEPT: usize = 10_000;
+/// How long a worn ML-KEM key waits for answers to it.
+const WORN: Duration = Duration::from_secs(60);
 
 type At = (NodeName, Slot);
 type Done = Effect<Psk, psk::EncapsulationKey, psk::Ciphertext>;
@@ -42,13 +45,13 @@ pub struct Psks {
     mode: Mode,
     store: PskStore,
     kem: KemKey,
-    /// It has served a key that has been replaced since.
-    worn: bool,
+    /// Since when a WireGuard key that it has served is replaced.
+    worn: Option<Instant>,
     nobodys: Arc<Psk>,
     courier: Courier,
     started: Instant,
-    /// Records without a machine.
-    shelf: BTreeMap<At, Record>,
+    /// What is on the disk.
+    disk: BTreeMap<At, Record>,
     machines: BTreeMap<At, Exchange>,
     /// What each peer's last letter said.
     modes: BTreeMap<NodeName, Mode>,
@@ -61,6 +64,8 @@ pub struct Psks {
     trouble: BTreeMap<At, String>,
     refused: Vec<String>,
     due: Option<Duration>,
+    /// Something could not be written.
+    failed: bool,
 }
 
 impl std::fmt::Debug for Psks {
@@ -96,11 +101,11 @@ impl Psks {
             mode,
             store,
             kem: KemKey::from_seed(&random()?),
-            worn: false,
+            worn: None,
             nobodys: Arc::new(Psk::placeholder(random()?)),
             courier,
             started: Instant::now(),
-            shelf: BTreeMap::new(),
+            disk: BTreeMap::new(),
             machines: BTreeMap::new(),
             modes: BTreeMap::new(),
             gone: BTreeMap::new(),
@@ -109,6 +114,7 @@ impl Psks {
             trouble: BTreeMap::new(),
             refused: Vec::new(),
             due: None,
+            failed: false,
         };
         let loaded = psks.store.load()?;
         psks.refused = loaded.refused.iter().map(ToString::to_string).collect();
@@ -117,7 +123,7 @@ impl Psks {
         for record in records {
             let slot = record.context.slot();
             if let Some(peer) = record.context.ends().iter().find(|end| end.id != psks.us) {
-                psks.shelf.insert((peer.id.node.clone(), slot), record.clone());
+                psks.disk.insert((peer.id.node.clone(), slot), record.clone());
             }
         }
         Ok(psks)
@@ -129,17 +135,18 @@ impl Psks {
     }
 
     /// A WireGuard key was replaced: another ML-KEM key, as soon as nobody is about to answer to the present one.
-    pub(super) const fn wear(&mut self) {
-        self.worn = true;
+    pub(super) fn wear(&mut self) {
+        self.worn.get_or_insert_with(Instant::now);
     }
 
     fn renew(&mut self) {
-        if !self.worn || self.machines.values().any(Exchange::offers) {
+        let Some(worn) = self.worn else { return };
+        if self.machines.values().any(Exchange::offers) && worn.elapsed() < WORN {
             return;
         }
         match random() {
             Ok(seed) => {
-                (self.kem, self.worn) = (KemKey::from_seed(&seed), false);
+                (self.kem, self.worn) = (KemKey::from_seed(&seed), None);
                 // To announce it.
                 self.due = Some(Duration::ZERO);
             }
@@ -154,14 +161,16 @@ impl Psks {
         self.due.map(|due| due.saturating_sub(self.started.elapsed()))
     }
 
-    /// One turn: takes in what came and what is seen, and completes the facts about pairs for the plan.
+    /// One turn: takes in what came and what is seen, and completes the facts about pairs for the plan. False: something could
+    /// not be written.
     pub(super) fn turn(
         &mut self,
         view: &mut ClusterView,
         observed: &Observed,
         keys: &LoadedStore,
         mail: Vec<Delivery>,
-    ) {
+    ) -> bool {
+        self.failed = false;
         let peers = plan::peers(view);
         self.meet(view, &peers, keys);
         self.part(view, &peers);
@@ -182,8 +191,9 @@ impl Psks {
             self.due = [self.due, due].into_iter().flatten().min();
         }
         for name in peers {
-            self.complete(view, &name);
+            self.complete(view, observed, &name);
         }
+        !self.failed
     }
 
     /// Machines for the present keys of every pair.
@@ -203,13 +213,32 @@ impl Psks {
                 if self.machines.get(&at).is_some_and(|machine| **machine.context() == context) {
                     continue;
                 }
-                let old = self.machines.remove(&at);
-                let record = old.and_then(|old| old.record().cloned()).or_else(|| self.shelf.remove(&at));
-                let started = Exchange::start(Arc::new(context), &self.us, record, self.started.elapsed());
-                let Ok((machine, effects)) = started else { continue };
                 self.trouble.remove(&at);
-                self.machines.insert(at.clone(), machine);
-                self.perform(&at, effects, None);
+                self.begin(&at, Arc::new(context));
+            }
+        }
+    }
+
+    /// A machine with what is on the disk. A record that differs by the peer's key alone stays there: that key may come back.
+    fn begin(&mut self, at: &At, context: Arc<Context>) {
+        self.outbox.retain(|(of, ..)| of != at);
+        self.installed.remove(at);
+        let own = |context: &Context| context.ends().iter().find(|end| end.id == self.us).cloned();
+        let record = self.disk.get(at).cloned();
+        let record =
+            record.filter(|record| record.context == context || own(&record.context) != own(&context));
+        let started =
+            Exchange::start::<psk::EncapsulationKey>(context, &self.us, record, self.started.elapsed());
+        let Ok((machine, effects)) = started else { return };
+        self.machines.insert(at.clone(), machine);
+        for effect in effects {
+            match effect {
+                Effect::Install { .. } => {
+                    self.installed.insert(at.clone());
+                }
+                Effect::Remove { .. } => self.remove(at),
+                // A machine says nothing before it has heard or seen something.
+                Effect::Persist(_) | Effect::Send(_) | Effect::Problem(_) => {}
             }
         }
     }
@@ -219,39 +248,37 @@ impl Psks {
         let away: Vec<At> = self.machines.keys().filter(|(name, _)| !peers.contains(name)).cloned().collect();
         for at in away {
             self.trouble.remove(&at);
-            if let Some(record) = self.machines.remove(&at).and_then(|machine| machine.record().cloned()) {
-                self.shelf.insert(at, record);
-            }
+            self.machines.remove(&at);
         }
         if !view.synced {
             return;
         }
         self.modes.retain(|name, _| view.nodes.contains_key(name));
         let left: BTreeSet<NodeName> = self
-            .shelf
+            .disk
             .keys()
             .map(|(name, _)| name)
             .filter(|name| !view.nodes.contains_key(*name))
             .cloned()
             .collect();
         self.gone.retain(|name, _| left.contains(name));
-        for name in left {
-            if self.gone.entry(name.clone()).or_insert_with(Instant::now).elapsed() < KEPT {
-                continue;
-            }
-            for slot in Slot::ALL {
-                let at = (name.clone(), slot);
-                if self.shelf.remove(&at).is_some() {
-                    self.remove(&at);
-                }
-            }
+        for name in &left {
+            self.gone.entry(name.clone()).or_insert_with(Instant::now);
+        }
+        let mut by_time: Vec<(Instant, NodeName)> =
+            self.gone.iter().map(|(name, since)| (*since, name.clone())).collect();
+        by_time.sort();
+        for (_, name) in by_time.iter().take(left.len().saturating_sub(KEPT)) {
+            Slot::ALL.into_iter().for_each(|slot| self.remove(&(name.clone(), slot)));
         }
     }
 
-    fn remove(&self, (name, slot): &At) {
-        let peer = NodeId { node: name.clone(), cluster: self.us.cluster.clone() };
-        if let Err(error) = self.store.remove(&peer, *slot) {
-            tracing::error!(peer = %name, device = %slot, err = %error, "Could not remove a pre-shared key");
+    /// From the disk. What cannot be removed is tried again when the agent starts, and with the next record in its place.
+    fn remove(&mut self, at: &At) {
+        let peer = NodeId { node: at.0.clone(), cluster: self.us.cluster.clone() };
+        self.disk.remove(at);
+        if let Err(error) = self.store.remove(&peer, at.1) {
+            tracing::error!(peer = %at.0, device = %at.1, err = %error, "Could not remove a pre-shared key");
         }
     }
 
@@ -321,27 +348,26 @@ impl Psks {
 
     fn perform(&mut self, at: &At, effects: Vec<Done>, mut reply: Option<oneshot::Sender<Letter>>) {
         for effect in effects {
-            let done: Result<(), StoreError> = match effect {
-                Effect::Persist(record) => self.store.write(&record),
+            match effect {
+                Effect::Persist(record) => match self.store.write(&record) {
+                    Ok(()) => {
+                        self.disk.insert(at.clone(), record);
+                    }
+                    Err(error) => {
+                        tracing::error!(peer = %at.0, device = %at.1, err = %error, "Could not keep a pre-shared key");
+                        self.crash(at);
+                        return;
+                    }
+                },
                 Effect::Install { .. } => {
                     self.installed.insert(at.clone());
-                    Ok(())
                 }
-                Effect::Remove { peer, slot } => self.store.remove(&peer, slot),
-                Effect::Send(message) => {
-                    self.outbox.push((at.clone(), message, reply.take()));
-                    Ok(())
-                }
+                Effect::Remove { .. } => self.remove(at),
+                Effect::Send(message) => self.outbox.push((at.clone(), message, reply.take())),
                 Effect::Problem(problem) => {
                     tracing::warn!("{problem}");
                     self.trouble.insert(at.clone(), problem.to_string());
-                    Ok(())
                 }
-            };
-            if let Err(error) = done {
-                tracing::error!(peer = %at.0, device = %at.1, err = %error, "Could not keep a pre-shared key");
-                self.crash(at);
-                return;
             }
         }
         // Whoever asked hears our mode at least.
@@ -350,46 +376,48 @@ impl Psks {
         }
     }
 
-    /// A device did not take a key: the machine begins again, and installs it again, before it says more.
-    fn again(&mut self, at: &At) {
-        self.outbox.retain(|(of, ..)| of != at);
-        if let Some(record) = self.machines.remove(at).and_then(|machine| machine.record().cloned()) {
-            self.shelf.insert(at.clone(), record);
-        }
-    }
-
-    /// What could not be written is forgotten: the machine begins again with what is on the disk.
+    /// What could not be written is forgotten: the machine begins again with what is on the disk, before anything is planned.
     fn crash(&mut self, at: &At) {
-        self.outbox.retain(|(of, ..)| of != at);
-        self.installed.remove(at);
+        self.failed = true;
         let Some(machine) = self.machines.remove(at) else { return };
-        let record = match self.store.load() {
-            Ok(loaded) => loaded.records.into_iter().find(|record| {
-                let context = &record.context;
-                context.slot() == at.1 && context.ends().iter().any(|end| end.id == *machine.peer())
-            }),
-            // The device may have it: better than none.
-            Err(_) => machine.record().cloned(),
-        };
-        if let Some(record) = record {
-            self.shelf.insert(at.clone(), record);
+        // The new one may be there all the same, where the old one's bytes could not be overwritten.
+        match self.store.get(machine.peer(), at.1) {
+            Ok(Some(record)) => drop(self.disk.insert(at.clone(), record)),
+            Ok(None) => drop(self.disk.remove(at)),
+            Err(error) => {
+                tracing::error!(peer = %at.0, device = %at.1, err = %error, "Could not read a pre-shared key")
+            }
         }
+        self.begin(at, Arc::clone(machine.context()));
     }
 
     /// What the plan needs to know of a pair.
-    fn complete(&self, view: &mut ClusterView, name: &NodeName) {
+    fn complete(&self, view: &mut ClusterView, observed: &Observed, name: &NodeName) {
         let Some(pair) = self.pair(view, name) else { return };
         let effective = Effective::of(self.mode, pair.them);
+        let keys = view.nodes.get(name).and_then(NodeFacts::announced).map(|theirs| theirs.slots.clone());
         let facts = view.pairs.entry(name.clone()).or_default();
         for slot in Slot::ALL {
             let (verdict, standing) = (pair.verdicts[slot.index()], pair.standing[slot.index()]);
             let machine = self.machines.get(&(name.clone(), slot));
             let agreed = machine.and_then(|machine| machine.record()).map(|record| record.id);
+            let id = if verdict.placeholder { Some(self.nobodys.id()) } else { agreed };
+            let link = &mut facts.links[slot.index()];
+            let entry = keys
+                .as_ref()
+                .and_then(|keys| observed.devices.get(&slot)?.peers.get(&keys[slot.index()].public_key));
+            if entry.is_some_and(|entry| entry.psk != id) {
+                // Its entry is about to be made anew.
+                link.handshake_age = None;
+            }
+            // Where nobody sends, nothing would show that it works again.
+            let deaf = link.unanswered_for.is_some_and(|time| time >= pair::PATIENCE);
+            let lost = agreed.is_some() && deaf && pair.sending != slot;
             facts.psk[slot.index()] = SlotPsk {
-                id: if verdict.placeholder { Some(self.nobodys.id()) } else { agreed },
+                id,
                 confined: verdict.accept == AllowedScope::MeshOnly,
                 withheld: verdict.scope == AllowedScope::MeshOnly,
-                prove: matches!(standing, Standing::Unproven | Standing::Proven),
+                prove: lost || matches!(standing, Standing::Unproven | Standing::Proven),
             };
             // Where the two sides may have different keys nobody may go, except to find out that they have the same.
             facts.links[slot.index()].ready =
@@ -420,8 +448,10 @@ impl Psks {
             let key = view.nodes.get(&at.0).and_then(NodeFacts::announced).map(|a| a.slot(at.1).public_key);
             let there =
                 observed.devices.contains_key(&at.1) && key.is_some_and(|key| !unput.contains(&(at.1, key)));
-            if !there {
-                self.again(&at);
+            if !there && let Some(machine) = self.machines.remove(&at) {
+                // Its device did not take the key: it begins again, and installs it again, before it says more.
+                self.begin(&at, Arc::clone(machine.context()));
+                self.installed.remove(&at);
             }
         }
         let mesh: Vec<_> = desired.mesh.iter().copied().collect();

@@ -173,6 +173,7 @@ fn pods_wait_for_a_pre_shared_key_where_one_is_required_and_agents_do_not() {
     let closed = SlotPsk { confined: true, withheld: true, ..SlotPsk::default() };
     let accepts = SlotPsk { confined: false, ..closed };
     let open = SlotPsk::default();
+    // Where pods wait, nobody sends: agents' handshakes are provoked where routes lead, too.
     let strings = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(
         seen([closed, closed]),
