@@ -1,4 +1,4 @@
-//! Network namespaces for one test, with names of its own, gone when it ends or panics.
+//! Network namespaces for one test. They are held by this process alone, so they go with it, however it ends.
 
 #![allow(dead_code, reason = "each test binary uses its share")]
 
@@ -6,51 +6,42 @@ use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// A handful of namespaces with a common name.
-pub(crate) struct Lab {
-    id: String,
-    roles: &'static [&'static str],
-}
+use netlab::Namespace;
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
+/// A handful of namespaces, each with a role.
+pub(crate) struct Lab(Vec<(&'static str, Namespace)>);
 
 impl Lab {
     /// One namespace for each role, loopback up.
     pub(crate) fn new(roles: &'static [&'static str]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test makes network namespaces: run it as root");
-        let id = format!("hawser-t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let lab = Self { id, roles };
-        for role in roles {
-            run("ip", &["netns", "add", &lab.ns(role)]);
-            lab.ip(role, "link set lo up");
-        }
-        lab
+        let made = |role: &&'static str| {
+            let namespace = Namespace::net_only(netlab::unique_name(role)).build();
+            (*role, namespace.unwrap_or_else(|error| panic!("{role}: {error}")))
+        };
+        Self(roles.iter().map(made).collect())
     }
 
-    pub(crate) fn ns(&self, role: &str) -> String {
-        format!("{}-{role}", self.id)
+    fn of(&self, role: &str) -> &Namespace {
+        let found = self.0.iter().find(|(name, _)| *name == role);
+        &found.unwrap_or_else(|| panic!("no namespace is {role}")).1
     }
 
     /// Runs `ip` with words of `args` inside the namespace of `role`.
     pub(crate) fn ip(&self, role: &str, args: &str) {
-        let ns = self.ns(role);
-        let mut words = vec!["-n", &ns];
-        words.extend(args.split_whitespace());
-        run("ip", &words);
+        let output = self.exec(role, &format!("ip {args}"), "");
+        assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Runs a program inside the namespace of `role`; the last argument is `last`, unsplit, if not empty.
     pub(crate) fn exec(&self, role: &str, command: &str, last: &str) -> Output {
-        let ns = self.ns(role);
-        let mut words = vec!["netns", "exec", &ns];
-        words.extend(command.split_whitespace());
-        if !last.is_empty() {
-            words.push(last);
-        }
-        Command::new("ip").args(&words).output().expect("ip runs")
+        let mut words = command.split_whitespace();
+        let mut program = Command::new(words.next().expect("a program"));
+        program.args(words).args(Some(last).filter(|last| !last.is_empty()));
+        // A child is where its starter's thread is.
+        self.inside(role, || program.output()).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     /// As [`Self::exec`], must succeed; its standard output.
@@ -62,7 +53,8 @@ impl Lab {
 
     /// A pair of veths, each end in its namespace and up.
     pub(crate) fn veth(&self, (role_a, name_a): (&str, &str), (role_b, name_b): (&str, &str)) {
-        let peer = self.ns(role_b);
+        let peer = self.of(role_b).netns_path();
+        let peer = peer.display();
         self.ip(role_a, &format!("link add {name_a} type veth peer name {name_b} netns {peer}"));
         self.ip(role_a, &format!("link set {name_a} up"));
         self.ip(role_b, &format!("link set {name_b} up"));
@@ -70,7 +62,7 @@ impl Lab {
 
     /// Runs `work` on a thread inside the namespace of `role`.
     pub(crate) fn inside<T: Send>(&self, role: &str, work: impl FnOnce() -> T + Send) -> T {
-        let ns = File::open(format!("/run/netns/{}", self.ns(role))).expect("the namespace exists");
+        let ns = File::open(self.of(role).netns_path()).expect("the namespace exists");
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 let kind = Some(rustix::thread::LinkNameSpaceType::Network);
@@ -103,20 +95,6 @@ impl Lab {
         let text = self.inside(role, || std::fs::read_to_string(format!("/proc/sys/net/{key}")));
         text.unwrap_or_else(|error| panic!("{key}: {error}")).trim().to_owned()
     }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for role in self.roles {
-            // One that was never made is no matter.
-            let _ = Command::new("ip").args(["netns", "del", &self.ns(role)]).output();
-        }
-    }
-}
-
-fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().expect("the program runs");
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Polls until `probe` says yes; panics with `what` after ten seconds.
