@@ -37,6 +37,8 @@ const KEPT: usize = 10_000;
 const WORN: Duration = Duration::from_secs(60);
 
 type At = (NodeName, Slot);
+/// About which key, what, and to which question; none: by itself.
+type Saying = (At, Message, Option<oneshot::Sender<Letter>>);
 type Done = Effect<Psk, psk::EncapsulationKey, psk::Ciphertext>;
 
 /// What drives the machines.
@@ -56,10 +58,8 @@ pub struct Psks {
     /// What each peer's last letter said.
     modes: BTreeMap<NodeName, Mode>,
     gone: BTreeMap<NodeName, Instant>,
-    /// Installed in this turn.
-    installed: BTreeSet<At>,
     /// To be said when what was installed is on its device.
-    outbox: Vec<(At, Message, Option<oneshot::Sender<Letter>>)>,
+    outbox: Vec<Saying>,
     /// What went wrong, until the key is there.
     trouble: BTreeMap<At, String>,
     refused: Vec<String>,
@@ -109,7 +109,6 @@ impl Psks {
             machines: BTreeMap::new(),
             modes: BTreeMap::new(),
             gone: BTreeMap::new(),
-            installed: BTreeSet::new(),
             outbox: Vec::new(),
             trouble: BTreeMap::new(),
             refused: Vec::new(),
@@ -222,7 +221,6 @@ impl Psks {
     /// A machine with what is on the disk. A record that differs by the peer's key alone stays there: that key may come back.
     fn begin(&mut self, at: &At, context: Arc<Context>) {
         self.outbox.retain(|(of, ..)| of != at);
-        self.installed.remove(at);
         let own = |context: &Context| context.ends().iter().find(|end| end.id == self.us).cloned();
         let record = self.disk.get(at).cloned();
         let record =
@@ -231,15 +229,9 @@ impl Psks {
             Exchange::start::<psk::EncapsulationKey>(context, &self.us, record, self.started.elapsed());
         let Ok((machine, effects)) = started else { return };
         self.machines.insert(at.clone(), machine);
-        for effect in effects {
-            match effect {
-                Effect::Install { .. } => {
-                    self.installed.insert(at.clone());
-                }
-                Effect::Remove { .. } => self.remove(at),
-                // A machine says nothing before it has heard or seen something.
-                Effect::Persist(_) | Effect::Send(_) | Effect::Problem(_) => {}
-            }
+        // What is to be installed the plan takes from the machine's record; it says nothing before it has heard or seen something.
+        if effects.iter().any(|effect| matches!(effect, Effect::Remove { .. })) {
+            self.remove(at);
         }
     }
 
@@ -359,9 +351,8 @@ impl Psks {
                         return;
                     }
                 },
-                Effect::Install { .. } => {
-                    self.installed.insert(at.clone());
-                }
+                // The plan takes it from the record.
+                Effect::Install { .. } => {}
                 Effect::Remove { .. } => self.remove(at),
                 Effect::Send(message) => self.outbox.push((at.clone(), message, reply.take())),
                 Effect::Problem(problem) => {
@@ -436,7 +427,25 @@ impl Psks {
         secrets
     }
 
-    /// Says what there is to say, now that devices were programmed. `unput` are peers that could not be.
+    /// What may be said now that devices were programmed. `unput` are peers that could not be. Who has a key says so when its
+    /// device has it, too; what is left unsaid is repeated.
+    fn sayable(
+        &mut self,
+        view: &ClusterView,
+        observed: &Observed,
+        unput: &BTreeSet<(Slot, PublicKey)>,
+    ) -> Vec<Saying> {
+        let programmed = |(name, slot): &At| {
+            let theirs = view.nodes.get(name).and_then(NodeFacts::announced);
+            observed.devices.contains_key(slot)
+                && theirs.is_some_and(|theirs| !unput.contains(&(*slot, theirs.slot(*slot).public_key)))
+        };
+        let bare = |at: &At| self.machines.get(at).is_some_and(|machine| machine.record().is_none());
+        let all = std::mem::take(&mut self.outbox);
+        all.into_iter().filter(|(at, ..)| bare(at) || programmed(at)).collect()
+    }
+
+    /// Says what there is to say.
     pub(super) fn speak(
         &mut self,
         desired: &Desired,
@@ -444,18 +453,8 @@ impl Psks {
         view: &ClusterView,
         unput: &BTreeSet<(Slot, PublicKey)>,
     ) {
-        for at in std::mem::take(&mut self.installed) {
-            let key = view.nodes.get(&at.0).and_then(NodeFacts::announced).map(|a| a.slot(at.1).public_key);
-            let there =
-                observed.devices.contains_key(&at.1) && key.is_some_and(|key| !unput.contains(&(at.1, key)));
-            if !there && let Some(machine) = self.machines.remove(&at) {
-                // Its device did not take the key: it begins again, and installs it again, before it says more.
-                self.begin(&at, Arc::clone(machine.context()));
-                self.installed.remove(&at);
-            }
-        }
         let mesh: Vec<_> = desired.mesh.iter().copied().collect();
-        for ((name, _), message, reply) in std::mem::take(&mut self.outbox) {
+        for ((name, _), message, reply) in self.sayable(view, observed, unput) {
             let letter = Letter { mode: self.mode, message: Some(message) };
             if let Some(reply) = reply {
                 drop(reply.send(letter));
@@ -510,3 +509,6 @@ impl Psks {
         (open, waiting)
     }
 }
+
+#[cfg(test)]
+mod tests;
