@@ -532,7 +532,14 @@ fn settled(node: &Node) -> Result<(), String> {
     let text = |error: anyhow::Error| format!("{}: {error:#}", node.name);
     let waiting = node.metric("hawser_preshared_keys{kind=\"waiting\"}").map_err(text)?;
     if waiting != 0.0 {
-        return Err(format!("{}: {waiting} pre-shared keys to be agreed", node.name));
+        let shown = node.sh("wg show all").unwrap_or_default();
+        let log = node.log("mesh-agent").unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(5).collect();
+        return Err(format!(
+            "{}: {waiting} pre-shared keys to be agreed; {shown}; newest first: {}",
+            node.name,
+            last.join(" | ")
+        ));
     }
     let provoked = |peer: &WgPeer| peer.keepalive == Some(mesh_core::plan::PROVOKE_KEEPALIVE);
     if let Some(peer) = node.peers().map_err(text)?.iter().find(|peer| provoked(peer)) {

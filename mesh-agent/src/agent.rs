@@ -130,7 +130,7 @@ pub struct Memory {
     /// Slots that were keyed and whose peers do not know it yet.
     unheard: wake::Unheard,
     pairs: pairs::Pairs,
-    /// Since when a key is being replaced or a pair is about to move.
+    /// Since when a key is being replaced, a pair about to move or to agree on pre-shared keys.
     moving: Option<Instant>,
     notices: BTreeMap<String, String>,
     trouble: BTreeSet<(String, String)>,
@@ -298,7 +298,10 @@ impl Agent {
             changed
         });
         clean &= rotated.is_ok() && kept;
-        let moving = self.rotor.turns() || !desired.unsettled.is_empty() || provoked(&desired);
+        let moving = self.rotor.turns()
+            || !desired.unsettled.is_empty()
+            || provoked(&desired)
+            || self.psks.watches(&view);
         let since = self.memory.moving.unwrap_or_else(Instant::now);
         self.memory.moving = moving.then_some(since);
         if let Err(error) = self.slot_addresses(&desired, &state, view.synced).await {

@@ -105,7 +105,9 @@ fn answered(namespace: &Namespace, name: &str, targets: &[SocketAddr]) -> Result
     for to in targets.iter().copied() {
         let name = name.to_owned();
         let answer = namespace.run(move || -> io::Result<String> {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, SOURCE))?;
+            // A child that another test starts at this moment holds the former socket until it has its program.
+            let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, SOURCE));
+            let socket = eventually(PATIENCE, "the source port is free", bind).map_err(io::Error::other)?;
             socket.connect(to)?;
             exchange(&socket, name.as_bytes(), PATIENCE)
         });

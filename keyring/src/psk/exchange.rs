@@ -157,6 +157,11 @@ impl<P, C: Clone> Exchange<P, C> {
         }
     }
 
+    /// When it started: time since the moment that [`Conditions::now`] counts from.
+    pub const fn since(&self) -> Duration {
+        self.since
+    }
+
     /// Is an answer awaited that the present ML-KEM key alone opens?
     pub const fn offers(&self) -> bool {
         matches!(self.attempt, Attempt::Offered { .. })

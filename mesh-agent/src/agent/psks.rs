@@ -33,6 +33,9 @@ use crate::wireguard::Psks as Secrets;
 const OVERDUE: Duration = Duration::from_secs(120);
 /// Records of nodes that are gone, at most; those that are gone for longest go first.
 const KEPT: usize = 10_000;
+/// For how long handshakes that a machine waits for are looked for: no device tells of one. A peer that is away for longer costs
+/// no more than any other.
+const EAGER: Duration = Duration::from_secs(300);
 /// How long a worn ML-KEM key waits for answers to it.
 const WORN: Duration = Duration::from_secs(60);
 
@@ -415,6 +418,16 @@ impl Psks {
                 !verdict.placeholder && !matches!(standing, Standing::Answered | Standing::Lost);
         }
         facts.instead = psk::instead(pair.announced, effective, &pair.verdicts);
+    }
+
+    /// May a handshake, of which no device tells, bring a pair on?
+    pub(super) fn watches(&self, view: &ClusterView) -> bool {
+        let now = self.started.elapsed();
+        self.machines.iter().any(|(at, machine)| {
+            machine.standing() != Standing::Open
+                && now.saturating_sub(machine.since()) < EAGER
+                && self.conditions(view, at).is_some_and(|conditions| conditions.agree)
+        })
     }
 
     /// The secrets of these keys.

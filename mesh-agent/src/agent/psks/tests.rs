@@ -20,6 +20,8 @@ struct Side {
     answers: Vec<oneshot::Receiver<Letter>>,
     /// Nothing can be put there.
     broken: Option<Slot>,
+    /// Its loop looks again soon, without being told of anything.
+    watches: bool,
     _directory: TempDir,
 }
 
@@ -35,7 +37,8 @@ impl Side {
         let devices = Slot::ALL.map(|slot| (slot, ObservedDevice::default())).into();
         let observed = Observed { devices, ..Observed::default() };
         let (mail, answers, current, broken) = (Vec::new(), Vec::new(), Slot::Zero, None);
-        Self { name, number, keys, psks, observed, current, mail, answers, broken, _directory: directory }
+        let (watches, _directory) = (false, directory);
+        Self { name, number, keys, psks, observed, current, mail, answers, broken, watches, _directory }
     }
 
     fn facts(&self) -> NodeFacts {
@@ -89,6 +92,7 @@ fn turn(us: &mut Side, name: &NodeName, theirs: &NodeFacts) -> Vec<Message> {
     let mail = std::mem::take(&mut us.mail);
     us.psks.turn(&mut view, &us.observed, &us.keys, mail);
     let (desired, _) = plan(&view);
+    us.watches = us.psks.watches(&view);
     let mut unput = BTreeSet::new();
     for (slot, device) in &desired.devices {
         let observed = us.observed.devices.get_mut(slot).unwrap();
@@ -169,6 +173,20 @@ fn two_agents_agree_for_both_slots_and_end_where_they_began() {
     }
     assert_eq!((a.current, b.current), (Slot::Zero, Slot::Zero));
     assert_ne!(a.id(Slot::Zero, &b), a.id(Slot::One, &b));
+}
+
+#[test]
+fn who_waits_for_a_handshake_looks_again_by_itself_until_all_is_agreed() {
+    let (mut a, mut b) = (Side::new("a", 1), Side::new("b", 2));
+    let (of_a, of_b) = (a.facts(), b.facts());
+    let (name_a, name_b) = (a.name.clone(), b.name.clone());
+    // Nobody has anything to say before the first handshake, and nobody is told of it.
+    assert_eq!((turn(&mut a, &name_b, &of_b), a.psks.due()), (vec![], None));
+    assert_eq!((turn(&mut b, &name_a, &of_a), b.psks.due()), (vec![], None));
+    assert!(a.watches && b.watches);
+    agree(&mut a, &mut b);
+    round(&mut a, &mut b, &of_b);
+    assert!(!a.watches && !b.watches);
 }
 
 #[test]
