@@ -97,7 +97,7 @@ fn a_node_that_a_stale_list_forgets_is_asked_for_and_stays_a_peer() -> Result<()
     lab.await_mesh(UP)?;
     let alone = lab.api().store().snapshot();
     lab.add_node(2)?;
-    lab.await_mesh(UP)?;
+    lab.await_settled(UP)?;
     let steady = Steady::begin(&lab, 1, 2)?;
     let faults = lab.api().faults();
     // The list knows node 1 alone, in the version of long ago; whoever asks for one object gets the truth.
