@@ -2,6 +2,7 @@
 //! and the data path of a node as text that two moments can be compared by.
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -18,7 +19,11 @@ use crate::node::Node;
 pub struct Witness {
     capture: Capture,
     probes: Vec<Probe>,
+    pace: Duration,
 }
+
+/// Between two records of a stream, unless [`Witness::pace`] says otherwise.
+const PACE: Duration = Duration::from_millis(10);
 
 impl Witness {
     /// Captures from now on.
@@ -26,7 +31,14 @@ impl Witness {
     /// # Errors
     /// No capture socket.
     pub fn new(lab: &Lab) -> Result<Self> {
-        Ok(Self { capture: lab.switch.capture(CaptureOptions::default())?, probes: Vec::new() })
+        Ok(Self { capture: lab.switch.capture(CaptureOptions::default())?, probes: Vec::new(), pace: PACE })
+    }
+
+    /// Between two records of each stream from now on. A lab whose records are more than its machine can carry loses some of
+    /// them in the queues of its devices ([`drops`]).
+    #[must_use]
+    pub fn pace(self, pace: Duration) -> Self {
+        Self { pace, ..self }
     }
 
     fn remember(&mut self, to: IpAddr, protocol: &'static str) -> Vec<u8> {
@@ -42,7 +54,7 @@ impl Witness {
         canary
     }
 
-    /// A running stream of a hundred records a second towards `ip`, which `server` holds.
+    /// A running stream of a record at each [`Witness::pace`] towards `ip`, which `server` holds.
     ///
     /// # Errors
     /// It could not be established.
@@ -55,7 +67,8 @@ impl Witness {
     ) -> Result<Stream> {
         let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
         let payload = self.remember(ip, protocol);
-        let options = StreamOptions::new(transport, SocketAddr::new(ip, 0)).payload(payload);
+        let options =
+            StreamOptions::new(transport, SocketAddr::new(ip, 0)).payload(payload).interval(self.pace);
         Ok(Stream::start(client, server, &options)?)
     }
 
@@ -71,8 +84,8 @@ impl Witness {
     ) -> Result<Stream> {
         let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
         let payload = self.remember(listen.ip(), protocol);
-        let options =
-            StreamOptions { dial: Some(dial), ..StreamOptions::new(transport, listen).payload(payload) };
+        let options = StreamOptions::new(transport, listen).payload(payload).interval(self.pace);
+        let options = StreamOptions { dial: Some(dial), ..options };
         Ok(Stream::start(client, server, &options)?)
     }
 
@@ -177,13 +190,47 @@ pub fn flowing(streams: &[Stream], records: u64) -> Result<()> {
 /// # Errors
 /// The reports of those that have.
 pub fn lossless(streams: Vec<Stream>) -> Result<Duration> {
-    let reports: Vec<Report> = streams.into_iter().map(|s| s.stop(Duration::from_secs(5))).collect();
+    let stop = |stream: Stream| std::thread::spawn(move || stream.stop(Duration::from_secs(5)));
+    let stopped: Vec<_> = streams.into_iter().map(stop).collect();
+    let reports: Vec<Report> =
+        stopped.into_iter().map(|report| report.join().expect("stopping a stream does not panic")).collect();
     let bad = |r: &&Report| r.lost != 0 || r.duplicated != 0 || r.error.is_some() || r.received == 0;
     let lossy: Vec<String> = reports.iter().filter(bad).map(ToString::to_string).collect();
     if !lossy.is_empty() {
         bail!("{}", lossy.join("; "));
     }
     Ok(reports.iter().map(|report| report.longest_gap).max().unwrap_or_default())
+}
+
+/// What devices and sockets of these places have dropped since they are there, and the machine's backlog: a queue that was full
+/// tells that the machine was too slow.
+pub fn drops<'a>(places: impl Iterator<Item = &'a Namespace>) -> String {
+    let of = |place: &Namespace| -> Result<String> {
+        let exec = |words: &[&str]| -> Result<String> {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            Ok(place.exec(command, Duration::from_secs(10))?.stdout_text())
+        };
+        let links: Vec<Value> = serde_json::from_str(&exec(&["ip", "-j", "-s", "link"])?)?;
+        let mut told = Vec::new();
+        for link in &links {
+            let [out, arrived] =
+                ["tx", "rx"].map(|way| link["stats64"][way]["dropped"].as_u64().unwrap_or_default());
+            if out + arrived > 0 {
+                told.push(format!("{}: {out} on the way out, {arrived} in", link["ifname"]));
+            }
+        }
+        let errors = exec(&["nstat", "-asz"])?;
+        let full = errors.lines().filter(|line| line.contains("bufErrors") && !line.contains(" 0 "));
+        told.extend(full.map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")));
+        Ok(told.join(", "))
+    };
+    let text = |place: &Namespace| {
+        let told = of(place).unwrap_or_else(|error| format!("{error:#}"));
+        format!("{}: {told}", place.name())
+    };
+    let backlog = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    format!("{}; backlog {backlog}", places.map(text).collect::<Vec<_>>().join("; "))
 }
 
 /// Routes, rules, addresses, firewall, keys and peers of a node, without what counts or ages: one sorted line each.
