@@ -14,7 +14,7 @@ SECONDS_EACH ?= 60
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
-	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; KERNELS=6.1,6.12 for test-vm;'
+	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; KERNELS=6.1,6.12, STEP=words for test-vm;'
 	@echo '            NAME=cni|datapath|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
@@ -29,9 +29,9 @@ test-policy: tools ## Run the truth table of network policy in the lab (CASES= w
 	@$(XTASK) deps --for netns
 	@$(XTASK) test-policy $(if $(CASES),--cases '$(CASES)')
 
-test-vm: tools ## Run the data path's tests, demo and restarts on Debian's kernels 6.1 and 6.12 in qemu
+test-vm: tools ## Run the data path's tests, demo, restarts and rotations on Debian's kernels 6.1 and 6.12 in qemu
 	@$(XTASK) deps --for vm
-	@$(XTASK) vm $(if $(KERNELS),--kernel $(KERNELS))
+	@$(XTASK) vm $(if $(KERNELS),--kernel $(KERNELS)) $(if $(STEP),--step '$(STEP)')
 
 test-all: test test-policy test-vm fuzz ## Run the tests, the truth table, those in a VM and every fuzz target
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use netlab::probe::{self, Canary, Report, Stream, StreamOptions, Transport};
 use netlab::{Capture, CaptureOptions, Namespace, eventually};
 use serde_json::Value;
@@ -22,19 +22,35 @@ pub struct Witness {
     pace: Duration,
 }
 
-/// Between two records of a stream, unless [`Witness::pace`] says otherwise.
-const PACE: Duration = Duration::from_millis(10);
+/// Between two records of a stream: 10 ms, or `HAWSER_STREAM_INTERVAL_MS`. What an emulated machine cannot send in time it sends
+/// in bursts, and has no time for agents.
+///
+/// # Errors
+/// The variable has no number of milliseconds.
+pub fn usual_pace() -> Result<Duration> {
+    let Some(text) = std::env::var_os("HAWSER_STREAM_INTERVAL_MS") else {
+        return Ok(Duration::from_millis(10));
+    };
+    let milliseconds = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
+    Ok(Duration::from_millis(milliseconds.with_context(|| {
+        format!("HAWSER_STREAM_INTERVAL_MS={}: not a number of milliseconds", text.display())
+    })?))
+}
 
 impl Witness {
     /// Captures from now on.
     ///
     /// # Errors
-    /// No capture socket.
+    /// No capture socket, or [`usual_pace`].
     pub fn new(lab: &Lab) -> Result<Self> {
-        Ok(Self { capture: lab.switch.capture(CaptureOptions::default())?, probes: Vec::new(), pace: PACE })
+        Ok(Self {
+            capture: lab.switch.capture(CaptureOptions::default())?,
+            probes: Vec::new(),
+            pace: usual_pace()?,
+        })
     }
 
-    /// Between two records of each stream from now on. A lab whose records are more than its machine can carry loses some of
+    /// Between two records of each stream from now on, instead of [`usual_pace`]. A lab whose records are more than its machine can carry loses some of
     /// them in the queues of its devices ([`drops`]).
     #[must_use]
     pub fn pace(self, pace: Duration) -> Self {
@@ -171,10 +187,12 @@ impl Witness {
 /// Waits until every stream has delivered this many records more.
 ///
 /// # Errors
-/// Not within twenty seconds: the reports.
+/// Not within twenty seconds and twice the time that they take: the reports.
 pub fn flowing(streams: &[Stream], records: u64) -> Result<()> {
     let wanted: Vec<u64> = streams.iter().map(|stream| stream.report().received + records).collect();
-    eventually(Duration::from_secs(20), "every stream goes on", || {
+    let pace = streams.iter().map(Stream::interval).max().unwrap_or_default();
+    let deadline = Duration::from_secs(20) + pace.mul_f64(2.0 * records as f64);
+    eventually(deadline, "every stream goes on", || {
         let late = |(stream, wanted): (&Stream, &u64)| {
             let report = stream.report();
             (report.received < *wanted).then(|| format!("to {}: {report}", stream.address()))

@@ -58,6 +58,9 @@ enum Task {
         /// Fewer kernels.
         #[arg(long = "kernel", value_delimiter = ',', value_name = "SERIES")]
         series: Vec<Series>,
+        /// Only the steps with these words in their names.
+        #[arg(long = "step", value_name = "WORDS")]
+        step: Option<String>,
     },
     /// Run the truth table of network policy in the lab. It takes minutes, and is no part of the tiers.
     TestPolicy {
@@ -159,9 +162,9 @@ fn execute(task: Task) -> Result<()> {
             let tiers = if tiers.is_empty() { Tier::ALL.to_vec() } else { tiers };
             test::test(&Workspace::load()?, &tiers, progress)
         }
-        Task::Vm { series } => {
+        Task::Vm { series, step } => {
             let series = if series.is_empty() { Series::ALL.to_vec() } else { series };
-            vm::vm(&Workspace::load()?, &series, progress)
+            vm::vm(&Workspace::load()?, &series, step.as_deref(), progress)
         }
         Task::TestPolicy { cases } => test::truth_table(&Workspace::load()?, cases.as_deref(), progress),
         Task::Demo { arguments } => artifacts::demo(&Workspace::load()?, &arguments, progress),

@@ -12,13 +12,13 @@ use std::fmt;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::artifacts::{self, Profile};
 use crate::deps::{self, Need};
-use crate::run::{Progress, run};
+use crate::run::Progress;
 use crate::test::{Failed, Program, build_tests};
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::Workspace;
 use machine::{Ran, boot, quoted};
 use report::Outcome;
 
@@ -73,31 +73,41 @@ impl Step {
     }
 }
 
-/// Test programs that run in the guest; `datapath` is of chaos-tests, the others of the data path itself.
-const TESTS: [&str; 5] = ["layout", "loader", "programs", "differential", "datapath"];
+/// Test programs of the data path that run in the guest as they are.
+const TESTS: [&str; 4] = ["layout", "loader", "programs", "differential"];
 /// The test of the loader that prints what the verifier looked at.
 const VERIFIER: (&str, &str) =
     ("loader", "pins::the_verifier_takes_every_program_with_maps_of_the_usual_size");
 /// The scenario in which agents die under traffic.
 const RESTART: (&str, &str) =
     ("datapath", "restart::an_agent_that_is_killed_is_not_missed_by_policy_or_services");
+/// All nodes replace their keys under traffic, as often and as many as is promised.
+const ROTATION: (&str, &str) =
+    ("mesh", "rotation::all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost");
+/// Pairs agree on pre-shared keys, and renew them with the others.
+const PRE_SHARED: (&str, &str) =
+    ("mesh", "psk::every_pair_agrees_on_keys_for_both_slots_and_renews_them_and_no_packet_is_lost");
+/// What the lab has to know of a guest: its WireGuard, and how slow it is.
+const GUEST: &str = "HAWSER_KERNEL_WIREGUARD=1 HAWSER_SLOWNESS=10";
 const VERIFIER_STEP: &str = "verifier";
 const RESTART_STEP: &str = "restart under traffic";
 /// Clusters of the differential test, which takes a thousand elsewhere: emulation is some twenty times slower.
 const CLUSTERS: u32 = 40;
 
-/// Boots each series, all at the same time, and runs the plan in it. The last line that it prints is `N passed, N failed`.
-pub(crate) fn vm(workspace: &Workspace, series: &[Series], progress: Progress) -> Result<()> {
+/// Boots each series, all at the same time, and runs the plan in it, or only the steps with these words in their names. The last line that it prints is `N passed, N failed`.
+pub(crate) fn vm(
+    workspace: &Workspace,
+    series: &[Series],
+    words: Option<&str>,
+    progress: Progress,
+) -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("kernels are booted for amd64 alone, and this machine is {}", std::env::consts::ARCH);
     }
     deps::check(&[Need::Build, Need::Vm])?;
-    progress.say("building the tests of the data path, mesh-agent and the lab");
-    // Of the whole workspace, so that what was built for the other tests is used again.
-    let tests = TESTS.iter().flat_map(|name| ["--test", name]);
-    let chosen: Vec<&str> = ["--workspace"].into_iter().chain(tests).collect();
-    let programs = build_tests(workspace, &chosen)?.programs;
-    run(cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
+    progress.say("building the workspace's tests and programs");
+    // All of them, so that what was built for the other tests is used again.
+    let programs = build_tests(workspace, &["--workspace"])?.programs;
     progress.say("building hawser-cni, static");
     artifacts::build_cni(workspace, Profile::Dev)?;
     let folder = workspace.target_directory.join("vm");
@@ -107,7 +117,12 @@ pub(crate) fn vm(workspace: &Workspace, series: &[Series], progress: Progress) -
         .iter()
         .map(|series| kernel::fetch(*series, &folder, &mut update, progress))
         .collect::<Result<Vec<_>>>()?;
-    let plan = plan(workspace, &programs)?;
+    let mut plan = plan(workspace, &programs)?;
+    if let Some(words) = words {
+        let names = plan.iter().map(|step| step.name.as_str()).collect::<Vec<_>>().join(", ");
+        plan.retain(|step| step.name.contains(words));
+        ensure!(!plan.is_empty(), "no step has `{words}` in its name; there are: {names}");
+    }
     progress.say(format_args!("booting {} kernels; a guest has {} steps", kernels.len(), plan.len()));
     let ran = thread::scope(|scope| {
         let (scripts, plan) = (&scripts, &plan);
@@ -139,7 +154,8 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
         Ok(format!("{} --exact {test} --nocapture", in_folder(find(program)?, environment)))
     };
     let mut steps = vec![Step::new(VERIFIER_STEP, 120, only(VERIFIER, "")?)];
-    for program in programs.iter().filter(|program| program.package == "datapath") {
+    let own = |program: &&Program| program.package == "datapath" && TESTS.contains(&program.target.as_str());
+    for program in programs.iter().filter(own) {
         let environment = format!("HAWSER_DIFFERENTIAL_CASES={CLUSTERS}");
         steps.push(Step::new(&program.name, 240, in_folder(program, &environment)));
     }
@@ -147,6 +163,11 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
     steps.push(Step::new("demo", 240, format!("{lab} demo --nodes 2 --kernel-wireguard")));
     let restart = only(RESTART, "HAWSER_KERNEL_WIREGUARD=1 HAWSER_STREAM_INTERVAL_MS=50")?;
     steps.push(Step::new(RESTART_STEP, 420, restart));
+    let psk = only(PRE_SHARED, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;
+    steps.push(Step::new("pre-shared keys", 900, psk));
+    let rotations =
+        format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200 HAWSER_ROTATIONS=10 HAWSER_ROTATING_NODES=5");
+    steps.push(Step::new("rotation", 2400, only(ROTATION, &rotations)?));
     // No other step would fail for what the kernel itself complains of.
     steps.push(Step::new("kernel log", 20, "! dmesg | grep -wE 'WARNING|BUG|Oops|stalls?'".to_owned()));
     Ok(steps)

@@ -38,5 +38,5 @@ pub use link::{Endpoint, MacAddr, PortId, veth_pair};
 pub use namespace::{Namespace, NamespaceBuilder};
 pub use netlink::Netlink;
 pub use process::{ExecOutput, Output, Process, Signal};
-pub use wait::{NotObserved, eventually, eventually_async, unique_name};
+pub use wait::{NotObserved, eventually, eventually_async, slowness, unique_name};
 pub use wire::Wire;

@@ -24,14 +24,30 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// Longest pause between probes: bounds the delay a waiting test adds.
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many times slower than a usual one this machine is: `HAWSER_SLOWNESS`, for one that is emulated; 1 without it.
+///
+/// # Panics
+/// The variable has no number from 1 to 1,000.
+#[must_use]
+pub fn slowness() -> u32 {
+    std::env::var_os("HAWSER_SLOWNESS").map_or(1, |text| {
+        let number =
+            text.to_str().and_then(|text| text.parse().ok()).filter(|number| (1..=1000).contains(number));
+        number.unwrap_or_else(|| panic!("HAWSER_SLOWNESS={}: not a number from 1 to 1000", text.display()))
+    })
+}
+
 /// Calls `probe` until it answers `Ok` or `deadline` has passed. The probe's error is its observation.
 ///
-/// The probe runs at least once and once more at the deadline, so that a slow machine gets a last look.
+/// The probe runs at least once and once more at the deadline, so that a slow machine gets a last look. Deadline and pauses are
+/// longer by [`slowness`].
 pub fn eventually<T, O: Display>(
     deadline: Duration,
     what: &str,
     mut probe: impl FnMut() -> Result<T, O>,
 ) -> Result<T, NotObserved> {
+    let slowness = slowness();
+    let deadline = deadline * slowness;
     let end = Instant::now() + deadline;
     let mut pause = FIRST_PAUSE;
     let mut probes = 0;
@@ -45,7 +61,7 @@ pub fn eventually<T, O: Display>(
             }
             Err(_) => {
                 std::thread::sleep(pause.min(end.saturating_duration_since(Instant::now())));
-                pause = (pause * 2).min(LAST_PAUSE);
+                pause = (pause * 2).min(LAST_PAUSE * slowness);
             }
         }
     }
@@ -57,6 +73,7 @@ pub async fn eventually_async<T, O: Display, F: Future<Output = Result<T, O>>>(
     what: &str,
     mut probe: impl FnMut() -> F,
 ) -> Result<T, NotObserved> {
+    let deadline = deadline * slowness();
     let end = tokio::time::Instant::now() + deadline;
     let mut pause = FIRST_PAUSE;
     let mut probes = 0;

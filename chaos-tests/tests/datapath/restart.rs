@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use chaos_tests::node::Attached;
 use chaos_tests::pod::{PodSpec, make_namespace};
 use chaos_tests::runtime::{Runtime, Sandbox, code};
-use chaos_tests::witness::{flowing, lossless};
+use chaos_tests::witness::{flowing, lossless, usual_pace};
 use chaos_tests::{Lab, Node, Pod};
 use kubeapi::{Fault, Filter, Verb};
 use netlab::probe::{Stream, StreamOptions, Transport};
@@ -131,7 +131,7 @@ impl Stage {
     /// TCP and UDP, both families, to both servers, by their own addresses and by their services'.
     fn streams(&self) -> Result<Vec<Stream>> {
         let mut streams = Vec::new();
-        let pace = pace()?;
+        let pace = usual_pace()?;
         for (pod, number) in [(&self.near, 50), (&self.far, 51)] {
             for ip in &pod.ips {
                 let service = cluster_ips(number).into_iter().find(|s| s.is_ipv4() == ip.is_ipv4());
@@ -148,17 +148,6 @@ impl Stage {
         }
         Ok(streams)
     }
-}
-
-/// Between two records of a stream: what an emulated machine cannot send in time it sends in bursts, and has no time for agents.
-fn pace() -> Result<Duration> {
-    let Some(text) = std::env::var_os("HAWSER_STREAM_INTERVAL_MS") else {
-        return Ok(Duration::from_millis(10));
-    };
-    let milliseconds = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
-    Ok(Duration::from_millis(milliseconds.with_context(|| {
-        format!("HAWSER_STREAM_INTERVAL_MS={}: not a number of milliseconds", text.display())
-    })?))
 }
 
 fn ready(node: &Node) -> Result<()> {

@@ -12,7 +12,7 @@ use chaos_tests::matrix::Party;
 use chaos_tests::objects::{
     BACKEND_PORT, Endpoint, SERVICE_PORT, apply, cluster_ips, service, set_endpoints, with_cluster_ips,
 };
-use chaos_tests::witness::{Witness, drops, events, flowing, lossless};
+use chaos_tests::witness::{Witness, drops, events, flowing, lossless, usual_pace};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
 use kubeapi::{Patch, User};
 use netlab::probe::{Stream, Transport};
@@ -26,6 +26,7 @@ const ROTATED: Duration = Duration::from_secs(180);
 
 /// A lab whose slots count as left after two silent seconds.
 fn rotating(name: &str, nodes: u8, deadline: u32) -> Result<Lab> {
+    let deadline = deadline * netlab::slowness();
     let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: {deadline}\n");
     let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
     lab(LabOptions { config, drift_interval: 60, kernel_wireguard, ..options(name, nodes) })
@@ -143,10 +144,10 @@ fn by_node_port(
     Ok(streams)
 }
 
-/// Between two records of a stream, such that all of them are as many a second as among three nodes at a hundred each.
-fn pace(nodes: usize) -> Duration {
+/// Between two records of a stream, such that all of them are as many a second as among three nodes.
+fn pace(nodes: usize) -> Result<Duration> {
     let streams = |nodes: usize| (nodes * nodes + 1) * 4;
-    Duration::from_secs_f64(0.01 * streams(nodes) as f64 / streams(3) as f64)
+    Ok(usual_pace()?.mul_f64(streams(nodes) as f64 / streams(3) as f64))
 }
 
 /// Lines of the record of destroyed keys.
@@ -161,7 +162,7 @@ fn all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost() -> Res
     let nodes: Vec<u8> = (1..=number("HAWSER_ROTATING_NODES", 3)?).collect();
     let lab = rotating("rotate", *nodes.last().context("a node")?, 120)?;
     let pods = nodes.iter().map(|n| lab.add_pod(*n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
-    let mut witness = Witness::new(&lab)?.pace(pace(nodes.len()));
+    let mut witness = Witness::new(&lab)?.pace(pace(nodes.len())?);
     let mut streams = everywhere(&lab, &mut witness, &pods)?;
     let backend = pods.last().context("a pod")?;
     node_port(&lab, 40, backend)?;

@@ -161,6 +161,7 @@ struct Shared {
 pub struct Stream {
     shared: Arc<Mutex<Shared>>,
     address: SocketAddr,
+    interval: Duration,
     stop_sending: watch::Sender<bool>,
     stop_receiving: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
@@ -175,14 +176,26 @@ impl Stream {
         let (to, from) = (options.clone(), options.clone());
         let of_server = Arc::clone(&shared);
         let (listening, served) = launch(server, move |ready| receive(to, of_server, receiving, ready))?;
-        let mut stream =
-            Self { shared, address: listening, stop_sending, stop_receiving, threads: vec![served] };
+        let mut stream = Self {
+            shared,
+            address: listening,
+            interval: options.interval,
+            stop_sending,
+            stop_receiving,
+            threads: vec![served],
+        };
         let dial =
             SocketAddr::new(options.dial.unwrap_or(listening).ip(), options.dial.unwrap_or(listening).port());
         let of_client = Arc::clone(&stream.shared);
         let (_, sent) = launch(client, move |ready| send(from, dial, of_client, sending, ready))?;
         stream.threads.push(sent);
         Ok(stream)
+    }
+
+    /// Between two records.
+    #[must_use]
+    pub const fn interval(&self) -> Duration {
+        self.interval
     }
 
     /// Where the server listens.
