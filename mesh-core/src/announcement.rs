@@ -8,7 +8,7 @@ use crate::key::PublicKey;
 use crate::slot::Slot;
 
 /// The two slots of a node and where they can be reached.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Announcement {
     /// Slot zero and slot one, in this order.
@@ -25,7 +25,7 @@ pub struct Announcement {
 pub const MAX_ENDPOINTS: usize = 4;
 
 /// One slot of an announcement.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SlotAnnouncement {
     /// Number of the key: grows with every key that the node makes, over both slots.

@@ -183,7 +183,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         // Agents alone, until a pre-shared key is seen to work (D11).
         let confined: BTreeSet<IpNet> = theirs_mesh.iter().copied().map(prefix::host).collect();
         peer_mesh.extend(theirs_mesh.iter().map(|address| (*address, name.clone())));
-        let address = endpoint(view, name, theirs, &mut problems);
+        let address = endpoint(view, &claims, name, theirs, &mut problems);
         let (Choice { send, provoke }, target) = choose(view, name, theirs);
         let psk = view.pairs.get(name).map(|pair| pair.psk).unwrap_or_default();
         if send != target {
@@ -303,6 +303,7 @@ fn announce(view: &ClusterView) -> Announcement {
 /// node's underlay has a family for.
 fn endpoint(
     view: &ClusterView,
+    claims: &Claims,
     name: &NodeName,
     announcement: &Announcement,
     problems: &mut Vec<Problem>,
@@ -319,7 +320,18 @@ fn endpoint(
     let has = |wanted: IpAddr| own.is_empty() || own.iter().any(|mine| prefix::same_family(*mine, wanted));
     // An endpoint inside the pod CIDRs would send the tunnel into itself.
     let in_pods = |a: IpAddr| prefix::inside(&view.settings.pod_cidrs, &prefix::host(a));
-    let chosen = candidates.iter().copied().find(|a| prefix::is_unicast(*a) && has(*a) && !in_pods(*a));
+    // Nobody is called at another node's address: at best it does not answer. The administrator's word is taken for a port
+    // that is forwarded there.
+    let administered = matches!(node.endpoint, EndpointFact::Addresses(_));
+    let foreign = |address: IpAddr| claims.holder(address).filter(|holder| *holder != name && !administered);
+    for address in candidates {
+        if let Some(holder) = foreign(*address) {
+            let (node, holder) = (name.clone(), holder.clone());
+            problems.push(Problem::EndpointOfAnother { node, address: *address, holder });
+        }
+    }
+    let usable = |a: IpAddr| prefix::is_unicast(a) && has(a) && !in_pods(a) && foreign(a).is_none();
+    let chosen = candidates.iter().copied().find(|a| usable(*a));
     if chosen.is_none() {
         let families = match (own.iter().any(IpAddr::is_ipv4), own.iter().any(IpAddr::is_ipv6)) {
             (true, true) => "IPv4 and IPv6",

@@ -23,6 +23,7 @@ pub(super) struct Claim {
 
 pub(super) struct Claims {
     by_node: BTreeMap<NodeName, Claim>,
+    addresses: BTreeMap<IpAddr, NodeName>,
     nothing: Claim,
     pub(super) problems: Vec<Problem>,
 }
@@ -32,11 +33,21 @@ impl Claims {
         self.by_node.get(name).unwrap_or(&self.nothing)
     }
 
+    /// Whose InternalIP an address is.
+    pub(super) fn holder(&self, address: IpAddr) -> Option<&NodeName> {
+        self.addresses.get(&address)
+    }
+
     pub(super) fn judge(view: &ClusterView) -> Self {
         let mut by_age: Vec<&NodeName> = view.nodes.keys().collect();
         by_age.sort_by_key(|name| (view.nodes[*name].created, *name));
         let mut judge = Judge { view, keys: BTreeMap::new(), cidrs: Vec::new(), addresses: BTreeMap::new() };
-        let mut claims = Self { by_node: BTreeMap::new(), nothing: Claim::default(), problems: Vec::new() };
+        let mut claims = Self {
+            by_node: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            nothing: Claim::default(),
+            problems: Vec::new(),
+        };
         // This node's keys are facts of its own disk, not claims: another Node that shows them is wrong, however old.
         for slot in Slot::ALL {
             let key = view.local.announcement.slot(slot).public_key;
@@ -46,6 +57,7 @@ impl Claims {
             let claim = judge.node(name, &mut claims.problems);
             claims.by_node.insert(name.clone(), claim);
         }
+        claims.addresses = judge.addresses;
         claims
     }
 }

@@ -257,10 +257,12 @@ fn what_an_older_node_has_a_newer_one_cannot_claim() {
         &["hawser0", "!"],
         expect![[r#"
             hawser0 b at 192.0.2.2:51880: 10.1.2.0/24 192.0.2.2/32
-            hawser0 c at 192.0.2.2:51880: 
+            hawser0 c at -: 
             hawser0 f at -: 
             ! KeyDuplicated: node d: announces key BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ= for hawser0, which is also a key of node b; refused here, kept there (older); delete the key file of hawser0 on d and restart its agent
             ! KeyDuplicated: node e: announces key AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI= for hawser0, which is also a key of node a; refused here, kept there (older); delete the key file of hawser0 on e and restart its agent
+            ! EndpointOfAnother: node c: announces the endpoint 192.0.2.2, an InternalIP of node b; not called there; correct annotation hawser.dev/endpoint or the addresses of c
+            ! NoUsableEndpoint: node c: no usable endpoint among [192.0.2.2] (this node's underlay has IPv4 only); give it an InternalIP of that family or set hawser.dev/endpoint. It can still call us
             ! NoUsableEndpoint: node f: no usable endpoint among [10.1.7.7] (this node's underlay has IPv4 only); give it an InternalIP of that family or set hawser.dev/endpoint. It can still call us
             ! AddressClaimedTwice: node c: InternalIP 192.0.2.2 is refused: it belongs to node b (older); correct status.addresses of the wrong one
             ! AddressClaimedTwice: node f: InternalIP 10.1.7.7 is refused: it belongs to the pods in 10.1.0.0/16; correct status.addresses of the wrong one
