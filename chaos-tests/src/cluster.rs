@@ -289,10 +289,9 @@ impl Lab {
             builder = builder.listen(SocketAddr::from(([127, 0, 0, 1], 0)));
         }
         let server = self.runtime.block_on(builder.start())?;
-        // What an installation makes first; a restarted API has it already.
-        let ours = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        // A restarted API has them already.
         if server.store().get::<Value>("namespaces", None, NAMESPACE).is_err() {
-            let _: Value = server.store().create(&ours).map_err(|e| anyhow!("{e}"))?;
+            crate::deploy::apply(server.store())?;
         }
         self.server = Some(server);
         Ok(())
@@ -330,6 +329,20 @@ impl Lab {
         } else {
             format!("https://[{v6}]:{API_PORT}")
         }
+    }
+
+    /// Replaces the agent's pod on node `number`: a new token, of the Node object that is there now, and a new process.
+    ///
+    /// # Errors
+    /// There is no Node object, or the agent would not end or start.
+    pub fn replace_agent_pod(&mut self, number: u8) -> Result<()> {
+        let object: Value =
+            self.api().store().get("nodes", None, &node_name(number)).map_err(|e| anyhow!("{e}"))?;
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        let kubeconfig = self.kubeconfig(&User::agent_of_node(&node_name(number), uid));
+        self.node(number).write_file("/etc/hawser/kubeconfig", &kubeconfig)?;
+        self.node_mut(number).stop_agent()?;
+        self.node_mut(number).start_agent()
     }
 
     /// A kubeconfig for `user`, for programs on the nodes.
