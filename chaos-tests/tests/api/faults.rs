@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use chaos_tests::Lab;
-use chaos_tests::cluster::node_name;
-use kubeapi::{Fault, Faults, Filter, User, Verb};
+use kubeapi::{Fault, Faults, Filter, Verb};
 use netlab::eventually;
 use serde_json::json;
 
