@@ -34,11 +34,16 @@ enum Actor {
     OtherOnN1,
 }
 
-const ACTORS: [Actor; 10] = [
+const ACTORS: [Actor; 14] = [
+    // More than once: what it may not is the longest list.
+    Actor::Agent(Some("n1"), Some(UID)),
+    Actor::Agent(Some("n1"), Some(UID)),
     Actor::Agent(Some("n1"), Some(UID)),
     Actor::Agent(Some("n1"), None),
     Actor::Agent(Some("n1"), Some("uid-of-an-earlier-n1")),
     Actor::Agent(Some("n2"), Some("uid-of-n2")),
+    Actor::Agent(Some("n2"), None),
+    Actor::Agent(Some("n2"), Some(UID)),
     Actor::Agent(None, None),
     Actor::AgentOfTwo,
     Actor::Kubelet("n1"),
@@ -262,6 +267,10 @@ fn mixed(old: &Shape, other: &Shape, fields: &[usize]) -> Shape {
             10 => new.conditions = o.conditions,
             11 => drop(new.conditions.insert("NetworkUnavailable", 1)),
             12 => new.status = o.status,
+            // One value alone.
+            13 => new.labels.values_mut().take(1).for_each(|value| *value ^= 1),
+            14 => new.spec.values_mut().take(1).for_each(|value| *value ^= 1),
+            15 => new.status.values_mut().take(1).for_each(|value| *value ^= 1),
             _ => new.empty = o.empty,
         }
     }
@@ -300,13 +309,13 @@ fn says_what_it_denies(verdict: &Result<(), Denial>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
     fn a_write_of_a_node_passes_exactly_when_d11_says_so(
         actor in select(&ACTORS[..]), operation in select(&OPERATIONS[..]),
         old in shape(&NODE_ANNOTATIONS, true), other in shape(&NODE_ANNOTATIONS, true),
-        fields in proptest::collection::vec(0_usize..14, 0..3),
+        fields in proptest::collection::vec(0_usize..17, 0..3),
     ) {
         thread_local!(static POLICIES: Policies = deployed());
         let new = mixed(&old, &other, &fields);
@@ -321,7 +330,7 @@ proptest! {
         actor in select(&ACTORS[..]), operation in select(&OPERATIONS[..]),
         node in select(vec![None, Some("n1"), Some("n1"), Some("n2")]),
         old in shape(&POD_ANNOTATIONS, false), other in shape(&POD_ANNOTATIONS, false),
-        fields in proptest::collection::vec(0_usize..14, 0..3),
+        fields in proptest::collection::vec(0_usize..17, 0..3),
     ) {
         thread_local!(static POLICIES: Policies = deployed());
         let mut new = mixed(&old, &other, &fields);
