@@ -331,20 +331,6 @@ impl Lab {
         }
     }
 
-    /// Replaces the agent's pod on node `number`: a new token, of the Node object that is there now, and a new process.
-    ///
-    /// # Errors
-    /// There is no Node object, or the agent would not end or start.
-    pub fn replace_agent_pod(&mut self, number: u8) -> Result<()> {
-        let object: Value =
-            self.api().store().get("nodes", None, &node_name(number)).map_err(|e| anyhow!("{e}"))?;
-        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
-        let kubeconfig = self.kubeconfig(&User::agent_of_node(&node_name(number), uid));
-        self.node(number).write_file("/etc/hawser/kubeconfig", &kubeconfig)?;
-        self.node_mut(number).stop_agent()?;
-        self.node_mut(number).start_agent()
-    }
-
     /// A kubeconfig for `user`, for programs on the nodes.
     pub fn kubeconfig(&self, user: &User) -> String {
         self.api().kubeconfig_at(user, &self.api_url())

@@ -148,7 +148,9 @@ impl Api {
             return early;
         }
         if !public && !self.allows(&user, &what) {
-            return Ok(failure(&ApiError::Forbidden { message: what.forbidden(&user) }));
+            let message = what.forbidden(&user);
+            self.faults.note_refusal(&user, message.clone());
+            return Ok(failure(&ApiError::Forbidden { message }));
         }
         let (head, body) = request.into_parts();
         let body = match Limited::new(body, MAX_BODY).collect().await {
@@ -171,6 +173,9 @@ impl Api {
             | Route::OpenApiIndex
             | Route::OpenApi { .. }) => self.other(&other, &call),
         };
+        if let Err(error @ ApiError::Denied { .. }) = &result {
+            self.faults.note_refusal(&call.user, error.to_string());
+        }
         let cut = what.verb != Verb::Watch
             && result.is_ok()
             && self.strikes(&what, &call.user, |f| matches!(f, Fault::ResetAfterWrite));

@@ -90,14 +90,15 @@ impl Expression {
 
     /// Evaluates it to a verdict.
     pub(super) fn holds(&self, scope: &Scope) -> Result<bool, String> {
-        match self.value(scope)? {
-            Cel::Bool(holds) => Ok(holds),
-            other => Err(format!(
-                "expression '{}' resulted in error: must evaluate to bool, not to {}",
-                self.text.trim(),
-                other.type_of()
-            )),
+        let value = self.value(scope)?;
+        if let Cel::Bool(holds) = value {
+            return Ok(holds);
         }
+        Err(format!(
+            "expression '{}' resulted in error: must evaluate to bool, not to {}",
+            self.text.trim(),
+            value.type_of()
+        ))
     }
 }
 
@@ -156,10 +157,10 @@ impl Names<'_> {
         match &expression.expr {
             Expr::Unspecified | Expr::Literal(_) => Ok(()),
             Expr::Ident(name) => self.root(name),
-            Expr::Select(select) => match &select.operand.expr {
-                Expr::Ident(root) if root == "variables" => self.variable(&select.field),
-                _ => self.check(&select.operand),
-            },
+            Expr::Select(select) => {
+                let of_variables = matches!(&select.operand.expr, Expr::Ident(root) if root == "variables");
+                if of_variables { self.variable(&select.field) } else { self.check(&select.operand) }
+            }
             Expr::Call(call) => {
                 let operator = call.func_name.contains(['_', '@']);
                 if !operator && !FUNCTIONS.contains(&call.func_name.as_str()) {

@@ -163,7 +163,8 @@ fn node_allowed(actor: Actor, operation: Operation, old: &Shape, new: &Shape) ->
     match operation {
         Operation::Delete => !actor.is_agent(),
         Operation::Create | Operation::Update if !actor.is_agent() => {
-            !annotations.contains(&WIREGUARD) && !(actor.is_kubelet() && annotations.iter().any(ours))
+            let kubelets = actor.is_kubelet() && annotations.iter().any(ours);
+            !(kubelets || annotations.contains(&WIREGUARD))
         }
         Operation::Create => false,
         Operation::Update => {
