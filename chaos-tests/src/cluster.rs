@@ -289,10 +289,9 @@ impl Lab {
             builder = builder.listen(SocketAddr::from(([127, 0, 0, 1], 0)));
         }
         let server = self.runtime.block_on(builder.start())?;
-        // What an installation makes first; a restarted API has it already.
-        let ours = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        // A restarted API has them already.
         if server.store().get::<Value>("namespaces", None, NAMESPACE).is_err() {
-            let _: Value = server.store().create(&ours).map_err(|e| anyhow!("{e}"))?;
+            crate::deploy::apply(server.store())?;
         }
         self.server = Some(server);
         Ok(())

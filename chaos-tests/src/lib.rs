@@ -9,6 +9,7 @@
 //! - [`witness`]: what a scenario watches while it breaks things.
 //! - [`objects`], [`kube_proxy`]: what a user, and a cluster beside us, would have there.
 //! - [`load`]: requests and responses for benches.
+//! - [`deploy`]: the manifests that every lab is installed from.
 //! - [`demo`]: what `make demo` shows.
 
 pub mod bench_cni;
@@ -17,6 +18,7 @@ pub mod bench_watch;
 pub mod binaries;
 pub mod cluster;
 pub mod demo;
+pub mod deploy;
 pub mod kube_proxy;
 pub mod load;
 pub mod matrix;

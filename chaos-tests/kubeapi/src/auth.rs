@@ -188,13 +188,13 @@ pub struct AdmissionRequest<'a> {
     pub new: &'a Value,
 }
 
-/// Judges a write after authorization, as a `ValidatingAdmissionPolicy` does; an error denies it with 422.
+/// Judges a write after authorization, before policies do; an error denies it with 422.
 pub type Admission = Arc<dyn Fn(&AdmissionRequest<'_>) -> Result<(), String> + Send + Sync>;
 
 const READ: [Verb; 3] = [Verb::Get, Verb::List, Verb::Watch];
 
-/// The default authorizer: admins do everything, agents and kubelets what their RBAC would grant, all
-/// authenticated users read discovery, and everything else is denied.
+/// The default authorizer: admins do everything, kubelets what the real server's node authorizer and NodeRestriction let them,
+/// all authenticated users read discovery. What RBAC objects grant comes on top; everything else is denied.
 #[must_use]
 pub fn default_policy(user: &User, what: &Attributes) -> bool {
     if user.in_group("system:masters") {
@@ -212,24 +212,6 @@ pub fn default_policy(user: &User, what: &Attributes) -> bool {
         && matches!(what.group.as_str(), "authorization.k8s.io" | "authentication.k8s.io");
     if about_self && what.verb == Verb::Create {
         return true;
-    }
-    if user.name == "system:serviceaccount:hawser-system:mesh-agent" {
-        return match qualified.as_str() {
-            "nodes" | "pods" => reads || what.verb == Verb::Patch,
-            "nodes/status" | "pods/status" => what.verb == Verb::Patch,
-            "namespaces"
-            | "services"
-            | "endpointslices.discovery.k8s.io"
-            | "networkpolicies.networking.k8s.io"
-            | "clusternetworkpolicies.policy.networking.k8s.io" => reads,
-            "clusternetworkpolicies/status.policy.networking.k8s.io" => what.verb == Verb::Patch,
-            "events" | "events.events.k8s.io" => writes_events,
-            "leases.coordination.k8s.io" => {
-                what.namespace == "hawser-system"
-                    && matches!(what.verb, Verb::Get | Verb::Create | Verb::Update)
-            }
-            _ => false,
-        };
     }
     if let Some(node) = user.name.strip_prefix("system:node:").filter(|_| user.in_group("system:nodes")) {
         let own = what.name == node;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::admission::Reason;
+
 /// One reason why an object is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
@@ -90,6 +92,18 @@ pub enum ApiError {
     Forbidden {
         /// Who may not do what.
         message: String,
+    },
+    /// A ValidatingAdmissionPolicy refuses the request (422, if its validation gives no other reason).
+    #[error("{resource} \"{name}\" is forbidden: {message}")]
+    Denied {
+        /// Plural with group.
+        resource: String,
+        /// Name of the object.
+        name: String,
+        /// Policy, binding and what they say.
+        message: String,
+        /// Decides the code.
+        reason: Reason,
     },
     /// The resource has no such verb (405).
     #[error("the server does not allow this method ({method}) on the requested resource")]
@@ -188,6 +202,7 @@ impl ApiError {
             ApiError::BadRequest { .. } => 400,
             ApiError::Unauthorized => 401,
             ApiError::Forbidden { .. } => 403,
+            ApiError::Denied { reason, .. } => reason.code(),
             ApiError::MethodNotAllowed { .. } => 405,
             ApiError::NotAcceptable { .. } => 406,
             ApiError::UnsupportedMediaType { .. } => 415,
@@ -210,6 +225,7 @@ impl ApiError {
             ApiError::BadRequest { .. } => "BadRequest",
             ApiError::Unauthorized => "Unauthorized",
             ApiError::Forbidden { .. } => "Forbidden",
+            ApiError::Denied { reason, .. } => reason.text(),
             ApiError::MethodNotAllowed { .. } => "MethodNotAllowed",
             ApiError::NotAcceptable { .. } => "NotAcceptable",
             ApiError::UnsupportedMediaType { .. } => "UnsupportedMediaType",
@@ -246,7 +262,8 @@ impl ApiError {
         let mut details = serde_json::Map::new();
         if let ApiError::NotFound { resource, name }
         | ApiError::AlreadyExists { resource, name }
-        | ApiError::Conflict { resource, name, .. } = self
+        | ApiError::Conflict { resource, name, .. }
+        | ApiError::Denied { resource, name, .. } = self
         {
             let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
             details.insert("name".into(), json!(name));
@@ -263,6 +280,9 @@ impl ApiError {
             details.insert("name".into(), json!(name));
             details.insert("kind".into(), json!(kind));
             details.insert("causes".into(), json!(causes));
+        }
+        if let ApiError::Denied { message, .. } = self {
+            details.insert("causes".into(), json!([{"message": message}]));
         }
         if let ApiError::ApplyConflicts { conflicts } = self {
             let causes: Vec<Value> = conflicts

@@ -132,8 +132,12 @@ struct Inner {
     hits: BTreeMap<FaultId, u64>,
     counters: BTreeMap<(Verb, String), u64>,
     served: BTreeMap<(Verb, String), Arc<Meter>>,
+    refusals: Vec<(String, String)>,
     refuse: bool,
 }
+
+/// Who is refused again and again is known by then.
+const MAX_REFUSALS: usize = 1000;
 
 /// What went out in bodies, while watches still run.
 #[derive(Debug, Default)]
@@ -258,6 +262,12 @@ impl Faults {
         inner.served.iter().map(read).collect()
     }
 
+    /// User and message of each request that rights or policies refused, the first ones.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(String, String)> {
+        lock(&self.inner).refusals.clone()
+    }
+
     /// Sets all counters to zero.
     pub fn reset_counters(&self) {
         let mut inner = lock(&self.inner);
@@ -271,6 +281,13 @@ impl Faults {
     pub(crate) fn meter(&self, what: &Attributes) -> Arc<Meter> {
         let key = (what.verb, what.full_resource());
         Arc::clone(lock(&self.inner).served.entry(key).or_default())
+    }
+
+    pub(crate) fn note_refusal(&self, user: &User, message: String) {
+        let refusals = &mut lock(&self.inner).refusals;
+        if refusals.len() < MAX_REFUSALS {
+            refusals.push((user.name.clone(), message));
+        }
     }
 
     pub(crate) fn count(&self, what: &Attributes) {

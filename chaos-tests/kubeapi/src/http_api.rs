@@ -23,6 +23,7 @@ use crate::call::{Call, body, delete_options, dry_run, dry_run_in_body, manager,
 use crate::discovery;
 use crate::error::ApiError;
 use crate::faults::{Fault, Faults, Meter};
+use crate::rbac;
 use crate::resource::Resource;
 use crate::routes::{self, Route, flag, parameter};
 use crate::selectors::Selector;
@@ -146,8 +147,10 @@ impl Api {
         if let Some(early) = self.faulty(&what, &user).await {
             return early;
         }
-        if !public && !(self.authorizer)(&user, &what) {
-            return Ok(failure(&ApiError::Forbidden { message: what.forbidden(&user) }));
+        if !public && !self.allows(&user, &what) {
+            let message = what.forbidden(&user);
+            self.faults.note_refusal(&user, message.clone());
+            return Ok(failure(&ApiError::Forbidden { message }));
         }
         let (head, body) = request.into_parts();
         let body = match Limited::new(body, MAX_BODY).collect().await {
@@ -170,6 +173,9 @@ impl Api {
             | Route::OpenApiIndex
             | Route::OpenApi { .. }) => self.other(&other, &call),
         };
+        if let Err(error @ ApiError::Denied { .. }) = &result {
+            self.faults.note_refusal(&call.user, error.to_string());
+        }
         let cut = what.verb != Verb::Watch
             && result.is_ok()
             && self.strikes(&what, &call.user, |f| matches!(f, Fault::ResetAfterWrite));
@@ -183,6 +189,10 @@ impl Api {
         let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| self.tokens.user(token.trim())).flatten()
+    }
+
+    fn allows(&self, user: &User, what: &Attributes) -> bool {
+        (self.authorizer)(user, what) || rbac::allows(&*self.store.lock(), user, what)
     }
 
     fn strikes(&self, what: &Attributes, user: &User, is: impl Fn(&Fault) -> bool) -> bool {
@@ -511,7 +521,7 @@ impl Api {
                         name: text("name"),
                         path: String::new(),
                     };
-                    (self.authorizer)(&call.user, &asked)
+                    self.allows(&call.user, &asked)
                 });
                 json!({"allowed": allowed})
             }

@@ -25,9 +25,12 @@
 //! # What differs from the real server
 //! No controllers: nodes stay as they are written, pods on nodes go when somebody deletes them with grace 0,
 //! owner references are not collected. No defaulting and field checks of built-in kinds beyond what
-//! `store::lifecycle` names, no pruning, defaulting and CEL of custom ones. Bodies in protobuf or CBOR are refused
+//! `store::lifecycle` names, no pruning, defaulting and CEL of custom ones. RBAC objects and ValidatingAdmissionPolicies are in
+//! force, the latter within the bounds that module `admission` names; of a kubelet's limits (NodeRestriction) only those of
+//! [`default_policy`]. Bodies in protobuf or CBOR are refused
 //! (415), so kubectl's typed generators need `--dry-run=client -o yaml | kubectl create -f -`. A watch that starts in the future is refused at once instead of after three seconds.
 
+mod admission;
 mod auth;
 mod call;
 mod discovery;
@@ -38,6 +41,7 @@ mod http_api;
 mod managed;
 mod patch;
 mod persist;
+mod rbac;
 mod resource;
 mod routes;
 mod schema;
@@ -50,6 +54,7 @@ mod util;
 mod view;
 mod watching;
 
+pub use admission::Reason;
 pub use auth::{Admission, AdmissionRequest, Attributes, Authorizer, Tokens, User, Verb, default_policy};
 pub use error::{ApiError, ApplyConflict, Cause};
 pub use faults::{Fault, FaultId, Faults, Filter, Served};

@@ -166,6 +166,27 @@ const BUILTIN: &[Builtin] = &[
     row(("discovery.k8s.io", "v1"), ("endpointslices", "EndpointSlice"), &[], (true, false, false)),
     row(("events.k8s.io", "v1"), ("events", "Event"), &["ev"], (true, false, false)),
     row(("networking.k8s.io", "v1"), ("networkpolicies", "NetworkPolicy"), &["netpol"], (true, false, false)),
+    row(("rbac.authorization.k8s.io", "v1"), ("clusterroles", "ClusterRole"), &[], (false, false, false)),
+    row(
+        ("rbac.authorization.k8s.io", "v1"),
+        ("clusterrolebindings", "ClusterRoleBinding"),
+        &[],
+        (false, false, false),
+    ),
+    row(("rbac.authorization.k8s.io", "v1"), ("roles", "Role"), &[], (true, false, false)),
+    row(("rbac.authorization.k8s.io", "v1"), ("rolebindings", "RoleBinding"), &[], (true, false, false)),
+    row(
+        ("admissionregistration.k8s.io", "v1"),
+        ("validatingadmissionpolicies", "ValidatingAdmissionPolicy"),
+        &[],
+        (false, true, false),
+    ),
+    row(
+        ("admissionregistration.k8s.io", "v1"),
+        ("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
+        &[],
+        (false, false, false),
+    ),
     row(
         ("apiextensions.k8s.io", "v1"),
         ("customresourcedefinitions", "CustomResourceDefinition"),

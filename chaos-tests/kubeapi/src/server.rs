@@ -127,7 +127,7 @@ impl Builder {
         self
     }
 
-    /// Replaces [`default_policy`].
+    /// Replaces [`default_policy`]; RBAC objects grant rights besides it.
     #[must_use]
     pub fn authorizer(mut self, authorizer: Authorizer) -> Self {
         self.authorizer = authorizer;

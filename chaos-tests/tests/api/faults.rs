@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use chaos_tests::Lab;
-use chaos_tests::cluster::node_name;
-use kubeapi::{Fault, Faults, Filter, User, Verb};
+use kubeapi::{Fault, Faults, Filter, Verb};
 use netlab::eventually;
 use serde_json::json;
 
@@ -206,12 +205,7 @@ fn a_revoked_token_is_named_in_the_log_and_a_new_one_is_taken_at_the_next_start(
     })?;
     let log = lab.node(1).log("mesh-agent")?;
     assert!(!log.contains(token), "the token is in the log");
-    let object = lab.api().store().find("nodes", None, &node_name(1)).unwrap();
-    let uid = object["metadata"]["uid"].as_str().unwrap();
-    let fresh = lab.kubeconfig(&User::agent_of_node(&node_name(1), uid));
-    lab.node(1).write_file("/etc/hawser/kubeconfig", &fresh)?;
-    lab.node_mut(1).stop_agent()?;
-    lab.node_mut(1).start_agent()?;
+    lab.replace_agent_pod(1)?;
     let mut change = Harmless::of(2);
     change.make(&lab)?;
     eventually(FOLLOW, "the agent follows with its new token", || change.followed(&lab))?;

@@ -270,8 +270,9 @@ fn somebody_who_overwrites_our_annotation_without_end_does_not_make_us_a_flood()
 }
 
 #[test]
-fn a_node_object_that_is_deleted_and_made_again_brings_its_node_back() -> Result<()> {
-    let lab = lab(3)?;
+fn a_node_object_that_is_deleted_and_made_again_brings_its_node_back_with_a_new_pod_of_its_agent()
+-> Result<()> {
+    let mut lab = lab(3)?;
     let steady = Steady::begin(&lab, 1, 3)?;
     let object = lab.api().store().find("nodes", None, "node-2").unwrap();
     lab.api().store().delete_now("nodes", None, "node-2").map_err(|e| anyhow::anyhow!("{e}"))?;
@@ -285,6 +286,16 @@ fn a_node_object_that_is_deleted_and_made_again_brings_its_node_back() -> Result
         "spec": object["spec"], "status": object["status"],
     });
     let _: Value = lab.api().store().create(&fresh).map_err(|e| anyhow::anyhow!("{e}"))?;
+    // The token is of the Node that was deleted: its keys are not written on another one, and the log says what helps.
+    eventually(SOON, "its agent says why it is refused", || {
+        let log = lab.node(2).log("mesh-agent").map_err(|error| error.to_string())?;
+        let told = |line: &str| {
+            line.contains("is of an earlier Node node-2") && line.contains("delete the pod of mesh-agent")
+        };
+        if log.lines().any(told) { Ok(()) } else { Err("no word of it".to_owned()) }
+    })?;
+    assert_eq!(annotation(&lab, 2, WIREGUARD), None, "written with a token of an earlier Node");
+    lab.replace_agent_pod(2)?;
     lab.await_mesh(UP)?;
     let overwritten = lab.node(2).metric("hawser_announcement_overwritten_total")?;
     assert_eq!(overwritten, 0.0, "a new Node object is nobody's attack");

@@ -151,5 +151,6 @@ fn a_wrong_object_is_named_with_its_field_and_costs_no_other_policy() -> Result<
     // What is changed now is in force too: the wrong ones hold nothing up.
     apply(&lab, &network_policy("right", ingress_only("victim", &["stranger"])))?;
     settle(&stranger.namespace, &victim.ips, PORT, true)?;
-    settle(&client.namespace, &victim.ips, PORT, false)
+    settle(&client.namespace, &victim.ips, PORT, false)?;
+    lab.agents_were_refused_nothing()
 }

@@ -309,7 +309,7 @@ fn an_operator_has_keys_replaced_by_command_and_is_told_when_it_is_done() -> Res
     }
     let late = hawser(&format!("{} --timeout 0", node_name(2))).err().context("a node is late in no time")?;
     ensure!(format!("{late:#}").contains(&node_name(2)), "{late:#}");
-    Ok(())
+    lab.agents_were_refused_nothing()
 }
 
 #[test]

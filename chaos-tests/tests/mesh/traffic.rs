@@ -51,7 +51,7 @@ fn everything_talks_and_only_the_control_is_seen_in_clear() -> Result<()> {
         plain.len(),
         plain.len()
     );
-    Ok(())
+    lab.agents_were_refused_nothing()
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub(super) fn has_generation(resource: &Resource) -> bool {
                 | "NetworkPolicy"
                 | "CustomResourceDefinition"
                 | "EndpointSlice"
+                | "ValidatingAdmissionPolicy"
+                | "ValidatingAdmissionPolicyBinding"
         )
 }
 

@@ -75,6 +75,21 @@ impl Store {
         self.get(resource, namespace, name).ok()
     }
 
+    /// `kubectl apply -f` of a file: makes or replaces each object of `manifests`, in order.
+    ///
+    /// # Errors
+    /// It is not YAML, or as the API would answer for the first object that it refuses.
+    pub fn apply_manifests(&self, manifests: &str) -> Result<Vec<Value>, ApiError> {
+        let objects: Vec<Value> = serde_saphyr::from_multiple(manifests)
+            .map_err(|error| ApiError::bad_request(format!("the manifests are not YAML: {error}")))?;
+        objects.iter().filter(|object| !object.is_null()).map(|object| self.apply(object)).collect()
+    }
+
+    fn apply(&self, object: &Value) -> Result<Value, ApiError> {
+        let target = self.target_of(object)?;
+        if self.lock().get(&target).is_ok() { self.update(object) } else { self.create(object) }
+    }
+
     /// Replaces an object. A `resourceVersion` in it must be current.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{DeleteOptions, State, Target, Write};
+use crate::admission;
 use crate::error::{ApiError, Cause};
 use crate::resource::{self, Resource};
 
@@ -101,7 +102,8 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Result<(), ApiErr
     let mut wrong = |field: &str, message: &str| {
         causes.push(Cause { field: field.to_owned(), message: message.to_owned() });
     };
-    if !is_dns_subdomain(name) {
+    // RBAC takes `system:node` and the like.
+    if !is_dns_subdomain(name) && resource.group != "rbac.authorization.k8s.io" {
         wrong(
             "metadata.name",
             &format!(
@@ -144,6 +146,7 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Result<(), ApiErr
     if resource.kind == "CustomResourceDefinition" {
         resource::custom(object)?;
     }
+    admission::check(&resource.key(), object)?;
     if let Some(schema) = resource.version(&resource.storage_version).and_then(|v| v.schema.as_ref()) {
         let mut causes = Vec::new();
         for (field, value) in object.as_object().into_iter().flatten() {

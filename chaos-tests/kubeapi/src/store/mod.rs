@@ -23,9 +23,11 @@ pub(crate) use list::expired_token;
 pub(crate) use list::{ListPage, ListQuery};
 pub(crate) use write::{DeleteOptions, Deleted, Target, Write};
 
+use crate::admission::{BINDINGS, POLICIES, Policies};
 use crate::auth::Admission;
 use crate::error::ApiError;
 use crate::persist::{Loaded, Log, Record};
+use crate::rbac;
 use crate::resource::{self, Registry, Resource};
 use crate::util::{self, lock};
 
@@ -63,6 +65,7 @@ pub(crate) struct State {
     pages: list::Pages,
     window: usize,
     pub(crate) admission: Option<Admission>,
+    pub(crate) policies: Policies,
 }
 
 /// The objects of the API, for direct access from tests: the same code path, checks and events as HTTP.
@@ -134,6 +137,7 @@ impl Store {
             pages: list::Pages::default(),
             window,
             admission: None,
+            policies: Policies::default(),
         };
         if let Some(loaded) = loaded {
             state.load(loaded)?;
@@ -233,6 +237,17 @@ impl Store {
     }
 }
 
+impl rbac::Roles for State {
+    fn role(&self, key: &str, namespace: &str, name: &str) -> Option<&Value> {
+        self.object(key, &(namespace.to_owned(), name.to_owned())).map(|stored| &stored.value)
+    }
+
+    fn bindings(&self, key: &str, namespace: &str) -> impl Iterator<Item = &Value> {
+        let all = self.collections.get(key).into_iter().flat_map(|collection| &collection.objects);
+        all.filter(move |((of, _), _)| of == namespace).map(|(_, stored)| &stored.value)
+    }
+}
+
 impl State {
     pub(crate) fn collection(&mut self, key: &str) -> &mut Collection {
         self.collections.entry(key.to_owned()).or_insert_with(|| Collection::new(0))
@@ -250,7 +265,7 @@ impl State {
         self.rv = loaded.rv.max(1);
         for (key, object, value) in loaded.objects {
             let rv = value["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(1);
-            self.note_crd(&key, &object, Some(&value))?;
+            self.note(&key, &object, Some(&value))?;
             let floor = loaded.rv;
             let collection = self.collections.entry(key).or_insert_with(|| Collection::new(floor));
             collection.objects.insert(object, Arc::new(Stored::new(value, rv)));
@@ -260,7 +275,7 @@ impl State {
             self.collections.entry(key).or_insert_with(|| Collection::new(floor));
         }
         for record in loaded.tail {
-            self.note_crd(&record.resource, &record.key, record.object.as_ref())?;
+            self.note(&record.resource, &record.key, record.object.as_ref())?;
             self.rv = record.rv;
             if let Some((twin, object)) = event::twin(&record.resource, record.object.as_ref()) {
                 self.apply(Record { resource: twin.to_owned(), object, ..record.clone() });
@@ -281,6 +296,12 @@ impl State {
         self.epoch += 1;
         self.registry = registry;
         self.pages = list::Pages::default();
+        self.policies = Policies::default();
+        for key in [POLICIES, BINDINGS] {
+            for (object, stored) in objects.get(key).into_iter().flatten() {
+                self.policies.note(key, &object.1, Some(&stored.value))?;
+            }
+        }
         let names: BTreeSet<String> = self.collections.keys().chain(objects.keys()).cloned().collect();
         for name in names {
             let collection = self.collection(&name);
@@ -301,7 +322,7 @@ impl State {
     ) -> Result<Arc<Stored>, ApiError> {
         let name = resource.key();
         let rv = self.rv + 1;
-        self.note_crd(&name, &key, object.as_ref())?;
+        self.note(&name, &key, object.as_ref())?;
         let object = object.map(|mut o| {
             o["metadata"]["resourceVersion"] = json!(rv.to_string());
             o
@@ -355,8 +376,9 @@ impl State {
         stored
     }
 
-    /// A CRD that comes, changes or goes changes what is served.
-    fn note_crd(&mut self, resource: &str, key: &Key, object: Option<&Value>) -> Result<(), ApiError> {
+    /// A CRD that comes, changes or goes changes what is served; a policy, what passes.
+    fn note(&mut self, resource: &str, key: &Key, object: Option<&Value>) -> Result<(), ApiError> {
+        self.policies.note(resource, &key.1, object)?;
         if resource != "customresourcedefinitions.apiextensions.k8s.io" {
             return Ok(());
         }

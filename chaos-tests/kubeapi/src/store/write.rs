@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::compose::{compose, grace, has_generation, restrict, same, spec_changed};
 use super::lifecycle::{complete, default_create, validate, validate_change};
 use super::{Key, State, Stored, now};
+use crate::admission::{Operation, Request};
 use crate::auth::{AdmissionRequest, User, Verb};
 use crate::error::ApiError;
 use crate::managed::{Managed, Manager};
@@ -113,21 +114,52 @@ impl State {
         })
     }
 
+    /// Validating admission. Direct access is not judged by policies: it stands for what nobody asks the server for, as an
+    /// etcd that is restored.
     fn admit(
         &self,
         target: &Target,
         w: &Write<'_>,
-        verb: Verb,
+        operation: Operation,
         old: &Value,
         new: &Value,
     ) -> Result<(), ApiError> {
-        let Some(admission) = &self.admission else { return Ok(()) };
-        let resource = &target.resource;
-        let request = AdmissionRequest { user: w.user, verb, resource, subresource: w.subresource, old, new };
-        admission(&request).map_err(|message| {
-            let object = if new.is_null() { old } else { new };
-            let kind = object["kind"].as_str().unwrap_or_default();
-            ApiError::invalid(kind, text(object, "name"), "<admission>", message)
+        if let Some(admission) = &self.admission {
+            let verb = match operation {
+                Operation::Create => Verb::Create,
+                Operation::Update => Verb::Update,
+                Operation::Delete => Verb::Delete,
+            };
+            let resource = &target.resource;
+            let request =
+                AdmissionRequest { user: w.user, verb, resource, subresource: w.subresource, old, new };
+            admission(&request).map_err(|message| {
+                let object = if new.is_null() { old } else { new };
+                let kind = object["kind"].as_str().unwrap_or_default();
+                ApiError::invalid(kind, text(object, "name"), "<admission>", message)
+            })?;
+        }
+        let Some(user) = w.user else { return Ok(()) };
+        let resource = self.resource(&target.resource)?;
+        let namespace = self.namespace(&target.namespace).filter(|_| resource.namespaced);
+        let request = Request {
+            user,
+            operation,
+            resource: &resource,
+            version: if w.version.is_empty() { &resource.storage_version } else { w.version },
+            subresource: w.subresource,
+            namespace: &target.namespace,
+            name: &target.name,
+            dry_run: w.dry_run,
+            old,
+            new,
+            namespace_object: namespace.map_or(&Value::Null, |namespace| &namespace.value),
+        };
+        self.policies.judge(&request).map_err(|denial| ApiError::Denied {
+            resource: target.resource.clone(),
+            name: target.name.clone(),
+            message: denial.message,
+            reason: denial.reason,
         })
     }
 
@@ -232,7 +264,7 @@ impl State {
             );
             managed.store(&mut object);
         }
-        self.admit(&target, w, Verb::Create, &Value::Null, &object)?;
+        self.admit(&target, w, Operation::Create, &Value::Null, &object)?;
         if w.dry_run {
             return Ok(Arc::new(Stored::new(object, self.rv)));
         }
@@ -363,10 +395,10 @@ impl State {
             managed
         });
         managed.store(&mut new);
+        self.admit(target, w, Operation::Update, old, &new)?;
         if same(old, &new) {
             return Ok(Arc::clone(current));
         }
-        self.admit(target, w, Verb::Update, old, &new)?;
         if w.dry_run {
             return Ok(Arc::new(Stored::new(new, current.rv)));
         }
@@ -405,7 +437,7 @@ impl State {
                 ));
             }
         }
-        self.admit(target, w, Verb::Delete, old, &Value::Null)?;
+        self.admit(target, w, Operation::Delete, old, &Value::Null)?;
         let grace = grace(&resource, old, options);
         let finalizers = old["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         let is_namespace = resource.key() == "namespaces";

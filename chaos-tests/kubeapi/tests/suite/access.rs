@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
-use kubeapi::{AdmissionRequest, Attributes, Server, User, Verb, default_policy};
+use kubeapi::{AdmissionRequest, Server, User};
 use serde_json::json;
 
 use crate::support::*;
@@ -52,13 +52,14 @@ async fn a_rotated_certificate_is_served_to_new_connections() {
 
 #[tokio::test]
 async fn an_agent_reads_nodes_and_patches_but_does_not_create_delete_or_read_secrets() {
-    let server = server().await;
+    let server = server_with_rbac().await;
     server.store().create(&node("n1")).unwrap();
     let agent = client_of(&server, &User::agent_of_node("n1", "uid")).await;
     let nodes: Api<Node> = Api::all(agent.clone());
     let label = Patch::Merge(json!({"metadata": {"annotations": {"hawser.dev/wireguard": "{}"}}}));
     nodes.patch("n1", &PatchParams::default(), &label).await.unwrap();
-    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(json!({"status": {}}))).await.unwrap();
+    let status = Patch::Merge(json!({"status": {}}));
+    assert_eq!(code(&nodes.patch_status("n1", &PatchParams::default(), &status).await.unwrap_err()), 403);
     assert_eq!(code(&nodes.create(&PostParams::default(), &node("n2")).await.unwrap_err()), 403);
     let error = nodes.delete("n1", &kube::api::DeleteParams::default()).await.unwrap_err();
     assert_eq!(code(&error), 403);
@@ -67,48 +68,67 @@ async fn an_agent_reads_nodes_and_patches_but_does_not_create_delete_or_read_sec
     assert_eq!(code(&secrets.list(&ListParams::default()).await.unwrap_err()), 403);
 }
 
-/// Verbs that the agent may use on each resource, and no others: (group, resource, namespace, verbs).
-const OF_THE_AGENT: &[(&str, &str, &str, &[Verb])] = &[
-    ("", "namespaces", "", READ),
-    ("", "services", "", READ),
-    ("discovery.k8s.io", "endpointslices", "", READ),
-    ("networking.k8s.io", "networkpolicies", "", READ),
-    ("policy.networking.k8s.io", "clusternetworkpolicies", "", READ),
-    ("policy.networking.k8s.io", "clusternetworkpolicies/status", "", &[Verb::Patch]),
-    ("coordination.k8s.io", "leases", "hawser-system", &[Verb::Get, Verb::Create, Verb::Update]),
-    ("coordination.k8s.io", "leases", "kube-system", &[]),
-    ("", "secrets", "", &[]),
-    ("networking.k8s.io", "networkpolicies/status", "", &[]),
-];
-const READ: &[Verb] = &[Verb::Get, Verb::List, Verb::Watch];
-const ALL: [Verb; 8] = [
-    Verb::Get,
-    Verb::List,
-    Verb::Watch,
-    Verb::Create,
-    Verb::Update,
-    Verb::Patch,
-    Verb::Delete,
-    Verb::DeleteCollection,
-];
+async fn server_with_rbac() -> Server {
+    let server = server().await;
+    for manifests in
+        [include_str!("../../../../deploy/namespace.yaml"), include_str!("../../../../deploy/rbac.yaml")]
+    {
+        server.store().apply_manifests(manifests).unwrap();
+    }
+    server
+}
 
-#[test]
-fn an_agent_reads_policy_and_services_and_writes_only_their_status_and_its_lease() {
-    let agent = User::agent_of_node("n1", "uid");
-    for (group, resource, namespace, allowed) in OF_THE_AGENT {
-        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+/// Verbs that the agent may use on each resource, and no others: (group, resource, namespace, name, verbs).
+const OF_THE_AGENT: &[(&str, &str, &str, &str, &[&str])] = &[
+    ("", "nodes", "", "", &["get", "list", "watch", "patch"]),
+    ("", "nodes/status", "", "", &[]),
+    ("", "pods", "default", "", &["get", "list", "watch", "patch"]),
+    ("", "pods/status", "default", "", &[]),
+    ("", "namespaces", "", "", READ),
+    ("", "services", "", "", READ),
+    ("discovery.k8s.io", "endpointslices", "", "", READ),
+    ("networking.k8s.io", "networkpolicies", "", "", READ),
+    ("networking.k8s.io", "networkpolicies/status", "", "", &[]),
+    ("policy.networking.k8s.io", "clusternetworkpolicies", "", "", READ),
+    ("policy.networking.k8s.io", "clusternetworkpolicies/status", "", "", &["patch"]),
+    ("events.k8s.io", "events", "default", "", &["create", "patch"]),
+    ("", "events", "default", "", &[]),
+    ("coordination.k8s.io", "leases", "hawser-system", "hawser-status", &["get", "create", "update"]),
+    ("coordination.k8s.io", "leases", "hawser-system", "another", &["create"]),
+    ("coordination.k8s.io", "leases", "kube-system", "hawser-status", &[]),
+    ("", "secrets", "", "", &[]),
+    ("", "configmaps", "hawser-system", "", &[]),
+    ("", "serviceaccounts/token", "hawser-system", "mesh-agent", &[]),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", "", "hawser-nodes", &[]),
+];
+const READ: &[&str] = &["get", "list", "watch"];
+const ALL: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+
+/// What `kubectl auth can-i` asks.
+async fn may(client: &Client, verb: &str, of: (&str, &str, &str, &str)) -> bool {
+    let (group, resource, namespace, name) = of;
+    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+    let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource,
+            "subresource": subresource, "namespace": namespace, "name": name}}});
+    let request = http::Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+        .header("Content-Type", "application/json")
+        .body(serde_json::to_vec(&review).unwrap())
+        .unwrap();
+    let answer: serde_json::Value = client.request(request).await.unwrap();
+    answer["status"]["allowed"].as_bool().unwrap()
+}
+
+#[tokio::test]
+async fn an_agent_may_by_the_manifests_what_it_does_and_nothing_else() {
+    let server = server_with_rbac().await;
+    let agent = client_of(&server, &User::agent_of_node("n1", "uid")).await;
+    let other = client_of(&server, &User::service_account("default", "mesh-agent")).await;
+    for (group, resource, namespace, name, allowed) in OF_THE_AGENT {
         for verb in ALL {
-            let what = Attributes {
-                verb,
-                group: (*group).to_owned(),
-                resource: resource.to_owned(),
-                subresource: subresource.to_owned(),
-                namespace: (*namespace).to_owned(),
-                name: String::new(),
-                path: String::new(),
-            };
-            let expected = allowed.contains(&verb);
-            assert_eq!(default_policy(&agent, &what), expected, "{verb} {group} {resource} {subresource}");
+            let of = (*group, *resource, *namespace, *name);
+            assert_eq!(may(&agent, verb, of).await, allowed.contains(&verb), "{verb} {of:?}");
+            assert!(!may(&other, verb, of).await, "{verb} {of:?} of another namespace's account");
         }
     }
 }
@@ -136,6 +156,11 @@ fn own_node_only(request: &AdmissionRequest<'_>) -> Result<(), String> {
 #[tokio::test]
 async fn admission_denies_with_422_what_authorization_allowed() {
     let server = Server::builder().admission(Arc::new(own_node_only)).start().await.unwrap();
+    for manifests in
+        [include_str!("../../../../deploy/namespace.yaml"), include_str!("../../../../deploy/rbac.yaml")]
+    {
+        server.store().apply_manifests(manifests).unwrap();
+    }
     server.store().create(&node("n1")).unwrap();
     server.store().create(&node("n2")).unwrap();
     let nodes: Api<Node> = Api::all(client_of(&server, &User::agent_of_node("n1", "uid")).await);
@@ -157,16 +182,9 @@ async fn a_body_above_the_limit_is_413() {
 
 #[tokio::test]
 async fn users_can_ask_what_they_may_do() {
-    let server = server().await;
+    let server = server_with_rbac().await;
     let client = client_of(&server, &User::agent_of_node("n1", "uid")).await;
     for (verb, allowed) in [("patch", true), ("delete", false)] {
-        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {"verb": verb, "resource": "nodes"}}});
-        let request = http::Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
-            .header("Content-Type", "application/json")
-            .body(serde_json::to_vec(&review).unwrap())
-            .unwrap();
-        let answer: serde_json::Value = client.request(request).await.unwrap();
-        assert_eq!(answer["status"]["allowed"], allowed, "{verb}");
+        assert_eq!(may(&client, verb, ("", "nodes", "", "")).await, allowed, "{verb}");
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
 mod access;
+mod admission;
 mod clients;
 mod faults;
 mod kubectl;

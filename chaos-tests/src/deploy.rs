@@ -1,0 +1,52 @@
+//! The manifests of `deploy/`: what the lab proves is what is shipped.
+
+use anyhow::{Context as _, Result, anyhow};
+use kubeapi::{Store, User};
+use serde_json::Value;
+
+use crate::Lab;
+use crate::cluster::node_name;
+
+/// Name and text, in the order in which `kubectl apply -f deploy/` needs no second try.
+pub const MANIFESTS: [(&str, &str); 3] = [
+    ("namespace.yaml", include_str!("../../deploy/namespace.yaml")),
+    ("rbac.yaml", include_str!("../../deploy/rbac.yaml")),
+    ("admission.yaml", include_str!("../../deploy/admission.yaml")),
+];
+
+/// Installs them.
+///
+/// # Errors
+/// The API refused an object; the message names its file.
+pub fn apply(store: &Store) -> Result<()> {
+    for (name, text) in MANIFESTS {
+        store.apply_manifests(text).with_context(|| format!("could not apply deploy/{name}"))?;
+    }
+    Ok(())
+}
+
+impl Lab {
+    /// Fails if the API ever refused an agent anything, by rights or by policy.
+    ///
+    /// # Errors
+    /// What it was refused.
+    pub fn agents_were_refused_nothing(&self) -> Result<()> {
+        let mut refusals = self.api().faults().refusals();
+        refusals.retain(|(user, _)| user.ends_with(":mesh-agent"));
+        if refusals.is_empty() { Ok(()) } else { Err(anyhow!("agents were refused: {refusals:?}")) }
+    }
+
+    /// Replaces the agent's pod on node `number`: a new token, of the Node object that is there now, and a new process.
+    ///
+    /// # Errors
+    /// There is no Node object, or the agent would not end or start.
+    pub fn replace_agent_pod(&mut self, number: u8) -> Result<()> {
+        let object: Value =
+            self.api().store().get("nodes", None, &node_name(number)).map_err(|e| anyhow!("{e}"))?;
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        let kubeconfig = self.kubeconfig(&User::agent_of_node(&node_name(number), uid));
+        self.node(number).write_file("/etc/hawser/kubeconfig", &kubeconfig)?;
+        self.node_mut(number).stop_agent()?;
+        self.node_mut(number).start_agent()
+    }
+}
