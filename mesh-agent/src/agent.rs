@@ -310,6 +310,12 @@ impl Agent {
             tracing::error!(err = %error, "Could not give the slots their address");
             clean = false;
         }
+        if hosts::unknown_to_sockets(&ops)
+            && let Err(error) = self.forget_routes().await
+        {
+            tracing::error!(err = %error, "Could not have sockets look up their routes anew");
+            clean = false;
+        }
         if clean && view.synced {
             self.memory.applied = Some(desired.clone());
         }

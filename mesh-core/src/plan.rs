@@ -251,10 +251,12 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         }
         let theirs = node.announced().filter(|_| claim.keys_accepted);
         let closed = claim.addresses.iter().any(|address| view.local.host.closed.contains(address));
+        let announced = theirs.map(|theirs| theirs.host_traffic);
         let mut facts = HostFacts {
             wanted: host_traffic.on,
-            announced: theirs.map(|theirs| theirs.host_traffic),
-            closed: closed || booted,
+            announced,
+            // Of who has no announcement a boot does not tell whether it ever had one.
+            closed: closed || (booted && announced == Some(true)),
             ..HostFacts::default()
         };
         let Some(theirs) = theirs else {
@@ -285,7 +287,8 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             let SlotPsk { id, confined: only_agents, prove, withheld } = psk[slot.index()];
             // Where routes lead, whatever is sent does it; but where pods wait, nobody sends.
             let silent = send != slot || withheld;
-            let wanted = path == HostPath::Waiting && send == slot;
+            // Nobody else may say anything there, and the first word is what tells that it carries.
+            let wanted = matches!(path, HostPath::Waiting | HostPath::Dead) && send == slot;
             let called = ((provoke == Some(slot) || prove) && silent || wanted).then_some(PROVOKE_KEEPALIVE);
             let allowed = if only_agents { confined.clone() } else { whole.clone() };
             let keepalive = called.or(keepalive);

@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mesh_core::diff::Observed;
-use mesh_core::host::HostState;
-use mesh_core::numbers::{MARK_WIREGUARD, POD_VETH_PREFIX, RULE_HOSTS, TABLE_HOSTS};
-use mesh_core::plan::Desired;
+use mesh_core::diff::{Observed, Op};
+use mesh_core::host::{HostPath, HostState};
+use mesh_core::numbers::{MARK_WIREGUARD, POD_VETH_PREFIX, RULE_HOSTS, RULE_HOSTS_END, TABLE_HOSTS};
+use mesh_core::plan::{Desired, Route, Rule};
+use mesh_core::prefix::Family;
 use mesh_core::slot::Slot;
 
+use super::{Agent, TurnError};
 use crate::kernel::KernelState;
 
 /// Other addresses of this node that are looked at. Each is a rule, which every packet asks; more are those of a load balancer
@@ -46,8 +48,27 @@ pub(super) fn state(
 pub(super) fn moving(desired: &Desired) -> bool {
     let routed = desired.routes.iter().filter(|route| route.table == TABLE_HOSTS);
     let refused = |address: IpAddr| desired.closed_hosts.contains(&address);
-    let unmarked = desired.devices.values().any(|device| device.mark.is_some());
     let unfinished = routed.map(|route| route.prefix.addr()).any(|address| !refused(address));
-    let waiting = desired.host_paths.values().any(|path| *path == mesh_core::host::HostPath::Cut);
-    unfinished || (unmarked && waiting)
+    let waits = |path: &HostPath| match path {
+        HostPath::Waiting | HostPath::Dead | HostPath::Cut => true,
+        HostPath::Plain | HostPath::Tunnel => false,
+    };
+    unfinished || desired.host_paths.values().any(waits)
+}
+
+/// Has a route appeared that sockets do not know, which have looked theirs up before? Those of IPv6 ask again only when the
+/// table changes in which they found it; those of IPv4 when any does.
+pub(super) fn unknown_to_sockets(ops: &[Op]) -> bool {
+    let concerns = |route: &Route| route.table == TABLE_HOSTS && route.prefix.addr().is_ipv6();
+    ops.iter().any(|op| matches!(op, Op::PutRoute(route) if concerns(route)))
+}
+
+impl Agent {
+    /// Makes every socket of IPv6 look up its route anew: the kernel forgets what it remembers when a rule changes (measured on
+    /// 6.18). The rule says nothing, and goes at once.
+    pub(super) async fn forget_routes(&self) -> Result<(), TurnError> {
+        let rule = Rule::new(RULE_HOSTS_END + 1, Family::V6);
+        self.kernel.put_rule(&rule).await?;
+        Ok(self.kernel.remove_rule(&rule).await?)
+    }
 }

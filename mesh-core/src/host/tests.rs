@@ -368,6 +368,10 @@ fn a_node_that_was_booted_is_closed_before_a_handshake_and_one_that_is_switched_
     // Nothing is wrong with the links, but nothing has been said yet.
     assert_eq!(paths(&view), [HostPath::Dead; 2]);
     assert!(plan(&view).0.routes.iter().any(|route| route.table == TABLE_HOSTS));
+    let mut with_a_stranger = view.clone();
+    let other = "b".parse().unwrap();
+    with_a_stranger.nodes.get_mut(&other).unwrap().announcement = AnnouncementFact::Missing;
+    assert_eq!(paths(&with_a_stranger), [HostPath::Plain, HostPath::Dead], "no agent runs there");
     view.local.host.ruled = true;
     assert_eq!(paths(&view), [HostPath::Waiting; 2]);
     // Before the first list of Nodes nothing leads there, so that this can still be told.
