@@ -13,7 +13,7 @@ use netlab::probe::Stream;
 use netlab::{Namespace, eventually};
 
 use crate::rotation::{all_rotated, keys, request, said};
-use crate::{MESH, counted, kind, options, settled};
+use crate::{MESH, counted, kind, options};
 
 /// For a pair to change its way, on a busy machine.
 const CHANGED: Duration = Duration::from_secs(60);
@@ -112,7 +112,7 @@ fn hosts_move_into_the_tunnel_and_out_of_it_under_traffic_and_lose_no_packet() -
     lab.node_mut(2).kill_agent()?;
     flowing(&streams, 50)?;
     lab.node_mut(2).start_agent()?;
-    settled(lab.node(2), 2.0)?;
+    at(lab.node(2), "tunnel", 2.0)?;
     // What was sent in the tunnel's way is there still: neighbours are asked anew, and answered though rp_filter was strict.
     for node in &lab.nodes {
         node.sh("ip neigh flush dev eth0")?;
