@@ -178,6 +178,9 @@ pub struct Lab {
     pub hosts: Vec<PortId>,
     /// Programs under test.
     pub binaries: Binaries,
+    /// Where new nodes find the API server instead, and it may be spoken to in clear: at a node of this number, if somebody
+    /// serves it there.
+    pub front: Option<u8>,
     /// Nodes that have another underlay address than their number.
     places: BTreeMap<u8, u8>,
     server: Option<Server>,
@@ -189,6 +192,8 @@ pub struct Lab {
 /// Number of an address in the underlay: nodes have their own number.
 const API_HOST: u8 = 254;
 const WORLD_HOST: u8 = 253;
+/// The node that may serve the API as well ([`Lab::front`]).
+const FIRST_NODE: u8 = 1;
 /// Nobody has it.
 const ABSENT_HOST: u8 = 250;
 
@@ -224,6 +229,7 @@ impl Lab {
             switch,
             hosts: Vec::new(),
             binaries,
+            front: None,
             places: BTreeMap::new(),
             server: None,
             runtime,
@@ -284,6 +290,8 @@ impl Lab {
             .listener(listener)
             .san(&v4.to_string())
             .san(&v6.to_string())
+            .san(&underlay(FIRST_NODE).0.to_string())
+            .san(&underlay(FIRST_NODE).1.to_string())
             .state_dir(Some(state));
         if self.options.host_api {
             builder = builder.listen(SocketAddr::from(([127, 0, 0, 1], 0)));
@@ -323,7 +331,7 @@ impl Lab {
 
     /// URL of the API server as nodes reach it.
     pub fn api_url(&self) -> String {
-        let (v4, v6) = underlay(API_HOST);
+        let (v4, v6) = underlay(self.front.unwrap_or(API_HOST));
         if self.options.underlay.v4() {
             format!("https://{v4}:{API_PORT}")
         } else {
@@ -492,10 +500,12 @@ impl Lab {
 
     /// What may cross the switch: WireGuard and the API.
     pub fn policy(&self) -> Policy {
-        let (v4, v6) = underlay(API_HOST);
-        Policy::wireguard([51880, 51881])
-            .api_server(SocketAddr::new(v4.into(), API_PORT))
-            .api_server(SocketAddr::new(v6.into(), API_PORT))
+        let servers = [API_HOST].into_iter().chain(self.front).map(underlay);
+        servers.fold(Policy::wireguard([51880, 51881]), |policy, (v4, v6)| {
+            policy
+                .api_server(SocketAddr::new(v4.into(), API_PORT))
+                .api_server(SocketAddr::new(v6.into(), API_PORT))
+        })
     }
 
     /// Has the world ask its neighbours for a host that is not there: frames on the switch that anybody may send.

@@ -236,7 +236,7 @@ mod tests {
             port: 51880,
             draining,
         };
-        Announcement { slots: slots.map(slot), endpoints: Vec::new(), kem: None }
+        Announcement { slots: slots.map(slot), endpoints: Vec::new(), kem: None, host_traffic: false }
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! {"v":1,
 //!  "slots":[{"epoch":7,"publicKey":"…","port":51880},{"epoch":8,"publicKey":"…","port":51881,"draining":true}],
 //!  "endpoints":["192.0.2.1"],
-//!  "kem":"…"}
+//!  "kem":"…",
+//!  "hostTraffic":true}
 //! ```
 //!
-//! `draining` is false and `endpoints` empty where they are absent; `kem` (base64 of 32 bytes) is optional. Fields
+//! `draining` and `hostTraffic` are false and `endpoints` empty where they are absent; `kem` (base64 of 32 bytes) is optional. Fields
 //! that version 1 does not know are ignored, so that a later agent can add some while older ones run; a change that
 //! older agents must not ignore takes a new `v`. The same field twice in one object is refused at any depth: two
 //! readers could disagree about which one counts.
@@ -60,6 +61,8 @@ pub enum Field {
     Endpoint(usize),
     /// `kem`.
     Kem,
+    /// `hostTraffic`.
+    HostTraffic,
 }
 
 impl fmt::Display for Field {
@@ -76,6 +79,7 @@ impl fmt::Display for Field {
             Self::Endpoints => f.write_str("endpoints"),
             Self::Endpoint(index) => write!(f, "endpoints[{index}]"),
             Self::Kem => f.write_str("kem"),
+            Self::HostTraffic => f.write_str("hostTraffic"),
         }
     }
 }
@@ -248,19 +252,23 @@ pub fn encode(announcement: &Announcement) -> String {
         draining: bool,
     }
     #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
     struct Wire<'a> {
         v: u64,
         slots: [WireSlot; 2],
         endpoints: &'a [IpAddr],
         #[serde(skip_serializing_if = "Option::is_none")]
         kem: Option<String>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        host_traffic: bool,
     }
     let slots = Slot::ALL.map(|slot| {
         let SlotAnnouncement { epoch, public_key, port, draining } = *announcement.slot(slot);
         WireSlot { epoch: epoch.0, public_key, port, draining }
     });
     let kem = announcement.kem.map(|hash| STANDARD.encode(hash));
-    serde_json::to_string(&Wire { v: VERSION, slots, endpoints: &announcement.endpoints, kem })
+    let Announcement { endpoints, host_traffic, .. } = announcement;
+    serde_json::to_string(&Wire { v: VERSION, slots, endpoints, kem, host_traffic: *host_traffic })
         .expect("invariant: a struct of numbers and strings is always JSON")
 }
 
@@ -292,7 +300,8 @@ pub fn decode(text: &str) -> Result<Announcement, AnnouncementError> {
         Some(value) => parse_endpoints(value)?,
     };
     let kem = whole.remove("kem").map(parse_kem).transpose()?;
-    let announcement = Announcement { slots, endpoints, kem };
+    let host_traffic = flag(&mut whole, "hostTraffic", Field::HostTraffic)?;
+    let announcement = Announcement { slots, endpoints, kem, host_traffic };
     check(&announcement)?;
     Ok(announcement)
 }
@@ -377,11 +386,7 @@ fn parse_slot(slot: Slot, value: Json) -> Result<SlotAnnouncement, AnnouncementE
         found: Excerpt::plain(port),
         wanted: "1 to 65535",
     })?;
-    let draining = match object.remove("draining") {
-        None => false,
-        Some(Json::Bool(draining)) => draining,
-        Some(other) => return Err(wrong(Field::Draining(slot), &other, "true or false")),
-    };
+    let draining = flag(&mut object, "draining", Field::Draining(slot))?;
     Ok(SlotAnnouncement { epoch, public_key, port, draining })
 }
 
@@ -413,6 +418,15 @@ fn parse_kem(value: Json) -> Result<[u8; 32], AnnouncementError> {
 
 fn take(object: &mut Object, name: &str, field: Field) -> Result<Json, AnnouncementError> {
     object.remove(name).ok_or(AnnouncementError::Missing { field })
+}
+
+/// False where it is absent.
+fn flag(object: &mut Object, name: &str, field: Field) -> Result<bool, AnnouncementError> {
+    match object.remove(name) {
+        None => Ok(false),
+        Some(Json::Bool(value)) => Ok(value),
+        Some(other) => Err(wrong(field, &other, "true or false")),
+    }
 }
 
 fn number(object: &mut Object, name: &str, field: Field) -> Result<u64, AnnouncementError> {

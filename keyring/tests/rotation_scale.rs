@@ -90,7 +90,7 @@ fn announcement(node: usize, said: Said) -> Announcement {
         port: 51880,
         draining: said.drained == Some(slot),
     };
-    Announcement { slots: Slot::ALL.map(slot), endpoints: vec![], kem: None }
+    Announcement { slots: Slot::ALL.map(slot), endpoints: vec![], kem: None, host_traffic: false }
 }
 
 struct Cluster {

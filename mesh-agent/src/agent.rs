@@ -110,6 +110,7 @@ pub struct Agent {
 mod answers;
 mod apply;
 mod data_path;
+mod hosts;
 mod ledger;
 mod pairs;
 mod psks;
@@ -273,7 +274,7 @@ impl Agent {
         };
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
         self.memory.pairs.look(&observed, begun);
-        let mut view = self.view(nodes, &state);
+        let mut view = self.view(nodes, &state, &observed);
         let refused = self.ledger.review(&mut view);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let rotated = self.rotate(&mut view, &mut observed, &state).await;
@@ -308,11 +309,18 @@ impl Agent {
         let moving = self.rotor.turns()
             || !desired.unsettled.is_empty()
             || provoked(&desired)
+            || hosts::moving(&desired)
             || self.psks.watches(&view);
         let since = self.memory.moving.unwrap_or_else(Instant::now);
         self.memory.moving = moving.then_some(since);
         if let Err(error) = self.slot_addresses(&desired, &state, view.synced).await {
             tracing::error!(err = %error, "Could not give the slots their address");
+            clean = false;
+        }
+        if hosts::unknown_to_sockets(&ops)
+            && let Err(error) = self.forget_routes().await
+        {
+            tracing::error!(err = %error, "Could not have sockets look up their routes anew");
             clean = false;
         }
         if clean && view.synced {
@@ -329,6 +337,7 @@ impl Agent {
         self.report(&problems, &guard.findings);
         self.count_peers(&observed);
         self.metrics.set_psks(self.psks.count(&view));
+        self.metrics.set_host_traffic(desired.host_paths.values());
         self.publish_readiness(&view, &desired, &observed, &guard, &silent, clean);
         let problems = problems.iter().map(ToString::to_string).collect();
         let snapshot = Snapshot { view, desired, observed, pending: ops, problems };
@@ -374,7 +383,7 @@ impl Agent {
         devices
     }
 
-    fn view(&self, nodes: Nodes, state: &KernelState) -> ClusterView {
+    fn view(&self, nodes: Nodes, state: &KernelState, observed: &Observed) -> ClusterView {
         let own_ips = nodes.nodes.get(&self.node).map(|own| own.internal_ips.as_slice()).unwrap_or_default();
         let holds = |index: u32| {
             state.addresses.iter().any(|(holder, net)| *holder == index && own_ips.contains(&net.addr()))
@@ -384,6 +393,7 @@ impl Agent {
             name: self.node.clone(),
             announcement: announcement(&self.keys, self.rotor.draining(), self.psks.kem()),
             uplink_mtu: uplinks.map(|link| link.mtu).min(),
+            host: hosts::state(state, observed, own_ips, &self.config.settings.pod_cidrs),
         };
         ClusterView {
             settings: self.config.settings.clone(),
@@ -534,7 +544,7 @@ fn provoked(desired: &Desired) -> bool {
     peers.any(|peer| peer.keepalive == Some(mesh_core::plan::PROVOKE_KEEPALIVE))
 }
 
-/// What the keyring says of both slots. Endpoints are the plan's.
+/// What the keyring says of both slots. Endpoints and host traffic are the plan's.
 pub fn announcement(keys: &LoadedStore, draining: Option<Slot>, kem: Option<[u8; 32]>) -> Announcement {
     let slot = |slot: Slot| {
         let key = keys.slot(slot);
@@ -545,7 +555,12 @@ pub fn announcement(keys: &LoadedStore, draining: Option<Slot>, kem: Option<[u8;
             draining: draining == Some(slot),
         }
     };
-    Announcement { slots: [slot(Slot::Zero), slot(Slot::One)], endpoints: Vec::new(), kem }
+    Announcement {
+        slots: [slot(Slot::Zero), slot(Slot::One)],
+        endpoints: Vec::new(),
+        kem,
+        host_traffic: false,
+    }
 }
 
 /// `forward-chain-drops` to `ForwardChainDrops`, as Events want it.

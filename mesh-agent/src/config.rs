@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use mesh_core::host::{EXEMPT_TCP, HostTraffic};
 use mesh_core::numbers::{PORT_HEALTH, PORT_METRICS};
 use mesh_core::psk::ClusterName;
 use mesh_core::view::Settings;
@@ -52,6 +53,22 @@ pub struct ConfigFile {
     /// Post-quantum pre-shared keys.
     #[serde(default)]
     pub post_quantum: PostQuantumFile,
+    /// What nodes themselves say to each other.
+    #[serde(default)]
+    pub host_traffic: HostTrafficFile,
+}
+
+/// `hostTraffic` of the file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostTrafficFile {
+    /// `off` (default): outside the tunnel; `on`: through the tunnel with every node that has it on, too; `require`: and what
+    /// such a node sends in plaintext is refused. From `off` to `require` and back by way of `on` on all nodes: else what is
+    /// on its way between the two is lost.
+    pub mode: Option<String>,
+    /// TCP ports of nodes that stay outside; absent: 2379, 2380 and 6443. Those of `apiServers` always do.
+    #[serde(rename = "exemptTCPPorts")]
+    pub exempt_tcp_ports: Option<Vec<u16>>,
 }
 
 /// `postQuantum` of the file.
@@ -280,8 +297,9 @@ impl ConfigFile {
             address("healthAddress", self.health_address, SocketAddr::new(local, PORT_HEALTH))?;
         let metrics_address =
             address("metricsAddress", self.metrics_address, SocketAddr::new(local, PORT_METRICS))?;
-        let settings =
-            Settings { pod_cidrs, non_masquerade, mtu: self.mtu, keepalive: self.keepalive_seconds };
+        let host_traffic = host_traffic(&self.host_traffic, &self.api_servers, &wrong)?;
+        let (mtu, keepalive) = (self.mtu, self.keepalive_seconds);
+        let settings = Settings { pod_cidrs, non_masquerade, mtu, keepalive, host_traffic };
         Ok(Config {
             cluster_name,
             settings,
@@ -298,6 +316,34 @@ impl ConfigFile {
             post_quantum,
         })
     }
+}
+
+/// Most exempt ports: each is four rules, which every packet asks.
+const MOST_EXEMPT: usize = 16;
+
+fn host_traffic(
+    file: &HostTrafficFile,
+    api_servers: &[String],
+    wrong: &impl Fn(&'static str, &str, String) -> ConfigError,
+) -> Result<HostTraffic, ConfigError> {
+    let (on, require) = match file.mode.as_deref() {
+        None | Some("off") => (false, false),
+        Some("on") => (true, false),
+        Some("require") => (true, true),
+        Some(other) => return Err(wrong("hostTraffic.mode", other, "is none of off, on, require".into())),
+    };
+    let given = file.exempt_tcp_ports.as_deref().unwrap_or(&EXEMPT_TCP);
+    if given.contains(&0) {
+        let reason = "is no port; write 1 to 65535";
+        return Err(wrong("hostTraffic.exemptTCPPorts", "0", reason.into()));
+    }
+    if given.len() > MOST_EXEMPT {
+        let reason = format!("are more than {MOST_EXEMPT}; leave more to the tunnel");
+        return Err(wrong("hostTraffic.exemptTCPPorts", &given.len().to_string(), reason));
+    }
+    let port = |server: &String| server.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let exempt_tcp = given.iter().copied().chain(api_servers.iter().filter_map(port)).collect();
+    Ok(HostTraffic { on, require, exempt_tcp })
 }
 
 /// Least deadline: before it every peer is asked twice.

@@ -68,6 +68,7 @@ pub fn exempt(input: &NftInput, room: usize) -> Option<Vec<IpNet>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nft::HostGuard;
     use proptest::prelude::*;
 
     fn input(guarded: &[&str], nodes: &[&str], exempt: &[&str]) -> NftInput {
@@ -82,6 +83,7 @@ mod tests {
             slots: ["a".into(), "b".into()],
             pod_veth_prefix: "hw".into(),
             tunnel_ports: [1, 2],
+            hosts: HostGuard::default(),
         }
     }
 

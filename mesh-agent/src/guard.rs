@@ -9,7 +9,7 @@ use crate::host::{Host, HostFinding, HostFix, HostWant, Severity, judge};
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
 use crate::nft::model::Table;
-use crate::nft::{Nft, NftInput, ruleset};
+use crate::nft::{HostGuard, Nft, NftInput, ruleset};
 
 /// Holds the firewall's connection.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Guard {
             }
             Err(error) => turn.obstacles.push(format!("the firewall could not be set: {error}")),
         }
-        self.host(desired, &mut turn).await;
+        self.host(config, desired, &mut turn).await;
         turn
     }
 
@@ -131,14 +131,16 @@ impl Guard {
     }
 
     /// Sets what may be set, and reports the rest.
-    async fn host(&self, desired: &Desired, turn: &mut Turn) {
+    async fn host(&self, config: &Config, desired: &Desired, turn: &mut Turn) {
         let own = &desired.own_pod_cidrs;
+        let on = config.settings.host_traffic.on;
         let want = HostWant {
             slots: Slot::ALL.map(|slot| slot.device().to_owned()),
             pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
             tunnel_ports: SLOT_PORTS,
             ipv4: own.iter().any(|cidr| cidr.addr().is_ipv4()),
             ipv6: own.iter().any(|cidr| cidr.addr().is_ipv6()),
+            loose: desired.own_node_ips.iter().copied().filter(|_| on).collect(),
         };
         let work = move || {
             let host = Host::default();
@@ -203,7 +205,8 @@ pub async fn close(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
     for route in &routes {
         kernel.put_route(route).await?;
     }
-    for rule in &rules {
+    let exempt = mesh_core::host::exemptions(&config.settings.host_traffic);
+    for rule in rules.iter().chain(&exempt) {
         kernel.put_rule(rule).await?;
     }
     let input = NftInput {
@@ -216,6 +219,7 @@ pub async fn close(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
         slots: Slot::ALL.map(|slot| slot.device().to_owned()),
         pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
         tunnel_ports: SLOT_PORTS,
+        hosts: HostGuard::default(),
     };
     tokio::task::spawn_blocking(move || keep_or_make(&mut Nft::new(), &ruleset(&input))).await??;
     Ok(())
@@ -241,5 +245,10 @@ pub(crate) fn nft_input(config: &Config, desired: &Desired) -> NftInput {
         slots: Slot::ALL.map(|slot| slot.device().to_owned()),
         pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
         tunnel_ports: SLOT_PORTS,
+        hosts: HostGuard {
+            closed: desired.closed_hosts.iter().copied().collect(),
+            require: config.settings.host_traffic.require,
+            exempt_tcp: config.settings.host_traffic.exempt_tcp.clone(),
+        },
     }
 }

@@ -4,6 +4,7 @@
 //! [`Host::apply`] sets one thing. All of it blocks, and concerns the network namespace of the calling thread.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
@@ -37,6 +38,9 @@ pub struct HostWant {
     pub ipv4: bool,
     /// Whether the node has IPv6 pods.
     pub ipv6: bool,
+    /// Addresses whose interfaces must not check the way back strictly: peers' packets come in by them while this node's
+    /// own go into the tunnel, and so do WireGuard's and ARP.
+    pub loose: Vec<IpAddr>,
 }
 
 /// How the host is.

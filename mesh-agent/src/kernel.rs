@@ -14,14 +14,16 @@ use std::sync::Arc;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use mesh_core::numbers::ROUTE_PROTOCOL;
-use mesh_core::plan::{Route, Rule, Target};
+use mesh_core::plan::{Action, Port, Route, Rule, Target};
+use mesh_core::prefix::Family;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::IpProtocol;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{
     AddressMessageBuilder, Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkWireguard,
     RouteMessageBuilder,
@@ -458,35 +460,84 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
     if !message.attributes.contains(&ours) {
         return None;
     }
-    let (mut priority, mut table) = (0, u32::from(message.header.table));
-    let (mut from, mut to) = (None, None);
+    let family = match message.header.family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
+    let mut rule = Rule::new(0, family);
+    let mut table = u32::from(message.header.table);
+    let (mut target, mut tcp, mut port) = (None, false, None);
     for attribute in &message.attributes {
         match attribute {
-            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Priority(value) => rule.priority = *value,
             RuleAttribute::Table(id) => table = *id,
-            RuleAttribute::Source(ip) => from = IpNet::new(*ip, message.header.src_len).ok(),
-            RuleAttribute::Destination(ip) => to = IpNet::new(*ip, message.header.dst_len).ok(),
+            RuleAttribute::Source(ip) => rule.from = IpNet::new(*ip, message.header.src_len).ok(),
+            RuleAttribute::Destination(ip) => rule.to = IpNet::new(*ip, message.header.dst_len).ok(),
+            RuleAttribute::Iifname(name) => rule.local = name == LOOPBACK,
+            // The kernel leaves out a mark of zero.
+            RuleAttribute::FwMask(mask) => rule.unmarked = Some(*mask),
+            RuleAttribute::IpProtocol(protocol) => tcp = *protocol == IpProtocol::Tcp,
+            RuleAttribute::SourcePortRange(range) => port = Some(Port::Source(range.start)),
+            RuleAttribute::DestinationPortRange(range) => port = Some(Port::Destination(range.start)),
+            RuleAttribute::Goto(priority) => target = Some(*priority),
             _ => {}
         }
     }
-    Some(Rule { priority, from, to, table })
+    rule.tcp = port.filter(|_| tcp);
+    rule.action = match message.header.action {
+        RuleAction::ToTable => Action::Table(table),
+        RuleAction::Goto => Action::Goto(target?),
+        RuleAction::Nop => Action::Nothing,
+        _ => return None,
+    };
+    Some(rule)
 }
+
+/// The device by which, for rules, comes what this node itself sends.
+const LOOPBACK: &str = "lo";
 
 fn rule_message(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
-    let family = |net: &IpNet| if net.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    message.header.family = rule.from.as_ref().or(rule.to.as_ref()).map_or(AddressFamily::Inet, family);
-    message.header.action = RuleAction::ToTable;
+    message.header.family = match rule.family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    let attributes = &mut message.attributes;
+    match rule.action {
+        Action::Table(table) => {
+            message.header.action = RuleAction::ToTable;
+            attributes.push(RuleAttribute::Table(table));
+        }
+        Action::Goto(priority) => {
+            message.header.action = RuleAction::Goto;
+            attributes.push(RuleAttribute::Goto(priority));
+        }
+        Action::Nothing => message.header.action = RuleAction::Nop,
+    }
     if let Some(from) = rule.from {
         message.header.src_len = from.prefix_len();
-        message.attributes.push(RuleAttribute::Source(from.addr()));
+        attributes.push(RuleAttribute::Source(from.addr()));
     }
     if let Some(to) = rule.to {
         message.header.dst_len = to.prefix_len();
-        message.attributes.push(RuleAttribute::Destination(to.addr()));
+        attributes.push(RuleAttribute::Destination(to.addr()));
     }
-    message.attributes.push(RuleAttribute::Priority(rule.priority));
-    message.attributes.push(RuleAttribute::Table(rule.table));
-    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));
+    if let Some(mask) = rule.unmarked {
+        attributes.extend([RuleAttribute::FwMark(0), RuleAttribute::FwMask(mask)]);
+    }
+    if rule.local {
+        attributes.push(RuleAttribute::Iifname(LOOPBACK.to_owned()));
+    }
+    if let Some(port) = rule.tcp {
+        let range = |port| RulePortRange { start: port, end: port };
+        attributes.push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
+        attributes.push(match port {
+            Port::Source(port) => RuleAttribute::SourcePortRange(range(port)),
+            Port::Destination(port) => RuleAttribute::DestinationPortRange(range(port)),
+        });
+    }
+    attributes.push(RuleAttribute::Priority(rule.priority));
+    attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));
     message
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use mesh_core::host::HostPath;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -57,6 +58,7 @@ pub struct Metrics {
     overwritten: Counter,
     keys_replaced: Words,
     psks: Gauges,
+    host_traffic: Gauges,
     last_success: Gauge<f64, AtomicU64>,
     plane: PlaneMetrics,
 }
@@ -143,6 +145,12 @@ impl Metrics {
             "Slots of pairs: open (both sides have seen a post-quantum pre-shared key at work) or waiting to be agreed",
             psks.clone(),
         );
+        let host_traffic = Gauges::default();
+        r.register(
+            "host_traffic_peers",
+            "Other nodes by how this node's own traffic to them goes: plain, waiting for a handshake, tunnel, or cut",
+            host_traffic.clone(),
+        );
         let keys_replaced = Words::default();
         r.register(
             "keys_replaced",
@@ -173,6 +181,7 @@ impl Metrics {
             overwritten,
             keys_replaced,
             psks,
+            host_traffic,
             last_success,
         };
         for code in mesh_core::problem::Problem::CODES {
@@ -248,6 +257,23 @@ impl Metrics {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.psks.get_or_create(&word("open")).set(count(open));
         self.psks.get_or_create(&word("waiting")).set(count(waiting));
+    }
+
+    /// How this node's own traffic to each other node goes.
+    pub fn set_host_traffic<'a>(&self, paths: impl Iterator<Item = &'a HostPath>) {
+        let mut counts = [("plain", 0), ("waiting", 0), ("tunnel", 0), ("cut", 0)];
+        for path in paths {
+            let place = match path {
+                HostPath::Plain => 0,
+                HostPath::Waiting => 1,
+                HostPath::Tunnel => 2,
+                HostPath::Dead | HostPath::Cut => 3,
+            };
+            counts[place].1 += 1;
+        }
+        for (kind, count) in counts {
+            self.host_traffic.get_or_create(&word(kind)).set(count);
+        }
     }
 
     /// A CNI request was answered.

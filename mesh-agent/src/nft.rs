@@ -20,7 +20,9 @@ pub use encode::{EncodeError, Object};
 pub use observe::{
     Counter, Difference, Key, Observed, ObservedChain, ObservedRule, ObservedSet, ObservedTable, diff, lacks,
 };
-pub use ruleset::{KUBE_MASQUERADE_MARK, NftInput, NodeAddressGuarded, TABLE, conflicts, counter, ruleset};
+pub use ruleset::{
+    HostGuard, KUBE_MASQUERADE_MARK, NftInput, NodeAddressGuarded, TABLE, conflicts, counter, ruleset,
+};
 pub use sets::SetShape;
 pub use socket::NftError;
 

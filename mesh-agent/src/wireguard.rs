@@ -19,6 +19,7 @@ use keyring::PrivateKey;
 use keyring::psk::{Psk, PskId};
 use mesh_core::diff::{ObservedDevice, ObservedPeer};
 use mesh_core::key::PublicKey;
+use mesh_core::numbers::MARK_WIREGUARD;
 use mesh_core::plan::DesiredPeer;
 use mesh_core::slot::Slot;
 use zeroize::{Zeroize, Zeroizing};
@@ -170,12 +171,13 @@ impl WireGuard {
         let public_key = public_key.map(|key| PublicKey::from_bytes(key.public_key().as_array()));
         let mut psks = Psks::default();
         let peers = host.peers.values().map(|peer| observed(peer, now, &mut psks)).collect();
+        let mark = host.fwmark.unwrap_or(0);
         let device =
-            ObservedDevice { public_key, port: host.listen_port, peers, ..ObservedDevice::default() };
+            ObservedDevice { public_key, port: host.listen_port, mark, peers, ..ObservedDevice::default() };
         Ok((device, psks))
     }
 
-    /// Sets key, port and all peers at once.
+    /// Sets key, port, mark and all peers at once.
     ///
     /// # Errors
     /// Refused, or the device is missing.
@@ -191,6 +193,7 @@ impl WireGuard {
         let result = match self.implementation {
             Implementation::Userspace => api::<Userspace>(slot).and_then(|api| {
                 let mut host = Host::new(port, Key::new(*key.expose()));
+                host.fwmark = Some(MARK_WIREGUARD);
                 host.peers = peers.into_iter().map(|peer| (peer.public_key.clone(), peer)).collect();
                 Ok(api.write_host(&host)?)
             }),
@@ -203,7 +206,7 @@ impl WireGuard {
                     port,
                     peers,
                     mtu: None,
-                    fwmark: None,
+                    fwmark: Some(MARK_WIREGUARD),
                 };
                 text.zeroize();
                 let done = api

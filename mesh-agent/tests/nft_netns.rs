@@ -6,7 +6,8 @@ mod nft_lab;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use mesh_agent::nft::{Difference, Nft, NftError, NftInput, counter, diff, ruleset};
+use mesh_agent::nft::{Difference, HostGuard, Nft, NftError, NftInput, counter, diff, ruleset};
+use mesh_core::numbers::MARK_WIREGUARD;
 use nft_lab::{Lab, eventually};
 
 /// Node 1 with a pod, its uplink to the world, and a plain veth as slot: what lies behind a slot is WireGuard's matter.
@@ -83,7 +84,14 @@ fn input() -> NftInput {
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
+        hosts: HostGuard::default(),
     }
+}
+
+/// With what nodes themselves say to each other in the tunnel.
+fn closed() -> NftInput {
+    let peers = vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()];
+    NftInput { hosts: HostGuard { closed: peers, require: true, exempt_tcp: [6443].into() }, ..input() }
 }
 
 fn apply(lab: &Lab, nft: &mut Nft) {
@@ -135,7 +143,7 @@ fn refused(lab: &Lab, nft: &mut Nft, name: &str, from: &UdpSocket, to: &UdpSocke
 fn nft_lists_every_chain_set_and_comment_and_our_own_reading_finds_no_difference() {
     let lab = Lab::new(&["node"]);
     let mut nft = Nft::new();
-    apply(&lab, &mut nft);
+    lab.inside("node", || nft.apply(&ruleset(&closed()))).expect("the kernel takes the ruleset");
     let json: serde_json::Value =
         serde_json::from_str(&lab.sh("node", "nft -j list ruleset", "")).expect("nft prints JSON");
     let objects = json["nftables"].as_array().expect("a list");
@@ -143,11 +151,12 @@ fn nft_lists_every_chain_set_and_comment_and_our_own_reading_finds_no_difference
         let all = objects.iter().filter_map(|object| object.get(kind));
         all.map(|object| object["name"].as_str().unwrap_or_default().to_owned()).collect()
     };
-    let wanted = ruleset(&input());
+    let wanted = ruleset(&closed());
     assert_eq!(named("table"), ["hawser"]);
     let mut chains = named("chain");
     chains.sort();
-    assert_eq!(chains, ["refuse_in", "refuse_out", "refuse_to_node", "translate"]);
+    let hosts = ["refuse_host_in", "refuse_host_out"];
+    assert_eq!(chains, [&hosts[..], &["refuse_in", "refuse_out", "refuse_to_node", "translate"]].concat());
     let mut sets = named("set");
     sets.sort();
     let mut wanted_sets: Vec<_> = wanted.sets.iter().map(|set| set.name.clone()).collect();
@@ -275,6 +284,55 @@ fn a_pod_reaches_no_other_node_by_an_uplink_while_nodes_reach_each_other() {
         delivered(&peer, &tunnel, &port);
     }
     assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), 0, "dropped before it is translated");
+}
+
+fn connect(lab: &Lab, (server, to): (&str, &str), (client, from): (&str, &str)) -> std::io::Result<()> {
+    use socket2::{Domain, Socket, Type};
+    let (to, from): (SocketAddr, SocketAddr) = (to.parse().unwrap(), from.parse().unwrap());
+    let _listener = lab.inside(server, || std::net::TcpListener::bind(to))?;
+    lab.inside(client, || {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&to.into(), std::time::Duration::from_secs(5))
+    })
+}
+
+#[test]
+fn where_hosts_are_in_the_tunnel_nothing_passes_between_them_outside_but_wireguard_discovery_and_exempt_ports()
+ {
+    let lab = lab();
+    let mut nft = Nft::new();
+    let own =
+        |v4: bool, port: u16| if v4 { format!("192.0.2.1:{port}") } else { format!("[2001:db8::1]:{port}") };
+    let other =
+        |v4: bool, port: u16| if v4 { format!("192.0.2.2:{port}") } else { format!("[2001:db8::2]:{port}") };
+    lab.inside("node", || nft.apply(&ruleset(&closed()))).expect("the kernel takes the ruleset");
+    for v4 in [true, false] {
+        let (out, back) = if v4 {
+            (counter::HOST_REFUSED_OUT_V4, counter::HOST_REFUSED_IN_V4)
+        } else {
+            (counter::HOST_REFUSED_OUT_V6, counter::HOST_REFUSED_IN_V6)
+        };
+        let (node, peer) = (lab.udp("node", &own(v4, 7001)), lab.udp("world", &other(v4, 7001)));
+        refused(&lab, &mut nft, out, &node, &peer, &other(v4, 7001));
+        refused(&lab, &mut nft, back, &peer, &node, &own(v4, 7001));
+        // WireGuard, by its mark and its port; neighbours had to be found for it.
+        let (tunnel, end) = (lab.udp("node", &own(v4, 51880)), lab.udp("world", &other(v4, 51880)));
+        socket2::SockRef::from(&tunnel).set_mark(MARK_WIREGUARD).expect("a mark");
+        delivered(&tunnel, &end, &other(v4, 51880));
+        delivered(&end, &tunnel, &own(v4, 51880));
+        // The API server of a peer, and of this node.
+        for (server, client, address) in
+            [("world", "node", other(v4, 6443)), ("node", "world", own(v4, 6443))]
+        {
+            let from = if client == "node" { own(v4, 0) } else { other(v4, 0) };
+            connect(&lab, (server, &address), (client, &from))
+                .unwrap_or_else(|error| panic!("{client} to {address}: {error}"));
+        }
+        // From a node that is no peer of this kind.
+        let stranger = lab.udp("world", if v4 { "192.0.2.9:0" } else { "[2001:db8::9]:0" });
+        delivered(&stranger, &node, &own(v4, 7001));
+    }
 }
 
 #[test]

@@ -19,6 +19,9 @@ pub struct Announcement {
     /// SHA-256 of the ML-KEM encapsulation key in use, where the node takes part in post-quantum exchange.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kem: Option<[u8; 32]>,
+    /// The node wants its own traffic with others that want it too in the tunnel.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub host_traffic: bool,
 }
 
 /// Endpoints in one announcement: one per family and a spare each.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::key::PublicKey;
+use crate::numbers::TABLE_HOSTS;
 use crate::plan::{Desired, DesiredPeer, Route, Rule, Target};
 use crate::psk::PskId;
 use crate::slot::Slot;
@@ -43,6 +44,8 @@ pub struct ObservedDevice {
     pub public_key: Option<PublicKey>,
     /// UDP port.
     pub port: u16,
+    /// Mark of what it sends; 0: none.
+    pub mark: u32,
     /// Its peers.
     pub peers: BTreeMap<PublicKey, ObservedPeer>,
 }
@@ -90,7 +93,7 @@ pub enum Op {
     PutMesh(IpAddr),
     /// Take an address from `lo`.
     RemoveMesh(IpAddr),
-    /// Set key and port of a device; peers stay.
+    /// Set key, port and mark of a device; peers stay.
     Configure {
         /// The device.
         slot: Slot,
@@ -168,12 +171,16 @@ pub fn diff(desired: &Desired, observed: &Observed, set_before: &Endpoints, mode
     let missing = desired.routes.difference(&observed.routes);
     let (refusing, carrying): (Vec<&Route>, Vec<&Route>) =
         missing.partition(|route| route.target == Target::Unreachable);
+    // Host traffic that goes in plaintext until now goes into the slot before what is beneath refuses it.
+    let (beneath, refusing): (Vec<&Route>, Vec<&Route>) =
+        refusing.into_iter().partition(|route| opened(route, &carrying, observed));
     ops.extend(refusing.into_iter().cloned().map(Op::PutRoute));
     ops.extend(desired.rules.difference(&observed.rules).cloned().map(Op::PutRule));
     ops.extend(desired.mesh.difference(&observed.mesh).copied().map(Op::PutMesh));
     for (slot, want) in &desired.devices {
         let Some(have) = observed.devices.get(slot) else { continue };
-        if have.public_key != Some(want.public_key) || have.port != want.port {
+        let unmarked = want.mark.is_some_and(|mark| mark != have.mark);
+        if have.public_key != Some(want.public_key) || have.port != want.port || unmarked {
             ops.push(Op::Configure { slot: *slot, port: want.port });
         }
         // Before the first snapshot it is not known which uplink is ours, and the MTU of our former life is no guess.
@@ -186,6 +193,7 @@ pub fn diff(desired: &Desired, observed: &Observed, set_before: &Endpoints, mode
         Target::Unreachable => true,
     };
     ops.extend(carrying.into_iter().filter(exists).cloned().map(Op::PutRoute));
+    ops.extend(beneath.into_iter().cloned().map(Op::PutRoute));
     for (slot, want) in &desired.devices {
         let Some(have) = observed.devices.get(slot) else { continue };
         peers(*slot, &want.peers, &have.peers, set_before, mode, &mut ops);
@@ -194,6 +202,16 @@ pub fn diff(desired: &Desired, observed: &Observed, set_before: &Endpoints, mode
         removals(desired, observed, &mut ops);
     }
     ops
+}
+
+/// Is this to lie beneath a route of host traffic that is to be made, too?
+fn opened(route: &Route, carrying: &[&Route], observed: &Observed) -> bool {
+    let into = |above: &&&Route| match &above.target {
+        Target::Device { device, .. } => observed.links.contains(device),
+        Target::Unreachable => false,
+    };
+    let above = |above: &&Route| above.table == route.table && above.prefix == route.prefix;
+    route.table == TABLE_HOSTS && carrying.iter().filter(into).any(above)
 }
 
 fn peers(
@@ -261,7 +279,10 @@ fn removals(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
     let kept: BTreeSet<_> = desired.routes.iter().map(key).collect();
     let (replaced, gone): (Vec<&Route>, Vec<&Route>) =
         observed.routes.iter().filter(stale).partition(|route| kept.contains(&key(route)));
-    ops.extend(gone.into_iter().cloned().map(Op::RemoveRoute));
+    // Host traffic goes from the slot to plaintext: what refuses goes first, or it would for a moment.
+    let (last, first): (Vec<&Route>, Vec<&Route>) =
+        gone.into_iter().partition(|route| route.table == TABLE_HOSTS && route.target != Target::Unreachable);
+    ops.extend(first.into_iter().chain(last).cloned().map(Op::RemoveRoute));
     // Where the replacement could not be made (its device is missing), the old route must still not lead astray.
     let possible = |route: &Route| match &route.target {
         Target::Device { device, .. } => observed.links.contains(device),
@@ -278,7 +299,9 @@ fn removals(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
         let gone = have.peers.keys().filter(|key| !want.peers.contains_key(*key));
         ops.extend(gone.map(|key| Op::RemovePeer { slot: *slot, key: *key }));
     }
-    ops.extend(observed.rules.difference(&desired.rules).cloned().map(Op::RemoveRule));
+    // The last first: what leads past others stays longer than they.
+    let unwanted = observed.rules.iter().rev().filter(|rule| !desired.rules.contains(*rule));
+    ops.extend(unwanted.cloned().map(Op::RemoveRule));
     ops.extend(observed.mesh.difference(&desired.mesh).copied().map(Op::RemoveMesh));
 }
 

@@ -11,10 +11,18 @@ pub const ROUTE_PROTOCOL: u8 = 202;
 pub const TABLE_PODS: u32 = 51880;
 /// Routing table for this node's pods towards the addresses of other nodes.
 pub const TABLE_NODES: u32 = 51881;
+/// Routing table for this node's own traffic to the addresses of other nodes.
+pub const TABLE_HOSTS: u32 = 51882;
 /// Priority of the rule "to a cluster pod CIDR: [`TABLE_PODS`]". Free of 0, 1, 9, 20, 99, 100 and 109 to 112.
 pub const RULE_PODS: u32 = 50;
 /// Priority of the rule "from a pod of this node: [`TABLE_NODES`]".
 pub const RULE_NODES: u32 = 51;
+/// Priority of rules that lead past [`RULE_HOSTS`].
+pub const RULE_EXEMPT: u32 = 52;
+/// Priority of rules "from this node: [`TABLE_HOSTS`]".
+pub const RULE_HOSTS: u32 = 53;
+/// Priority of the rule behind them, which does nothing.
+pub const RULE_HOSTS_END: u32 = 54;
 /// Metric of an `unreachable` route: beneath every other route to the same prefix.
 pub const METRIC_UNREACHABLE: u32 = 4_294_967_000;
 /// kube-proxy's mark of packets that it will masquerade; read, never set.
@@ -22,6 +30,8 @@ pub const KUBE_PROXY_MASQUERADE: u32 = 0x4000;
 /// Mark of a pod's packet that nf_tables shall refuse with a reset or an ICMP error (`HW_MARK_REJECT` of the data path):
 /// a bit that neither Calico (0xffff0000), kube-proxy (0xc000), Cilium (0x1f00) nor the AWS VPC CNI (0x80) uses.
 pub const MARK_REJECT: u32 = 0x20;
+/// Mark of WireGuard's own packets: a bit that is free as that of [`MARK_REJECT`] is.
+pub const MARK_WIREGUARD: u32 = 0x40;
 /// Bytes that WireGuard adds to a packet over IPv6: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag). Over IPv4 it is
 /// 20 less; one number for both, so that a pair may talk over either.
 pub const OVERHEAD: u32 = 80;

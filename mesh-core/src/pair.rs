@@ -78,6 +78,12 @@ impl Link {
         }
     }
 
+    /// Known to carry nothing: there is no session, or nobody answers. A session that is only old says nothing, since
+    /// whoever sends makes a new one.
+    pub fn dead(&self) -> bool {
+        matches!(self.session(), Session::Absent | Session::Deaf)
+    }
+
     /// A handshake later than both keys and younger than REJECT_AFTER_TIME (180 s), and nothing speaks against it.
     pub fn confirmed(&self) -> bool {
         self.session() == Session::Live

@@ -7,18 +7,23 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::announcement::{Announcement, MAX_ENDPOINTS};
+use crate::host::{self, HostFacts, HostPath};
 use crate::key::PublicKey;
 use crate::name::NodeName;
-use crate::numbers::{METRIC_UNREACHABLE, MIN_MTU, OVERHEAD, RULE_NODES, RULE_PODS, TABLE_NODES, TABLE_PODS};
+use crate::numbers::{
+    MARK_WIREGUARD, METRIC_UNREACHABLE, MIN_MTU, OVERHEAD, RULE_NODES, RULE_PODS, TABLE_NODES, TABLE_PODS,
+};
 use crate::pair::{self, Choice};
-use crate::prefix;
+use crate::prefix::{self, Family};
 use crate::problem::Problem;
 use crate::psk::{PskId, SlotPsk};
 use crate::slot::Slot;
 use crate::view::{AnnouncementFact, ClusterView, EndpointFact, NodeFacts};
 
 mod claims;
+mod hosts;
 use claims::Claims;
+use hosts::Hosts;
 
 /// The kernel's main routing table.
 pub const TABLE_MAIN: u32 = 254;
@@ -50,6 +55,11 @@ pub struct Desired {
     pub peer_mesh: BTreeMap<IpAddr, NodeName>,
     /// Peers that are sent to by another slot than the pair's, since a handshake there is still missing.
     pub unsettled: BTreeSet<NodeName>,
+    /// How this node's own traffic to each other node goes.
+    pub host_paths: BTreeMap<NodeName, HostPath>,
+    /// Addresses of peers to which this node sends nothing in plaintext but by exempt ports, and the kernel's routes are so
+    /// already: what else would leave is refused.
+    pub closed_hosts: BTreeSet<IpAddr>,
     /// Routes.
     pub routes: BTreeSet<Route>,
     /// Rules.
@@ -64,6 +74,8 @@ pub struct DesiredDevice {
     pub public_key: PublicKey,
     /// UDP port.
     pub port: u16,
+    /// The mark that its packets must bear; none: nobody asks for it.
+    pub mark: Option<u32>,
     /// Its peers.
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
 }
@@ -127,17 +139,71 @@ impl Route {
 pub struct Rule {
     /// Priority; less goes first.
     pub priority: u32,
+    /// Packets of this family.
+    pub family: Family,
     /// Source, or any.
     pub from: Option<IpNet>,
     /// Destination, or any.
     pub to: Option<IpNet>,
-    /// Table to look in.
-    pub table: u32,
+    /// TCP with this port alone.
+    pub tcp: Option<Port>,
+    /// Packets alone whose mark has none of these bits.
+    pub unmarked: Option<u32>,
+    /// Packets alone that this node itself sends.
+    pub local: bool,
+    /// What then happens.
+    pub action: Action,
+}
+
+/// A port of one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Port {
+    /// Of the sender.
+    Source(u16),
+    /// Of the receiver.
+    Destination(u16),
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// Looks in this table; without a route there the next rule is asked.
+    Table(u32),
+    /// Goes on at the rule of this priority.
+    Goto(u32),
+    /// Nothing: the next rule is asked.
+    Nothing,
+}
+
+impl Rule {
+    /// One that matches every packet of a family and does nothing.
+    pub const fn new(priority: u32, family: Family) -> Self {
+        Self {
+            priority,
+            family,
+            from: None,
+            to: None,
+            tcp: None,
+            unmarked: None,
+            local: false,
+            action: Action::Nothing,
+        }
+    }
+
+    /// One that leads to a table.
+    pub const fn lookup(priority: u32, family: Family, table: u32) -> Self {
+        Self { action: Action::Table(table), ..Self::new(priority, family) }
+    }
 }
 
 /// What closes, from the configuration alone: it can be in force before anything else is known.
 pub fn closing(pod_cidrs: &[IpNet]) -> (BTreeSet<Route>, BTreeSet<Rule>) {
-    let rule = |cidr: &IpNet| Rule { priority: RULE_PODS, from: None, to: Some(*cidr), table: TABLE_PODS };
+    let rule = |cidr: &IpNet| Rule {
+        to: Some(*cidr),
+        ..Rule::lookup(RULE_PODS, Family::of(cidr.addr()), TABLE_PODS)
+    };
     // In the main table too: should the rules be lost, the default route must still not be met.
     let refuse = |cidr: &IpNet| {
         [TABLE_PODS, TABLE_MAIN].map(|table| Route { table, prefix: *cidr, target: Target::Unreachable })
@@ -159,7 +225,9 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         .into_iter()
         .map(|slot| {
             let mine = announcement.slot(slot);
-            (slot, DesiredDevice { public_key: mine.public_key, port: mine.port, peers: BTreeMap::new() })
+            let mark = view.settings.host_traffic.on.then_some(MARK_WIREGUARD);
+            let (public_key, port) = (mine.public_key, mine.port);
+            (slot, DesiredDevice { public_key, port, mark, peers: BTreeMap::new() })
         })
         .collect();
     let mut routes = BTreeSet::new();
@@ -167,6 +235,11 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
     let mut peer_mesh = BTreeMap::new();
     let mut unsettled = BTreeSet::new();
     let keepalive = keepalive(view);
+    let host_traffic = &view.settings.host_traffic;
+    let mut hosts = Hosts::new(view, own.addresses.iter().chain(&mesh).copied().collect());
+    // Announced, and no rule is left of it: this node was booted since, and was closed before.
+    let shown = view.nodes.get(me).and_then(NodeFacts::announced).is_some_and(|shown| shown.host_traffic);
+    let booted = shown && !view.local.host.ruled;
 
     for (name, node) in view.nodes.iter().filter(|(name, _)| *name != me) {
         let claim = claims.of(name);
@@ -176,7 +249,20 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             let target = Target::Unreachable;
             routes.insert(Route { table: TABLE_NODES, prefix: prefix::host(*address), target });
         }
-        let Some(theirs) = node.announced().filter(|_| claim.keys_accepted) else { continue };
+        let theirs = node.announced().filter(|_| claim.keys_accepted);
+        let closed = claim.addresses.iter().any(|address| view.local.host.closed.contains(address));
+        let announced = theirs.map(|theirs| theirs.host_traffic);
+        let mut facts = HostFacts {
+            wanted: host_traffic.on,
+            announced,
+            // Of who has no announcement a boot does not tell whether it ever had one.
+            closed: closed || (booted && announced == Some(true)),
+            ..HostFacts::default()
+        };
+        let Some(theirs) = theirs else {
+            hosts.add(name, host::path(facts), &claim.addresses, None);
+            continue;
+        };
         let whole: BTreeSet<IpNet> =
             claim.cidrs.iter().copied().chain(claim.addresses.iter().copied().map(prefix::host)).collect();
         let theirs_mesh: BTreeSet<IpAddr> = claim.cidrs.iter().filter_map(prefix::mesh_address).collect();
@@ -185,7 +271,13 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         peer_mesh.extend(theirs_mesh.iter().map(|address| (*address, name.clone())));
         let address = endpoint(view, &claims, name, theirs, &mut problems);
         let (Choice { send, provoke }, target) = choose(view, name, theirs);
-        let psk = view.pairs.get(name).map(|pair| pair.psk).unwrap_or_default();
+        let pair = view.pairs.get(name);
+        let psk = pair.map(|pair| pair.psk).unwrap_or_default();
+        facts.able = view.local.host.marked && !psk[send.index()].withheld;
+        let link = pair.map(|pair| pair.links[send.index()]).unwrap_or_default();
+        (facts.confirmed, facts.dead) = (link.confirmed(), link.dead());
+        let path = host::path(facts);
+        hosts.add(name, path, &claim.addresses, Some(send));
         if send != target {
             unsettled.insert(name.clone());
         }
@@ -195,7 +287,9 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             let SlotPsk { id, confined: only_agents, prove, withheld } = psk[slot.index()];
             // Where routes lead, whatever is sent does it; but where pods wait, nobody sends.
             let silent = send != slot || withheld;
-            let called = ((provoke == Some(slot) || prove) && silent).then_some(PROVOKE_KEEPALIVE);
+            // Nobody else may say anything there, and the first word is what tells that it carries.
+            let wanted = matches!(path, HostPath::Waiting | HostPath::Dead) && send == slot;
+            let called = ((provoke == Some(slot) || prove) && silent || wanted).then_some(PROVOKE_KEEPALIVE);
             let allowed = if only_agents { confined.clone() } else { whole.clone() };
             let keepalive = called.or(keepalive);
             let peer = DesiredPeer { node: name.clone(), endpoint, allowed, keepalive, psk: id };
@@ -229,8 +323,15 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
     let (refusing, mut rules) = closing(&view.settings.pod_cidrs);
     routes.extend(refusing);
     for cidr in &own.cidrs {
-        rules.insert(Rule { priority: RULE_NODES, from: Some(*cidr), to: None, table: TABLE_NODES });
+        let nodes = Rule::lookup(RULE_NODES, Family::of(cidr.addr()), TABLE_NODES);
+        rules.insert(Rule { from: Some(*cidr), ..nodes });
     }
+    // Not before it is known who is there: a rule that was there before stays, and one that was not tells of a boot.
+    rules.extend(if view.synced {
+        host::rules(host_traffic, &own.addresses, &view.local.host)
+    } else {
+        host::exemptions(host_traffic)
+    });
     for (veth, addresses) in &view.attachments {
         for address in addresses {
             let target = Target::Device { device: veth.clone(), source: None };
@@ -248,6 +349,8 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         problems.push(Problem::NoPodCidr { node: me.clone() });
     }
 
+    problems.append(&mut hosts.problems);
+    routes.append(&mut hosts.routes);
     problems.sort();
     problems.dedup();
     let desired = Desired {
@@ -260,6 +363,8 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         peer_node_ips,
         peer_mesh,
         unsettled,
+        host_paths: hosts.paths,
+        closed_hosts: hosts.closed,
         routes,
         rules,
     };
@@ -286,6 +391,7 @@ pub fn peers(view: &ClusterView) -> BTreeSet<NodeName> {
 /// What this node announces: the keyring's slots, and the endpoints that the administrator or the kubelet gave.
 fn announce(view: &ClusterView) -> Announcement {
     let mut announcement = view.local.announcement.clone();
+    announcement.host_traffic = view.settings.host_traffic.on;
     let own = view.nodes.get(&view.local.name);
     let mut endpoints = match own.map(|node| &node.endpoint) {
         Some(EndpointFact::Addresses(addresses)) => addresses.clone(),

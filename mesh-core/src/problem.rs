@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::announcement::Epoch;
+use crate::host::HostPath;
 use crate::key::PublicKey;
 use crate::name::NodeName;
 use crate::slot::Slot;
@@ -171,6 +172,16 @@ pub enum Problem {
         /// The node.
         node: NodeName,
     },
+    /// What this node itself sends to another one is refused.
+    #[error(
+        "node {node}: what this node itself sends to its InternalIPs is refused, exempt TCP ports apart (hostTraffic: on, on both): {}", cut(*path)
+    )]
+    HostTrafficCut {
+        /// The other node.
+        node: NodeName,
+        /// Why.
+        path: HostPath,
+    },
     /// Somebody else wrote our announcement.
     #[error(
         "node {node}: annotation hawser.dev/wireguard was overwritten by somebody else; written again. Find who has the right to patch nodes"
@@ -250,6 +261,7 @@ impl Problem {
             Self::DeviceMissing { .. } => "DeviceMissing",
             Self::PoolNearlyFull { .. } => "PoolNearlyFull",
             Self::AttachmentOutsideCidr { .. } => "AttachmentOutsideCidr",
+            Self::HostTrafficCut { .. } => "HostTrafficCut",
         }
     }
 
@@ -274,12 +286,13 @@ impl Problem {
             | Self::MtuTooSmall { node, .. }
             | Self::DeviceMissing { node, .. }
             | Self::PoolNearlyFull { node, .. }
-            | Self::AttachmentOutsideCidr { node, .. } => node,
+            | Self::AttachmentOutsideCidr { node, .. }
+            | Self::HostTrafficCut { node, .. } => node,
         }
     }
 
     /// Every code, for metrics that show zero before anything went wrong.
-    pub const CODES: [&'static str; 19] = [
+    pub const CODES: [&'static str; 20] = [
         "KeyMissing",
         "KeyDuplicated",
         "EpochWentBack",
@@ -299,5 +312,17 @@ impl Problem {
         "DeviceMissing",
         "PoolNearlyFull",
         "AttachmentOutsideCidr",
+        "HostTrafficCut",
     ];
+}
+
+const fn cut(path: HostPath) -> &'static str {
+    match path {
+        HostPath::Dead => {
+            "nobody answers in the tunnel; look whether mesh-tunnel and mesh-agent run on both, and whether UDP 51880 and 51881 pass"
+        }
+        HostPath::Plain | HostPath::Waiting | HostPath::Tunnel | HostPath::Cut => {
+            "its announcement is missing or refused, or a pre-shared key or the mark of WireGuard's own packets is waited for; see the other problems"
+        }
+    }
 }

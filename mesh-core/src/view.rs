@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::announcement::Announcement;
+use crate::host::{HostState, HostTraffic};
 use crate::name::NodeName;
 use crate::pair::{Drains, Link};
 use crate::psk::SlotPsk;
@@ -55,6 +56,8 @@ pub struct Settings {
     pub mtu: Option<u32>,
     /// Persistent keepalive towards every peer in seconds; none: 25 where this node seems to be behind NAT, else off.
     pub keepalive: Option<u16>,
+    /// Whether nodes' own traffic goes through the tunnel.
+    pub host_traffic: HostTraffic,
 }
 
 /// What this node knows about itself.
@@ -67,6 +70,8 @@ pub struct LocalFacts {
     pub announcement: Announcement,
     /// MTU of the device that holds its InternalIP, in bytes.
     pub uplink_mtu: Option<u32>,
+    /// What the kernel shows of this node's own traffic.
+    pub host: HostState,
 }
 
 /// What the API says of a node.

@@ -6,6 +6,7 @@
 //! they have the kernel's WireGuard.
 
 mod drift;
+mod host_traffic;
 mod membership;
 mod processes;
 mod psk;

@@ -72,7 +72,12 @@ impl Facts {
             port: 1,
             draining: drained == Some(slot),
         };
-        self.announced = Some(Announcement { slots: Slot::ALL.map(slot), endpoints: vec![], kem: None });
+        self.announced = Some(Announcement {
+            slots: Slot::ALL.map(slot),
+            endpoints: vec![],
+            kem: None,
+            host_traffic: false,
+        });
     }
 
     /// The slot has a new key, in file and device.

@@ -136,7 +136,12 @@ fn announcement(node: usize, said: Said) -> Announcement {
         port: 51880,
         draining: said.drained == Some(slot),
     };
-    Announcement { slots: [slot(Slot::Zero), slot(Slot::One)], endpoints: vec![], kem: None }
+    Announcement {
+        slots: [slot(Slot::Zero), slot(Slot::One)],
+        endpoints: vec![],
+        kem: None,
+        host_traffic: false,
+    }
 }
 
 impl World {

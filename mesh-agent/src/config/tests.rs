@@ -14,7 +14,7 @@ fn a_full_file_is_read() {
     check(
         "clusterName: lab\npodCIDRs: [10.244.0.0/16, 'fd00:10:244::/56']\nmtu: 1400\nwireguard: userspace\n",
         expect![[
-            r#"Settings { pod_cidrs: [10.244.0.0/16, fd00:10:244::/56], non_masquerade: [], mtu: Some(1400), keepalive: None } Userspace"#
+            r#"Settings { pod_cidrs: [10.244.0.0/16, fd00:10:244::/56], non_masquerade: [], mtu: Some(1400), keepalive: None, host_traffic: HostTraffic { on: false, require: false, exempt_tcp: {2379, 2380, 6443} } } Userspace"#
         ]],
     );
 }
@@ -96,4 +96,27 @@ fn a_rotation_is_read_and_what_cannot_be_is_named() {
 fn a_misspelt_field_is_refused() {
     let error = Config::parse(Path::new("c.yaml"), "podCidr: [10.0.0.0/8]\n").unwrap_err().to_string();
     assert!(error.contains("podCidr"), "{error}");
+}
+
+#[test]
+fn host_traffic_is_off_unless_it_is_switched_on_and_the_ports_of_api_servers_are_always_exempt() {
+    let parse = |more: &str| {
+        Config::parse(Path::new("c.yaml"), &format!("podCIDRs: [10.0.0.0/8]\n{more}"))
+            .map(|config| config.settings.host_traffic)
+            .map_err(|error| error.to_string())
+    };
+    let usual = parse("").unwrap();
+    assert_eq!((usual.on, usual.require, usual.exempt_tcp), (false, false, [2379, 2380, 6443].into()));
+    let on = parse("hostTraffic:\n  mode: on\n  exemptTCPPorts: [6444]\napiServers: ['192.0.2.1:8443']\n")
+        .unwrap();
+    assert_eq!((on.on, on.require, on.exempt_tcp), (true, false, [6444, 8443].into()));
+    let required = parse("hostTraffic: {mode: require}\n").unwrap();
+    assert!(required.on && required.require);
+    for (lines, wanted) in [
+        ("  mode: true", "field hostTraffic.mode: \"true\" is none of off, on, require"),
+        ("  exemptTCPPorts: [0]", "field hostTraffic.exemptTCPPorts: \"0\" is no port; write 1 to 65535"),
+    ] {
+        let error = parse(&format!("hostTraffic:\n{lines}\n")).unwrap_err();
+        assert_eq!(error, format!("configuration c.yaml: {wanted}"));
+    }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use super::firewall::{ChainHook, DropsBy, ForeignChain};
 use super::networkd::{DROP_IN, DROP_IN_TEXT};
 use super::sysctl::{Sysctl, slot_sysctls};
-use super::{HostFacts, HostFix, HostWant};
+use super::{HostFacts, HostFix, HostWant, LinkAddress};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +65,7 @@ pub fn judge(facts: &HostFacts, want: &HostWant) -> (Vec<HostFix>, Vec<HostFindi
     }
     let present = |slot: &&String| facts.links.iter().any(|link| link.name == **slot);
     wanted.extend(want.slots.iter().filter(present).flat_map(|slot| slot_sysctls(slot, facts.has_ipv6())));
+    wanted.extend(loosened(facts, want));
 
     let mut fixes = Vec::new();
     for sysctl in wanted {
@@ -114,6 +115,21 @@ fn accept_ra(facts: &HostFacts, want: &HostWant) -> Vec<Sysctl> {
             && (!forwards || facts.advertised.contains(*name))
     });
     listening.map(|name| Sysctl::new(format!("net/ipv6/conf/{name}/accept_ra"), "2")).collect()
+}
+
+/// Interfaces with one of these addresses that check the way back strictly (`rp_filter` 1; the greater of `all` and the
+/// interface's own counts): its own packets go by a slot, so the kernel would drop what still comes by the interface, and
+/// leave questions of ARP unanswered. 2 asks only for any way back; 0 is somebody's wish and stays.
+fn loosened(facts: &HostFacts, want: &HostWant) -> Vec<Sysctl> {
+    let value = |name: &str| {
+        let text = facts.sysctls.get(&format!("net/ipv4/conf/{name}/rp_filter"))?;
+        text.parse::<u8>().ok()
+    };
+    let holds = |found: &&LinkAddress| found.address.is_ipv4() && want.loose.contains(&found.address);
+    let indexes: BTreeSet<u32> = facts.addresses.iter().filter(holds).map(|found| found.link).collect();
+    let carriers = facts.links.iter().filter(|link| indexes.contains(&link.index));
+    let strict = carriers.filter(|link| value(&link.name).max(value("all")) == Some(1));
+    strict.map(|link| Sysctl::new(format!("net/ipv4/conf/{}/rp_filter", link.name), "2")).collect()
 }
 
 fn interface_of<'a>(key: &'a str, setting: &str) -> Option<&'a str> {

@@ -10,6 +10,7 @@ fn want() -> HostWant {
         tunnel_ports: [51880, 51881],
         ipv4: true,
         ipv6: true,
+        loose: Vec::new(),
     }
 }
 
@@ -287,4 +288,35 @@ fn a_veth_of_one_family_does_not_forward_the_other() {
         of(true, false, false).keys().all(|key| key.starts_with(v4)),
         "a kernel without IPv6 has no such files"
     );
+}
+
+#[test]
+fn the_uplink_of_a_node_whose_own_traffic_goes_into_the_tunnel_asks_for_any_way_back_and_no_other_link_does()
+{
+    let with = |all: &str, own: &str, loose: &[&str]| {
+        let settings = [
+            format!("net/ipv4/conf/all/rp_filter={all}"),
+            format!("net/ipv4/conf/eth0/rp_filter={own}"),
+            "net/ipv4/conf/eth1/rp_filter=1".to_owned(),
+        ];
+        let mut facts = facts(&settings.iter().map(String::as_str).collect::<Vec<_>>());
+        facts.links = [(2, "eth0"), (3, "eth1")]
+            .map(|(index, name)| Link { index, name: name.into(), mtu: 1500 })
+            .into();
+        facts.addresses = [(2, "192.0.2.1"), (2, "2001:db8::1"), (3, "198.51.100.1")]
+            .map(|(link, address)| LinkAddress { link, address: address.parse().unwrap() })
+            .into();
+        let loose = loose.iter().map(|address| address.parse().unwrap()).collect();
+        let want = HostWant { loose, ..want() };
+        judge(&facts, &want).0.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let loosened = ["/proc/sys/net/ipv4/conf/eth0/rp_filter = 2"];
+    let own = ["192.0.2.1", "2001:db8::1"];
+    assert_eq!(with("0", "1", &own), loosened);
+    assert_eq!(with("1", "0", &own), loosened, "the greater counts");
+    assert_eq!(with("0", "0", &own), [""; 0], "nobody checks");
+    assert_eq!(with("2", "1", &own), [""; 0], "loose already");
+    assert_eq!(with("0", "2", &own), [""; 0]);
+    assert_eq!(with("0", "1", &[]), [""; 0], "host traffic is off");
+    assert_eq!(with("0", "1", &["2001:db8::1"]), [""; 0], "IPv6 has no such check");
 }

@@ -139,6 +139,10 @@ impl Expr {
 const REG_VERDICT: u32 = 0;
 const REG_1: u32 = 1;
 const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_LTE: u32 = 3;
+const NFT_CMP_GTE: u32 = 5;
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const PAYLOAD_TRANSPORT: u32 = 2;
 const NFT_CMP_NEQ: u32 = 1;
 const IFNAMSIZ: usize = 16;
 /// Userdata type of our hash; nft and iptables pass over types that they do not know.
@@ -304,6 +308,15 @@ pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<
                 out.push(meta(META_L4PROTO));
                 out.push(compare(Is::Yes, vec![*number]));
             }
+            Match::Port(end, port) => {
+                out.push(payload(PAYLOAD_TRANSPORT, if *end == End::Source { 0 } else { 2 }, 2, REG_1));
+                out.push(compare(Is::Yes, port.to_be_bytes().to_vec()));
+            }
+            Match::Icmpv6Type(first, last) => {
+                out.push(payload(PAYLOAD_TRANSPORT, 0, 1, REG_1));
+                out.push(compare_as(NFT_CMP_GTE, vec![*first]));
+                out.push(compare_as(NFT_CMP_LTE, vec![*last]));
+            }
             Match::LocalDestination => {
                 out.push(destination_type());
                 out.push(compare(Is::Yes, RTN_LOCAL.to_ne_bytes().to_vec()));
@@ -388,6 +401,10 @@ fn compare(is: Is, value: Vec<u8>) -> Expr {
         Is::Yes => NFT_CMP_EQ,
         Is::No => NFT_CMP_NEQ,
     };
+    compare_as(op, value)
+}
+
+fn compare_as(op: u32, value: Vec<u8>) -> Expr {
     let data = vec![
         Attr::be32(nfta::CMP_SREG, REG_1),
         Attr::be32(nfta::CMP_OP, op),

@@ -357,6 +357,10 @@ pub enum Match {
     AddressIn(Family, End, Is, String),
     /// The transport protocol has this number.
     Protocol(u8),
+    /// The transport header has this port (of TCP, UDP or what else has ports there) at this end.
+    Port(End, u16),
+    /// The ICMPv6 type is from the first to the last of these.
+    Icmpv6Type(u8, u8),
     /// The destination is an address of this node.
     LocalDestination,
     /// The connection tracking state is one of these `NF_CT_STATE` bits (`nf_conntrack_common.h`).

@@ -8,14 +8,19 @@
 //!  pod    ──► (not looked at) ──┘    by an uplink?        uplink: masquerade     └─► (not looked at)  ──► slot, pod
 //! ```
 //!
+//! Beside these, `refuse_host_out` (postrouting 110): what this node itself would send to a peer outside the tunnel, where both
+//! want it inside; and `refuse_host_in` (prerouting -300): the same from a peer, where that is asked for. Chains of their own,
+//! so that what is exempt there is exempt from nothing else.
+//!
 //! Translation is at 95, before anybody's 100: kube-proxy and others masquerade there, and conntrack drops a *masqueraded*
 //! flow whose output device changes, which is what a switch of slots does. Every nat chain of postrouting is run by
 //! conntrack's one hook at 100, so at 110 the source is what the wire would see.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mesh_core::numbers::MARK_REJECT;
+use mesh_core::numbers::{MARK_REJECT, MARK_WIREGUARD};
 
 use super::model::{
     Chain, ChainType, Direction, Elements, End, Family, Hook, InterfaceName, Is, Match, Policy, Ranges, Rule,
@@ -57,8 +62,18 @@ pub mod counter {
     pub const REFUSED_IN_V4: &str = "refused_in_v4";
     /// IPv6 packets with a guarded address that came in outside the tunnel.
     pub const REFUSED_IN_V6: &str = "refused_in_v6";
+    /// IPv4 packets of this node to a peer that would have left outside the tunnel, where both want them inside.
+    pub const HOST_REFUSED_OUT_V4: &str = "host_refused_out_v4";
+    /// The same of IPv6.
+    pub const HOST_REFUSED_OUT_V6: &str = "host_refused_out_v6";
+    /// IPv4 packets of a peer to this node that came outside the tunnel, where both want them inside.
+    pub const HOST_REFUSED_IN_V4: &str = "host_refused_in_v4";
+    /// The same of IPv6.
+    pub const HOST_REFUSED_IN_V6: &str = "host_refused_in_v6";
+    /// What is exempt from that: WireGuard's own packets, neighbour discovery, exempt TCP ports.
+    pub const HOST_EXEMPT: &str = "host_exempt";
     /// All of them.
-    pub const ALL: [&str; 8] = [
+    pub const ALL: [&str; 13] = [
         SNAT_INTO_MESH,
         MASQUERADED_TO_WORLD,
         LEAK_REFUSED_TO_NODE,
@@ -67,6 +82,11 @@ pub mod counter {
         LEAK_REFUSED_OUT_V6,
         REFUSED_IN_V4,
         REFUSED_IN_V6,
+        HOST_REFUSED_OUT_V4,
+        HOST_REFUSED_OUT_V6,
+        HOST_REFUSED_IN_V4,
+        HOST_REFUSED_IN_V6,
+        HOST_EXEMPT,
     ];
 }
 
@@ -93,6 +113,19 @@ pub struct NftInput {
     /// UDP ports of the slots. No rule mentions them: WireGuard runs between node addresses, which are not guarded
     /// (see [`conflicts`]).
     pub tunnel_ports: [u16; 2],
+    /// Nodes' own traffic.
+    pub hosts: HostGuard,
+}
+
+/// What is refused of nodes' own traffic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostGuard {
+    /// Addresses of peers to which this node sends nothing in plaintext.
+    pub closed: Vec<IpAddr>,
+    /// And takes nothing in plaintext from them.
+    pub require: bool,
+    /// But TCP with these ports at either end.
+    pub exempt_tcp: BTreeSet<u16>,
 }
 
 /// A contradiction in an [`NftInput`] that makes the guard stop WireGuard itself.
@@ -146,12 +179,27 @@ pub fn ruleset(input: &NftInput) -> Table {
     }
     let [refuse_in, ..] = &mut chains;
     refuse_in.rules.extend(reject_marked(&input.pod_veth_prefix));
-    Table { name: TABLE.to_owned(), sets, chains: chains.into() }
+    let mut chains: Vec<Chain> = chains.into();
+    let veths = input.pod_veth_prefix.as_str();
+    if !input.hosts.closed.is_empty() {
+        let mut chain = base("refuse_host_out", ChainType::Filter, Hook::Postrouting, PRIORITY_REFUSE_OUT);
+        let marked = Match::Mark { mask: MARK_WIREGUARD, value: MARK_WIREGUARD };
+        chain.rules = host_exempt(vec![vec![marked]], &input.hosts);
+        chain.rules.extend(sides.iter().filter_map(|side| side.host_out(veths)));
+        chains.push(chain);
+    }
+    if !input.hosts.closed.is_empty() && input.hosts.require {
+        let mut chain = base("refuse_host_in", ChainType::Filter, Hook::Prerouting, PRIORITY_REFUSE_IN);
+        let to_slot = |port| vec![Match::Protocol(UDP), Match::Port(End::Destination, port)];
+        chain.rules = host_exempt(input.tunnel_ports.map(to_slot).into(), &input.hosts);
+        chain.rules.extend(sides.iter().filter_map(|side| side.host_in(veths)));
+        chains.push(chain);
+    }
+    Table { name: TABLE.to_owned(), sets, chains }
 }
 
 /// The data path marks what pods send to a service without endpoints: the stack tells them that nobody is there.
 fn reject_marked(veths: &str) -> [Rule; 2] {
-    const TCP: u8 = 6;
     let matches = |more: Option<Match>| {
         let veth = InterfaceName::Prefix(veths.to_owned());
         let mark = Match::Mark { mask: MARK_REJECT, value: MARK_REJECT };
@@ -162,6 +210,20 @@ fn reject_marked(veths: &str) -> [Rule; 2] {
         rule(counter::SERVICE_REJECTED, matches(None), Verdict::RejectPort),
     ]
 }
+
+/// What nodes say to each other outside the tunnel whatever is closed; what is WireGuard's own, first.
+fn host_exempt(wireguard: Vec<Vec<Match>>, hosts: &HostGuard) -> Vec<Rule> {
+    let pass = |matches| rule(counter::HOST_EXEMPT, matches, Verdict::Return);
+    // RFC 4861: router and neighbour solicitation and advertisement, redirect.
+    let discovery = vec![Match::Family(Family::V6), Match::Protocol(58), Match::Icmpv6Type(133, 137)];
+    let ports = hosts.exempt_tcp.iter().flat_map(|port| {
+        [End::Source, End::Destination].map(|end| vec![Match::Protocol(TCP), Match::Port(end, *port)])
+    });
+    wireguard.into_iter().chain([discovery]).chain(ports).map(pass).collect()
+}
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 const SLOTS: &str = "slots";
 
@@ -176,6 +238,7 @@ struct Side {
     own: Ranges,
     peers: Ranges,
     exempt: Ranges,
+    closed: Ranges,
     mesh: Option<IpAddr>,
 }
 
@@ -194,17 +257,19 @@ impl Side {
             own_pods,
             peers,
             exempt,
+            closed: Ranges::of_addresses(family, &input.hosts.closed),
             mesh: input.mesh.iter().copied().find(|address| Family::of(*address) == family),
         }
     }
 
-    fn named(&self) -> [(&'static str, &Ranges); 5] {
+    fn named(&self) -> [(&'static str, &Ranges); 6] {
         [
             ("guarded", &self.guarded),
             ("own_pods", &self.own_pods),
             ("own", &self.own),
             ("peers", &self.peers),
             ("exempt", &self.exempt),
+            ("closed", &self.closed),
         ]
     }
 
@@ -258,6 +323,32 @@ impl Side {
             matches.extend(foreign_interface(Direction::Out, veths));
             matches.push(self.inside(End::Destination, "peers"));
             rule(counter::LEAK_REFUSED_TO_NODE, matches, Verdict::Drop)
+        })
+    }
+
+    /// From an address that the peer would accept out of the tunnel, so what is sent from others is none of ours.
+    fn host_out(&self, veths: &str) -> Option<Rule> {
+        let comment = match self.family {
+            Family::V4 => counter::HOST_REFUSED_OUT_V4,
+            Family::V6 => counter::HOST_REFUSED_OUT_V6,
+        };
+        (!self.closed.is_empty() && !self.own.is_empty()).then(|| {
+            let mut matches = foreign_interface(Direction::Out, veths);
+            matches.extend([self.inside(End::Destination, "closed"), self.inside(End::Source, "own")]);
+            rule(comment, matches, Verdict::Drop)
+        })
+    }
+
+    /// Before destinations are translated, so that node ports are among what is refused.
+    fn host_in(&self, veths: &str) -> Option<Rule> {
+        let comment = match self.family {
+            Family::V4 => counter::HOST_REFUSED_IN_V4,
+            Family::V6 => counter::HOST_REFUSED_IN_V6,
+        };
+        (!self.closed.is_empty()).then(|| {
+            let mut matches = foreign_interface(Direction::In, veths);
+            matches.extend([self.inside(End::Source, "closed"), Match::LocalDestination]);
+            rule(comment, matches, Verdict::Drop)
         })
     }
 

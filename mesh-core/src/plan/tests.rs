@@ -11,7 +11,7 @@ fn announcement(seed: u8) -> Announcement {
         port: 51880 + u16::from(n),
         draining: false,
     };
-    Announcement { slots: [slot(0), slot(1)], endpoints: vec![], kem: None }
+    Announcement { slots: [slot(0), slot(1)], endpoints: vec![], kem: None, host_traffic: false }
 }
 
 /// One node: `name cidr,cidr ip,ip [key=N] [endpoint=ip] [drain=N] [nokey]`; `-` for none.
@@ -50,7 +50,7 @@ pub(crate) fn world(lines: &[&str]) -> ClusterView {
     let pod_cidrs = vec!["10.1.0.0/16".parse().unwrap(), "fd01::/48".parse().unwrap()];
     ClusterView {
         settings: Settings { pod_cidrs, ..Settings::default() },
-        local: LocalFacts { name, announcement, uplink_mtu: Some(1500) },
+        local: LocalFacts { name, announcement, uplink_mtu: Some(1500), host: Default::default() },
         nodes,
         attachments: BTreeMap::new(),
         synced: true,
@@ -78,7 +78,17 @@ fn text(desired: &Desired, problems: &[Problem]) -> String {
         desired.routes.iter().map(|r| format!("route {} {} {}", r.table, r.prefix, target(&r.target))),
     );
     let side = |net: Option<IpNet>| net.map_or("any".into(), |n| n.to_string());
-    let rule = |r: &Rule| format!("rule {} {} -> {} table {}", r.priority, side(r.from), side(r.to), r.table);
+    let rule = |r: &Rule| {
+        let port = r.tcp.map_or(String::new(), |port| format!(" tcp {port:?}"));
+        let mark = r.unmarked.map_or(String::new(), |mask| format!(" unmarked {mask:#x}"));
+        let local = if r.local { " local" } else { "" };
+        let action = match r.action {
+            Action::Table(table) => format!("table {table}"),
+            Action::Goto(priority) => format!("goto {priority}"),
+            Action::Nothing => format!("nothing ({:?})", r.family),
+        };
+        format!("rule {} {} -> {}{port}{mark}{local} {action}", r.priority, side(r.from), side(r.to))
+    };
     out.extend(desired.rules.iter().map(rule));
     out.extend(problems.iter().map(|p| format!("! {}: {p}", p.code())));
     out.join("\n") + "\n"

@@ -10,7 +10,12 @@ fn announcement(drains: (bool, bool)) -> Announcement {
         port: 51880,
         draining,
     };
-    Announcement { slots: [slot(1, drains.0), slot(2, drains.1)], endpoints: vec![], kem: None }
+    Announcement {
+        slots: [slot(1, drains.0), slot(2, drains.1)],
+        endpoints: vec![],
+        kem: None,
+        host_traffic: false,
+    }
 }
 
 #[test]

@@ -107,7 +107,7 @@ impl Site {
             port: 1,
             draining: self.machine.draining() == Some(slot),
         };
-        Announcement { slots: Slot::ALL.map(slot), endpoints: vec![], kem: None }
+        Announcement { slots: Slot::ALL.map(slot), endpoints: vec![], kem: None, host_traffic: false }
     }
 
     fn drained(&self) -> Option<Slot> {

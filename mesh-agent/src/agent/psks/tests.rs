@@ -83,7 +83,12 @@ fn turn(us: &mut Side, name: &NodeName, theirs: &NodeFacts) -> Vec<Message> {
     let AnnouncementFact::Valid(announcement) = own.announcement.clone() else { panic!("a valid one") };
     let mut view = ClusterView {
         settings: Settings { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], ..Settings::default() },
-        local: LocalFacts { name: us.name.clone(), announcement, uplink_mtu: Some(1500) },
+        local: LocalFacts {
+            name: us.name.clone(),
+            announcement,
+            uplink_mtu: Some(1500),
+            host: Default::default(),
+        },
         nodes: [(us.name.clone(), own), (name.clone(), theirs.clone())].into(),
         attachments: BTreeMap::new(),
         synced: true,
@@ -233,6 +238,7 @@ fn what_both_had_agreed_outlives_a_false_announcement_and_an_absence() {
             name: name_a,
             announcement: super::super::announcement(&a.keys, None, None),
             uplink_mtu: None,
+            host: Default::default(),
         },
         nodes: [(name_b.clone(), absent)].into(),
         attachments: BTreeMap::new(),

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::nft::encode::{Message, replace};
-use crate::nft::{NftInput, ruleset};
+use crate::nft::{HostGuard, NftInput, ruleset};
 
 fn table() -> Table {
     let both = |v4: &str, v6: &str| vec![v4.parse().unwrap(), v6.parse().unwrap()];
@@ -16,6 +16,7 @@ fn table() -> Table {
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
+        hosts: HostGuard::default(),
     })
 }
 

@@ -15,6 +15,10 @@ struct Packet {
     destination: IpAddr,
     mark: u32,
     protocol: u8,
+    /// First four bytes of the transport header, as two numbers.
+    ports: [u16; 2],
+    /// To an address of this node.
+    local: bool,
 }
 
 /// What a chain does to a packet, with the comment of the rule that decided.
@@ -27,7 +31,10 @@ enum Outcome {
 
 /// Runs one chain of the model, rule by rule, as nf_tables documents.
 fn evaluate(table: &Table, chain: &str, packet: &Packet) -> Outcome {
-    let chain = table.chains.iter().find(|found| found.name == chain).expect("the chain exists");
+    let Some(chain) = table.chains.iter().find(|found| found.name == chain) else {
+        assert!(chain.starts_with("refuse_host_"), "{chain}: the others are always there");
+        return Outcome::Passes;
+    };
     let rule = chain.rules.iter().find(|rule| rule.matches.iter().all(|wanted| holds(table, wanted, packet)));
     match rule.map(|rule| (rule.verdict.clone(), rule.comment.clone())) {
         None | Some((Verdict::Accept | Verdict::Return, _)) => Outcome::Passes,
@@ -67,7 +74,11 @@ fn holds(table: &Table, wanted: &Match, packet: &Packet) -> bool {
             Family::of(address) == *family && ranges.contains(address) == (*is == Is::Yes)
         }
         Match::Protocol(number) => packet.protocol == *number,
-        Match::CtState(_) | Match::LocalDestination => panic!("no rule of this table asks for that"),
+        Match::Port(End::Source, port) => packet.ports[0] == *port,
+        Match::Port(End::Destination, port) => packet.ports[1] == *port,
+        Match::Icmpv6Type(first, last) => (*first..=*last).contains(&packet.ports[0].to_be_bytes()[0]),
+        Match::LocalDestination => packet.local,
+        Match::CtState(_) => panic!("no rule of this table asks for that"),
     }
 }
 
@@ -124,6 +135,30 @@ impl Promise<'_> {
         Outcome::Passes
     }
 
+    fn host_in(&self, packet: &Packet) -> Outcome {
+        let Packet { source, protocol, ports, .. } = packet;
+        let discovery = source.is_ipv6() && *protocol == 58 && matches!(ports[0] >> 8, 133..=137);
+        let exempt = *protocol == 6 && ports.iter().any(|port| self.0.hosts.exempt_tcp.contains(port));
+        let wireguard = *protocol == 17 && self.0.tunnel_ports.contains(&ports[1]);
+        let plain = self.is_foreign(&packet.iif) && self.0.hosts.closed.contains(source) && packet.local;
+        if self.0.hosts.require && plain && !wireguard && !discovery && !exempt {
+            return Outcome::Dropped(format!("host_refused_in_{}", Family::of(*source)));
+        }
+        Outcome::Passes
+    }
+
+    fn host_out(&self, packet: &Packet) -> Outcome {
+        let Packet { source, destination, protocol, ports, .. } = packet;
+        let own = self.is_own_pod(*source) || self.0.own_node_ips.contains(source);
+        let discovery = source.is_ipv6() && *protocol == 58 && matches!(ports[0] >> 8, 133..=137);
+        let exempt = *protocol == 6 && ports.iter().any(|port| self.0.hosts.exempt_tcp.contains(port));
+        let plain = self.is_foreign(&packet.oif) && own && self.0.hosts.closed.contains(destination);
+        if plain && packet.mark & 0x40 == 0 && !discovery && !exempt {
+            return Outcome::Dropped(format!("host_refused_out_{}", Family::of(*source)));
+        }
+        Outcome::Passes
+    }
+
     fn translate(&self, packet: &Packet) -> Outcome {
         let family = Family::of(packet.source);
         let mesh = self.0.mesh.iter().copied().find(|mesh| Family::of(*mesh) == family);
@@ -174,14 +209,19 @@ fn addresses() -> impl Strategy<Value = Vec<IpAddr>> {
     prop::collection::vec(address(), 0..4)
 }
 
+/// Few ports; as bytes, types of ICMPv6 at both ends of neighbour discovery are among them.
+const PORTS: std::ops::Range<u16> = 0x8480..0x8a80;
+
 prop_compose! {
     fn input()(
         guarded in nets(), own_pod_cidrs in nets(), own_node_ips in addresses(), peer_node_ips in addresses(),
         mesh in addresses(), non_masquerade in nets(),
+        closed in addresses(), require in any::<bool>(), exempt_tcp in prop::collection::btree_set(PORTS, 0..3),
     ) -> NftInput {
         NftInput {
             guarded, own_pod_cidrs, own_node_ips, peer_node_ips, mesh, non_masquerade,
             slots: ["hawser0".into(), "hawser1".into()], pod_veth_prefix: "hw".into(), tunnel_ports: [51880, 51881],
+            hosts: HostGuard { closed, require, exempt_tcp },
         }
     }
 }
@@ -195,8 +235,9 @@ fn interface() -> impl Strategy<Value = String> {
 prop_compose! {
     fn packet()(
         iif in interface(), oif in interface(), source in address(), destination in address(),
-        mark in prop_oneof![Just(0_u32), Just(0x4000), Just(0xc000), Just(0x8000), any::<u32>()],
-        protocol in prop_oneof![Just(6_u8), Just(17), any::<u8>()],
+        mark in prop_oneof![Just(0_u32), Just(0x40), Just(0x4000), Just(0xc000), Just(0x8000), any::<u32>()],
+        protocol in prop_oneof![Just(6_u8), Just(17), Just(58), any::<u8>()],
+        to_port in prop_oneof![PORTS, Just(51880_u16), Just(51881)], from_port in PORTS, local in any::<bool>(),
     ) -> Packet {
         // A packet has one family.
         let destination = match (source, destination) {
@@ -204,7 +245,7 @@ prop_compose! {
             (IpAddr::V6(_), IpAddr::V4(_)) => IpAddr::V6(Ipv6Addr::new(0xfd44, 0, 0, 0, 0, 0, 0, 1)),
             (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => destination,
         };
-        Packet { iif, oif, source, destination, mark, protocol }
+        Packet { iif, oif, source, destination, mark, protocol, ports: [from_port, to_port], local }
     }
 }
 
@@ -225,6 +266,8 @@ proptest! {
             );
             prop_assert_eq!(chain("refuse_to_node"), promise.to_node(&packet), "{:?}", packet);
             prop_assert_eq!(chain("translate"), promise.translate(&packet), "{:?}", packet);
+            prop_assert_eq!(chain("refuse_host_in"), promise.host_in(&packet), "{:?}", packet);
+            prop_assert_eq!(chain("refuse_host_out"), promise.host_out(&packet), "{:?}", packet);
         }
     }
 
@@ -240,8 +283,11 @@ proptest! {
             for (source, destination) in [(own, peer), (peer, own)] {
                 // Local packets do not pass the forward hook.
                 let (iif, oif) = ("eth0".to_owned(), "eth0".to_owned());
-                let packet = Packet { iif, oif, source, destination, ..packet.clone() };
-                let chains = ["refuse_in", "refuse_out", "translate"];
+                // Its sockets set its mark, whatever else is closed.
+                let mark = packet.mark | 0x40;
+                let (protocol, ports) = (17, [packet.ports[0], 51880]);
+                let packet = Packet { iif, oif, source, destination, mark, protocol, ports, ..packet.clone() };
+                let chains = ["refuse_in", "refuse_out", "translate", "refuse_host_out", "refuse_host_in"];
                 let untouched = chains.iter().all(|chain| evaluate(&table, chain, &packet) == Outcome::Passes);
                 prop_assert_eq!(untouched, !conflict, "{:?}", packet);
             }
@@ -274,12 +320,21 @@ fn a_wide_exemption_opens_neither_the_pod_networks_nor_the_nodes_inside_it() {
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
+        hosts: HostGuard::default(),
     };
     let table = ruleset(&input);
     let leaves = |source: &str, destination: &str| {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-        let packet =
-            Packet { iif: "hw1".into(), oif: "eth0".into(), source, destination, mark: 0, protocol: 6 };
+        let packet = Packet {
+            iif: "hw1".into(),
+            oif: "eth0".into(),
+            source,
+            destination,
+            mark: 0,
+            protocol: 6,
+            ports: [1, 2],
+            local: false,
+        };
         evaluate(&table, "refuse_out", &packet) == Outcome::Passes
     };
     assert!(!leaves("10.244.1.5", "10.244.2.5"), "pod to pod");
@@ -301,6 +356,11 @@ fn every_rule_has_a_name_of_the_list_of_counters_and_every_name_has_a_rule() {
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
+        hosts: HostGuard {
+            closed: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
+            require: true,
+            exempt_tcp: [6443].into(),
+        },
     };
     let table = ruleset(&input);
     let rules = table.chains.iter().flat_map(|chain| &chain.rules);
@@ -322,6 +382,7 @@ fn names_that_no_interface_can_have_and_sets_that_do_not_exist_are_refused_befor
             slots: ["hawser0".into(), "hawser1".into()],
             pod_veth_prefix: "hw".into(),
             tunnel_ports: [51880, 51881],
+            hosts: HostGuard::default(),
         };
         let mut table = ruleset(&empty);
         change(&mut table);

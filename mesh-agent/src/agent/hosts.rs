@@ -1,0 +1,74 @@
+//! This node's own traffic to other nodes: what the kernel shows of it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_core::diff::{Observed, Op};
+use mesh_core::host::{HostPath, HostState};
+use mesh_core::numbers::{MARK_WIREGUARD, POD_VETH_PREFIX, RULE_HOSTS, RULE_HOSTS_END, TABLE_HOSTS};
+use mesh_core::plan::{Desired, Route, Rule};
+use mesh_core::prefix::Family;
+use mesh_core::slot::Slot;
+
+use super::{Agent, TurnError};
+use crate::kernel::KernelState;
+
+/// Other addresses of this node that are looked at. Each is a rule, which every packet asks; more are those of a load balancer
+/// that keeps all its services on one link, and nobody talks to a node from them.
+const OTHERS: usize = 16;
+
+/// What the kernel shows.
+pub(super) fn state(
+    state: &KernelState,
+    observed: &Observed,
+    own_ips: &[IpAddr],
+    pod_cidrs: &[IpNet],
+) -> HostState {
+    let marked = observed.devices.values().all(|device| device.mark == MARK_WIREGUARD);
+    let ruled = observed.rules.iter().any(|rule| rule.priority == RULE_HOSTS);
+    let hosts = observed.routes.iter().filter(|route| route.table == TABLE_HOSTS);
+    let closed = hosts.map(|route| route.prefix.addr()).collect();
+    let ours =
+        |name: &str| name.starts_with(POD_VETH_PREFIX) || Slot::ALL.iter().any(|slot| slot.device() == name);
+    let skipped = |index: u32| state.links.iter().any(|(name, link)| link.index == index && ours(name));
+    let other = |address: &IpAddr| {
+        address.is_ipv6()
+            && mesh_core::prefix::is_unicast(*address)
+            && !own_ips.contains(address)
+            && !pod_cidrs.iter().any(|cidr| cidr.contains(address))
+    };
+    let addresses = state.addresses.iter().filter(|(index, _)| !skipped(*index)).map(|(_, net)| net.addr());
+    let mut others: Vec<IpAddr> = addresses.filter(other).collect();
+    others.sort_unstable();
+    others.truncate(OTHERS);
+    HostState { marked, ruled, closed, others: others.into_iter().collect() }
+}
+
+/// Will the next turn find something else, with nobody to tell of it?
+pub(super) fn moving(desired: &Desired) -> bool {
+    let routed = desired.routes.iter().filter(|route| route.table == TABLE_HOSTS);
+    let refused = |address: IpAddr| desired.closed_hosts.contains(&address);
+    let unfinished = routed.map(|route| route.prefix.addr()).any(|address| !refused(address));
+    let waits = |path: &HostPath| match path {
+        HostPath::Waiting | HostPath::Dead | HostPath::Cut => true,
+        HostPath::Plain | HostPath::Tunnel => false,
+    };
+    unfinished || desired.host_paths.values().any(waits)
+}
+
+/// Has a route appeared that sockets do not know, which have looked theirs up before? Those of IPv6 ask again only when the
+/// table changes in which they found it; those of IPv4 when any does.
+pub(super) fn unknown_to_sockets(ops: &[Op]) -> bool {
+    let concerns = |route: &Route| route.table == TABLE_HOSTS && route.prefix.addr().is_ipv6();
+    ops.iter().any(|op| matches!(op, Op::PutRoute(route) if concerns(route)))
+}
+
+impl Agent {
+    /// Makes every socket of IPv6 look up its route anew: the kernel forgets what it remembers when a rule changes (measured on
+    /// 6.18). The rule says nothing, and goes at once.
+    pub(super) async fn forget_routes(&self) -> Result<(), TurnError> {
+        let rule = Rule::new(RULE_HOSTS_END + 1, Family::V6);
+        self.kernel.put_rule(&rule).await?;
+        Ok(self.kernel.remove_rule(&rule).await?)
+    }
+}
