@@ -6,6 +6,7 @@
 
 pub mod announcement;
 pub mod diff;
+pub mod evidence;
 pub mod ipam;
 pub mod key;
 pub mod name;
