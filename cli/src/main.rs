@@ -47,7 +47,10 @@ fn main() -> ExitCode {
             let run = flows::run(&args, terminal, &mut stdout.lock(), &mut io::stderr());
             run.map(|()| 0).map_err(anyhow::Error::from)
         }
-        Command::Audit(args) => with_api(audit::run(&args, &mut stdout)),
+        // Its errors name their causes themselves.
+        Command::Audit(args) => {
+            with_api(async { audit::run(&args, &mut stdout).await.map_err(anyhow::Error::msg) })
+        }
         Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(&args, &mut stdout)).map(|()| 0),
     };
     match done {

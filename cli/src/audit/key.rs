@@ -34,14 +34,14 @@ pub enum KeyError {
     )]
     Absent,
     /// The API refused.
-    #[error("{doing} {kind} {NAMESPACE}/{NAME}: {source}")]
+    #[error("{doing} {kind} {NAMESPACE}/{NAME}: {why}; it must be allowed to you")]
     Api {
         /// What was tried.
         doing: &'static str,
         /// With what.
         kind: &'static str,
         /// Why not.
-        source: Box<kube::Error>,
+        why: String,
     },
     /// Not a key.
     #[error(
@@ -74,7 +74,7 @@ pub enum KeyError {
 }
 
 fn api(doing: &'static str, kind: &'static str) -> impl FnOnce(kube::Error) -> KeyError {
-    move |source| KeyError::Api { doing, kind, source: Box::new(source) }
+    move |error| KeyError::Api { doing, kind, why: super::collect::chain(&error) }
 }
 
 /// The public key in PEM.
