@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use k8s_openapi::api::core::v1::Node;
 use keyring::codec::{self, AnnouncementError};
+use kube::ResourceExt as _;
 use kube::api::{Api, ListParams, Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
-use kube::{Client, Config, ResourceExt as _};
 use mesh_core::announcement::Announcement;
 use serde_json::json;
 
@@ -157,20 +156,6 @@ fn chosen(args: &RotateArgs, nodes: &[Listed]) -> Result<BTreeMap<String, Announ
     args.nodes.iter().map(one).collect()
 }
 
-async fn client(args: &RotateArgs) -> Result<Client, KeysError> {
-    let wrong = |error: &dyn fmt::Display| KeysError::Kubeconfig(error.to_string());
-    let config = match &args.kubeconfig {
-        Some(path) => {
-            let read = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
-                .await
-                .map_err(|error| wrong(&error))?
-        }
-        None => Config::infer().await.map_err(|error| wrong(&error))?,
-    };
-    Client::try_from(config).map_err(|error| wrong(&error))
-}
-
 async fn list(api: &Api<Node>) -> Result<Vec<Listed>, KeysError> {
     Ok(api
         .list_metadata(&ListParams::default())
@@ -184,7 +169,8 @@ async fn list(api: &Api<Node>) -> Result<Vec<Listed>, KeysError> {
 /// # Errors
 /// See [`KeysError`].
 pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<(), KeysError> {
-    let api: Api<Node> = Api::all(client(args).await?);
+    let api: Api<Node> =
+        Api::all(crate::api::client(args.kubeconfig.as_deref()).await.map_err(KeysError::Kubeconfig)?);
     let before = chosen(args, &list(&api).await?)?;
     let request = jiff::Timestamp::now().to_string();
     for node in before.keys() {

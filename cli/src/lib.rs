@@ -1,8 +1,10 @@
 //! `hawser`: what an operator asks of the agents.
 //!
-//! For flows one thread waits for all sockets; [`merge`] and [`render`] decide, [`client`] and [`flows`] do. [`keys`] speaks
-//! with the API server.
+//! For flows one thread waits for all sockets; [`merge`] and [`render`] decide, [`client`] and [`flows`] do. [`keys`] and
+//! [`audit`] speak with the API server.
 
+pub mod api;
+pub mod audit;
 pub mod client;
 pub mod flows;
 pub mod keys;

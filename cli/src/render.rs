@@ -177,7 +177,7 @@ fn called(service: &Service) -> String {
 }
 
 /// A name cannot steer the terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter })
         .collect()

@@ -110,6 +110,7 @@ pub struct Agent {
 mod answers;
 mod apply;
 mod data_path;
+mod evidence;
 mod hosts;
 mod ledger;
 mod pairs;
@@ -146,6 +147,8 @@ pub struct Memory {
     mail: Vec<Delivery>,
     /// What the devices have, by name: before the first snapshot peers keep it.
     device_psks: crate::wireguard::Psks,
+    /// Since when peers' keys are seen announced.
+    known: evidence::Known,
     /// Peers that could not be programmed in this turn.
     unput: BTreeSet<(Slot, PublicKey)>,
 }
@@ -339,8 +342,9 @@ impl Agent {
         self.metrics.set_psks(self.psks.count(&view));
         self.metrics.set_host_traffic(desired.host_paths.values());
         self.publish_readiness(&view, &desired, &observed, &guard, &silent, clean);
+        let facts = self.evidence(&view, &desired, &problems, &guard);
         let problems = problems.iter().map(ToString::to_string).collect();
-        let snapshot = Snapshot { view, desired, observed, pending: ops, problems };
+        let snapshot = Snapshot { view, desired, observed, pending: ops, problems, facts };
         self.outputs.snapshot.send_replace(Some(Arc::new(snapshot)));
         self.memory.turned = true;
         Ok(clean && guard.closed && silent.is_empty() && guard.firewall)

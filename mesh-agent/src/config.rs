@@ -34,7 +34,7 @@ pub struct ConfigFile {
     pub api_servers: Vec<String>,
     /// Address of `/healthz` and `/readyz`.
     pub health_address: Option<String>,
-    /// Address of `/metrics` and `/debug/plan`.
+    /// Address of `/metrics`, `/debug/plan` and `/audit`.
     pub metrics_address: Option<String>,
     /// Where keys and attachments live.
     pub state_dir: Option<PathBuf>,

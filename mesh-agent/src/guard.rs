@@ -123,6 +123,11 @@ impl Guard {
         }
     }
 
+    /// What each rule has counted, as of the last turn; a former agent's counts included.
+    pub const fn counted(&self) -> &std::collections::BTreeMap<String, u64> {
+        &self.counted
+    }
+
     /// Has anybody changed nf_tables since the last turn? Unknown is no.
     pub async fn changed_by_others(&mut self) -> bool {
         let seen = tokio::task::spawn_blocking(crate::nft::generation).await;

@@ -1,6 +1,7 @@
-//! `/healthz`, `/readyz` on one address; `/metrics`, `/debug/plan` on another.
+//! `/healthz`, `/readyz` on one address; `/metrics`, `/debug/plan`, `/audit` on another.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use mesh_core::diff::{Observed, Op};
 use mesh_core::plan::Desired;
 use mesh_core::view::ClusterView;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::cni::Readiness;
 use crate::metrics::Metrics;
@@ -32,6 +33,9 @@ pub struct Snapshot {
     pub pending: Vec<Op>,
     /// What is wrong.
     pub problems: Vec<String>,
+    /// What else evidence is made from.
+    #[serde(skip)]
+    pub facts: mesh_core::evidence::Facts,
 }
 
 /// What the endpoints read.
@@ -47,6 +51,10 @@ pub struct Sources {
     pub metrics: Metrics,
     /// The data path, whose counters are read when they are asked for.
     pub plane: watch::Receiver<PlaneState>,
+    /// Asks the main loop to turn.
+    pub nudge: mpsc::Sender<()>,
+    /// Where the record of destroyed keys is.
+    pub state_dir: PathBuf,
 }
 
 /// The main loop turns at least every minute; this long without a turn means that it hangs.
@@ -82,7 +90,10 @@ pub async fn bind(health: SocketAddr, metrics: SocketAddr) -> std::io::Result<Li
 /// A listener broke.
 pub async fn serve(listeners: Listeners, sources: Sources) -> std::io::Result<()> {
     let probes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
-    let insight = Router::new().route("/metrics", get(render)).route("/debug/plan", get(plan));
+    let insight = Router::new()
+        .route("/metrics", get(render))
+        .route("/debug/plan", get(plan))
+        .route(mesh_core::evidence::PATH, get(audit));
     let first = axum::serve(listeners.health, probes.with_state(sources.clone()));
     let second = axum::serve(listeners.metrics, insight.with_state(sources));
     tokio::try_join!(first, second).map(|_| ())
@@ -127,5 +138,13 @@ async fn plan(State(sources): State<Sources>) -> Response {
     match snapshot {
         Some(snapshot) => axum::Json(&*snapshot).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "no plan yet\n").into_response(),
+    }
+}
+
+async fn audit(State(sources): State<Sources>) -> Response {
+    match crate::evidence::gather(&sources).await {
+        Some(evidence) => axum::Json(evidence).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "mesh-agent is starting: nothing has been looked at yet\n")
+            .into_response(),
     }
 }

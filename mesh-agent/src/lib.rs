@@ -14,6 +14,7 @@ pub mod cache;
 pub mod cni;
 pub mod config;
 pub mod devices;
+pub mod evidence;
 pub mod facts;
 pub mod flows;
 pub mod guard;

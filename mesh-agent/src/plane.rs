@@ -20,6 +20,16 @@ use crate::policy::Attached;
 /// `ENODEV`.
 const NO_DEVICE: i32 = 19;
 
+/// Prefixes that the guard has room for.
+fn room() -> usize {
+    usize::try_from(Capacities::default().guarded).unwrap_or(usize::MAX)
+}
+
+/// The other ends that the guard exempts; none: more than it has room for, so it exempts nothing.
+pub(crate) fn exempt(input: &NftInput) -> Option<Vec<IpNet>> {
+    devices::exempt(input, room())
+}
+
 /// Something about the data path that did not work, with the object and the kernel's answer.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
@@ -97,8 +107,8 @@ impl Plane {
     /// A map is full or cannot be written.
     pub fn guard(&self, input: &NftInput, synced: bool) -> Result<Findings, PlaneError> {
         let mut findings = Findings::new();
-        let room = usize::try_from(Capacities::default().guarded).unwrap_or(usize::MAX);
-        let exempt = devices::exempt(input, room).unwrap_or_else(|| {
+        let room = room();
+        let exempt = exempt(input).unwrap_or_else(|| {
             findings.push((
                 "guard-exempts-nothing".to_owned(),
                 format!("nonMasqueradeCIDRs, less the addresses of nodes in them, are more than {room} prefixes: the data path's guard exempts none of them; name prefixes that hold no nodes"),

@@ -136,6 +136,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         snapshot,
         metrics: metrics.clone(),
         plane: plane_state.clone(),
+        nudge: nudge.clone(),
+        state_dir: config.state_dir.clone(),
     };
     let shared = plane::Shared {
         config: config.clone(),

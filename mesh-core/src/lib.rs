@@ -6,6 +6,7 @@
 
 pub mod announcement;
 pub mod diff;
+pub mod evidence;
 pub mod host;
 pub mod ipam;
 pub mod key;

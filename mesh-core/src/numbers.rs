@@ -62,7 +62,7 @@ pub const NAMESPACE: &str = "hawser-system";
 pub const LEASE_STATUS: &str = "hawser-status";
 /// Loopback port of `/healthz` and `/readyz`.
 pub const PORT_HEALTH: u16 = 51890;
-/// Port of `/metrics` and `/debug/plan`.
+/// Port of `/metrics`, `/debug/plan` and `/audit`.
 pub const PORT_METRICS: u16 = 51891;
 /// Port of the post-quantum key exchange on the mesh address.
 pub const PORT_KEY_EXCHANGE: u16 = 51892;

@@ -234,6 +234,29 @@ impl serde::Serialize for PskId {
     }
 }
 
+/// A text is not the name of a pre-shared key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of a pre-shared key: wanted 32 of 0-9 and a-f")]
+pub struct PskIdError;
+
+impl FromStr for PskId {
+    type Err = PskIdError;
+
+    fn from_str(text: &str) -> Result<Self, PskIdError> {
+        let number = u128::from_str_radix(text, 16).map_err(|_| PskIdError)?;
+        let id = Self(number.to_be_bytes());
+        // Also what the parser takes besides: signs, capitals, fewer digits.
+        if id.to_string() == text { Ok(id) } else { Err(PskIdError) }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PskId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Debug for PskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
@@ -241,7 +264,9 @@ impl fmt::Debug for PskId {
 }
 
 /// What an administrator wants of a node (D11).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// No new pre-shared key is agreed. One that exists stays until a key of its slot is replaced.

@@ -5,6 +5,7 @@
 //! `HAWSER_ROTATING_NODES` that of its nodes (3 without; the promise is 5). With `HAWSER_KERNEL_WIREGUARD` in the environment
 //! they have the kernel's WireGuard.
 
+mod audit;
 mod drift;
 mod host_traffic;
 mod membership;

@@ -22,7 +22,7 @@ const AGREED: Duration = Duration::from_secs(90);
 const SHORT: Duration = Duration::from_millis(300);
 
 /// A lab with lines of configuration. Those of rotations look for drift once a minute: what happens by itself happens at once.
-fn started(name: &str, nodes: u8, drift_interval: u64, config: &str) -> Result<Lab> {
+pub(super) fn started(name: &str, nodes: u8, drift_interval: u64, config: &str) -> Result<Lab> {
     let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
     let options =
         LabOptions { config: config.to_owned(), drift_interval, kernel_wireguard, ..options(name, nodes) };
@@ -38,7 +38,7 @@ fn shell(node: &Node, script: &str) -> Result<String> {
 }
 
 /// The pre-shared keys of a device by the public keys of its peers.
-fn on_device(node: &Node, device: &str) -> Result<BTreeMap<String, String>> {
+pub(super) fn on_device(node: &Node, device: &str) -> Result<BTreeMap<String, String>> {
     let text = node.sh(&format!("wg show {device} preshared-keys"))?;
     Ok(text
         .lines()
@@ -82,7 +82,7 @@ fn agreed(lab: &Lab, nodes: &[u8]) -> Result<BTreeSet<String>, String> {
     all().map_err(|error| format!("{error:#}"))
 }
 
-fn all_agreed(lab: &Lab, nodes: &[u8]) -> Result<(BTreeSet<String>, Duration)> {
+pub(super) fn all_agreed(lab: &Lab, nodes: &[u8]) -> Result<(BTreeSet<String>, Duration)> {
     let begun = Instant::now();
     let found = eventually(AGREED, "all pairs have their keys", || agreed(lab, nodes))?;
     Ok((found, begun.elapsed()))

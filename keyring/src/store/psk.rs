@@ -197,6 +197,11 @@ impl PskStore {
         self.read(&name).map_err(|fault| PskFileError { path: self.directory.path_of(&name), fault })
     }
 
+    /// When the record of a peer and slot was last written, in seconds since 1970. None: there is none, or it cannot be told.
+    pub fn written(&self, peer: &NodeId, slot: Slot) -> Option<u64> {
+        self.directory.modified(&file(peer, slot))
+    }
+
     fn read(&self, name: &str) -> Result<Option<Record>, PskFault> {
         let Some(text) = self.directory.read(name, PSK_MAX)? else {
             return Ok(None);

@@ -29,6 +29,8 @@ use zeroize::Zeroizing;
 use crate::letters::{Courier, Delivery};
 use crate::wireguard::Psks as Secrets;
 
+mod evidence;
+
 /// A key that is missing for so long is reported.
 const OVERDUE: Duration = Duration::from_secs(120);
 /// Records of nodes that are gone, at most; those that are gone for longest go first.

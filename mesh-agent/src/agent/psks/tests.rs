@@ -65,6 +65,30 @@ impl Side {
     }
 }
 
+/// Evidence says what the machines know, and no secret.
+fn told(psks: &Psks, view: &ClusterView, name: &NodeName) {
+    use base64::Engine as _;
+    use mesh_core::evidence::PskState;
+    let evidence = psks.evidence(view)[name];
+    let text = serde_json::to_string(&evidence).unwrap();
+    for slot in Slot::ALL {
+        let (machine, said) = (&psks.machines[&(name.clone(), slot)], evidence[slot.index()]);
+        assert_eq!(said.id, machine.record().map(|record| record.id));
+        assert_eq!(said.id.is_some(), said.recorded_at.is_some(), "the file of a key has a time");
+        assert_eq!(said.state == PskState::Open, machine.standing() == Standing::Open);
+        assert_eq!(
+            said.id.is_none(),
+            matches!(said.state, PskState::Off | PskState::Waiting | PskState::Overdue)
+        );
+        if let Some(record) = machine.record() {
+            let secret = record.psk.expose();
+            let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+            let base64 = base64::engine::general_purpose::STANDARD.encode(secret.as_slice());
+            assert!(!text.contains(&hex) && !text.contains(&base64), "a secret");
+        }
+    }
+}
+
 /// One turn of `us`, which believes that the other one announces `theirs`. What it says by itself.
 fn turn(us: &mut Side, name: &NodeName, theirs: &NodeFacts) -> Vec<Message> {
     for mut answer in std::mem::take(&mut us.answers) {
@@ -98,6 +122,7 @@ fn turn(us: &mut Side, name: &NodeName, theirs: &NodeFacts) -> Vec<Message> {
     us.psks.turn(&mut view, &us.observed, &us.keys, mail);
     let (desired, _) = plan(&view);
     us.watches = us.psks.watches(&view);
+    told(&us.psks, &view, name);
     let mut unput = BTreeSet::new();
     for (slot, device) in &desired.devices {
         let observed = us.observed.devices.get_mut(slot).unwrap();

@@ -1,0 +1,137 @@
+use super::super::fixture::evidence;
+use super::*;
+use serde_json::json;
+
+#[test]
+fn an_agents_address_is_a_plain_url_with_a_port_and_may_name_its_node() {
+    let good = |text: &str| text.parse::<AgentAddress>().unwrap();
+    let named = good("node-1=http://192.0.2.1:51891");
+    assert_eq!(
+        (named.node.as_deref(), named.to_string().as_str()),
+        (Some("node-1"), "http://192.0.2.1:51891")
+    );
+    assert_eq!(good("http://[fd00::1]:51891").to_string(), "http://[fd00::1]:51891");
+    assert_eq!(good("http://192.0.2.1:51891/").node, None);
+    for wrong in [
+        "192.0.2.1:51891",
+        "https://192.0.2.1:51891",
+        "http://192.0.2.1",
+        "http://192.0.2.1:51891/audit",
+        "http://192.0.2.1:51891/?a=b",
+        "Node_1=http://192.0.2.1:51891",
+        "=http://192.0.2.1:51891",
+        "",
+    ] {
+        let error = wrong.parse::<AgentAddress>().expect_err(wrong).to_string();
+        assert!(error.contains("wanted [NODE=]http://ADDRESS:PORT"), "{error}");
+    }
+}
+
+#[test]
+fn the_way_through_the_api_server_names_namespace_scheme_pod_and_port() {
+    assert_eq!(
+        proxy_path("mesh-agent-x7k2p", 51891),
+        "/api/v1/namespaces/hawser-system/pods/http:mesh-agent-x7k2p:51891/proxy/audit"
+    );
+}
+
+fn pod(name: &str, node: Option<&str>, phase: &str, leaving: bool) -> Pod {
+    let mut pod = json!({
+        "metadata": {"name": name}, "spec": {"nodeName": node, "containers": []}, "status": {"phase": phase},
+    });
+    if leaving {
+        pod["metadata"]["deletionTimestamp"] = json!("2026-11-28T10:00:00Z");
+    }
+    serde_json::from_value(pod).unwrap()
+}
+
+#[test]
+fn of_two_pods_on_a_node_the_one_that_stays_is_asked() {
+    let check = |pods: &[Pod]| {
+        let mut found = chosen(pods);
+        let mut backwards = pods.to_vec();
+        backwards.reverse();
+        assert_eq!(chosen(&backwards).get("n").map(|p| p == "old"), found.get("n").map(|p| p == "old"));
+        found.remove("n")
+    };
+    let (old, new) = (pod("old", Some("n"), "Running", true), pod("new", Some("n"), "Running", false));
+    assert_eq!(check(&[old.clone(), new]).as_deref(), Some("new"));
+    assert_eq!(check(&[old, pod("unscheduled", None, "Pending", false)]).as_deref(), Some("old"));
+    assert_eq!(check(&[pod("p", Some("n"), "Pending", false)]).as_deref(), Some("p"));
+}
+
+#[test]
+fn evidence_of_another_version_is_named_before_its_shape_is_looked_at() {
+    let text = serde_json::to_vec(&evidence(1, 2)).unwrap();
+    assert_eq!(*parse(&text).unwrap(), evidence(1, 2));
+    assert!(parse(b"{\"v\":2}").unwrap_err().contains("version 2"));
+    assert!(parse(b"{\"v\":1}").unwrap_err().contains("no evidence"));
+    assert!(parse(b"<html>").unwrap_err().contains("is it the metrics address"));
+}
+
+fn targets(nodes: &[&str]) -> Targets {
+    let nodes = nodes.iter().map(|name| ((*name).to_owned(), Announced::Valid)).collect();
+    Targets { nodes, ..Targets::default() }
+}
+
+fn answer(node: u8) -> Result<Box<NodeEvidence>, String> {
+    Ok(Box::new(evidence(node, 2)))
+}
+
+#[test]
+fn every_node_of_the_api_has_an_answer_or_a_reason() {
+    let named = vec![("node-1".to_owned(), answer(1)), ("node-3".to_owned(), Err("refused".to_owned()))];
+    let (nodes, strangers) = assign(
+        &targets(&["node-1", "node-2", "node-3", "node-4"]),
+        named,
+        vec![("x".into(), answer(2))],
+        "nobody",
+    );
+    let words: Vec<(&str, Result<&str, &str>)> = nodes
+        .iter()
+        .map(|(name, node)| {
+            (name.as_str(), node.answer.as_ref().map(|e| e.node.as_str()).map_err(String::as_str))
+        })
+        .collect();
+    assert_eq!(
+        words,
+        [
+            ("node-1", Ok("node-1")),
+            ("node-2", Ok("node-2")),
+            ("node-3", Err("refused")),
+            ("node-4", Err("nobody"))
+        ]
+    );
+    assert!(strangers.is_empty());
+}
+
+#[test]
+fn who_answers_under_another_name_is_no_evidence_and_is_named() {
+    let (nodes, strangers) = assign(
+        &targets(&["node-1"]),
+        vec![("node-1".into(), answer(2))],
+        vec![("x".into(), answer(2))],
+        "nobody",
+    );
+    assert!(nodes["node-1"].answer.as_ref().unwrap_err().contains("answers as node node-2"));
+    assert!(strangers[0].contains("node-2, which the API does not list"), "{strangers:?}");
+    // Two that say they are one.
+    let twice = vec![("x".into(), answer(1)), ("y".into(), answer(1))];
+    let (nodes, strangers) = assign(&targets(&["node-1"]), Vec::new(), twice, "nobody");
+    assert!(nodes["node-1"].answer.is_ok() && strangers[0].contains("has answered already"), "{strangers:?}");
+    let (_, strangers) =
+        assign(&targets(&["node-1"]), Vec::new(), vec![("x".into(), Err("no".into()))], "nobody");
+    assert!(strangers[0].contains("silent: no"), "{strangers:?}");
+}
+
+#[test]
+fn without_the_api_those_who_answer_are_the_nodes() {
+    let (nodes, strangers) = assign(
+        &targets(&[]),
+        vec![("node-9".into(), Err("away".into()))],
+        vec![("x".into(), answer(1))],
+        "nobody",
+    );
+    assert_eq!(nodes.keys().collect::<Vec<_>>(), ["node-1", "node-9"]);
+    assert!(nodes.values().all(|node| node.announced == Announced::Unread) && strangers.is_empty());
+}

@@ -1,0 +1,483 @@
+//! From what was collected to the report: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::evidence::{Configured, DataPath, NodeEvidence};
+
+use super::controls::controls;
+use super::pairs;
+use super::report::{
+    Effect, FORMAT, Finding, Namespace, Node, Pair, PairState, PostQuantum, Report, Shown, Summary, Verdict,
+};
+
+/// Findings of one code that are written out; the rest is counted. Pairs with faults are in the report in any case.
+const NAMED: usize = 50;
+
+/// What the API says of a node's announcement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// It was not asked.
+    Unread,
+    /// There is none.
+    Missing,
+    /// It cannot be read.
+    Malformed(String),
+    /// It is there.
+    Valid,
+}
+
+/// What was collected of one node.
+#[derive(Clone, Debug)]
+pub struct Collected {
+    /// What the API says.
+    pub announced: Announced,
+    /// What its agent says, or why it says nothing.
+    pub answer: Result<Box<NodeEvidence>, String>,
+}
+
+/// Everything that was collected.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// When, RFC 3339.
+    pub generated_at: String,
+    /// The same in seconds since 1970.
+    pub now: u64,
+    /// By which program.
+    pub generated_by: String,
+    /// The nodes that the API lists, and those whose agents answered.
+    pub nodes: BTreeMap<String, Collected>,
+    /// Why the API's list of Nodes is not known.
+    pub nodes_unread: Option<String>,
+    /// Answers that belong to no node, and why.
+    pub strangers: Vec<String>,
+    /// Namespaces, or why they are not known.
+    pub namespaces: Result<Vec<Namespace>, String>,
+    /// Which pairs to show.
+    pub shown: Shown,
+}
+
+/// Judges.
+pub fn judge(inputs: Inputs) -> Report {
+    let mut findings = Findings::default();
+    let mut summary = Summary::default();
+    of_nodes(&inputs, &mut findings, &mut summary);
+    let settings = of_settings(&inputs, &mut findings);
+    let pairs = of_pairs(&inputs, &mut findings, &mut summary);
+    of_namespaces(&inputs, &mut findings, &mut summary);
+    let (counts, findings) = findings.finish();
+    let controls = controls(&summary, &counts, settings.as_ref());
+    let nodes = inputs.nodes.into_iter().map(|(name, collected)| match collected.answer {
+        Ok(mut evidence) => {
+            evidence.peers.clear();
+            Node { name, evidence: Some(evidence), missing: None }
+        }
+        Err(why) => Node { name, evidence: None, missing: Some(why) },
+    });
+    Report {
+        format: FORMAT.to_owned(),
+        generated_at: inputs.generated_at,
+        generated_by: inputs.generated_by,
+        verdict: verdict(findings.iter().map(|finding| finding.effect)),
+        summary,
+        controls,
+        findings,
+        statements: STATEMENTS.map(str::to_owned).to_vec(),
+        settings,
+        namespaces: inputs.namespaces.ok(),
+        nodes: nodes.collect(),
+        pairs_shown: inputs.shown,
+        pairs,
+    }
+}
+
+/// What no number says.
+pub const STATEMENTS: [&str; 6] = [
+    super::controls::NOT_FIPS,
+    "The evidence is what the nodes' agents, kernels and the Kubernetes API said when they were asked; it is not continuous, and a node that is not honest is not found by it.",
+    "Between nodes, what has a pod at either end is sent through WireGuard or refused. What an unreachable route refuses is not counted; what the guards refuse is.",
+    "Between pods of one node nothing is encrypted: it does not leave the node.",
+    "What pods exchange with the world is not encrypted by Hawser; its flows are counted. What goes to nonMasqueradeCIDRs leaves in clear by configuration.",
+    "The pre-shared keys of pairs come from ML-KEM-768 (FIPS 203) in an implementation that is not FIPS-validated either.",
+];
+
+/// What follows from effects.
+pub fn verdict(effects: impl Iterator<Item = Effect>) -> Verdict {
+    effects.fold(Verdict::Holds, |so_far, effect| match effect {
+        Effect::Note => so_far,
+        Effect::Missing => so_far.max(Verdict::Incomplete),
+        Effect::Against => Verdict::DoesNotHold,
+    })
+}
+
+/// Findings by effect and code.
+#[derive(Debug, Default)]
+struct Findings(BTreeMap<(Effect, String), Vec<String>>);
+
+impl Findings {
+    fn push(&mut self, effect: Effect, code: &str, text: String) {
+        self.0.entry((effect, code.to_owned())).or_default().push(text);
+    }
+
+    /// How many there are of each code, and those that are written out.
+    fn finish(self) -> (BTreeMap<String, (Effect, u64)>, Vec<Finding>) {
+        let (mut counts, mut all) = (BTreeMap::new(), Vec::new());
+        for ((effect, code), texts) in self.0 {
+            counts.insert(code.clone(), (effect, count(texts.len())));
+            let more = texts.len().saturating_sub(NAMED);
+            let finding = |text: String| Finding { effect, code: code.clone(), text };
+            all.extend(texts.into_iter().take(NAMED).map(finding));
+            if more > 0 {
+                all.push(Finding { effect, code: code.clone(), text: format!("and {more} more") });
+            }
+        }
+        (counts, all)
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// What a node's evidence says of itself.
+fn of_nodes(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) {
+    if let Some(why) = &inputs.nodes_unread {
+        let text = format!("the list of Nodes was not read: {why}; whether every node is below is not known");
+        findings.push(Effect::Missing, "nodes-unread", text);
+    }
+    if inputs.nodes.is_empty() {
+        findings.push(Effect::Missing, "no-node", "there is no node to ask".to_owned());
+    }
+    for why in &inputs.strangers {
+        findings.push(Effect::Missing, "stranger", why.clone());
+    }
+    for (name, collected) in &inputs.nodes {
+        summary.nodes += 1;
+        match &collected.announced {
+            Announced::Valid | Announced::Unread => {}
+            Announced::Missing => findings.push(
+                Effect::Against,
+                "node-unannounced",
+                format!("node {name}: announces no keys (hawser.dev/wireguard): no pod reaches it through the tunnel; is mesh-agent running there?"),
+            ),
+            Announced::Malformed(why) => findings.push(
+                Effect::Against,
+                "node-unannounced",
+                format!("node {name}: annotation hawser.dev/wireguard: {why}; restart its agent, which writes it anew"),
+            ),
+        }
+        match &collected.answer {
+            Err(why) => findings.push(Effect::Missing, "node-silent", format!("node {name}: {why}")),
+            Ok(evidence) => {
+                summary.nodes_with_evidence += 1;
+                of_node(name, evidence, inputs.now, findings, summary);
+            }
+        }
+    }
+    let refused: u64 = summary.refused.values().sum();
+    if refused > 0 {
+        let text =
+            format!("{refused} packets were refused since they would have crossed between nodes in clear");
+        findings.push(Effect::Note, "plaintext-refused", text);
+    }
+    if summary.world_flows > 0 {
+        let text = format!(
+            "{} flows of pods to the world were masqueraded; Hawser does not encrypt them",
+            summary.world_flows
+        );
+        findings.push(Effect::Note, "world-traffic", text);
+    }
+}
+
+fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, summary: &mut Summary) {
+    use Effect::{Against, Missing, Note};
+    let mut push = |effect, code, text: String| findings.push(effect, code, format!("node {name}: {text}"));
+    if !node.synced {
+        push(Missing, "node-unsynced", "its agent has not read the list of Nodes yet; ask again".to_owned());
+    }
+    if !node.announced {
+        push(Against, "announcement-differs", "the API does not show what its agent announces; somebody overwrites hawser.dev/wireguard, or the agent cannot write it".to_owned());
+    }
+    if !node.guard.firewall {
+        push(
+            Against,
+            "guard-missing",
+            "its nf_tables guard (table inet hawser) is not as wanted; see the log of its agent".to_owned(),
+        );
+    }
+    match &node.guard.data_path {
+        DataPath::Open => {}
+        DataPath::Off if node.settings.data_path => {
+            push(Against, "data-path-failed", "its data path is not there".to_owned());
+        }
+        DataPath::Off => {
+            push(
+                Against,
+                "data-path-off",
+                "no policy is enforced: dataPath is off in its configuration".to_owned(),
+            );
+        }
+        DataPath::Failed { reason } => {
+            push(Against, "data-path-failed", format!("no policy is enforced: {reason}"))
+        }
+    }
+    for why in &node.guard.unread {
+        push(Missing, "counters-unread", why.clone());
+    }
+    let period = node.settings.rotation.period_seconds;
+    for slot in &node.slots {
+        summary.keys += 1;
+        if slot.device_key != Some(slot.key) {
+            push(
+                Against,
+                "device-key-differs",
+                format!("{} does not use the key with epoch {}", slot.device, slot.epoch.0),
+            );
+        }
+        let Some(made) = slot.made_at else {
+            push(
+                Missing,
+                "key-age-unknown",
+                format!("when the key of {} was made is not known", slot.device),
+            );
+            continue;
+        };
+        summary.oldest_key_made_at = Some(summary.oldest_key_made_at.map_or(made, |oldest| oldest.min(made)));
+        let age = now.saturating_sub(made);
+        if let Some(period) = period.filter(|period| age > *period) {
+            summary.keys_over_age += 1;
+            let (device, epoch) = (&slot.device, slot.epoch.0);
+            push(
+                Against,
+                "key-over-age",
+                format!(
+                    "the key of {device} with epoch {epoch} is {age} s old, its rotation period is {period} s; see its Events (RotationOverdue), or run hawser keys rotate {name}"
+                ),
+            );
+        }
+    }
+    if period.is_none() {
+        push(
+            Note,
+            "rotation-on-demand",
+            "keys are replaced on demand alone (rotation.periodSeconds is 0)".to_owned(),
+        );
+    }
+    if node.settings.post_quantum == mesh_core::psk::Mode::Off {
+        push(
+            Note,
+            "post-quantum-off",
+            "it agrees on no post-quantum pre-shared keys (postQuantum.mode is off)".to_owned(),
+        );
+    }
+    if !node.settings.host_traffic {
+        push(
+            Note,
+            "host-traffic-off",
+            "what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser"
+                .to_owned(),
+        );
+    }
+    if !node.exemptions.prefixes.is_empty() {
+        let prefixes: Vec<String> = node.exemptions.prefixes.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "pods talk in clear to {} (nonMasqueradeCIDRs, less pods and nodes)",
+            prefixes.join(", ")
+        );
+        push(Note, "exempt-prefixes", text);
+    }
+    match (&node.destroyed.unread, &node.destroyed.last) {
+        (Some(why), _) => push(Missing, "record-unread", format!("its record of destroyed keys: {why}")),
+        (None, Some(last)) if last.overdue => {
+            let text = format!(
+                "the key of {} with epoch {} was replaced at the deadline, though not everybody had left it",
+                last.device, last.epoch.0
+            );
+            push(Note, "key-destroyed-overdue", text);
+        }
+        (None, _) => {}
+    }
+    for problem in &node.problems {
+        push(Note, "problem", format!("{}: {}", problem.code, problem.text));
+    }
+    summary.keys_destroyed += node.destroyed.count.unwrap_or(0);
+    for (reason, packets) in &node.guard.refused {
+        *summary.refused.entry(reason.clone()).or_insert(0) += packets;
+    }
+    summary.world_flows += node.exemptions.world_flows.unwrap_or(0);
+}
+
+/// Do all nodes have the same configuration? Then it is returned.
+fn of_settings(inputs: &Inputs, findings: &mut Findings) -> Option<Configured> {
+    let all: Vec<(&String, &Configured)> = inputs
+        .nodes
+        .iter()
+        .filter_map(|(name, node)| Some((name, &node.answer.as_ref().ok()?.settings)))
+        .collect();
+    let (first, rest) = all.split_first()?;
+    let mut same = true;
+    // What most nodes have would be a guess at what is meant: the first one is only what others are compared with.
+    for (name, other) in rest {
+        for field in differing(first.1, other) {
+            same = false;
+            let text = format!(
+                "node {name}: its {field} differs from that of node {}; give all agents one configuration",
+                first.0
+            );
+            findings.push(Effect::Against, "settings-differ", text);
+        }
+    }
+    same.then(|| first.1.clone())
+}
+
+/// Fields in which two configurations differ.
+fn differing(a: &Configured, b: &Configured) -> Vec<&'static str> {
+    let Configured {
+        cluster,
+        pod_cidrs,
+        non_masquerade_cidrs,
+        post_quantum,
+        rotation,
+        data_path,
+        host_traffic,
+    } = a;
+    let fields = [
+        ("clusterName", *cluster != b.cluster),
+        ("podCIDRs", *pod_cidrs != b.pod_cidrs),
+        ("nonMasqueradeCIDRs", *non_masquerade_cidrs != b.non_masquerade_cidrs),
+        ("postQuantum", *post_quantum != b.post_quantum),
+        ("rotation", *rotation != b.rotation),
+        ("dataPath", *data_path != b.data_path),
+        ("host traffic", *host_traffic != b.host_traffic),
+    ];
+    fields.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+/// All pairs of nodes that take part: those that announce keys, and those whose agents answered.
+fn of_pairs(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) -> Vec<Pair> {
+    let takes_part =
+        |(_, node): &(&String, &Collected)| node.answer.is_ok() || node.announced == Announced::Valid;
+    let nodes: Vec<(&String, &Collected)> = inputs.nodes.iter().filter(takes_part).collect();
+    let mut shown = Vec::new();
+    for (place, (a, of_a)) in nodes.iter().enumerate() {
+        for (b, of_b) in &nodes[place + 1..] {
+            let pair = match (&of_a.answer, &of_b.answer) {
+                (Ok(a), Ok(b)) if a.synced && b.synced => pairs::judge(a, b),
+                (a_said, b_said) => {
+                    let says = |said: &Result<Box<NodeEvidence>, String>, of: &String| {
+                        let of = of.parse().ok()?;
+                        said.as_ref().ok()?.peers.get(&of).cloned()
+                    };
+                    Pair {
+                        a: (*a).clone(),
+                        b: (*b).clone(),
+                        state: PairState::Unknown,
+                        slot: None,
+                        post_quantum: PostQuantum::Unknown,
+                        faults: Vec::new(),
+                        a_says: says(a_said, b),
+                        b_says: says(b_said, a),
+                    }
+                }
+            };
+            tally(&pair, findings, summary);
+            let faultless = pair.faults.is_empty() && pair.state != PairState::Unknown;
+            if inputs.shown == Shown::All || !faultless {
+                shown.push(pair);
+            }
+        }
+    }
+    if summary.pairs_idle > 0 {
+        let text = format!(
+            "{} pairs have had no handshake for {} s or more: nobody talks there; the next packet makes one",
+            summary.pairs_idle,
+            pairs::SESSION_SECONDS
+        );
+        findings.push(Effect::Note, "pair-idle", text);
+    }
+    shown
+}
+
+/// Nodes of pairs of which the two sides do not agree, or that have a fault: worth a second look, since the two were not
+/// asked in one moment.
+pub fn disagreeing(inputs: &Inputs) -> BTreeSet<String> {
+    let heard: Vec<&NodeEvidence> =
+        inputs.nodes.values().filter_map(|node| node.answer.as_deref().ok()).collect();
+    let mut found = BTreeSet::new();
+    for (place, a) in heard.iter().enumerate() {
+        for b in &heard[place + 1..] {
+            let pair = pairs::judge(a, b);
+            if !pair.faults.is_empty() {
+                found.extend([pair.a, pair.b]);
+            }
+        }
+    }
+    found
+}
+
+fn tally(pair: &Pair, findings: &mut Findings, summary: &mut Summary) {
+    summary.pairs += 1;
+    *match pair.state {
+        PairState::Holds => &mut summary.pairs_holding,
+        PairState::Idle => &mut summary.pairs_idle,
+        PairState::Fails => &mut summary.pairs_failing,
+        PairState::Unknown => &mut summary.pairs_unknown,
+    } += 1;
+    match pair.post_quantum {
+        PostQuantum::Holds => summary.post_quantum_holding += 1,
+        PostQuantum::Off => summary.post_quantum_off += 1,
+        PostQuantum::Fails => summary.post_quantum_failing += 1,
+        PostQuantum::Unknown => {}
+    }
+    for fault in &pair.faults {
+        findings.push(Effect::Against, &fault.code, fault.text.clone());
+    }
+}
+
+fn of_namespaces(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) {
+    let namespaces = match &inputs.namespaces {
+        Ok(namespaces) => namespaces,
+        Err(why) => {
+            let text = format!("namespaces and their NetworkPolicies were not read: {why}");
+            findings.push(Effect::Missing, "namespaces-unread", text);
+            return;
+        }
+    };
+    for namespace in namespaces {
+        summary.namespaces += 1;
+        let name = &namespace.name;
+        let denied = namespace.ingress.denies() && namespace.egress.denies() && !namespace.audited;
+        if denied {
+            summary.namespaces_denied += 1;
+        }
+        if namespace.exempt {
+            summary.namespaces_exempt += 1;
+            let text = format!("namespace {name}: exempt from default-deny by --exempt-namespace");
+            findings.push(Effect::Note, "namespace-exempt", text);
+            continue;
+        }
+        if namespace.audited {
+            let text = format!(
+                "namespace {name}: hawser.dev/policy=audit: what policy denies passes and is reported only; remove the annotation"
+            );
+            findings.push(Effect::Against, "namespace-audited", text);
+        }
+        for (direction, rule) in [("ingress", &namespace.ingress), ("egress", &namespace.egress)] {
+            if rule.denied_by.is_empty() {
+                let text = format!(
+                    "namespace {name}: {direction} is not denied by default; add a NetworkPolicy that selects all pods and has no {direction} rule"
+                );
+                findings.push(Effect::Against, "namespace-open", text);
+            } else if !rule.opened_by.is_empty() {
+                let opened = rule.opened_by.join(", ");
+                let text = format!(
+                    "namespace {name}: {direction} is denied by default by {}, and opened for everything by {opened}; narrow or remove it",
+                    rule.denied_by.join(", ")
+                );
+                findings.push(Effect::Against, "namespace-open", text);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+use super::super::fixture::{NOW, inputs, namespace, of, says};
+use super::super::report::DefaultRule;
+use super::*;
+use mesh_core::evidence::{DestroyedKey, Note};
+use mesh_core::slot::Slot;
+use proptest::prelude::*;
+
+type Change = fn(&mut Inputs);
+
+/// Codes of what speaks against something or is missing, the verdict, and the controls that do not hold.
+fn outcome(change: impl Fn(&mut Inputs)) -> (Vec<String>, Verdict, Vec<(String, Verdict)>) {
+    let mut all = inputs(3);
+    change(&mut all);
+    let report = judge(all);
+    let mut codes: Vec<String> = report
+        .findings
+        .iter()
+        .filter(|finding| finding.effect != Effect::Note)
+        .map(|finding| finding.code.clone())
+        .collect();
+    codes.dedup();
+    let open = report.controls.iter().filter(|control| control.verdict != Verdict::Holds);
+    (codes, report.verdict, open.map(|control| (control.id.clone(), control.verdict)).collect())
+}
+
+fn check(what: &str, change: Change, codes: &[&str], verdict: Verdict, controls: &[&str]) {
+    let (found, judged, open) = outcome(change);
+    assert_eq!(
+        (&found[..], judged),
+        (&codes.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>()[..], verdict),
+        "{what}"
+    );
+    let ids: Vec<&str> = open.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, controls, "{what}");
+}
+
+const ALL: [&str; 7] = ["SC-8", "SC-8(1)", "SC-12", "SC-13", "AC-4", "4.2.1", "4.2.1.1"];
+
+#[test]
+fn each_fact_has_its_verdict_and_its_controls() {
+    use Verdict::{DoesNotHold, Holds, Incomplete};
+    let silent: Change = |all| all.nodes.get_mut("node-2").unwrap().answer = Err("no answer in 20 s".into());
+    check("healthy", |_| {}, &[], Holds, &[]);
+    check("a silent agent", silent, &["node-silent"], Incomplete, &ALL);
+    check(
+        "no list of nodes",
+        |all| all.nodes_unread = Some("forbidden".into()),
+        &["nodes-unread"],
+        Incomplete,
+        &ALL,
+    );
+    check("no node", |all| all.nodes.clear(), &["no-node"], Incomplete, &ALL);
+    check("an agent that starts", |all| of(all, 1).synced = false, &["node-unsynced"], Incomplete, &ALL);
+    check(
+        "a node without announcement",
+        |all| {
+            let node = all.nodes.get_mut("node-3").unwrap();
+            node.announced = Announced::Missing;
+            node.answer = Err("no pod".into());
+        },
+        &["node-unannounced", "node-silent"],
+        DoesNotHold,
+        &ALL,
+    );
+    check(
+        "no firewall",
+        |all| of(all, 1).guard.firewall = false,
+        &["guard-missing"],
+        DoesNotHold,
+        &["SC-8", "SC-8(1)", "AC-4", "4.2.1"],
+    );
+    check(
+        "no data path",
+        |all| of(all, 1).guard.data_path = DataPath::Failed { reason: "no btf".into() },
+        &["data-path-failed"],
+        DoesNotHold,
+        &["AC-4"],
+    );
+    check(
+        "unread counters",
+        |all| of(all, 1).guard.unread.push("map gone".into()),
+        &["counters-unread"],
+        Incomplete,
+        &["SC-8", "SC-8(1)", "4.2.1"],
+    );
+    check(
+        "an old key",
+        |all| of(all, 1).slots[1].made_at = Some(NOW - 604_801),
+        &["key-over-age"],
+        DoesNotHold,
+        &["SC-12", "4.2.1"],
+    );
+    check("a key at its age", |all| of(all, 1).slots[1].made_at = Some(NOW - 604_800), &[], Holds, &[]);
+    check(
+        "a key of unknown age",
+        |all| of(all, 1).slots[1].made_at = None,
+        &["key-age-unknown"],
+        Incomplete,
+        &["SC-12", "4.2.1", "4.2.1.1"],
+    );
+    check(
+        "another mode",
+        |all| of(all, 2).settings.rotation.period_seconds = None,
+        &["settings-differ"],
+        DoesNotHold,
+        &["SC-8", "SC-8(1)", "AC-4", "4.2.1"],
+    );
+    check(
+        "an unreadable record",
+        |all| {
+            of(all, 1).destroyed =
+                mesh_core::evidence::Destroyed { unread: Some("line 3".into()), ..Default::default() };
+        },
+        &["record-unread"],
+        Incomplete,
+        &["SC-12", "4.2.1"],
+    );
+    check(
+        "a pair without handshake",
+        |all| says(all, 1, 2).slots[0].entry.as_mut().unwrap().handshake_at = None,
+        &["pair-without-handshake"],
+        DoesNotHold,
+        &["SC-8", "SC-8(1)", "SC-13", "4.2.1"],
+    );
+    check(
+        "a pair without its pre-shared key",
+        |all| says(all, 1, 2).slots[0].psk.state = mesh_core::evidence::PskState::Waiting,
+        &["psk-missing"],
+        DoesNotHold,
+        &["SC-12"],
+    );
+    check(
+        "an idle pair",
+        |all| says(all, 1, 2).slots[0].entry.as_mut().unwrap().handshake_at = Some(NOW - 5000),
+        &[],
+        Holds,
+        &[],
+    );
+    check(
+        "namespaces unread",
+        |all| all.namespaces = Err("forbidden".into()),
+        &["namespaces-unread"],
+        Incomplete,
+        &["AC-4"],
+    );
+    check(
+        "an open namespace",
+        |all| all.namespaces = Ok(vec![Namespace { ingress: DefaultRule::default(), ..namespace("shop") }]),
+        &["namespace-open"],
+        DoesNotHold,
+        &["AC-4"],
+    );
+    check(
+        "a namespace that only reports",
+        |all| all.namespaces.as_mut().unwrap()[0].audited = true,
+        &["namespace-audited"],
+        DoesNotHold,
+        &["AC-4"],
+    );
+    check(
+        "an exempt namespace",
+        |all| {
+            let open = DefaultRule::default();
+            all.namespaces = Ok(vec![Namespace {
+                ingress: open.clone(),
+                egress: open,
+                exempt: true,
+                ..namespace("kube-system")
+            }]);
+        },
+        &[],
+        Holds,
+        &[],
+    );
+    check(
+        "what is only to be known",
+        |all| {
+            let node = of(all, 1);
+            node.exemptions.world_flows = Some(3);
+            node.guard.refused.insert("data-path/guard-out".into(), 4);
+            node.problems.push(Note { code: "x".into(), text: "y".into() });
+            node.destroyed.last = Some(DestroyedKey {
+                time: "t".into(),
+                device: "hawser0".into(),
+                epoch: mesh_core::announcement::Epoch(1),
+                fingerprint: "SHA256:x".into(),
+                successor: mesh_core::announcement::Epoch(3),
+                overdue: true,
+            });
+        },
+        &[],
+        Holds,
+        &[],
+    );
+}
+
+#[test]
+fn a_silent_node_is_in_the_report_with_its_reason_and_what_others_say_of_it() {
+    let mut all = inputs(3);
+    all.nodes.get_mut("node-2").unwrap().answer = Err("no answer in 20 s".into());
+    let report = judge(all);
+    let node = report.nodes.iter().find(|node| node.name == "node-2").unwrap();
+    assert_eq!((node.missing.as_deref(), node.evidence.is_none()), (Some("no answer in 20 s"), true));
+    let pair = report.pairs.iter().find(|pair| pair.a == "node-1" && pair.b == "node-2").unwrap();
+    assert_eq!((pair.state, pair.a_says.is_some(), pair.b_says.is_none()), (PairState::Unknown, true, true));
+    let s = &report.summary;
+    assert_eq!((s.nodes, s.nodes_with_evidence, s.pairs, s.pairs_holding, s.pairs_unknown), (3, 2, 3, 1, 2));
+}
+
+#[test]
+fn every_report_says_that_nothing_is_fips_validated() {
+    let report = judge(inputs(1));
+    assert!(report.statements.iter().any(|text| text.contains("not FIPS-validated")));
+    for control in
+        report.controls.iter().filter(|control| ["SC-8(1)", "SC-13", "4.2.1"].contains(&control.id.as_str()))
+    {
+        assert!(
+            control.limits.iter().any(|text| text.contains("SC-13 is supported only where")),
+            "{control:?}"
+        );
+    }
+}
+
+#[test]
+fn of_many_pairs_only_the_faulty_are_shown_where_that_is_asked_for() {
+    let mut all = inputs(4);
+    all.shown = Shown::Faulty;
+    says(&mut all, 1, 2).sends_by = Some(Slot::One);
+    let report = judge(all);
+    let shown: Vec<(&str, &str)> =
+        report.pairs.iter().map(|pair| (pair.a.as_str(), pair.b.as_str())).collect();
+    assert_eq!((shown, report.summary.pairs), (vec![("node-1", "node-2")], 6));
+}
+
+#[test]
+fn findings_of_one_kind_are_named_up_to_a_number_and_then_counted() {
+    let mut all = inputs(1);
+    all.namespaces =
+        Ok((0..80).map(|n| Namespace { audited: true, ..namespace(&format!("n{n}")) }).collect());
+    let report = judge(all);
+    let texts: Vec<&str> =
+        report.findings.iter().filter(|f| f.code == "namespace-audited").map(|f| f.text.as_str()).collect();
+    assert_eq!((texts.len(), texts.last()), (51, Some(&"and 30 more")));
+    let control = report.controls.iter().find(|control| control.id == "AC-4").unwrap();
+    assert_eq!(control.open["namespace-audited"], 80);
+}
+
+#[test]
+fn only_nodes_of_pairs_that_disagree_are_asked_again() {
+    let mut all = inputs(4);
+    assert!(disagreeing(&all).is_empty());
+    says(&mut all, 2, 4).sends_by = Some(Slot::One);
+    assert_eq!(disagreeing(&all), BTreeSet::from(["node-2".to_owned(), "node-4".to_owned()]));
+}
+
+proptest! {
+    #[test]
+    fn silence_never_makes_a_verdict_better(silent in prop::collection::btree_set(1..=4_u8, 0..4), broken in 1..=4_u8, how in 0..5) {
+        let mut all = inputs(4);
+        match how {
+            0 => of(&mut all, broken).guard.firewall = false,
+            1 => of(&mut all, broken).slots[0].device_key = None,
+            2 => of(&mut all, broken).announced = false,
+            3 => of(&mut all, broken).slots[0].made_at = None,
+            _ => {}
+        }
+        let before = judge(all.clone());
+        for node in &silent {
+            all.nodes.get_mut(&format!("node-{node}")).unwrap().answer = Err("away".into());
+        }
+        let after = judge(all);
+        // What the broken node would have said may be lost with it; what is left is never called whole.
+        prop_assert!(silent.is_empty() || after.verdict != Verdict::Holds);
+        prop_assert!(silent.contains(&broken) || after.verdict >= before.verdict);
+        for (b, a) in before.controls.iter().zip(&after.controls) {
+            prop_assert!(silent.is_empty() || a.verdict != Verdict::Holds, "{}", a.id);
+            prop_assert!(silent.contains(&broken) || a.verdict >= b.verdict, "{}", a.id);
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! What two nodes say of each other, compared. A pair holds only if both say so.
+
+use keyring::psk::Effective;
+use mesh_core::evidence::{NodeEvidence, Note, PeerEvidence, PeerSlot, PskState};
+use mesh_core::slot::Slot;
+
+use super::report::{Pair, PairState, PostQuantum};
+
+/// A session older than this carries nothing any more: REJECT_AFTER_TIME (WireGuard paper, section 6.1).
+pub const SESSION_SECONDS: u64 = 180;
+/// Whatever wants an answer has one by then ([`mesh_core::pair::PATIENCE`]).
+const PATIENCE_SECONDS: u64 = 15;
+
+/// What is wrong between two nodes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// One does not take the other for a peer.
+    #[error(
+        "{by} has no peer {of}: it does not accept the announcement of {of}, or has not seen it; its problems say which"
+    )]
+    NotAPeer {
+        /// Who says so.
+        by: String,
+        /// Of whom.
+        of: String,
+    },
+    /// One has no route into a slot.
+    #[error("{by} routes nothing to {of} into a slot; what it would send is refused")]
+    NoRoute {
+        /// Who says so.
+        by: String,
+        /// To whom.
+        of: String,
+    },
+    /// They send by different slots.
+    #[error("{a} sends by {a_slot}, {b} by {b_slot}; where a key is being replaced, ask again when it is")]
+    SlotsDiffer {
+        /// One.
+        a: String,
+        /// Its slot.
+        a_slot: Slot,
+        /// The other.
+        b: String,
+        /// Its slot.
+        b_slot: Slot,
+    },
+    /// One believes another key of the other than it has.
+    #[error("{by} knows epoch {believed} of {slot} of {of}, which has epoch {has}")]
+    KeysDiffer {
+        /// Who.
+        by: String,
+        /// Whose key.
+        of: String,
+        /// Its slot.
+        slot: Slot,
+        /// What is believed.
+        believed: u64,
+        /// What it says of itself.
+        has: u64,
+    },
+    /// A device uses another key than its node announces.
+    #[error(
+        "{slot} of {node} does not use the key that {node} announces; its agent programs it, see its log"
+    )]
+    DeviceKey {
+        /// Whose.
+        node: String,
+        /// Which.
+        slot: Slot,
+    },
+    /// A device does not have the other's key.
+    #[error("{slot} of {by} has no entry for {of}")]
+    NoEntry {
+        /// Whose device.
+        by: String,
+        /// Of whom.
+        of: String,
+        /// Which.
+        slot: Slot,
+    },
+    /// No handshake yet.
+    #[error("{by} has had no handshake with {of} on {slot}; does UDP pass between them?")]
+    NoHandshake {
+        /// Who says so.
+        by: String,
+        /// With whom.
+        of: String,
+        /// Where.
+        slot: Slot,
+    },
+    /// The last handshake was made with keys that are replaced.
+    #[error("the last handshake of {by} with {of} on {slot} is older than their present keys")]
+    OldHandshake {
+        /// Who says so.
+        by: String,
+        /// With whom.
+        of: String,
+        /// Where.
+        slot: Slot,
+    },
+    /// Nothing comes back.
+    #[error("{of} has not answered {by} on {slot} for {seconds} s")]
+    Unanswered {
+        /// Who says so.
+        by: String,
+        /// Who is silent.
+        of: String,
+        /// Where.
+        slot: Slot,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The two devices have different pre-shared keys.
+    #[error("{slot}: {a} and {b} have different pre-shared keys there, so no handshake can succeed")]
+    PskDiffers {
+        /// One.
+        a: String,
+        /// The other.
+        b: String,
+        /// Where.
+        slot: Slot,
+    },
+    /// There is no pre-shared key in use, and there should be one.
+    #[error("{slot}: {by} says that its pre-shared key with {of} is {state}, wanted open")]
+    PskMissing {
+        /// Who says so.
+        by: String,
+        /// With whom.
+        of: String,
+        /// Where.
+        slot: Slot,
+        /// What it says.
+        state: &'static str,
+    },
+    /// A pre-shared key has been missing for too long, or was lost.
+    #[error("{slot}: {by} says that its pre-shared key with {of} is {state}; its problems say why")]
+    PskOverdue {
+        /// Who says so.
+        by: String,
+        /// With whom.
+        of: String,
+        /// Where.
+        slot: Slot,
+        /// What it says.
+        state: &'static str,
+    },
+}
+
+impl Fault {
+    /// Codes of faults of encryption.
+    pub const ENCRYPTION: [&str; 9] = [
+        "pair-not-a-peer",
+        "pair-without-route",
+        "pair-slots-differ",
+        "pair-keys-differ",
+        "pair-device-key",
+        "pair-without-entry",
+        "pair-without-handshake",
+        "pair-old-handshake",
+        "pair-unanswered",
+    ];
+    /// Codes of faults of pre-shared keys.
+    pub const PSK: [&str; 3] = ["psk-differs", "psk-missing", "psk-overdue"];
+
+    /// A word for it.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotAPeer { .. } => "pair-not-a-peer",
+            Self::NoRoute { .. } => "pair-without-route",
+            Self::SlotsDiffer { .. } => "pair-slots-differ",
+            Self::KeysDiffer { .. } => "pair-keys-differ",
+            Self::DeviceKey { .. } => "pair-device-key",
+            Self::NoEntry { .. } => "pair-without-entry",
+            Self::NoHandshake { .. } => "pair-without-handshake",
+            Self::OldHandshake { .. } => "pair-old-handshake",
+            Self::Unanswered { .. } => "pair-unanswered",
+            Self::PskDiffers { .. } => "psk-differs",
+            Self::PskMissing { .. } => "psk-missing",
+            Self::PskOverdue { .. } => "psk-overdue",
+        }
+    }
+
+    /// Does it speak against encryption, and not only against its pre-shared key?
+    fn is_of_encryption(&self) -> bool {
+        Self::ENCRYPTION.contains(&self.code())
+    }
+}
+
+/// For people.
+pub const fn psk_words(state: PskState) -> &'static str {
+    match state {
+        PskState::Off => "off",
+        PskState::Waiting => "waiting",
+        PskState::Overdue => "overdue",
+        PskState::Installed => "installed",
+        PskState::Proven => "proven",
+        PskState::Open => "open",
+        PskState::Lost => "lost",
+    }
+}
+
+/// One side: what a node says of itself and of the other.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    node: &'a NodeEvidence,
+    of: &'a PeerEvidence,
+}
+
+impl Side<'_> {
+    fn name(&self) -> String {
+        self.node.node.to_string()
+    }
+
+    fn slot(&self, slot: Slot) -> &PeerSlot {
+        &self.of.slots[slot.index()]
+    }
+}
+
+/// Judges a pair of which both sides were heard; `a` has the smaller name.
+pub fn judge(a: &NodeEvidence, b: &NodeEvidence) -> Pair {
+    let (a_says, b_says) = (a.peers.get(&b.node), b.peers.get(&a.node));
+    let mut faults = Vec::new();
+    for (by, of, said) in [(a, b, a_says), (b, a, b_says)] {
+        if said.is_none() {
+            faults.push(Fault::NotAPeer { by: by.node.to_string(), of: of.node.to_string() });
+        }
+    }
+    let mut pair = Pair {
+        a: a.node.to_string(),
+        b: b.node.to_string(),
+        state: PairState::Fails,
+        slot: None,
+        post_quantum: PostQuantum::Fails,
+        faults: Vec::new(),
+        a_says: a_says.cloned(),
+        b_says: b_says.cloned(),
+    };
+    if let (Some(a_says), Some(b_says)) = (a_says, b_says) {
+        let (a, b) = (Side { node: a, of: a_says }, Side { node: b, of: b_says });
+        for (by, of) in [(a, b), (b, a)] {
+            keys(by, of, &mut faults);
+        }
+        pair.slot = in_use(a, b, &mut faults);
+        let idle = pair.slot.is_some_and(|slot| session(a, b, slot, &mut faults));
+        pair.post_quantum = pre_shared(a, b, pair.slot, &mut faults);
+        pair.state = match faults.iter().any(Fault::is_of_encryption) {
+            true => PairState::Fails,
+            false if pair.slot.is_none() => PairState::Fails,
+            false if idle => PairState::Idle,
+            false => PairState::Holds,
+        };
+    }
+    pair.faults = faults.iter().map(note).collect();
+    pair
+}
+
+fn note(fault: &Fault) -> Note {
+    Note { code: fault.code().to_owned(), text: fault.to_string() }
+}
+
+/// What `by` believes of the keys of `of`, and whether the devices of `by` use its own.
+fn keys(by: Side<'_>, of: Side<'_>, faults: &mut Vec<Fault>) {
+    for slot in Slot::ALL {
+        let (believed, has) = (by.slot(slot), &of.node.slots[slot.index()]);
+        if (believed.epoch, believed.key) != (has.epoch, has.key) {
+            let (believed, has) = (believed.epoch.0, has.epoch.0);
+            faults.push(Fault::KeysDiffer { by: by.name(), of: of.name(), slot, believed, has });
+        }
+        let own = &by.node.slots[slot.index()];
+        if own.device_key != Some(own.key) {
+            faults.push(Fault::DeviceKey { node: by.name(), slot });
+        }
+    }
+}
+
+/// The slot on which both send.
+fn in_use(a: Side<'_>, b: Side<'_>, faults: &mut Vec<Fault>) -> Option<Slot> {
+    for (by, of) in [(a, b), (b, a)] {
+        if by.of.sends_by.is_none() {
+            faults.push(Fault::NoRoute { by: by.name(), of: of.name() });
+        }
+    }
+    let (a_slot, b_slot) = (a.of.sends_by?, b.of.sends_by?);
+    if a_slot != b_slot {
+        faults.push(Fault::SlotsDiffer { a: a.name(), a_slot, b: b.name(), b_slot });
+        return None;
+    }
+    Some(a_slot)
+}
+
+/// Do both have a session there? True: they had, and it is over.
+fn session(a: Side<'_>, b: Side<'_>, slot: Slot, faults: &mut Vec<Fault>) -> bool {
+    let mut idle = false;
+    for (by, of) in [(a, b), (b, a)] {
+        let (name, other) = (by.name(), of.name());
+        let Some(entry) = &by.slot(slot).entry else {
+            faults.push(Fault::NoEntry { by: name, of: other, slot });
+            continue;
+        };
+        if let Some(seconds) = entry.unanswered.filter(|seconds| *seconds >= PATIENCE_SECONDS) {
+            faults.push(Fault::Unanswered { by: name.clone(), of: other.clone(), slot, seconds });
+        }
+        match entry.handshake_at {
+            None => faults.push(Fault::NoHandshake { by: name, of: other, slot }),
+            Some(_) if !entry.confirmed => faults.push(Fault::OldHandshake { by: name, of: other, slot }),
+            Some(at) => idle |= by.node.at.saturating_sub(at) >= SESSION_SECONDS,
+        }
+    }
+    idle
+}
+
+/// The pre-shared key of the slot in use, and what is wrong with those of both.
+fn pre_shared(a: Side<'_>, b: Side<'_>, in_use: Option<Slot>, faults: &mut Vec<Fault>) -> PostQuantum {
+    let wanted = match Effective::of(a.node.settings.post_quantum, b.node.settings.post_quantum) {
+        Effective::Off => false,
+        Effective::Prefer | Effective::Require | Effective::Conflict => true,
+    };
+    let (before, mut open) = (faults.len(), false);
+    for slot in Slot::ALL {
+        let device = |side: Side<'_>| side.slot(slot).entry.as_ref().map(|entry| entry.psk);
+        let (at_a, at_b) = (device(a), device(b));
+        if let (Some(at_a), Some(at_b)) = (at_a, at_b)
+            && at_a != at_b
+            && in_use == Some(slot)
+        {
+            faults.push(Fault::PskDiffers { a: a.name(), b: b.name(), slot });
+        }
+        for (by, of) in [(a, b), (b, a)] {
+            let state = by.slot(slot).psk.state;
+            if matches!(state, PskState::Overdue | PskState::Lost) {
+                let state = psk_words(state);
+                faults.push(Fault::PskOverdue { by: by.name(), of: of.name(), slot, state });
+            } else if wanted && in_use == Some(slot) && state != PskState::Open {
+                let state = psk_words(state);
+                faults.push(Fault::PskMissing { by: by.name(), of: of.name(), slot, state });
+            }
+        }
+        if in_use == Some(slot) {
+            // Both say open, and of one key, which is the one that both devices have.
+            let said = [a, b].map(|side| (side.slot(slot).psk.state, side.slot(slot).psk.id));
+            open = said[0] == said[1]
+                && said[0].0 == PskState::Open
+                && said[0].1.is_some()
+                && at_a == Some(said[0].1)
+                && at_b == Some(said[0].1);
+        }
+    }
+    let clean = faults.len() == before;
+    match (open, wanted) {
+        (true, _) if clean => PostQuantum::Holds,
+        (false, false) if clean => PostQuantum::Off,
+        (false, true) if clean && in_use.is_some() => {
+            // Both say open, but not of what the devices have.
+            let slot = in_use.unwrap_or(Slot::Zero);
+            faults.push(Fault::PskDiffers { a: a.name(), b: b.name(), slot });
+            PostQuantum::Fails
+        }
+        _ => PostQuantum::Fails,
+    }
+}
+
+#[cfg(test)]
+mod tests;

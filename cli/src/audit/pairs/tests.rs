@@ -1,0 +1,217 @@
+use super::super::fixture::{NOW, evidence};
+use super::*;
+use mesh_core::announcement::Epoch;
+use mesh_core::evidence::Entry;
+use mesh_core::key::PublicKey;
+use mesh_core::psk::{Mode, PskId};
+use proptest::prelude::*;
+
+type Break = fn(&mut NodeEvidence);
+
+fn other(node: &NodeEvidence) -> mesh_core::name::NodeName {
+    node.peers.keys().next().unwrap().clone()
+}
+
+/// What the node says of the other one.
+fn said(node: &mut NodeEvidence) -> &mut PeerEvidence {
+    let other = other(node);
+    node.peers.get_mut(&other).unwrap()
+}
+
+fn entry(node: &mut NodeEvidence) -> &mut Entry {
+    said(node).slots[0].entry.as_mut().unwrap()
+}
+
+/// Judges two nodes of which the first was broken; every case both ways round, since a pair has no first side.
+fn check(what: &str, broken: Break, state: PairState, post_quantum: PostQuantum, codes: &[&str]) {
+    for side in [0, 1] {
+        let mut both = [evidence(1, 2), evidence(2, 2)];
+        broken(&mut both[side]);
+        let pair = judge(&both[0], &both[1]);
+        let found: Vec<&str> = pair.faults.iter().map(|fault| fault.code.as_str()).collect();
+        assert_eq!((pair.state, pair.post_quantum), (state, post_quantum), "{what}: {:?}", pair.faults);
+        assert_eq!(found, codes, "{what}, side {side}");
+    }
+}
+
+#[test]
+fn each_way_in_which_one_side_can_disagree_has_its_verdict() {
+    use PairState::{Fails, Holds, Idle};
+    use PostQuantum as P;
+    check("healthy", |_| {}, Holds, P::Holds, &[]);
+    check("unknown peer", |n| n.peers.clear(), Fails, P::Fails, &["pair-not-a-peer"]);
+    check("no route", |n| said(n).sends_by = None, Fails, P::Fails, &["pair-without-route"]);
+    check("another slot", |n| said(n).sends_by = Some(Slot::One), Fails, P::Fails, &["pair-slots-differ"]);
+    check("another epoch", |n| said(n).slots[0].epoch = Epoch(99), Fails, P::Holds, &["pair-keys-differ"]);
+    check(
+        "another epoch of the idle slot",
+        |n| said(n).slots[1].epoch = Epoch(99),
+        Fails,
+        P::Holds,
+        &["pair-keys-differ"],
+    );
+    check(
+        "another key",
+        |n| said(n).slots[0].key = PublicKey::from_bytes([77; 32]),
+        Fails,
+        P::Holds,
+        &["pair-keys-differ"],
+    );
+    check("device without key", |n| n.slots[0].device_key = None, Fails, P::Holds, &["pair-device-key"]);
+    check("no handshake", |n| entry(n).handshake_at = None, Fails, P::Holds, &["pair-without-handshake"]);
+    check("old handshake", |n| entry(n).confirmed = false, Fails, P::Holds, &["pair-old-handshake"]);
+    check("no answer", |n| entry(n).unanswered = Some(15), Fails, P::Holds, &["pair-unanswered"]);
+    check("an answer is still due", |n| entry(n).unanswered = Some(14), Holds, P::Holds, &[]);
+    check("idle", |n| entry(n).handshake_at = Some(NOW - 180), Idle, P::Holds, &[]);
+    check("nearly idle", |n| entry(n).handshake_at = Some(NOW - 179), Holds, P::Holds, &[]);
+    check(
+        "idle slot without handshake",
+        |n| said(n).slots[1].entry.as_mut().unwrap().handshake_at = None,
+        Holds,
+        P::Holds,
+        &[],
+    );
+    check(
+        "no entry",
+        |n| said(n).slots[0].entry = None,
+        Fails,
+        P::Fails,
+        &["pair-without-entry", "psk-differs"],
+    );
+    check("device without psk", |n| entry(n).psk = None, Holds, P::Fails, &["psk-differs"]);
+    check(
+        "device with another psk",
+        |n| entry(n).psk = Some(PskId([3; 16])),
+        Holds,
+        P::Fails,
+        &["psk-differs"],
+    );
+    check(
+        "record of another psk",
+        |n| said(n).slots[0].psk.id = Some(PskId([3; 16])),
+        Holds,
+        P::Fails,
+        &["psk-differs"],
+    );
+    check("waiting", |n| said(n).slots[0].psk.state = PskState::Waiting, Holds, P::Fails, &["psk-missing"]);
+    check(
+        "one side has not seen it",
+        |n| said(n).slots[0].psk.state = PskState::Proven,
+        Holds,
+        P::Fails,
+        &["psk-missing"],
+    );
+    check("idle slot waits", |n| said(n).slots[1].psk.state = PskState::Waiting, Holds, P::Holds, &[]);
+    check(
+        "idle slot overdue",
+        |n| said(n).slots[1].psk.state = PskState::Overdue,
+        Holds,
+        P::Fails,
+        &["psk-overdue"],
+    );
+    check("lost", |n| said(n).slots[0].psk.state = PskState::Lost, Holds, P::Fails, &["psk-overdue"]);
+}
+
+#[test]
+fn where_one_side_takes_no_part_there_is_no_key_to_miss() {
+    let bare = |node: &mut NodeEvidence| {
+        for slot in &mut said(node).slots {
+            slot.psk = mesh_core::evidence::PskEvidence::default();
+            slot.entry.as_mut().unwrap().psk = None;
+        }
+    };
+    let judged = |modes: [Mode; 2]| {
+        let mut both = [evidence(1, 2), evidence(2, 2)];
+        for (node, mode) in both.iter_mut().zip(modes) {
+            node.settings.post_quantum = mode;
+            bare(node);
+        }
+        let pair = judge(&both[0], &both[1]);
+        assert_eq!(pair.state, PairState::Holds);
+        pair.post_quantum
+    };
+    assert_eq!(judged([Mode::Off, Mode::Off]), PostQuantum::Off);
+    assert_eq!(judged([Mode::Off, Mode::Prefer]), PostQuantum::Off);
+    assert_eq!(judged([Mode::Prefer, Mode::Prefer]), PostQuantum::Fails);
+    assert_eq!(judged([Mode::Off, Mode::Require]), PostQuantum::Fails);
+}
+
+/// What the whole rests on, said once more without a step in common: both list the other, by one slot, with its own keys on
+/// its device, a confirmed handshake and nothing unanswered.
+fn both_say_so(a: &NodeEvidence, b: &NodeEvidence) -> bool {
+    [(a, b), (b, a)].iter().all(|(us, them)| {
+        us.peers.get(&them.node).zip(them.peers.get(&us.node)).is_some_and(|(ours, theirs)| {
+            let keys = (0..2).all(|n| {
+                ours.slots[n].key == them.slots[n].key
+                    && ours.slots[n].epoch == them.slots[n].epoch
+                    && us.slots[n].device_key.is_some_and(|key| key == us.slots[n].key)
+            });
+            let session = ours.sends_by.is_some_and(|slot| {
+                ours.slots[slot.index()].entry.as_ref().is_some_and(|entry| {
+                    entry.confirmed
+                        && entry.unanswered.unwrap_or(0) < 15
+                        && entry.handshake_at.is_some_and(|at| at + 180 > us.at)
+                })
+            });
+            keys && session && ours.sends_by == theirs.sends_by
+        })
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Change {
+    side: usize,
+    slot: usize,
+    what: u8,
+    small: u64,
+}
+
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let change = (0..2_usize, 0..2_usize, 0..10_u8, 0..400_u64);
+    let change = change.prop_map(|(side, slot, what, small)| Change { side, slot, what, small });
+    prop::collection::vec(change, 0..4)
+}
+
+fn apply(node: &mut NodeEvidence, Change { slot, what, small, .. }: &Change) {
+    if node.peers.is_empty() {
+        return;
+    }
+    let (slot, small) = (*slot, *small);
+    match what {
+        0 => {
+            said(node).sends_by = [None, Some(Slot::Zero), Some(Slot::One)]
+                [usize::from(small % 3 > 0) + slot * usize::from(small % 3 > 1)]
+        }
+        1 => said(node).slots[slot].epoch = Epoch(small),
+        2 => node.slots[slot].device_key = (small % 2 == 0).then_some(node.slots[slot].key),
+        3 => said(node).slots[slot].entry = None,
+        4 => node.peers.clear(),
+        _ => {
+            let Some(entry) = &mut said(node).slots[slot].entry else { return };
+            match what {
+                5 => entry.handshake_at = (small > 50).then_some(NOW - small),
+                6 => entry.confirmed = small % 2 == 0,
+                7 => entry.unanswered = Some(small % 30),
+                8 => entry.psk = None,
+                _ => said(node).slots[slot].psk.state = PskState::Waiting,
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_pair_holds_if_and_only_if_both_sides_say_so(changes in changes()) {
+        let mut both = [evidence(1, 2), evidence(2, 2)];
+        for change in &changes {
+            apply(&mut both[change.side], change);
+        }
+        let pair = judge(&both[0], &both[1]);
+        prop_assert_eq!(pair.state == PairState::Holds, both_say_so(&both[0], &both[1]), "{:?}", pair.faults);
+        if pair.post_quantum == PostQuantum::Holds {
+            let slot = pair.slot.unwrap().index();
+            let keys = both.each_mut().map(|node| said(node).slots[slot].entry.as_ref().unwrap().psk);
+            prop_assert!(keys[0].is_some() && keys[0] == keys[1]);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! `/audit`: this node's evidence, from the last turn and from what is read when it is asked for. Nothing secret is in it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::time::Duration;
+
+use datapath::CounterValues;
+use datapath::abi::{CountIndex, DropReason};
+use mesh_core::announcement::Epoch;
+use mesh_core::evidence::{Counters, DataPath, Destroyed, DestroyedKey, NodeEvidence, gather as assemble};
+use serde::Deserialize;
+
+use crate::http::{Snapshot, Sources};
+use crate::nft::counter;
+use crate::plane::PlaneState;
+
+/// For a turn that was asked for; without it the last one has to do, which is at most as old as the drift interval.
+const FRESH: Duration = Duration::from_secs(5);
+/// Longest line of the record of destroyed keys, in bytes: one that names 5,000 nodes that were late.
+const LINE_MAX: u64 = 2 << 20;
+
+/// The evidence of this node; none: the main loop has not turned yet.
+pub async fn gather(sources: &Sources) -> Option<NodeEvidence> {
+    let mut snapshots = sources.snapshot.clone();
+    snapshots.borrow_and_update();
+    // A full queue is a nudge that is already there.
+    let _ = sources.nudge.try_send(());
+    drop(tokio::time::timeout(FRESH, snapshots.changed()).await);
+    let snapshot = snapshots.borrow().clone()?;
+    let plane = sources.plane.borrow().clone();
+    let record = sources.state_dir.join("audit").join("keys.jsonl");
+    let work = move || {
+        let Snapshot { view, desired, observed, pending, facts, .. } = &*snapshot;
+        let counters = counters(&facts.firewall_counts, &plane);
+        assemble(facts, (view, desired, observed, pending.len()), counters, destroyed(&record))
+    };
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// Rules that refuse what would cross between nodes in clear.
+const REFUSALS: [&str; 5] = [
+    counter::LEAK_REFUSED_TO_NODE,
+    counter::LEAK_REFUSED_OUT_V4,
+    counter::LEAK_REFUSED_OUT_V6,
+    counter::REFUSED_IN_V4,
+    counter::REFUSED_IN_V6,
+];
+
+fn counters(firewall: &BTreeMap<String, u64>, plane: &PlaneState) -> Counters {
+    let mut counters =
+        Counters { world_flows: firewall.get(counter::MASQUERADED_TO_WORLD).copied(), ..Counters::default() };
+    for rule in REFUSALS {
+        match firewall.get(rule) {
+            Some(packets) => drop(counters.refused.insert(format!("firewall/{rule}"), *packets)),
+            None => counters.unread.push(format!("nf_tables rule {rule}: it has not been read yet")),
+        }
+    }
+    match plane {
+        PlaneState::Off => {}
+        PlaneState::Failed(reason) => counters.data_path = DataPath::Failed { reason: reason.clone() },
+        PlaneState::Open(plane) => {
+            counters.data_path = DataPath::Open;
+            match plane.datapath().counters() {
+                Ok(values) => of_data_path(&mut counters, &values),
+                Err(error) => counters.unread.push(format!("counters of the data path: {error}")),
+            }
+        }
+    }
+    counters
+}
+
+fn of_data_path(counters: &mut Counters, values: &CounterValues) {
+    for (reason, packets) in &values.drops {
+        let in_clear = matches!(reason, DropReason::GuardOut | DropReason::GuardIn | DropReason::Unguarded);
+        if in_clear {
+            counters.refused.insert(format!("data-path/{reason}"), *packets);
+        } else if *packets > 0 {
+            counters.dropped.insert(reason.to_string(), *packets);
+        }
+    }
+    counters.passed = values.counts.get(&CountIndex::Exempt).copied();
+}
+
+/// A line of the record, as `agent::rotate` writes it.
+#[derive(Deserialize)]
+struct Line {
+    time: String,
+    device: String,
+    old: Key,
+    new: Key,
+    verdict: Option<Verdict>,
+}
+
+#[derive(Deserialize)]
+struct Key {
+    epoch: Epoch,
+    fingerprint: String,
+}
+
+#[derive(Deserialize)]
+struct Verdict {
+    #[serde(default)]
+    overdue: BTreeMap<String, serde::de::IgnoredAny>,
+    #[serde(default)]
+    noisy: bool,
+}
+
+/// What the record of destroyed keys says. Where there is none, none was destroyed.
+fn destroyed(path: &Path) -> Destroyed {
+    let unread = |why: String| Destroyed {
+        unread: Some(format!("{}: {why}", path.display())),
+        ..Destroyed::default()
+    };
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Destroyed { count: Some(0), ..Destroyed::default() };
+        }
+        Err(error) => return unread(error.to_string()),
+    };
+    let (mut reader, mut count, mut last) = (BufReader::new(file), 0, Vec::new());
+    loop {
+        let mut line = Vec::new();
+        match (&mut reader).take(LINE_MAX).read_until(b'\n', &mut line) {
+            Ok(0) => break,
+            Ok(_) if line.ends_with(b"\n") => (count, last) = (count + 1, line),
+            Ok(_) => return unread(format!("line {} does not end: it was cut off, or changed", count + 1)),
+            Err(error) => return unread(error.to_string()),
+        }
+    }
+    if count == 0 {
+        return Destroyed { count: Some(0), ..Destroyed::default() };
+    }
+    match serde_json::from_slice::<Line>(&last) {
+        Ok(Line { time, device, old, new, verdict }) => Destroyed {
+            count: Some(count),
+            last: Some(DestroyedKey {
+                time,
+                device,
+                epoch: old.epoch,
+                fingerprint: old.fingerprint,
+                successor: new.epoch,
+                overdue: verdict.is_some_and(|verdict| verdict.noisy || !verdict.overdue.is_empty()),
+            }),
+            unread: None,
+        },
+        Err(error) => unread(format!("line {count}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Destroyed {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("keys.jsonl");
+        std::fs::write(&path, text).unwrap();
+        destroyed(&path)
+    }
+
+    const LINE: &str = r#"{"time":"2026-11-28T09:00:00Z","event":"KeyDestroyed","node":"a","device":"hawser1","old":{"epoch":2,"fingerprint":"SHA256:x"},"new":{"epoch":3,"fingerprint":"SHA256:y"},"cause":"schedule","verdict":{}}"#;
+
+    #[test]
+    fn the_record_of_destroyed_keys_is_counted_and_its_last_line_told() {
+        assert_eq!(read("").count, Some(0));
+        assert_eq!(destroyed(Path::new("/nonexistent/keys.jsonl")).count, Some(0));
+        let late = LINE.replace("\"verdict\":{}", "\"verdict\":{\"overdue\":{\"b\":\"silent\"}}");
+        let both = read(&format!("{LINE}\n{late}\n"));
+        let last = both.last.unwrap();
+        assert_eq!(
+            (both.count, last.epoch, last.successor, last.overdue),
+            (Some(2), Epoch(2), Epoch(3), true)
+        );
+        assert!(!read(&format!("{late}\n{LINE}\n")).last.unwrap().overdue);
+    }
+
+    #[test]
+    fn a_record_that_was_changed_is_no_evidence_and_says_where() {
+        for (text, place) in [(format!("{LINE}\n{{}}\n"), "line 2"), (format!("{LINE}\n{LINE}"), "line 2")] {
+            let found = read(&text);
+            assert!(found.count.is_none() && found.last.is_none(), "{found:?}");
+            assert!(found.unread.unwrap().contains(place), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_have_crossed_in_clear_is_told_from_what_policy_denied() {
+        let firewall = REFUSALS.iter().map(|rule| ((*rule).to_owned(), 2)).collect();
+        let mut found = counters(&firewall, &PlaneState::Off);
+        let drops = [(DropReason::GuardOut, 3), (DropReason::PolicyIngress, 4), (DropReason::Malformed, 0)];
+        let values = CounterValues { drops: drops.into(), counts: [(CountIndex::Exempt, 5)].into() };
+        of_data_path(&mut found, &values);
+        assert_eq!(found.refused.values().sum::<u64>(), 13);
+        assert_eq!(found.dropped, BTreeMap::from([("policy-ingress".to_owned(), 4)]));
+        assert_eq!((found.passed, found.unread.is_empty()), (Some(5), true));
+        assert_eq!(counters(&BTreeMap::new(), &PlaneState::Off).unread.len(), REFUSALS.len());
+    }
+}
