@@ -3,7 +3,7 @@
 //! Times are seconds since 1970 by the node's clock. Whatever is not known is absent. Nothing secret is in any of it: keys
 //! are public ones, pre-shared keys are named ([`PskId`]) and never shown. Numbers are whole and at most [`MAX_NUMBER`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::announcement::Epoch;
 use crate::diff::{Observed, ObservedPeer};
+use crate::host::HostPath;
 use crate::key::PublicKey;
 use crate::name::NodeName;
 use crate::pair::Link;
@@ -145,6 +146,9 @@ pub struct PeerEvidence {
     /// What its last letter said that it wants of pre-shared keys; none: no letter has come since the agent started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// How this node's own traffic to it goes.
+    #[serde(default)]
+    pub host_path: HostPath,
     /// Both slots, in order.
     pub slots: [PeerSlot; 2],
 }
@@ -271,6 +275,9 @@ pub struct Exemptions {
     pub passed: Option<u64>,
     /// Prefixes that the guards exempt: `nonMasqueradeCIDRs` less pods and nodes.
     pub prefixes: Vec<IpNet>,
+    /// TCP ports of nodes with which they talk outside the tunnel, though host traffic is on. Empty where it is off: then all is.
+    #[serde(default, rename = "hostTCPPorts")]
+    pub host_tcp_ports: BTreeSet<u16>,
 }
 
 /// Keys that are gone, from the node's record of them.
@@ -415,6 +422,10 @@ pub fn gather(
             world_flows: counters.world_flows.map(|count| count.min(MAX_NUMBER)),
             passed: counters.passed.map(|count| count.min(MAX_NUMBER)),
             prefixes: facts.exempt.clone(),
+            host_tcp_ports: match &view.settings.host_traffic {
+                host if host.on => host.exempt_tcp.clone(),
+                _ => BTreeSet::new(),
+            },
         },
         destroyed,
         problems: facts.problems.clone(),
@@ -447,6 +458,7 @@ fn peer(
         sends_by: pair.and_then(|pair| pair.current),
         moving: desired.unsettled.contains(name),
         mode: facts.modes.get(name).copied(),
+        host_path: desired.host_paths.get(name).copied().unwrap_or_default(),
         slots: Slot::ALL.map(slot),
     })
 }

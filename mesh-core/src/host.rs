@@ -59,10 +59,13 @@ pub struct HostState {
 }
 
 /// How this node's own traffic to one peer goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "camelCase")]
 pub enum HostPath {
     /// Outside the tunnel: one of the two does not want it otherwise.
+    #[default]
     Plain,
     /// Outside the tunnel, until a handshake is confirmed.
     Waiting,

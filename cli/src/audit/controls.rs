@@ -237,6 +237,15 @@ fn scope(summary: &Summary, noted: impl Fn(&str) -> u64) -> Vec<String> {
             noted("host-traffic-off")
         ));
     }
+    if noted("host-traffic-plain") > 0 {
+        let nodes = noted("host-traffic-plain");
+        limits.push(format!(
+            "{nodes} nodes send some others their own traffic unencrypted, though hostTraffic is on"
+        ));
+    }
+    if noted("exempt-host-ports") > 0 {
+        limits.push("some TCP ports of nodes stay outside (hostTraffic.exemptTCPPorts)".to_owned());
+    }
     if noted("exempt-prefixes") > 0 {
         limits.push(format!("{} nodes exempt prefixes (nonMasqueradeCIDRs)", noted("exempt-prefixes")));
     }

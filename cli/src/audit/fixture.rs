@@ -1,12 +1,13 @@
 //! A healthy cluster, for tests to break.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::announcement::Epoch;
 use mesh_core::evidence::{
     Configured, DataPath, Destroyed, Engine, Entry, Exemptions, Guard, NodeEvidence, OwnSlot, PeerEvidence,
     PeerSlot, PskEvidence, PskState, Rotation, VERSION,
 };
+use mesh_core::host::HostPath;
 use mesh_core::key::PublicKey;
 use mesh_core::psk::{Mode, PskId};
 use mesh_core::slot::Slot;
@@ -52,6 +53,7 @@ fn peer(us: u8, them: u8) -> PeerEvidence {
         sends_by: Some(Slot::Zero),
         moving: false,
         mode: Some(Mode::Prefer),
+        host_path: HostPath::Plain,
         slots: Slot::ALL.map(slot),
     }
 }
@@ -107,7 +109,12 @@ pub(super) fn evidence(node: u8, nodes: u8) -> NodeEvidence {
             dropped: BTreeMap::new(),
             unread: Vec::new(),
         },
-        exemptions: Exemptions { world_flows: Some(0), passed: Some(0), prefixes: Vec::new() },
+        exemptions: Exemptions {
+            world_flows: Some(0),
+            passed: Some(0),
+            prefixes: Vec::new(),
+            host_tcp_ports: BTreeSet::new(),
+        },
         destroyed: Destroyed { count: Some(2), last: None, unread: None },
         problems: Vec::new(),
     }

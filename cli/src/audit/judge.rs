@@ -277,6 +277,23 @@ fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, s
                 .to_owned(),
         );
     }
+    if node.settings.host_traffic {
+        let plain = node.peers.iter().filter(|(_, peer)| !peer.host_path.closed());
+        let plain: Vec<&str> = plain.map(|(name, _)| name.as_str()).collect();
+        if !plain.is_empty() {
+            let text = format!(
+                "what it sends itself to {} is not encrypted by Hawser, though hostTraffic is on: it is off there, or no handshake was seen",
+                plain.join(", ")
+            );
+            push(Note, "host-traffic-plain", text);
+        }
+        let ports: Vec<String> = node.exemptions.host_tcp_ports.iter().map(u16::to_string).collect();
+        let text = format!(
+            "TCP ports {} of nodes stay outside the tunnel (hostTraffic.exemptTCPPorts, apiServers)",
+            ports.join(", ")
+        );
+        push(Note, "exempt-host-ports", text);
+    }
     if !node.exemptions.prefixes.is_empty() {
         let prefixes: Vec<String> = node.exemptions.prefixes.iter().map(ToString::to_string).collect();
         let text = format!(

@@ -121,6 +121,7 @@ fn configured(config: &Config) -> Configured {
 mod tests {
     use super::*;
     use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
+    use mesh_core::host::HostState;
     use mesh_core::view::{AnnouncementFact, LocalFacts, Settings};
 
     fn announcement(keys: [u8; 2]) -> Announcement {
@@ -130,14 +131,18 @@ mod tests {
             port: 51880,
             draining: false,
         };
-        Announcement { slots: keys.map(slot), endpoints: Vec::new(), kem: None }
+        Announcement { slots: keys.map(slot), endpoints: Vec::new(), kem: None, host_traffic: false }
     }
 
     fn view(b: Option<AnnouncementFact>) -> ClusterView {
         let node = |announcement| NodeFacts { announcement, ..NodeFacts::default() };
         let nodes = b.map(|fact| ("b".parse().unwrap(), node(fact)));
-        let local =
-            LocalFacts { name: "a".parse().unwrap(), announcement: announcement([1, 2]), uplink_mtu: None };
+        let local = LocalFacts {
+            name: "a".parse().unwrap(),
+            announcement: announcement([1, 2]),
+            uplink_mtu: None,
+            host: HostState::default(),
+        };
         ClusterView {
             settings: Settings::default(),
             local,

@@ -278,3 +278,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn host_traffic_that_is_on_is_claimed_for_peers_alone_with_whom_it_is_closed() {
+    use mesh_core::host::HostPath;
+    for (path, plain) in [
+        (HostPath::Plain, true),
+        (HostPath::Waiting, true),
+        (HostPath::Tunnel, false),
+        (HostPath::Dead, false),
+        (HostPath::Cut, false),
+    ] {
+        let mut all = inputs(2);
+        for node in [1, 2] {
+            of(&mut all, node).settings.host_traffic = true;
+            of(&mut all, node).exemptions.host_tcp_ports = [6443].into();
+            says(&mut all, node, 3 - node).host_path = path;
+        }
+        let report = judge(all);
+        let told = |code: &str| report.findings.iter().filter(|finding| finding.code == code).count();
+        assert_eq!(told("host-traffic-plain"), if plain { 2 } else { 0 }, "{path:?}");
+        assert_eq!((told("host-traffic-off"), told("exempt-host-ports")), (0, 2), "{path:?}");
+        let limited = report.controls.iter().any(|control| {
+            control.limits.iter().any(|limit| limit.contains("unencrypted, though hostTraffic is on"))
+        });
+        assert_eq!(limited, plain, "{path:?}");
+    }
+}
