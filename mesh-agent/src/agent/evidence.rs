@@ -130,14 +130,18 @@ mod tests {
             port: 51880,
             draining: false,
         };
-        Announcement { slots: keys.map(slot), endpoints: Vec::new(), kem: None }
+        Announcement { slots: keys.map(slot), endpoints: Vec::new(), kem: None, host_traffic: false }
     }
 
     fn view(b: Option<AnnouncementFact>) -> ClusterView {
         let node = |announcement| NodeFacts { announcement, ..NodeFacts::default() };
         let nodes = b.map(|fact| ("b".parse().unwrap(), node(fact)));
-        let local =
-            LocalFacts { name: "a".parse().unwrap(), announcement: announcement([1, 2]), uplink_mtu: None };
+        let local = LocalFacts {
+            name: "a".parse().unwrap(),
+            announcement: announcement([1, 2]),
+            uplink_mtu: None,
+            host: Default::default(),
+        };
         ClusterView {
             settings: Settings::default(),
             local,

@@ -21,7 +21,7 @@ fn announcement(epochs: [u64; 2], variant: u8) -> Announcement {
         port: 51880,
         draining: false,
     };
-    Announcement { slots: [slot(0), slot(1)], endpoints: Vec::new(), kem: None }
+    Announcement { slots: [slot(0), slot(1)], endpoints: Vec::new(), kem: None, host_traffic: false }
 }
 
 fn nodes(created: i64, announced: &Announcement) -> BTreeMap<NodeName, NodeFacts> {
