@@ -264,7 +264,12 @@ fn step(observed: &mut Observed, op: &Op) {
         Op::RemoveRule(rule) => {
             observed.rules.remove(rule);
         }
-        _ => {}
+        Op::PutMesh(_)
+        | Op::RemoveMesh(_)
+        | Op::Configure { .. }
+        | Op::RaiseLink { .. }
+        | Op::PutPeer { .. }
+        | Op::RemovePeer { .. } => {}
     }
 }
 
@@ -286,7 +291,7 @@ fn packets() -> Vec<Packet> {
     pairs.into_iter().map(packet).collect()
 }
 
-fn desired_for<'a>(desired: &'a Desired, to: IpAddr) -> &'a HostPath {
+fn desired_for(desired: &Desired, to: IpAddr) -> &HostPath {
     let name = if [ip("192.0.2.2"), ip("2001:db8::2")].contains(&to) { "b" } else { "c" };
     &desired.host_paths[&name.parse().unwrap()]
 }
