@@ -146,8 +146,9 @@ fn controls_name_evidence_what_is_open_and_limits() {
     let (controls, rest) = rest.split_once("\nModes\n").unwrap();
     let (_, statements) = rest.split_once("\nWhat this does not say\n").unwrap();
     check(
-        &format!("{controls}\n{statements}"),
+        &format!("Controls\n{controls}\nStatements\n{statements}"),
         expect![[r#"
+            Controls
               NIST SP 800-53 rev. 5 SC-8 Transmission Confidentiality and Integrity: does not hold
                 evidence: 1 of 1 pairs have a WireGuard session of which both sides say the same, 0 more are idle
                 evidence: guards of 2 of 2 nodes: 0 packets refused that would have crossed in clear
@@ -186,6 +187,7 @@ fn controls_name_evidence_what_is_open_and_limits() {
                 evidence: 4 keys in force, each with epoch and public key; 4 destroyed and recorded
                 limit: the inventory is that of WireGuard's keys; those of applications and of the Kubernetes API are not in it
 
+            Statements
               WireGuard's algorithms (ChaCha20-Poly1305, Curve25519, BLAKE2s) are not FIPS-validated, and no validation is claimed: SC-13 is supported only where FIPS validation is not demanded.
               The evidence is what the nodes' agents, kernels and the Kubernetes API said when they were asked; it is not continuous, and a node that is not honest is not found by it.
               Between nodes, what has a pod at either end is sent through WireGuard or refused. What an unreachable route refuses is not counted; what the guards refuse is.
