@@ -20,7 +20,7 @@ pub struct Announcement {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kem: Option<[u8; 32]>,
     /// The node wants its own traffic with others that want it too in the tunnel.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_traffic: bool,
 }
 

@@ -94,6 +94,7 @@ fn a_report_says_what_is_known_and_leaves_out_what_is_not() {
           {
             "sendsBy": "one",
             "moving": true,
+            "hostPath": "plain",
             "slots": [
               {
                 "epoch": 1,
