@@ -10,6 +10,7 @@ mod drift;
 mod host_traffic;
 mod membership;
 mod processes;
+mod proven;
 mod psk;
 mod rotation;
 mod traffic;
