@@ -91,8 +91,6 @@ pub struct Agent {
     pub nodes: watch::Receiver<Nodes>,
     /// Pre-shared keys of the pairs.
     pub psks: Psks,
-    /// Which keys peers were seen to have.
-    pub ledger: Ledger,
     /// What peers say about pre-shared keys.
     pub mail: mpsc::Receiver<Delivery>,
     /// Nudges of the kernel.
@@ -112,14 +110,12 @@ mod apply;
 mod data_path;
 mod evidence;
 mod hosts;
-mod ledger;
 mod pairs;
 mod psks;
 mod rotate;
 mod slot_addresses;
 mod wake;
 
-pub use ledger::Ledger;
 pub use psks::Psks;
 pub use rotate::Rotor;
 
@@ -278,18 +274,15 @@ impl Agent {
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
         self.memory.pairs.look(&observed, begun);
         let mut view = self.view(nodes, &state, &observed);
-        let refused = self.ledger.review(&mut view);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let rotated = self.rotate(&mut view, &mut observed, &state).await;
         if let Err(error) = &rotated {
             tracing::error!(err = %error, "Could not go on with the rotation of keys; trying again");
         }
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
-        self.ledger.prove(&view.pairs);
         let mail = std::mem::take(&mut self.memory.mail);
         let kept = self.psks.turn(&mut view, &observed, &self.keys, mail);
         let (desired, mut problems) = plan(&view);
-        problems.extend(refused);
         let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
         problems.extend(self.pool(&desired, view.synced));
         problems.extend(self.missing_devices(&observed));
@@ -329,7 +322,6 @@ impl Agent {
         if clean && view.synced {
             self.memory.applied = Some(desired.clone());
         }
-        self.ledger.save().await;
         self.restored(&observed, clean);
         if view.synced {
             wake::wake(&desired, std::mem::take(&mut self.memory.unheard)).await;

@@ -47,9 +47,9 @@ impl Held {
         Slot::ALL.into_iter().find_map(|slot| {
             let proved = self.slots[slot.index()]?;
             let announced = announcement.slot(slot);
-            let back = announced.epoch < proved.epoch;
-            let other = announced.epoch == proved.epoch && announced.public_key != proved.public_key;
-            (back || other).then(|| Problem::EpochWentBack {
+            // The same key under another number is no older key: its number may have been announced falsely before.
+            let older = announced.epoch <= proved.epoch && announced.public_key != proved.public_key;
+            older.then(|| Problem::EpochWentBack {
                 node: node.clone(),
                 slot,
                 epoch: announced.epoch,
@@ -99,8 +99,11 @@ impl Proven {
         let Some(announced) = held.last.as_ref().map(|last| last.slot(slot)) else { return false };
         let now = SlotKey { epoch: announced.epoch, public_key: announced.public_key };
         let known = &mut held.slots[slot.index()];
-        if known.is_some_and(|known| known.epoch >= now.epoch) {
-            return false;
+        if let Some(known) = known {
+            let same = known.public_key == now.public_key;
+            if (same && known.epoch <= now.epoch) || (!same && known.epoch >= now.epoch) {
+                return false;
+            }
         }
         *known = Some(now);
         true

@@ -10,7 +10,6 @@ mod drift;
 mod host_traffic;
 mod membership;
 mod processes;
-mod proven;
 mod psk;
 mod rotation;
 mod traffic;
