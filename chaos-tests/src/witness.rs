@@ -50,8 +50,8 @@ impl Witness {
         })
     }
 
-    /// Between two records of each stream from now on, instead of [`usual_pace`]. A lab whose records are more than its machine can carry loses some of
-    /// them in the queues of its devices ([`drops`]).
+    /// Between two records of each stream from now on, instead of [`usual_pace`]. A lab whose records are more than its
+    /// machine can carry loses some of them in the queues of its devices ([`drops`]).
     #[must_use]
     pub fn pace(self, pace: Duration) -> Self {
         Self { pace, ..self }

@@ -256,7 +256,7 @@ async fn signing_key(args: &ReportArgs, api: Option<&Client>) -> Result<Option<S
     }
 }
 
-/// Asks everybody; again those whose pairs do not agree.
+/// Asks everybody; again those that are moving or whose pairs do not agree.
 async fn collect_all(args: &ReportArgs, api: Option<&Client>) -> Result<Inputs, AuditError> {
     let deadline = Duration::from_secs(args.timeout);
     let exempt: BTreeSet<String> = args.exempt_namespace.iter().cloned().collect();
@@ -266,7 +266,7 @@ async fn collect_all(args: &ReportArgs, api: Option<&Client>) -> Result<Inputs, 
     if let Some(client) = api {
         nodes_unread = match within(deadline, collect::nodes(client)).await {
             Ok(nodes) => {
-                targets.nodes = nodes;
+                targets.nodes = Some(nodes);
                 None
             }
             Err(why) => Some(format!("{why}; listing Nodes must be allowed to you")),

@@ -116,6 +116,7 @@ mod rotate;
 mod slot_addresses;
 mod wake;
 
+pub(crate) use evidence::unix;
 pub use psks::Psks;
 pub use rotate::Rotor;
 

@@ -11,22 +11,28 @@ use mesh_core::announcement::Epoch;
 use mesh_core::evidence::{Counters, DataPath, Destroyed, DestroyedKey, NodeEvidence, gather as assemble};
 use serde::Deserialize;
 
+use crate::agent::unix;
 use crate::http::{Snapshot, Sources};
 use crate::nft::counter;
 use crate::plane::PlaneState;
 
 /// For a turn that was asked for; without it the last one has to do, which is at most as old as the drift interval.
 const FRESH: Duration = Duration::from_secs(5);
+/// A look of so long ago is not repeated for another answer.
+const RECENT: Duration = Duration::from_secs(1);
 /// Longest line of the record of destroyed keys, in bytes: one that names 5,000 nodes that were late.
 const LINE_MAX: u64 = 2 << 20;
 
 /// The evidence of this node; none: the main loop has not turned yet.
 pub async fn gather(sources: &Sources) -> Option<NodeEvidence> {
     let mut snapshots = sources.snapshot.clone();
-    snapshots.borrow_and_update();
-    // A full queue is a nudge that is already there.
-    let _ = sources.nudge.try_send(());
-    drop(tokio::time::timeout(FRESH, snapshots.changed()).await);
+    let at = snapshots.borrow_and_update().as_ref().map(|snapshot| snapshot.facts.at);
+    // Whoever asks again and again is given what there is: a turn costs a large node more than an answer.
+    if at.is_none_or(|at| unix().saturating_sub(at) > RECENT.as_secs()) {
+        // A full queue is a nudge that is already there.
+        let _ = sources.nudge.try_send(());
+        drop(tokio::time::timeout(FRESH, snapshots.changed()).await);
+    }
     let snapshot = snapshots.borrow().clone()?;
     let plane = sources.plane.borrow().clone();
     let record = sources.state_dir.join("audit").join("keys.jsonl");
@@ -47,9 +53,21 @@ const REFUSALS: [&str; 5] = [
     counter::REFUSED_IN_V6,
 ];
 
+/// The same for what nodes send each other themselves.
+const HOST_REFUSALS: [&str; 4] = [
+    counter::HOST_REFUSED_OUT_V4,
+    counter::HOST_REFUSED_OUT_V6,
+    counter::HOST_REFUSED_IN_V4,
+    counter::HOST_REFUSED_IN_V6,
+];
+
 fn counters(firewall: &BTreeMap<String, u64>, plane: &PlaneState) -> Counters {
     let mut counters =
         Counters { world_flows: firewall.get(counter::MASQUERADED_TO_WORLD).copied(), ..Counters::default() };
+    // There only where host traffic is on.
+    for rule in HOST_REFUSALS {
+        counters.refused.extend(firewall.get(rule).map(|packets| (format!("firewall/{rule}"), *packets)));
+    }
     for rule in REFUSALS {
         match firewall.get(rule) {
             Some(packets) => drop(counters.refused.insert(format!("firewall/{rule}"), *packets)),
@@ -119,34 +137,31 @@ fn destroyed(path: &Path) -> Destroyed {
         }
         Err(error) => return unread(error.to_string()),
     };
-    let (mut reader, mut count, mut last) = (BufReader::new(file), 0, Vec::new());
+    let (mut reader, mut count, mut last) = (BufReader::new(file), 0, None);
     loop {
         let mut line = Vec::new();
         match (&mut reader).take(LINE_MAX).read_until(b'\n', &mut line) {
             Ok(0) => break,
-            Ok(_) if line.ends_with(b"\n") => (count, last) = (count + 1, line),
+            Ok(_) if line.ends_with(b"\n") => {
+                count += 1;
+                match serde_json::from_slice::<Line>(&line) {
+                    Ok(read) => last = Some(read),
+                    Err(error) => return unread(format!("line {count}: {error}")),
+                }
+            }
             Ok(_) => return unread(format!("line {} does not end: it was cut off, or changed", count + 1)),
             Err(error) => return unread(error.to_string()),
         }
     }
-    if count == 0 {
-        return Destroyed { count: Some(0), ..Destroyed::default() };
-    }
-    match serde_json::from_slice::<Line>(&last) {
-        Ok(Line { time, device, old, new, verdict }) => Destroyed {
-            count: Some(count),
-            last: Some(DestroyedKey {
-                time,
-                device,
-                epoch: old.epoch,
-                fingerprint: old.fingerprint,
-                successor: new.epoch,
-                overdue: verdict.is_some_and(|verdict| verdict.noisy || !verdict.overdue.is_empty()),
-            }),
-            unread: None,
-        },
-        Err(error) => unread(format!("line {count}: {error}")),
-    }
+    let told = |Line { time, device, old, new, verdict }: Line| DestroyedKey {
+        time,
+        device,
+        epoch: old.epoch,
+        fingerprint: old.fingerprint,
+        successor: new.epoch,
+        overdue: verdict.is_some_and(|verdict| verdict.noisy || !verdict.overdue.is_empty()),
+    };
+    Destroyed { count: Some(count), last: last.map(told), unread: None }
 }
 
 #[cfg(test)]
@@ -178,7 +193,11 @@ mod tests {
 
     #[test]
     fn a_record_that_was_changed_is_no_evidence_and_says_where() {
-        for (text, place) in [(format!("{LINE}\n{{}}\n"), "line 2"), (format!("{LINE}\n{LINE}"), "line 2")] {
+        for (text, place) in [
+            (format!("{LINE}\n{{}}\n"), "line 2"),
+            (format!("x\n{LINE}\n"), "line 1"),
+            (format!("{LINE}\n{LINE}"), "line 2"),
+        ] {
             let found = read(&text);
             assert!(found.count.is_none() && found.last.is_none(), "{found:?}");
             assert!(found.unread.unwrap().contains(place), "{text}");

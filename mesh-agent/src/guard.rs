@@ -16,6 +16,8 @@ use crate::nft::{HostGuard, Nft, NftInput, ruleset};
 pub struct Guard {
     nft: Option<Nft>,
     counted: std::collections::BTreeMap<String, u64>,
+    /// They are those of the last turn.
+    counters_read: bool,
     was_right: bool,
     generation: Option<u32>,
     // What was in force after the last turn: if that was different from it now, somebody else changed it.
@@ -47,6 +49,7 @@ impl Guard {
         Self {
             nft: Some(Nft::new()),
             counted: std::collections::BTreeMap::new(),
+            counters_read: false,
             was_right: false,
             generation: None,
             ensured: None,
@@ -80,7 +83,11 @@ impl Guard {
             Ok((nft, result, counters)) => {
                 self.nft = Some(nft);
                 self.judge(result, wanted, metrics, &mut turn);
-                self.count(counters.unwrap_or_default(), metrics);
+                self.counters_read = counters.is_ok();
+                match counters {
+                    Ok(counters) => self.count(counters, metrics),
+                    Err(error) => tracing::warn!(err = %error, "Could not read the firewall's counters"),
+                }
             }
             Err(error) => turn.obstacles.push(format!("the firewall could not be set: {error}")),
         }
@@ -123,9 +130,10 @@ impl Guard {
         }
     }
 
-    /// What each rule has counted, as of the last turn; a former agent's counts included.
-    pub const fn counted(&self) -> &std::collections::BTreeMap<String, u64> {
-        &self.counted
+    /// What each rule has counted, as of the last turn; a former agent's counts included. Nothing where that turn could not read
+    /// it: old numbers would look like new ones.
+    pub fn counted(&self) -> std::collections::BTreeMap<String, u64> {
+        if self.counters_read { self.counted.clone() } else { std::collections::BTreeMap::new() }
     }
 
     /// Has anybody changed nf_tables since the last turn? Unknown is no.

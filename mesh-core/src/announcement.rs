@@ -8,7 +8,7 @@ use crate::key::PublicKey;
 use crate::slot::Slot;
 
 /// The two slots of a node and where they can be reached.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Announcement {
     /// Slot zero and slot one, in this order.
@@ -20,7 +20,7 @@ pub struct Announcement {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kem: Option<[u8; 32]>,
     /// The node wants its own traffic with others that want it too in the tunnel.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub host_traffic: bool,
 }
 
@@ -28,7 +28,7 @@ pub struct Announcement {
 pub const MAX_ENDPOINTS: usize = 4;
 
 /// One slot of an announcement.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SlotAnnouncement {
     /// Number of the key: grows with every key that the node makes, over both slots.

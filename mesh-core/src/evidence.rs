@@ -383,7 +383,7 @@ pub fn gather(
         let announced = view.local.announcement.slot(slot);
         OwnSlot {
             device: slot.device().to_owned(),
-            epoch: announced.epoch,
+            epoch: Epoch(announced.epoch.0.min(MAX_NUMBER)),
             key: announced.public_key,
             made_at: facts.made_at[slot.index()],
             draining: announced.draining,
@@ -447,7 +447,7 @@ fn peer(
         let seen = observed.devices.get(&slot).and_then(|device| device.peers.get(&announced.public_key));
         let link = pair.map(|pair| pair.links[slot.index()]).unwrap_or_default();
         PeerSlot {
-            epoch: announced.epoch,
+            epoch: Epoch(announced.epoch.0.min(MAX_NUMBER)),
             key: announced.public_key,
             known_since: facts.known_since.get(name).map(|since| since[slot.index()]),
             entry: seen.map(|seen| entry(facts.at, seen, &link)),

@@ -17,7 +17,6 @@ pub mod plan;
 pub mod policy;
 pub mod prefix;
 pub mod problem;
-pub mod proven;
 pub mod psk;
 pub mod service;
 pub mod slot;

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::announcement::Epoch;
 use crate::host::HostPath;
 use crate::key::PublicKey;
 use crate::name::NodeName;
@@ -35,22 +34,6 @@ pub enum Problem {
         key: PublicKey,
         /// The node that keeps it.
         holder: NodeName,
-    },
-    /// A node announces an older key than one that was at work, or another one under its number.
-    #[error(
-        "node {node}: annotation hawser.dev/wireguard announces key {key} with epoch {} for {slot}, where a key with epoch {} was at work; refused, the keys of before stay in use; find out who wrote it; if the node's disk was restored, delete its Node object and restart its kubelet", epoch.0, proved.0
-    )]
-    EpochWentBack {
-        /// The node.
-        node: NodeName,
-        /// Which of its slots.
-        slot: Slot,
-        /// Number of the key that is announced.
-        epoch: Epoch,
-        /// That key.
-        key: PublicKey,
-        /// The greatest number of a key that was at work.
-        proved: Epoch,
     },
     /// A node announces an endpoint that belongs to another one.
     #[error(
@@ -244,7 +227,6 @@ impl Problem {
         match self {
             Self::KeyMissing { .. } => "KeyMissing",
             Self::KeyDuplicated { .. } => "KeyDuplicated",
-            Self::EpochWentBack { .. } => "EpochWentBack",
             Self::EndpointOfAnother { .. } => "EndpointOfAnother",
             Self::AnnouncementMalformed { .. } => "AnnouncementMalformed",
             Self::EndpointMalformed { .. } => "EndpointMalformed",
@@ -270,7 +252,6 @@ impl Problem {
         match self {
             Self::KeyMissing { node }
             | Self::KeyDuplicated { node, .. }
-            | Self::EpochWentBack { node, .. }
             | Self::EndpointOfAnother { node, .. }
             | Self::AnnouncementMalformed { node, .. }
             | Self::EndpointMalformed { node, .. }
@@ -292,10 +273,9 @@ impl Problem {
     }
 
     /// Every code, for metrics that show zero before anything went wrong.
-    pub const CODES: [&'static str; 20] = [
+    pub const CODES: [&'static str; 19] = [
         "KeyMissing",
         "KeyDuplicated",
-        "EpochWentBack",
         "EndpointOfAnother",
         "AnnouncementMalformed",
         "EndpointMalformed",

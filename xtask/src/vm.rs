@@ -94,7 +94,8 @@ const RESTART_STEP: &str = "restart under traffic";
 /// Clusters of the differential test, which takes a thousand elsewhere: emulation is some twenty times slower.
 const CLUSTERS: u32 = 40;
 
-/// Boots each series, all at the same time, and runs the plan in it, or only the steps with these words in their names. The last line that it prints is `N passed, N failed`.
+/// Boots each series, all at the same time, and runs the plan in it, or only the steps with these words in their names. The
+/// last line that it prints is `N passed, N failed`.
 pub(crate) fn vm(
     workspace: &Workspace,
     series: &[Series],

@@ -9,13 +9,15 @@ use futures::StreamExt as _;
 use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Node as NodeObject, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ListParams, ObjectList};
 use kube::core::PartialObjectMeta;
 use kube::{Client, Config, ResourceExt as _};
 use mesh_core::evidence::{NodeEvidence, PATH, VERSION};
 use mesh_core::numbers::{ANNOTATION_WIREGUARD, NAMESPACE};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
+use super::canonical::canonical;
 use super::judge::{Announced, Collected};
 use super::namespaces;
 use super::report::Namespace;
@@ -40,7 +42,9 @@ pub struct AgentAddress {
 
 /// Why a text is not the address of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an agent's address: wanted [NODE=]http://ADDRESS:PORT of its metrics, without a path")]
+#[error(
+    "{0:?} is not an agent's address: wanted [NODE=]http://ADDRESS:PORT of its metrics, without a path or a password"
+)]
 pub struct AddressError(String);
 
 impl FromStr for AgentAddress {
@@ -55,6 +59,7 @@ impl FromStr for AgentAddress {
         let url: http::Uri = url.parse().map_err(|_| wrong())?;
         let plain = url.scheme_str() == Some("http")
             && url.port().is_some()
+            && !url.authority().is_some_and(|authority| authority.as_str().contains('@'))
             && url.path() == "/"
             && url.query().is_none();
         let named = node.as_ref().is_none_or(|node| node.parse::<mesh_core::name::NodeName>().is_ok());
@@ -172,7 +177,10 @@ fn parse(bytes: &[u8]) -> Result<Box<NodeEvidence>, String> {
             "it gives evidence of version {v}, this program reads {VERSION}; use the hawser of its release"
         ));
     }
-    serde_json::from_slice(bytes).map_err(wrong)
+    // A number that no report can hold would cost everybody the report.
+    let whole: Value = serde_json::from_slice(bytes).map_err(wrong)?;
+    canonical(&whole).map_err(|error| format!("its answer is no evidence: {error}"))?;
+    serde_json::from_value(whole).map_err(wrong)
 }
 
 /// The nodes and how each is asked.
@@ -180,8 +188,8 @@ fn parse(bytes: &[u8]) -> Result<Box<NodeEvidence>, String> {
 pub struct Targets {
     /// By node.
     pub ways: BTreeMap<String, Way>,
-    /// Nodes of the API, by what they announce.
-    pub nodes: BTreeMap<String, Announced>,
+    /// Nodes of the API, by what they announce; none: they were not read.
+    pub nodes: Option<BTreeMap<String, Announced>>,
     /// Agents of which it is not known whose they are.
     pub unnamed: Vec<Way>,
     /// What fits to nothing.
@@ -195,15 +203,7 @@ where
 {
     let mut params = ListParams::default().limit(PAGE);
     params.label_selector = labels.map(str::to_owned);
-    let mut items = Vec::new();
-    loop {
-        let page = api.list(&params).await.map_err(|error| chain(&error))?;
-        items.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(items),
-        }
-    }
+    pages(params, async |params| api.list(params).await).await
 }
 
 /// The same without specification and status.
@@ -211,10 +211,17 @@ async fn all_metadata<K>(api: &Api<K>) -> Result<Vec<PartialObjectMeta<K>>, Stri
 where
     K: Clone + DeserializeOwned + fmt::Debug,
 {
-    let mut params = ListParams::default().limit(PAGE);
+    pages(ListParams::default().limit(PAGE), async |params| api.list_metadata(params).await).await
+}
+
+/// What `list` gives, until there is no more.
+async fn pages<T: Clone>(
+    mut params: ListParams,
+    list: impl AsyncFn(&ListParams) -> kube::Result<ObjectList<T>>,
+) -> Result<Vec<T>, String> {
     let mut items = Vec::new();
     loop {
-        let page = api.list_metadata(&params).await.map_err(|error| chain(&error))?;
+        let page = list(&params).await.map_err(|error| chain(&error))?;
         items.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
@@ -321,6 +328,7 @@ pub fn assign(
     let mut nodes: BTreeMap<String, Collected> = targets
         .nodes
         .iter()
+        .flatten()
         .map(|(name, announced)| {
             let answer = answers.remove(name).unwrap_or_else(|| Err(nobody.to_owned()));
             (name.clone(), Collected { announced: announced.clone(), answer })
@@ -328,7 +336,7 @@ pub fn assign(
         .collect();
     // With a list of Nodes, an answer of another one is not the cluster's.
     for (name, answer) in answers {
-        if targets.nodes.is_empty() {
+        if targets.nodes.is_none() {
             nodes.insert(name, Collected { announced: Announced::Unread, answer });
         } else {
             strangers

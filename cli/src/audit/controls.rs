@@ -17,7 +17,9 @@ const NIST: &str = "NIST SP 800-53 rev. 5";
 const PCI: &str = "PCI DSS v4";
 
 /// Codes that concern each control.
-const CARRIES: [&str; 7] = [
+const CARRIES: [&str; 9] = [
+    "data-path-incomplete",
+    "not-settled",
     "guard-missing",
     "node-unannounced",
     "announcement-differs",
@@ -30,7 +32,9 @@ const KEYS: [&str; 5] =
     ["device-key-differs", "announcement-differs", "key-over-age", "key-age-unknown", "record-unread"];
 const INVENTORY: [&str; 4] =
     ["device-key-differs", "announcement-differs", "key-age-unknown", "node-unannounced"];
-const FLOWS: [&str; 7] = [
+const FLOWS: [&str; 9] = [
+    "policy-not-in-force",
+    "data-path-incomplete",
     "data-path-off",
     "data-path-failed",
     "namespace-open",
@@ -40,9 +44,9 @@ const FLOWS: [&str; 7] = [
     "settings-differ",
 ];
 /// What is missing everywhere.
-const NODES: [&str; 4] = ["nodes-unread", "no-node", "node-silent", "node-unsynced"];
+const NODES: [&str; 5] = ["nodes-unread", "no-node", "node-silent", "node-unsynced", "evidence-stale"];
 
-const DEFAULT_DENY: &str = "default-deny is counted where a NetworkPolicy selects all pods of a namespace and has no rule; what other policies allow is for their owners to justify. ClusterNetworkPolicies are not counted: their ingress rules cannot name what is outside the cluster";
+const DEFAULT_DENY: &str = "default-deny is counted where a NetworkPolicy selects all pods of a namespace and has no rule; what other policies allow is for their owners to justify. ClusterNetworkPolicies are not looked at: they cannot deny what comes from outside the cluster, and an Accept of their admin tier comes before every NetworkPolicy";
 const PREFERRED: &str =
     "post-quantum keys are preferred, not required: a pair talks without one until it is agreed";
 const WHOSE_KEYS: &str = "the inventory is that of WireGuard's keys; those of applications and of the Kubernetes API are not in it";
@@ -164,7 +168,7 @@ struct Sentences {
 }
 
 fn sentences(s: &Summary, settings: Option<&Configured>) -> Sentences {
-    let refused: u64 = s.refused.values().sum();
+    let refused = s.refused_in_all();
     let period = settings.and_then(|settings| settings.rotation.period_seconds);
     Sentences {
         pairs: format!(

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_core::evidence::{Configured, DataPath, NodeEvidence};
+use mesh_core::evidence::{Configured, DataPath, MAX_NUMBER, NodeEvidence};
 
 use super::controls::controls;
 use super::pairs;
@@ -173,7 +173,7 @@ fn of_nodes(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) {
             }
         }
     }
-    let refused: u64 = summary.refused.values().sum();
+    let refused = summary.refused_in_all();
     if refused > 0 {
         let text =
             format!("{refused} packets were refused since they would have crossed between nodes in clear");
@@ -188,9 +188,38 @@ fn of_nodes(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) {
     }
 }
 
+/// A sum that still has a canonical form, whatever was added.
+pub(super) fn added(a: u64, b: u64) -> u64 {
+    a.saturating_add(b).min(MAX_NUMBER)
+}
+
+/// Evidence may be so far from the moment in which it is judged, in seconds: that of an agent which cannot look at its kernel
+/// any more is of an earlier one. So far may clocks be apart, too.
+const STALE_SECONDS: u64 = 120;
+
 fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, summary: &mut Summary) {
     use Effect::{Against, Missing, Note};
     let mut push = |effect, code, text: String| findings.push(effect, code, format!("node {name}: {text}"));
+    let apart = now.abs_diff(node.at);
+    if apart > STALE_SECONDS {
+        push(
+            Missing,
+            "evidence-stale",
+            format!(
+                "its evidence is of a moment {apart} s away from this machine's time; either its agent cannot look at its kernel (see its log), or one of the two clocks is wrong"
+            ),
+        );
+    }
+    if node.pending > 0 {
+        push(
+            Missing,
+            "not-settled",
+            format!(
+                "{} changes of devices, routes or rules were still due when it was asked; ask again, and see the log of its agent if it stays so",
+                node.pending
+            ),
+        );
+    }
     if !node.synced {
         push(Missing, "node-unsynced", "its agent has not read the list of Nodes yet; ask again".to_owned());
     }
@@ -314,13 +343,23 @@ fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, s
         (None, _) => {}
     }
     for problem in &node.problems {
-        push(Note, "problem", format!("{}: {}", problem.code, problem.text));
+        let text = format!("{}: {}", problem.code, problem.text);
+        match problem.code.as_str() {
+            "policy-not-applied" | "services-not-applied" | "pod-without-data-path" => {
+                push(Against, "policy-not-in-force", text);
+            }
+            "uplink-without-data-path" | "slot-without-data-path" | "data-path-links" => {
+                push(Against, "data-path-incomplete", text);
+            }
+            _ => push(Note, "problem", text),
+        }
     }
-    summary.keys_destroyed += node.destroyed.count.unwrap_or(0);
+    summary.keys_destroyed = added(summary.keys_destroyed, node.destroyed.count.unwrap_or(0));
     for (reason, packets) in &node.guard.refused {
-        *summary.refused.entry(reason.clone()).or_insert(0) += packets;
+        let sum = summary.refused.entry(reason.clone()).or_insert(0);
+        *sum = added(*sum, *packets);
     }
-    summary.world_flows += node.exemptions.world_flows.unwrap_or(0);
+    summary.world_flows = added(summary.world_flows, node.exemptions.world_flows.unwrap_or(0));
 }
 
 /// Do all nodes have the same configuration? Then it is returned.
@@ -414,12 +453,14 @@ fn of_pairs(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) -> 
     shown
 }
 
-/// Nodes of pairs of which the two sides do not agree, or that have a fault: worth a second look, since the two were not
-/// asked in one moment.
+/// Nodes that are on their way from one state to another, and nodes of pairs of which the two sides do not agree, or that have a
+/// fault: worth a second look, since the two were not asked in one moment.
 pub fn disagreeing(inputs: &Inputs) -> BTreeSet<String> {
     let heard: Vec<&NodeEvidence> =
         inputs.nodes.values().filter_map(|node| node.answer.as_deref().ok()).collect();
-    let mut found = BTreeSet::new();
+    let keyless = |node: &NodeEvidence| node.slots.iter().any(|slot| slot.device_key != Some(slot.key));
+    let moving = heard.iter().filter(|node| node.pending > 0 || !node.announced || keyless(node));
+    let mut found: BTreeSet<String> = moving.map(|node| node.node.to_string()).collect();
     for (place, a) in heard.iter().enumerate() {
         for b in &heard[place + 1..] {
             let pair = pairs::judge(a, b);

@@ -33,6 +33,11 @@ pub enum KeyError {
         "there is no Secret {NAMESPACE}/{NAME} to sign with; make it once with hawser audit init, or give --unsigned for a report that proves nothing to others"
     )]
     Absent,
+    /// Its public half is nowhere.
+    #[error(
+        "there is no ConfigMap {NAMESPACE}/{NAME} with the public key; hawser audit init makes it beside the Secret, or give --public-key"
+    )]
+    NoPublic,
     /// The API refused.
     #[error("{doing} {kind} {NAMESPACE}/{NAME}: {why}; it must be allowed to you")]
     Api {
@@ -45,7 +50,7 @@ pub enum KeyError {
     },
     /// Not a key.
     #[error(
-        "{place}: field {field}: it is no Ed25519 key in PEM ({what}); delete it and run hawser audit init"
+        "{place}: field {field}: it is no Ed25519 key in PEM ({what}); give another one, or delete it and run hawser audit init"
     )]
     Malformed {
         /// Which object or file.
@@ -153,7 +158,7 @@ fn from_secret(secret: &mut Secret) -> Result<SigningKey, KeyError> {
 pub async fn public_of_cluster(client: &Client) -> Result<VerifyingKey, KeyError> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
     let found = maps.get_opt(NAME).await.map_err(api("reading", "ConfigMap"))?;
-    public_of(&found.ok_or(KeyError::Absent)?)
+    public_of(&found.ok_or(KeyError::NoPublic)?)
 }
 
 fn public_of(map: &ConfigMap) -> Result<VerifyingKey, KeyError> {

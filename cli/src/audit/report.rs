@@ -121,6 +121,13 @@ pub struct Summary {
     pub namespaces_exempt: u64,
 }
 
+impl Summary {
+    /// Packets that would have crossed in clear, for whatever reason they were refused.
+    pub fn refused_in_all(&self) -> u64 {
+        self.refused.values().copied().fold(0, super::judge::added)
+    }
+}
+
 /// A control of a standard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -46,7 +46,7 @@ pub enum VerifyError {
     Unsigned,
     /// It was signed with another key.
     #[error(
-        "it is signed with key {stated}, wanted key {trusted}: another cluster's, or made by somebody else"
+        "it is signed with key {stated:?}, wanted key {trusted}: another cluster's, or made by somebody else"
     )]
     OtherKey {
         /// What the seal says.

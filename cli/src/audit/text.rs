@@ -6,6 +6,7 @@ use mesh_core::evidence::{DataPath, Engine, NodeEvidence};
 use mesh_core::slot::Slot;
 use serde_json::Value;
 
+use super::judge::added;
 use super::pairs::psk_words;
 use super::report::{Effect, Node, Pair, PairState, PostQuantum, Report, Summary};
 use crate::render::printable;
@@ -92,7 +93,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 }
 
 fn summary(s: &Summary) -> Vec<String> {
-    let refused: u64 = s.refused.values().sum();
+    let refused = s.refused_in_all();
     vec![
         format!("nodes: {} of {} gave evidence", s.nodes_with_evidence, s.nodes),
         format!(
@@ -218,7 +219,7 @@ fn of_node(name: &str, node: &NodeEvidence) -> Vec<String> {
         key(Slot::Zero),
         key(Slot::One),
         count(node.destroyed.count),
-        node.guard.refused.values().sum::<u64>().to_string(),
+        node.guard.refused.values().copied().fold(0, added).to_string(),
         count(node.exemptions.world_flows),
     ]
 }

@@ -16,7 +16,7 @@ use crate::config::{Config, DataPath};
 use crate::wireguard::Implementation;
 
 /// Seconds since 1970; zero where the clock is before that.
-pub(super) fn unix() -> u64 {
+pub(crate) fn unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -91,7 +91,7 @@ impl Agent {
             psks: self.psks.evidence(view),
             modes: self.psks.modes().clone(),
             firewall: guard.closed && guard.firewall,
-            firewall_counts: self.guard.counted().clone(),
+            firewall_counts: self.guard.counted(),
             exempt: crate::plane::exempt(&crate::guard::nft_input(&self.config, desired)).unwrap_or_default(),
             problems: wrong.chain(found).collect(),
         }

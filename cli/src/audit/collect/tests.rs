@@ -71,7 +71,7 @@ fn evidence_of_another_version_is_named_before_its_shape_is_looked_at() {
 
 fn targets(nodes: &[&str]) -> Targets {
     let nodes = nodes.iter().map(|name| ((*name).to_owned(), Announced::Valid)).collect();
-    Targets { nodes, ..Targets::default() }
+    Targets { nodes: Some(nodes), ..Targets::default() }
 }
 
 fn answer(node: u8) -> Result<Box<NodeEvidence>, String> {
@@ -127,11 +127,25 @@ fn who_answers_under_another_name_is_no_evidence_and_is_named() {
 #[test]
 fn without_the_api_those_who_answer_are_the_nodes() {
     let (nodes, strangers) = assign(
-        &targets(&[]),
+        &Targets::default(),
         vec![("node-9".into(), Err("away".into()))],
         vec![("x".into(), answer(1))],
         "nobody",
     );
     assert_eq!(nodes.keys().collect::<Vec<_>>(), ["node-1", "node-9"]);
     assert!(nodes.values().all(|node| node.announced == Announced::Unread) && strangers.is_empty());
+    // A list that was read and is empty is another thing: nobody who answers is of that cluster.
+    let (nodes, strangers) = assign(&targets(&[]), Vec::new(), vec![("x".into(), answer(1))], "nobody");
+    assert!(nodes.is_empty() && strangers.len() == 1, "{strangers:?}");
+}
+
+#[test]
+fn an_answer_with_a_number_that_no_report_can_hold_costs_its_agent_alone() {
+    let mut whole = serde_json::to_value(evidence(1, 2)).unwrap();
+    assert!(parse(whole.to_string().as_bytes()).is_ok());
+    for number in [u64::MAX, 1 << 53] {
+        whole["pending"] = number.into();
+        let why = parse(whole.to_string().as_bytes()).unwrap_err();
+        assert!(why.contains(&number.to_string()), "{why}");
+    }
 }

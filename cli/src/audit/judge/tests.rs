@@ -69,6 +69,47 @@ fn each_fact_has_its_verdict_and_its_controls() {
         DoesNotHold,
         &["SC-8", "SC-8(1)", "AC-4", "4.2.1"],
     );
+    check("old evidence", |all| of(all, 1).at = NOW - 121, &["evidence-stale"], Incomplete, &ALL);
+    check(
+        "evidence of a clock ahead",
+        |all| of(all, 1).at = NOW + 121,
+        &["evidence-stale"],
+        Incomplete,
+        &ALL,
+    );
+    check("evidence of two minutes ago", |all| of(all, 1).at = NOW - 120, &[], Holds, &[]);
+    check(
+        "repairs that are due",
+        |all| of(all, 1).pending = 1,
+        &["not-settled"],
+        Incomplete,
+        &["SC-8", "SC-8(1)", "4.2.1"],
+    );
+    check(
+        "policy that is not in force",
+        |all| of(all, 1).problems.push(Note { code: "policy-not-applied".into(), text: "full".into() }),
+        &["policy-not-in-force"],
+        DoesNotHold,
+        &["AC-4"],
+    );
+    check(
+        "an uplink without programs",
+        |all| of(all, 1).problems.push(Note { code: "uplink-without-data-path".into(), text: "eth1".into() }),
+        &["data-path-incomplete"],
+        DoesNotHold,
+        &["SC-8", "SC-8(1)", "AC-4", "4.2.1"],
+    );
+    check(
+        "counters at their end",
+        |all| {
+            for node in [1, 2] {
+                of(all, node).guard.refused.insert("data-path/guard-out".into(), MAX_NUMBER);
+            }
+        },
+        &[],
+        Holds,
+        &[],
+    );
     check(
         "no data path",
         |all| of(all, 1).guard.data_path = DataPath::Failed { reason: "no btf".into() },
@@ -276,6 +317,21 @@ proptest! {
             prop_assert!(silent.is_empty() || a.verdict != Verdict::Holds, "{}", a.id);
             prop_assert!(silent.contains(&broken) || a.verdict >= b.verdict, "{}", a.id);
         }
+    }
+}
+
+#[test]
+fn who_is_moving_is_asked_again() {
+    assert!(disagreeing(&inputs(3)).is_empty());
+    let changes: [Change; 3] = [
+        |all| of(all, 2).pending = 1,
+        |all| of(all, 2).announced = false,
+        |all| of(all, 2).slots[0].device_key = None,
+    ];
+    for change in changes {
+        let mut all = inputs(3);
+        change(&mut all);
+        assert!(disagreeing(&all).contains("node-2"));
     }
 }
 
