@@ -55,8 +55,8 @@ pub(crate) fn asked<T>(
     move |source| Err(KernelError { what: what(), source })
 }
 
-/// Is it only that the thing is gone already, or there already?
-fn errno(error: &rtnetlink::Error) -> Option<rustix::io::Errno> {
+/// What the kernel answered.
+pub(crate) fn errno(error: &rtnetlink::Error) -> Option<rustix::io::Errno> {
     match error {
         rtnetlink::Error::NetlinkError(message) => {
             message.code.map(|code| rustix::io::Errno::from_raw_os_error(code.get().abs()))

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -11,10 +12,11 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, Li
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::{RouteScope, RouteType};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::host::{Host, SysctlError, pod_veth_sysctls};
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, errno};
 use crate::netns::{NetnsError, within};
 
 /// What connects one pod.
@@ -63,6 +65,17 @@ pub enum PodLinkError {
         value: &'static str,
         /// Why not.
         source: std::io::Error,
+    },
+    /// The kernel took an address and does not receive what is sent to it.
+    #[error(
+        "the kernel has not made the local route of {address} in the pod's network namespace within {waited} s; \
+         is the interface up, and does nobody change the namespace meanwhile?"
+    )]
+    NotLocal {
+        /// The pod's.
+        address: IpAddr,
+        /// Seconds.
+        waited: u64,
     },
     /// The data path is not on the host's end.
     #[error("{0}")]
@@ -214,7 +227,45 @@ async fn inside_pod(link: &PodLink) -> Result<(), PodLinkError> {
         neighbour(&kernel, index, *gateway, link.host_mac).await?;
         pod_routes(&kernel, index, *address, *gateway).await?;
     }
+    for (address, _) in &link.ips {
+        await_local(&kernel, *address).await?;
+    }
     Ok(())
+}
+
+/// Waits until the pod receives what is sent to its address. An IPv6 address is a source at once, but the kernel makes its
+/// local route later, in a worker (`addrconf_dad_work`): an answer to the pod's first packet could come before that, and
+/// would be dropped.
+async fn await_local(kernel: &Kernel, address: IpAddr) -> Result<(), PodLinkError> {
+    /// Far more than a worker needs that has to wait for others at the kernel's lock of all networking.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const LOOK: Duration = Duration::from_micros(500);
+    let begun = tokio::time::Instant::now();
+    while !is_local(kernel, address).await? {
+        if begun.elapsed() > PATIENCE {
+            let waited = PATIENCE.as_secs();
+            return Err(PodLinkError::NotLocal { address, waited });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Does the kernel of this namespace receive what is sent to this address?
+async fn is_local(kernel: &Kernel, address: IpAddr) -> Result<bool, PodLinkError> {
+    const UNREACHABLE: [Errno; 2] = [Errno::NETUNREACH, Errno::HOSTUNREACH];
+    let what = || format!("look up the route to {address} in the pod");
+    let invalid = |_| PodLinkError::Request { what: what(), source: rtnetlink::Error::RequestFailed };
+    let request = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(address, IpNet::from(address).prefix_len())
+        .map_err(invalid)?
+        .build();
+    let mut found = kernel.handle().route().get(request).execute();
+    match found.try_next().await {
+        Ok(route) => Ok(route.is_some_and(|route| route.header.kind == RouteType::Local)),
+        Err(error) if errno(&error).is_some_and(|errno| UNREACHABLE.contains(&errno)) => Ok(false),
+        Err(source) => Err(PodLinkError::Request { what: what(), source }),
+    }
 }
 
 /// The gateway is on no common subnet (the pod's address is a host address): a route to it, and the default by it.

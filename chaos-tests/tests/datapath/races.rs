@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use chaos_tests::pod::{PodSpec, addresses, make_namespace};
 use chaos_tests::raw::Ear;
 use chaos_tests::runtime::{Runtime, Sandbox};
+use chaos_tests::witness::drops;
 use chaos_tests::{Lab, LabOptions, Pod};
 use netlab::{Namespace, eventually};
 use serde_json::{Value, json};
@@ -33,6 +34,8 @@ const CANARY: &[u8] = b"a canary of a pod that may not send this";
 const MOMENT: Duration = Duration::from_millis(5);
 /// A SYN that was lost is sent again after a second; nobody waits for a third.
 const PATIENCE: Duration = Duration::from_millis(2500);
+/// Who needed this long has sent a second one.
+const LATE: Duration = Duration::from_millis(900);
 
 /// How many pods: `HAWSER_SHORT_LIVED_PODS`, or few enough for every day.
 fn many() -> usize {
@@ -272,23 +275,35 @@ fn no_short_lived_pod_fails_to_reach_what_it_may_on_another_node() -> Result<()>
         .collect::<Result<Vec<_>>>()?
         .into_iter()
         .collect();
-    let before = Counts::of(lab.node(2))?;
+    let counted = || lab.nodes.iter().map(Counts::of).collect::<Result<Vec<_>>>();
+    let before = counted()?;
     let begun = Instant::now();
     let outcomes = in_slots(&lab, many, |slot, number| {
         let spec = PodSpec::new(1, format!("short-{number}")).label("role", "short");
-        slot.pod(&spec, |_| Ok(connects(&slot.namespace, to(number))))
+        slot.pod(&spec, |ips| {
+            let outcome = connects(&slot.namespace, to(number));
+            if outcome.as_ref().map_or(true, |took| *took > LATE) {
+                let after = begun.elapsed();
+                println!(
+                    "pod {number}, {ips:?}, to {}: {outcome:?}, done {after:.3?} after the first",
+                    to(number)
+                );
+            }
+            Ok(outcome)
+        })
     })?;
     let took = begun.elapsed();
     let failed: Vec<String> =
         outcomes.iter().filter_map(|one| Some(format!("{:#}", one.as_ref().err()?))).collect();
     let times: Times = outcomes.into_iter().flatten().collect();
-    let since = Counts::of(lab.node(2))?.since(&before);
-    let late = times.above(Duration::from_millis(900));
+    let since: Vec<_> = counted()?.iter().zip(&before).map(|(now, then)| now.since(then)).collect();
+    let late = times.above(LATE);
     println!(
         "{many} pods in {took:?}; their first connection: {times}; an old pod's: {usual}; {late} needed a second SYN; \
-         added delay p50 {:.2?}, p99 {:.2?}; the target's node: {since:?}",
+         added delay p50 {:.2?}, p99 {:.2?}; the nodes: {since:?}; drops of devices and sockets: {}",
         times.quantile(50).saturating_sub(usual.quantile(50)),
         times.quantile(99).saturating_sub(usual.quantile(99)),
+        drops(lab.nodes.iter().map(|node| &node.namespace).chain([&target.namespace])),
     );
     ensure!(failed.is_empty(), "{} failed: {}", failed.len(), failed[..failed.len().min(5)].join("; "));
     ensure!(late * 100 <= many, "{late} of {many} lost their first packet");

@@ -253,6 +253,7 @@ impl Attacher {
             | PodLinkError::Request { .. }
             | PodLinkError::Setting(_)
             | PodLinkError::Sysctl { .. }
+            | PodLinkError::NotLocal { .. }
             | PodLinkError::DataPath(_)
             | PodLinkError::Changed(_) => io_failure(&error),
         })?;
@@ -433,6 +434,7 @@ impl Attacher {
             | PodLinkError::Netns(_)
             | PodLinkError::Setting(_)
             | PodLinkError::Sysctl { .. }
+            | PodLinkError::NotLocal { .. }
             | PodLinkError::DataPath(_)
             | PodLinkError::Exists(_) => io_failure(&error),
         })
