@@ -174,12 +174,15 @@ fn affinity_keeps_a_client_with_its_backend_and_local_policy_with_its_node() -> 
         for to in at(cluster_ips(12)) {
             served(&from.namespace, to, &names(&own))?;
         }
+        // A client of its own: where its source port comes again, no flow to one of these backends by another service is
+        // in its way, and sends it elsewhere.
+        let sticky = lab.add_pod(from.node, &format!("sticky-{}", from.name))?;
         for to in at(cluster_ips(11)) {
-            eventually(SOON, "the service answers", || Ask::Tcp.once(&from.namespace, to, PATIENCE))?;
+            eventually(SOON, "the service answers", || Ask::Tcp.once(&sticky.namespace, to, PATIENCE))?;
             // Each port of a service has a backend of its own for a client, as kube-proxy does it.
             for ask in [Ask::Tcp, Ask::Udp] {
-                let seen = answers_over(ask, &from.namespace, to, MANY)?;
-                ensure!(seen.len() == 1, "{} at {to} was answered by {seen:?} over {ask:?}", from.name);
+                let seen = answers_over(ask, &sticky.namespace, to, MANY)?;
+                ensure!(seen.len() == 1, "{} at {to} was answered by {seen:?} over {ask:?}", sticky.name);
             }
         }
     }

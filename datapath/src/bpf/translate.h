@@ -203,13 +203,14 @@ static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 	struct packet *p = &s->p;
 	struct choice *c = &s->choice;
 	__u32 round, base = front->base, places_count = front->count;
-	int found = 0;
+	int found = 0, stray = 0;
 
 	if (!places_count)
 		return HW_DROP_NO_BACKEND;
 	if (front->affinity && affine(p, front, c)) {
 		backend_tuple(p, c, &s->t);
 		found = !collides(s);
+		stray = !found;
 	}
 	for (round = 0; round < HW_TRIES && !found; round++) {
 		__u32 place = base + spread(&p->t, round) % places_count;
@@ -229,7 +230,8 @@ static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 	}
 	if (!found)
 		return HW_DROP_COLLISION;
-	if (front->affinity) {
+	/* A flow that found its tuple taken at its client's backend goes elsewhere, alone. */
+	if (front->affinity && !stray) {
 		struct hw_affinity_key key = { .client = p->t.src, .service = front->service };
 		struct hw_affinity affinity = {};
 

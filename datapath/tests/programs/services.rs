@@ -478,6 +478,24 @@ fn a_flow_that_would_meet_another_goes_to_another_backend_where_there_is_one() {
     });
 }
 
+/// A datagram's source port comes again soon enough; its client does not move for that.
+#[test]
+fn a_flow_that_would_meet_another_leaves_its_clients_affinity_where_it_is() {
+    both(|bench| {
+        bench.play("service svc:80/udp = b:8080 c:8080 affinity 100");
+        let chosen = shares(&spread(bench, "udp", "svc:80", 1..2)).keys().next().expect("one").to_string();
+        let other = if chosen == "b" { "c" } else { "b" };
+        for port in 100..120 {
+            bench.play(&format!("a | udp a:{port} > {chosen}:8080 | to {chosen}"));
+            let done = bench.send("a", &packet(&format!("udp a:{port} > svc:80"), bench.family));
+            let away = format!("to {other}");
+            assert!([away.as_str(), "drop collision"].contains(&done.outcome.as_str()), "{}", done.outcome);
+        }
+        let later = spread(bench, "udp", "svc:80", 200..220);
+        assert_eq!(shares(&later).keys().collect::<Vec<_>>(), [&chosen.as_str()]);
+    });
+}
+
 #[test]
 fn a_collision_ends_with_the_flow_that_was_there() {
     both(|bench| {
