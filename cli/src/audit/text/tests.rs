@@ -174,7 +174,7 @@ fn controls_name_evidence_what_is_open_and_limits() {
               NIST SP 800-53 rev. 5 AC-4 Information Flow Enforcement: does not hold
                 evidence: 1 of 1 namespaces deny by default in both directions, 0 are exempt by the operator
                 open: guard-missing (1)
-                limit: default-deny is counted where a NetworkPolicy selects all pods of a namespace and has no rule; what other policies allow is for their owners to justify. ClusterNetworkPolicies are not counted: their ingress rules cannot name what is outside the cluster
+                limit: default-deny is counted where a NetworkPolicy selects all pods of a namespace and has no rule; what other policies allow is for their owners to justify. ClusterNetworkPolicies are not looked at: they cannot deny what comes from outside the cluster, and an Accept of their admin tier comes before every NetworkPolicy
               PCI DSS v4 4.2.1 Strong cryptography and security protocols safeguard PAN during transmission over open, public networks: does not hold
                 evidence: 1 of 1 pairs have a WireGuard session of which both sides say the same, 0 more are idle
                 evidence: the oldest key was made at 2026-11-28T09:00:00Z; the rotation period is 604800 s, 0 keys are older
