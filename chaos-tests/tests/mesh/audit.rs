@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::cluster::node_name;
@@ -13,6 +13,7 @@ use chaos_tests::objects::apply;
 use chaos_tests::{Lab, Node, Pod};
 use kubeapi::User;
 use mesh_core::numbers::PORT_METRICS;
+use netlab::eventually;
 use netlab::netlink::Route;
 use netlab::probe::Canary;
 use serde_json::{Value, json};
@@ -23,6 +24,8 @@ const NODES: [u8; 3] = [1, 2, 3];
 const ADMIN: &str = "/etc/hawser/admin";
 const REPORT: &str = "/etc/hawser/report.json";
 const PUBLIC: &str = "/etc/hawser/public.pem";
+/// More than an agent needs to look again.
+const SOON: Duration = Duration::from_secs(20);
 /// For a command that asks three times and waits for a silent agent.
 const COMMAND: Duration = Duration::from_secs(60);
 
@@ -66,6 +69,18 @@ fn report(lab: &Lab) -> Result<(i32, Value)> {
     let written: Value = serde_json::from_str(&lab.node(1).sh(&format!("cat {REPORT}"))?)?;
     ensure!(sealed == written, "the file is another report than the output");
     Ok((code, sealed))
+}
+
+/// A report of which every node has looked after that moment: an agent answers with what it saw a second ago.
+fn report_after(lab: &Lab, moment: SystemTime) -> Result<(i32, Value)> {
+    let moment = moment.duration_since(UNIX_EPOCH)?.as_secs();
+    Ok(eventually(SOON, "every node has looked again", || {
+        let (code, sealed) = report(lab).map_err(|error| format!("{error:#}"))?;
+        let nodes = sealed["report"]["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let fresh = |node: &&Value| node["evidence"]["at"].as_u64().is_some_and(|at| at > moment);
+        let looked = nodes.iter().filter(fresh).count();
+        if looked == NODES.len() { Ok((code, sealed)) } else { Err(format!("{looked} nodes have")) }
+    })?)
 }
 
 /// Peers of all nodes, by node, device and key.
@@ -217,7 +232,7 @@ fn an_audit_says_what_the_devices_say_and_names_who_is_silent_and_what_was_chang
     lab.node(1).write_file(PUBLIC, public)?;
 
     let before = devices(&lab)?;
-    let (code, sealed) = report(&lab)?;
+    let (code, sealed) = report_after(&lab, SystemTime::now())?;
     let after = devices(&lab)?;
     let document = &sealed["report"];
     ensure!(code == 0 && document["verdict"] == "holds", "{code}: {}", document["findings"]);
