@@ -208,16 +208,25 @@ pub fn flowing(streams: &[Stream], records: u64) -> Result<()> {
 /// # Errors
 /// The reports of those that have.
 pub fn lossless(streams: Vec<Stream>) -> Result<Duration> {
-    let stop = |stream: Stream| std::thread::spawn(move || stream.stop(Duration::from_secs(5)));
+    let stop = |stream: Stream| {
+        let name = format!("to {} every {:?}", stream.address(), stream.interval());
+        (name, std::thread::spawn(move || stream.stop(Duration::from_secs(5))))
+    };
     let stopped: Vec<_> = streams.into_iter().map(stop).collect();
-    let reports: Vec<Report> =
-        stopped.into_iter().map(|report| report.join().expect("stopping a stream does not panic")).collect();
-    let bad = |r: &&Report| r.lost != 0 || r.duplicated != 0 || r.error.is_some() || r.received == 0;
-    let lossy: Vec<String> = reports.iter().filter(bad).map(ToString::to_string).collect();
+    let reports: Vec<(String, Report)> = stopped
+        .into_iter()
+        .map(|(name, report)| (name, report.join().expect("stopping a stream does not panic")))
+        .collect();
+    let bad = |r: &Report| r.lost != 0 || r.duplicated != 0 || r.error.is_some() || r.received == 0;
+    let lossy: Vec<String> = reports
+        .iter()
+        .filter(|(_, report)| bad(report))
+        .map(|(name, report)| format!("{name}: {report}"))
+        .collect();
     if !lossy.is_empty() {
         bail!("{}", lossy.join("; "));
     }
-    Ok(reports.iter().map(|report| report.longest_gap).max().unwrap_or_default())
+    Ok(reports.iter().map(|(_, report)| report.longest_gap).max().unwrap_or_default())
 }
 
 /// What devices and sockets of these places have dropped since they are there, and the machine's backlog: a queue that was full

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::cluster::node_name;
 use chaos_tests::matrix::Party;
-use chaos_tests::witness::{Witness, events, flowing, lossless};
+use chaos_tests::witness::{Witness, drops, events, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
 use kubeapi::Patch;
 use netlab::eventually;
@@ -95,9 +95,11 @@ fn every_pair_agrees_on_keys_for_both_slots_and_renews_them_and_no_packet_is_los
     let pods = nodes.iter().map(|n| lab.add_pod(*n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
     let mut witness = Witness::new(&lab)?;
     let streams = everywhere(&lab, &mut witness, &pods)?;
+    let begun = Instant::now();
     let (first, took) = all_agreed(&lab, &nodes)?;
     println!("{} keys agreed after {took:?}", first.len());
     flowing(&streams, 20)?;
+    println!("rotation begins {:.1?} after the streams", begun.elapsed());
     let old = nodes.iter().map(|n| keys(lab.node(*n))).collect::<Result<Vec<_>>>()?;
     for node in nodes {
         request(&lab, node, "renew")?;
@@ -108,7 +110,8 @@ fn every_pair_agrees_on_keys_for_both_slots_and_renews_them_and_no_packet_is_los
     ensure!(first.is_disjoint(&second), "a key has outlived the keys that it belonged to");
     flowing(&streams, 50)?;
     let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
-    let gap = lossless(streams)?;
+    let places = lab.nodes.iter().map(|node| &node.namespace).chain(pods.iter().map(|pod| &pod.namespace));
+    let gap = lossless(streams).with_context(|| drops(places))?;
     let frames = witness.clean(&lab)?;
     for node in nodes {
         let plan = lab.node(node).http(51891, "/debug/plan")?;

@@ -65,6 +65,9 @@ impl StreamOptions {
     }
 }
 
+/// Lost records that a report names.
+pub const NAMED: usize = 8;
+
 /// What became of the records so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -74,6 +77,8 @@ pub struct Report {
     pub received: u64,
     /// Sent and not received; records on their way are among them while the stream runs.
     pub lost: u64,
+    /// The numbers of the first of those, at most [`NAMED`], from 0.
+    pub missing: Vec<u64>,
     /// Received after a later one.
     pub reordered: u64,
     /// Received again.
@@ -87,10 +92,10 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, received, lost, reordered, duplicated, longest_gap, error } = self;
+        let Self { sent, received, lost, missing, reordered, duplicated, longest_gap, error } = self;
         write!(
             f,
-            "{sent} sent, {received} received, {lost} lost, {reordered} reordered, {duplicated} duplicated, \
+            "{sent} sent, {received} received, {lost} lost (first {missing:?}), {reordered} reordered, {duplicated} duplicated, \
              longest gap {longest_gap:?}"
         )?;
         error.iter().try_for_each(|e| write!(f, ", ended early: {e}"))
@@ -131,6 +136,14 @@ impl Tracker {
         self.highest = self.highest.max(Some(number));
     }
 
+    fn missing(&self, sent: u64) -> impl Iterator<Item = u64> + '_ {
+        let has = |number: u64| {
+            let word = usize::try_from(number / 64).ok().and_then(|word| self.seen.get(word));
+            word.is_some_and(|word| word & (1 << (number % 64)) != 0)
+        };
+        (0..sent).filter(move |number| !has(*number))
+    }
+
     /// The verdict when `sent` records were sent, the last of them at `sent_at`.
     #[must_use]
     pub fn report(&self, sent: u64, sent_at: Option<Instant>) -> Report {
@@ -140,6 +153,7 @@ impl Tracker {
             sent,
             received: self.received,
             lost,
+            missing: if lost > 0 { self.missing(sent).take(NAMED).collect() } else { Vec::new() },
             reordered: self.reordered,
             duplicated: self.duplicated,
             longest_gap: if lost > 0 { self.longest_gap.max(open) } else { self.longest_gap },

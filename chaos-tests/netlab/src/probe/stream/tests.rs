@@ -15,6 +15,7 @@ fn track(numbers: &[u64], sent: u64) -> super::Report {
 fn a_stream_with_a_hole_a_late_record_and_a_double_one_is_reported_as_such() {
     let report = track(&[0, 1, 3, 2, 5, 5], 6);
     assert_eq!((report.received, report.lost, report.reordered, report.duplicated), (5, 1, 1, 1));
+    assert_eq!(report.missing, [4]);
     assert_eq!(
         report.longest_gap,
         Duration::from_millis(950),
@@ -35,6 +36,7 @@ proptest! {
         let different: std::collections::BTreeSet<_> = numbers.iter().collect();
         prop_assert_eq!(report.received, different.len() as u64);
         prop_assert_eq!(report.received + report.lost, 200);
+        prop_assert!(report.missing.iter().all(|number| *number < 200 && !different.contains(number)));
         prop_assert_eq!(report.received + report.duplicated, numbers.len() as u64);
     }
 }
