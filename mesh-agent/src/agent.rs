@@ -91,6 +91,8 @@ pub struct Agent {
     pub nodes: watch::Receiver<Nodes>,
     /// Pre-shared keys of the pairs.
     pub psks: Psks,
+    /// Which keys peers have replaced.
+    pub ledger: Ledger,
     /// What peers say about pre-shared keys.
     pub mail: mpsc::Receiver<Delivery>,
     /// Nudges of the kernel.
@@ -110,6 +112,7 @@ mod apply;
 mod data_path;
 mod evidence;
 mod hosts;
+mod ledger;
 mod pairs;
 mod psks;
 mod rotate;
@@ -117,6 +120,7 @@ mod slot_addresses;
 mod wake;
 
 pub(crate) use evidence::unix;
+pub use ledger::Ledger;
 pub use psks::Psks;
 pub use rotate::Rotor;
 
@@ -275,6 +279,7 @@ impl Agent {
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
         self.memory.pairs.look(&observed, begun);
         let mut view = self.view(nodes, &state, &observed);
+        let refused = self.ledger.review(&mut view);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let rotated = self.rotate(&mut view, &mut observed, &state).await;
         if let Err(error) = &rotated {
@@ -283,7 +288,9 @@ impl Agent {
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let mail = std::mem::take(&mut self.memory.mail);
         let kept = self.psks.turn(&mut view, &observed, &self.keys, mail);
+        self.ledger.note(self.psks.at_work());
         let (desired, mut problems) = plan(&view);
+        problems.extend(refused);
         let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
         problems.extend(self.pool(&desired, view.synced));
         problems.extend(self.missing_devices(&observed));
@@ -323,6 +330,7 @@ impl Agent {
         if clean && view.synced {
             self.memory.applied = Some(desired.clone());
         }
+        self.ledger.save().await;
         self.restored(&observed, clean);
         if view.synced {
             wake::wake(&desired, std::mem::take(&mut self.memory.unheard)).await;

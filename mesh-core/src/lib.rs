@@ -18,6 +18,7 @@ pub mod policy;
 pub mod prefix;
 pub mod problem;
 pub mod psk;
+pub mod retired;
 pub mod service;
 pub mod slot;
 pub mod view;

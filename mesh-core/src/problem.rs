@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::announcement::Epoch;
 use crate::host::HostPath;
 use crate::key::PublicKey;
 use crate::name::NodeName;
@@ -34,6 +35,22 @@ pub enum Problem {
         key: PublicKey,
         /// The node that keeps it.
         holder: NodeName,
+    },
+    /// A node announces a key that it had replaced.
+    #[error(
+        "node {node}: annotation hawser.dev/wireguard announces key {key} with epoch {} for {slot}, which the node itself had replaced; refused, the key with epoch {} stays in use; find out who wrote it; if the node's disk was restored, replace its keys: hawser keys rotate {node}", epoch.0, taken.0
+    )]
+    EpochWentBack {
+        /// The node.
+        node: NodeName,
+        /// Which of its slots.
+        slot: Slot,
+        /// Number of the key that is announced.
+        epoch: Epoch,
+        /// That key.
+        key: PublicKey,
+        /// Number of the key that stays in use.
+        taken: Epoch,
     },
     /// A node announces an endpoint that belongs to another one.
     #[error(
@@ -227,6 +244,7 @@ impl Problem {
         match self {
             Self::KeyMissing { .. } => "KeyMissing",
             Self::KeyDuplicated { .. } => "KeyDuplicated",
+            Self::EpochWentBack { .. } => "EpochWentBack",
             Self::EndpointOfAnother { .. } => "EndpointOfAnother",
             Self::AnnouncementMalformed { .. } => "AnnouncementMalformed",
             Self::EndpointMalformed { .. } => "EndpointMalformed",
@@ -252,6 +270,7 @@ impl Problem {
         match self {
             Self::KeyMissing { node }
             | Self::KeyDuplicated { node, .. }
+            | Self::EpochWentBack { node, .. }
             | Self::EndpointOfAnother { node, .. }
             | Self::AnnouncementMalformed { node, .. }
             | Self::EndpointMalformed { node, .. }
@@ -273,9 +292,10 @@ impl Problem {
     }
 
     /// Every code, for metrics that show zero before anything went wrong.
-    pub const CODES: [&'static str; 19] = [
+    pub const CODES: [&'static str; 20] = [
         "KeyMissing",
         "KeyDuplicated",
+        "EpochWentBack",
         "EndpointOfAnother",
         "AnnouncementMalformed",
         "EndpointMalformed",

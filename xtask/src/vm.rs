@@ -167,7 +167,7 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
     let psk = only(PRE_SHARED, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;
     steps.push(Step::new("pre-shared keys", 900, psk));
     let rotations =
-        format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200 HAWSER_ROTATIONS=10 HAWSER_ROTATING_NODES=5");
+        format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=1000 HAWSER_ROTATIONS=10 HAWSER_ROTATING_NODES=5");
     steps.push(Step::new("rotation", 2400, only(ROTATION, &rotations)?));
     // No other step would fail for what the kernel itself complains of.
     steps.push(Step::new("kernel log", 20, "! dmesg | grep -wE 'WARNING|BUG|Oops|stalls?'".to_owned()));

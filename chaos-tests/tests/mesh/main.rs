@@ -11,6 +11,7 @@ mod host_traffic;
 mod membership;
 mod processes;
 mod psk;
+mod retired;
 mod rotation;
 mod traffic;
 mod weather;

@@ -25,7 +25,7 @@ use crate::{lab, none, options};
 const ROTATED: Duration = Duration::from_secs(180);
 
 /// A lab whose slots count as left after two silent seconds.
-fn rotating(name: &str, nodes: u8, deadline: u32) -> Result<Lab> {
+pub(super) fn rotating(name: &str, nodes: u8, deadline: u32) -> Result<Lab> {
     let deadline = deadline * netlab::slowness();
     let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: {deadline}\n");
     let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();

@@ -515,6 +515,15 @@ impl Psks {
         found
     }
 
+    /// Peers' keys at which both sides have seen a pre-shared key at work.
+    pub(super) fn at_work(&self) -> impl Iterator<Item = (NodeName, Slot, PublicKey)> + '_ {
+        let open = self.machines.iter().filter(|(_, machine)| machine.standing() == Standing::Open);
+        open.filter_map(|((name, slot), machine)| {
+            let their = machine.context().ends().iter().find(|end| end.id != self.us)?;
+            Some((name.clone(), *slot, their.key))
+        })
+    }
+
     /// How many slots of pairs have a key that both sides have seen at work, and how many are to have one.
     pub(super) fn count(&self, view: &ClusterView) -> (usize, usize) {
         let agrees = |at: &At| self.conditions(view, at).is_some_and(|conditions| conditions.agree);

@@ -66,7 +66,7 @@ impl StreamOptions {
 }
 
 /// Lost records that a report names.
-pub const NAMED: usize = 8;
+const NAMED: usize = 8;
 
 /// What became of the records so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub struct Report {
     pub received: u64,
     /// Sent and not received; records on their way are among them while the stream runs.
     pub lost: u64,
-    /// The numbers of the first of those, at most [`NAMED`], from 0.
+    /// The numbers of the first of those, at most eight, from 0.
     pub missing: Vec<u64>,
     /// Received after a later one.
     pub reordered: u64,
