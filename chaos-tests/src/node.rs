@@ -11,8 +11,8 @@ use netlab::{LabDir, Namespace, Output, PortId, Process};
 use crate::binaries::Binaries;
 use crate::cluster::{Lab, log_path, node_name};
 
-/// How long a command on a node may take.
-const COMMAND: Duration = Duration::from_secs(30);
+/// Seconds that a command on a node may take.
+const COMMAND: u64 = 30;
 
 /// A node with its processes.
 #[derive(Debug)]
@@ -248,7 +248,7 @@ impl Node {
     /// It fails, or takes longer than half a minute; the error has its output.
     pub fn run(&self, command: Command) -> Result<String> {
         let text = format!("{command:?}");
-        let output = self.namespace.exec(command, COMMAND)?;
+        let output = self.namespace.exec(command, Duration::from_secs(COMMAND) * netlab::slowness())?;
         if !output.status.success() {
             bail!(
                 "{text} on {}: {}: {}{}",

@@ -279,7 +279,7 @@ impl Agent {
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
         self.memory.pairs.look(&observed, begun);
         let mut view = self.view(nodes, &state, &observed);
-        let refused = self.ledger.review(&mut view);
+        let refused = self.ledger.review(&mut view, &self.psks);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let rotated = self.rotate(&mut view, &mut observed, &state).await;
         if let Err(error) = &rotated {

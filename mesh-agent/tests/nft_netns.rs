@@ -286,14 +286,23 @@ fn a_pod_reaches_no_other_node_by_an_uplink_while_nodes_reach_each_other() {
     assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), 0, "dropped before it is translated");
 }
 
-fn connect(lab: &Lab, (server, to): (&str, &str), (client, from): (&str, &str)) -> std::io::Result<()> {
+fn connect(lab: &Lab, server: (&str, &str), client: (&str, &str)) -> std::io::Result<()> {
+    connect_within(lab, server, client, std::time::Duration::from_secs(5))
+}
+
+fn connect_within(
+    lab: &Lab,
+    (server, to): (&str, &str),
+    (client, from): (&str, &str),
+    patience: std::time::Duration,
+) -> std::io::Result<()> {
     use socket2::{Domain, Socket, Type};
     let (to, from): (SocketAddr, SocketAddr) = (to.parse().unwrap(), from.parse().unwrap());
     let _listener = lab.inside(server, || std::net::TcpListener::bind(to))?;
     lab.inside(client, || {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.bind(&from.into())?;
-        socket.connect_timeout(&to.into(), std::time::Duration::from_secs(5))
+        socket.connect_timeout(&to.into(), patience)
     })
 }
 
@@ -329,6 +338,20 @@ fn where_hosts_are_in_the_tunnel_nothing_passes_between_them_outside_but_wiregua
             connect(&lab, (server, &address), (client, &from))
                 .unwrap_or_else(|error| panic!("{client} to {address}: {error}"));
         }
+        // A port at which nobody serves but from which a peer, or who forges its address, would like to connect.
+        let (server, client) = (own(v4, 7002), other(v4, 6443));
+        let before = packets(&lab, &mut nft, back);
+        let forged = connect_within(
+            &lab,
+            ("node", &server),
+            ("world", &client),
+            std::time::Duration::from_millis(300),
+        );
+        assert!(
+            forged.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut),
+            "{client} to {server}"
+        );
+        assert!(packets(&lab, &mut nft, back) > before, "{back}");
         // From a node that is no peer of this kind.
         let stranger = lab.udp("world", if v4 { "192.0.2.9:0" } else { "[2001:db8::9]:0" });
         delivered(&stranger, &node, &own(v4, 7001));

@@ -73,7 +73,7 @@ pub enum HostPath {
     Tunnel,
     /// Into the tunnel, where nobody answers.
     Dead,
-    /// Refused.
+    /// Refused: by a slot that has no such allowed IP, or beneath.
     Cut,
 }
 
@@ -86,7 +86,7 @@ impl HostPath {
         }
     }
 
-    /// Do routes lead into a slot?
+    /// Does what is sent get into the tunnel, whether or not somebody answers there?
     pub const fn routed(self) -> bool {
         match self {
             Self::Tunnel | Self::Dead => true,
@@ -190,16 +190,20 @@ pub fn rules(settings: &HostTraffic, own: &[IpAddr], state: &HostState) -> BTree
     rules
 }
 
-/// Routes of this node's own traffic to one peer. `slot` is the device that it is sent by, `own` are this node's InternalIPs
+/// Routes of this node's own traffic to one peer. `device` is the slot that it is sent by, `own` are this node's InternalIPs
 /// and, after them, its mesh addresses: the first of a family is the source, so that the peer accepts it.
-pub fn routes(path: HostPath, addresses: &[IpAddr], device: &str, own: &[IpAddr]) -> Vec<Route> {
+///
+/// A slot may be named where the pair is [`HostPath::Cut`], too, if it marks what it sends: it refuses what is no allowed IP.
+/// With nothing but the refusing route `rp_filter`, loose as well, would drop what comes from the peer, WireGuard's handshakes
+/// and questions for neighbours among it, and the pair could not mend.
+pub fn routes(path: HostPath, addresses: &[IpAddr], device: Option<&str>, own: &[IpAddr]) -> Vec<Route> {
     let route =
         |address: &IpAddr, target| Route { table: TABLE_HOSTS, prefix: prefix::host(*address), target };
     let into = |address: &IpAddr| {
         let source = own.iter().copied().find(|own| prefix::same_family(*own, *address));
-        route(address, Target::Device { device: device.to_owned(), source })
+        Some(route(address, Target::Device { device: device?.to_owned(), source }))
     };
-    let carrying = addresses.iter().filter(|_| path.routed()).map(into);
+    let carrying = addresses.iter().filter(|_| path.closed()).filter_map(into);
     let beneath = addresses.iter().filter(|_| path.closed()).map(|a| route(a, Target::Unreachable));
     carrying.chain(beneath).collect()
 }

@@ -48,7 +48,7 @@ fn a_key_of_long_ago_is_refused_and_the_pair_talks_on() -> Result<()> {
     all_agreed(&lab, &[1, 2])?;
     let (old, text) = (keys(lab.node(2))?, announced(&lab, 2)?);
     request(&lab, 2, "once")?;
-    all_rotated(&lab, &[2], &[old.clone()])?;
+    all_rotated(&lab, &[2], std::slice::from_ref(&old))?;
     all_agreed(&lab, &[1, 2])?;
     let (new, present) = (keys(lab.node(2))?, announced(&lab, 2)?);
     // Who would put its own announcement back at once is away.

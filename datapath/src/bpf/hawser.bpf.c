@@ -413,6 +413,8 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 		return drop(skb, p, HW_DROP_TUNNEL_FOREIGN);
 	if (!local)
 		return for_nobody(skb, p);
+	/* Also of what the stack gets: its later pieces come by here. */
+	note_fragment(p);
 	ifindex = local->ifindex;
 	if (!ifindex)
 		return HW_PASS;
@@ -423,7 +425,6 @@ static __always_inline int packet_from_tunnel(struct __sk_buff *skb, struct scra
 	/* What the stack will deliver is judged by to_pod. */
 	if (ep->flags & HW_ENDPOINT_SLOW)
 		return HW_PASS;
-	note_fragment(p);
 	flow = find(s);
 	if (p->kind == HW_ICMP_ERROR && !about_receivers(p, flow))
 		return drop(skb, p, HW_DROP_ICMP_UNRELATED);

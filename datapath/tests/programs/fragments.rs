@@ -91,6 +91,9 @@ fn pieces_out_of_the_tunnel_and_by_the_stack_follow_their_first() {
             slot       | udp x:5000 > b:53 later 7 | drop fragment
             slot       | udp x:5000 > b:53 first 7 | to b
             slot       | udp x:5000 > b:53 later 7 | to b
+            slot       | udp n2:5000 > n1:53 later 7 | drop fragment
+            slot       | udp n2:5000 > n1:53 first 7 | pass
+            slot       | udp n2:5000 > n1:53 later 7 | pass
             uplink > b | udp x:5001 > b:53 later 8 | drop fragment
             uplink > b | udp x:5001 > b:53 first 8 | pass
             uplink > b | udp x:5001 > b:53 later 8 | pass

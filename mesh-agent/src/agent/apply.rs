@@ -1,10 +1,12 @@
 //! From operations to the kernel and the devices, in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use mesh_core::diff::{Mode, Observed, Op};
 use mesh_core::key::PublicKey;
-use mesh_core::plan::{Desired, DesiredPeer, Target};
+use mesh_core::numbers::TABLE_HOSTS;
+use mesh_core::plan::{Desired, DesiredPeer, Route, Target};
 use mesh_core::slot::Slot;
 
 use super::{Agent, TurnError};
@@ -22,10 +24,16 @@ impl Agent {
         mut closed: bool,
     ) -> bool {
         let mut clean = true;
+        let mut uncarried = BTreeSet::new();
         for op in ops {
             if !closed && (carries(op) || opens(op)) {
                 clean = false;
                 self.not_put(op, desired);
+                uncarried.extend(host_route(op));
+                continue;
+            }
+            if unsupported(op, &uncarried) {
+                clean = false;
                 continue;
             }
             let slot = slot_of(op);
@@ -41,6 +49,7 @@ impl Agent {
                     tracing::error!(op = op.kind(), err = %error, "Could not apply");
                     clean = false;
                     self.not_put(op, desired);
+                    uncarried.extend(host_route(op));
                     closed &= !refuses(op);
                 }
             }
@@ -180,6 +189,22 @@ fn carries(op: &Op) -> bool {
 fn opens(op: &Op) -> bool {
     matches!(op, Op::RemoveRule(_))
         || matches!(op, Op::RemoveRoute(route) if route.target == Target::Unreachable)
+}
+
+/// Where this node's own traffic to a peer would be led into a slot.
+fn host_route(op: &Op) -> Option<IpNet> {
+    let Op::PutRoute(Route { table: TABLE_HOSTS, prefix, target: Target::Device { .. } }) = op else {
+        return None;
+    };
+    Some(*prefix)
+}
+
+/// Would it refuse what goes on in plaintext, since its way into the slot could not be made just before?
+fn unsupported(op: &Op, uncarried: &BTreeSet<IpNet>) -> bool {
+    let Op::PutRoute(Route { table: TABLE_HOSTS, prefix, target: Target::Unreachable }) = op else {
+        return false;
+    };
+    uncarried.contains(prefix)
 }
 
 /// Does the operation keep packets from the uplink?

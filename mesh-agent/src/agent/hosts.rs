@@ -24,7 +24,9 @@ pub(super) fn state(
     own_ips: &[IpAddr],
     pod_cidrs: &[IpNet],
 ) -> HostState {
-    let marked = observed.devices.values().all(|device| device.mark == MARK_WIREGUARD);
+    // One that has no key yet sends nothing; it gets both at once.
+    let marked =
+        observed.devices.values().all(|device| device.public_key.is_none() || device.mark == MARK_WIREGUARD);
     let ruled = observed.rules.iter().any(|rule| rule.priority == RULE_HOSTS);
     let hosts = observed.routes.iter().filter(|route| route.table == TABLE_HOSTS);
     let closed = hosts.map(|route| route.prefix.addr()).collect();

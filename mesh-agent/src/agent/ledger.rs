@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
 use mesh_core::problem::Problem;
+use mesh_core::psk::PskId;
 use mesh_core::retired::Retired;
 use mesh_core::slot::Slot;
 use mesh_core::view::ClusterView;
+
+use super::Psks;
 
 /// Name of the file in the state directory.
 const FILE: &str = "retired.json";
@@ -39,14 +42,17 @@ impl Ledger {
     }
 
     /// Refuses announcements that go back. What they were instead stands in the view.
-    pub(super) fn review(&mut self, view: &mut ClusterView) -> Vec<Problem> {
-        self.retired.review(&view.local.name, &mut view.nodes, view.synced)
+    pub(super) fn review(&mut self, view: &mut ClusterView, psks: &Psks) -> Vec<Problem> {
+        let agreed = |node: &NodeName, slot| psks.agreed(node, slot);
+        let (problems, news) = self.retired.review(&view.local.name, &mut view.nodes, agreed, view.synced);
+        self.unsaved |= news;
+        problems
     }
 
     /// Takes note of keys that are at work with a pre-shared key that both sides have seen.
-    pub(super) fn note(&mut self, at_work: impl Iterator<Item = (NodeName, Slot, PublicKey)>) {
-        for (node, slot, key) in at_work {
-            self.unsaved |= self.retired.at_work(&node, slot, key);
+    pub(super) fn note(&mut self, at_work: impl Iterator<Item = (NodeName, Slot, PublicKey, PskId)>) {
+        for (node, slot, key, psk) in at_work {
+            self.unsaved |= self.retired.at_work(&node, slot, key, psk);
         }
     }
 

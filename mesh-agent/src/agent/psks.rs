@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use keyring::LoadedStore;
 use keyring::psk::{
     self, AllowedScope, Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, KemKey, Letter,
-    Message, MlKem, Mode, ModeConflict, NodeId, Psk, PskStore, Random as _, Record, Standing, SystemRandom,
-    Verdict,
+    Message, MlKem, Mode, ModeConflict, NodeId, Psk, PskId, PskStore, Random as _, Record, Standing,
+    SystemRandom, Verdict,
 };
 use mesh_core::diff::Observed;
 use mesh_core::key::PublicKey;
@@ -291,7 +291,7 @@ impl Psks {
 
     /// Has a handshake been made on this slot, with what is on it? An entry is made anew with each other pre-shared key, so
     /// what it shows was made with this one; and with both sides' present keys, if it is younger than they are.
-    fn handshake(&self, view: &ClusterView, observed: &Observed, at: &At) -> Option<Option<psk::PskId>> {
+    fn handshake(&self, view: &ClusterView, observed: &Observed, at: &At) -> Option<Option<PskId>> {
         let machine = self.machines.get(at)?;
         if !matches!(machine.standing(), Standing::Untried | Standing::Unproven) {
             return None;
@@ -515,12 +515,17 @@ impl Psks {
         found
     }
 
-    /// Peers' keys at which both sides have seen a pre-shared key at work.
-    pub(super) fn at_work(&self) -> impl Iterator<Item = (NodeName, Slot, PublicKey)> + '_ {
+    /// The pre-shared key that there is with a node for a slot, whichever WireGuard key of theirs it belongs to.
+    pub(super) fn agreed(&self, node: &NodeName, slot: Slot) -> Option<PskId> {
+        self.disk.get(&(node.clone(), slot)).map(|record| record.id)
+    }
+
+    /// Peers' keys at which both sides have seen a pre-shared key at work, and which.
+    pub(super) fn at_work(&self) -> impl Iterator<Item = (NodeName, Slot, PublicKey, PskId)> + '_ {
         let open = self.machines.iter().filter(|(_, machine)| machine.standing() == Standing::Open);
         open.filter_map(|((name, slot), machine)| {
             let their = machine.context().ends().iter().find(|end| end.id != self.us)?;
-            Some((name.clone(), *slot, their.key))
+            Some((name.clone(), *slot, their.key, machine.record()?.id))
         })
     }
 

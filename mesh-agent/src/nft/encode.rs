@@ -312,6 +312,15 @@ pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<
                 out.push(payload(PAYLOAD_TRANSPORT, if *end == End::Source { 0 } else { 2 }, 2, REG_1));
                 out.push(compare(Is::Yes, port.to_be_bytes().to_vec()));
             }
+            Match::TcpOpens(is) => {
+                const FLAGS: u32 = 13;
+                const SYN: u8 = 2;
+                const ACK: u8 = 16;
+                out.push(payload(PAYLOAD_TRANSPORT, FLAGS, 1, REG_1));
+                // One byte is loaded into four, the others zero.
+                out.push(bitwise([SYN | ACK, 0, 0, 0]));
+                out.push(compare(*is, vec![SYN, 0, 0, 0]));
+            }
             Match::Icmpv6Type(first, last) => {
                 out.push(payload(PAYLOAD_TRANSPORT, 0, 1, REG_1));
                 out.push(compare_as(NFT_CMP_GTE, vec![*first]));

@@ -359,6 +359,8 @@ pub enum Match {
     Protocol(u8),
     /// The transport header has this port (of TCP, UDP or what else has ports there) at this end.
     Port(End, u16),
+    /// The TCP segment asks for a connection: SYN without ACK (RFC 9293, 3.1); behind [`Match::Protocol`].
+    TcpOpens(Is),
     /// The ICMPv6 type is from the first to the last of these.
     Icmpv6Type(u8, u8),
     /// The destination is an address of this node.

@@ -216,8 +216,11 @@ fn host_exempt(wireguard: Vec<Vec<Match>>, hosts: &HostGuard) -> Vec<Rule> {
     let pass = |matches| rule(counter::HOST_EXEMPT, matches, Verdict::Return);
     // RFC 4861: router and neighbour solicitation and advertisement, redirect.
     let discovery = vec![Match::Family(Family::V6), Match::Protocol(58), Match::Icmpv6Type(133, 137)];
+    // Who answers from such a port does not open a connection from it.
     let ports = hosts.exempt_tcp.iter().flat_map(|port| {
-        [End::Source, End::Destination].map(|end| vec![Match::Protocol(TCP), Match::Port(end, *port)])
+        let to = vec![Match::Protocol(TCP), Match::Port(End::Destination, *port)];
+        let from = vec![Match::Protocol(TCP), Match::Port(End::Source, *port), Match::TcpOpens(Is::No)];
+        [from, to]
     });
     wireguard.into_iter().chain([discovery]).chain(ports).map(pass).collect()
 }

@@ -27,8 +27,10 @@ impl<'a> Hosts<'a> {
         Self { view, sources, paths, closed, routes, problems }
     }
 
+    /// `slot`: the one that is sent by; none: the peer has no keys.
     pub(super) fn add(&mut self, node: &NodeName, path: HostPath, addresses: &[IpAddr], slot: Option<Slot>) {
-        let device = slot.map_or("", Slot::device);
+        // Into one that marks nothing its own packets would go, too.
+        let device = self.view.local.host.marked.then_some(slot.unwrap_or(Slot::Zero).device());
         self.routes.extend(host::routes(path, addresses, device, &self.sources));
         if path.closed() {
             // Refused when routes lead there, so that no packet is lost on the way between the two.

@@ -30,33 +30,45 @@ fn own(numbers: [u64; 2]) -> Announcement {
 }
 
 /// What node `a` takes for the announcement of node `b`, and of which slots it refused what the API has.
-fn taken(retired: &mut Retired, created: i64, announced: &Announcement) -> (Announcement, Vec<Slot>) {
+fn taken(
+    retired: &mut Retired,
+    created: i64,
+    announced: &Announcement,
+    agreed: [Option<PskId>; 2],
+) -> (Announcement, Vec<Slot>) {
     let fact = AnnouncementFact::Valid(announced.clone());
     let facts = NodeFacts { created, announcement: fact, ..NodeFacts::default() };
     let mut nodes = BTreeMap::from([(name("b"), facts)]);
-    let slot = |problem: Problem| match problem {
-        Problem::EpochWentBack { slot, .. } => slot,
-        other => panic!("{other}"),
+    let slot = |problem: Problem| {
+        let Problem::EpochWentBack { slot, .. } = problem else { panic!("{problem}") };
+        slot
     };
-    let refused = retired.review(&name("a"), &mut nodes, true).into_iter().map(slot).collect();
+    let (problems, _) = retired.review(&name("a"), &mut nodes, |_, slot| agreed[slot.index()], true);
+    let refused = problems.into_iter().map(slot).collect();
     (nodes[&name("b")].announced().expect("an announcement").clone(), refused)
 }
 
-/// The pre-shared keys of these slots are seen at work with what is announced.
-fn at_work(retired: &mut Retired, announced: &Announcement, slots: &[Slot]) {
-    for slot in slots {
-        retired.at_work(&name("b"), *slot, announced.slot(*slot).public_key);
-    }
+fn psk(number: u64) -> PskId {
+    PskId(u128::from(number).to_be_bytes())
 }
 
-/// Announced and seen at work, one after the other.
-fn known(announcements: &[Announcement]) -> Retired {
-    let mut retired = Retired::default();
+/// Announced, and each key's pre-shared key seen at work, one announcement after the other.
+fn known(announcements: &[Announcement]) -> (Retired, [Option<PskId>; 2]) {
+    let (mut retired, mut agreed, mut number) = (Retired::default(), [None, None], 0);
+    let mut had: Option<&Announcement> = None;
     for announced in announcements {
-        assert_eq!(taken(&mut retired, 5, announced), (announced.clone(), Vec::new()));
-        at_work(&mut retired, announced, &Slot::ALL);
+        assert_eq!(taken(&mut retired, 5, announced, agreed), (announced.clone(), Vec::new()));
+        for slot in Slot::ALL {
+            let key = announced.slot(slot).public_key;
+            if had.is_none_or(|had| had.slot(slot).public_key != key) {
+                number += 1;
+                agreed[slot.index()] = Some(psk(number));
+            }
+            retired.at_work(&name("b"), slot, key, agreed[slot.index()].expect("agreed"));
+        }
+        had = Some(announced);
     }
-    retired
+    (retired, agreed)
 }
 
 const NONE: &[Slot] = &[];
@@ -76,20 +88,20 @@ fn a_replaced_key_is_refused_slot_by_slot_and_what_was_taken_last_stays() {
         ([1, 5], &[Zero], [4, 5]),
     ];
     for (announced, refused, stay) in cases {
-        let mut retired = known(&story);
-        let found = taken(&mut retired, 5, &own(announced));
+        let (mut retired, agreed) = known(&story);
+        let found = taken(&mut retired, 5, &own(announced), agreed);
         assert_eq!(found, (own(stay), refused.to_vec()), "{announced:?}");
-        let mut retired = known(&story);
+        let (mut retired, agreed) = known(&story);
         // A Node that was made anew begins anew.
-        assert_eq!(taken(&mut retired, 6, &own(announced)), (own(announced), NONE.to_vec()));
+        assert_eq!(taken(&mut retired, 6, &own(announced), agreed), (own(announced), NONE.to_vec()));
     }
 }
 
 #[test]
 fn a_greater_number_does_not_bring_a_replaced_key_back() {
-    let mut retired = known(&[own([1, 2]), own([1, 3])]);
+    let (mut retired, agreed) = known(&[own([1, 2]), own([1, 3])]);
     let back = announcement([(1, key(0, 1)), (u64::MAX, key(0, 2))]);
-    assert_eq!(taken(&mut retired, 5, &back), (own([1, 3]), vec![Slot::One]));
+    assert_eq!(taken(&mut retired, 5, &back, agreed), (own([1, 3]), vec![Slot::One]));
 }
 
 #[test]
@@ -97,26 +109,27 @@ fn two_keys_that_change_at_once_retire_nothing() {
     // A lost disk, or somebody's false announcement, whose keys work well together.
     let false_keys = announcement([(8, key(1, 1)), (9, key(1, 2))]);
     for between in [own([8, 9]), false_keys] {
-        let mut retired = known(&[own([1, 2]), between]);
-        assert_eq!(taken(&mut retired, 5, &own([1, 2])), (own([1, 2]), NONE.to_vec()));
+        let (mut retired, agreed) = known(&[own([1, 2]), between]);
+        assert_eq!(taken(&mut retired, 5, &own([1, 2]), agreed), (own([1, 2]), NONE.to_vec()));
     }
 }
 
 #[test]
 fn an_agent_that_starts_again_remembers_and_takes_nothing_that_was_replaced() {
-    let text = serde_json::to_string(&known(&[own([1, 2]), own([1, 3])])).expect("serializes");
+    let (retired, agreed) = known(&[own([1, 2]), own([1, 3])]);
+    let text = serde_json::to_string(&retired).expect("serializes");
     let mut again: Retired = serde_json::from_str(&text).expect("its own text");
-    assert_eq!(taken(&mut again, 5, &own([1, 2])), (own([1, 3]), vec![Slot::One]));
-    assert_eq!(taken(&mut again, 5, &own([1, 3])), (own([1, 3]), NONE.to_vec()));
+    assert_eq!(taken(&mut again, 5, &own([1, 2]), agreed), (own([1, 3]), vec![Slot::One]));
+    assert_eq!(taken(&mut again, 5, &own([1, 3]), agreed), (own([1, 3]), NONE.to_vec()));
 }
 
 #[test]
 fn a_node_that_is_gone_from_the_complete_list_is_forgotten_and_from_another_one_not() {
-    let mut retired = known(&[own([1, 2]), own([1, 3])]);
-    retired.review(&name("a"), &mut BTreeMap::new(), false);
-    assert_eq!(taken(&mut retired, 5, &own([1, 2])).1, [Slot::One]);
-    retired.review(&name("a"), &mut BTreeMap::new(), true);
-    assert_eq!(taken(&mut retired, 5, &own([1, 2])).1, NONE);
+    let (mut retired, agreed) = known(&[own([1, 2]), own([1, 3])]);
+    retired.review(&name("a"), &mut BTreeMap::new(), |_, _| None, false);
+    assert_eq!(taken(&mut retired, 5, &own([1, 2]), agreed).1, [Slot::One]);
+    retired.review(&name("a"), &mut BTreeMap::new(), |_, _| None, true);
+    assert_eq!(taken(&mut retired, 5, &own([1, 2]), agreed).1, NONE);
 }
 
 /// Who has the private half of a key of the game below.
@@ -140,8 +153,9 @@ struct Game {
     announced: Option<Announcement>,
     /// What the agent takes.
     taken: Option<Announcement>,
-    /// With which key a pre-shared key was agreed last, by slot: the record on the disk.
-    agreed: [Option<PublicKey>; 2],
+    /// For which key a pre-shared key was agreed last and with whom, by slot: the record on the disk.
+    agreed: [Option<(PublicKey, PskId, Holder)>; 2],
+    agreements: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -182,7 +196,8 @@ impl Game {
     }
 
     fn write(&mut self, announced: Announcement) -> Vec<Slot> {
-        let (took, refused) = taken(&mut self.retired, 5, &announced);
+        let agreed = self.agreed.map(|agreed| agreed.map(|(_, psk, _)| psk));
+        let (took, refused) = taken(&mut self.retired, 5, &announced, agreed);
         (self.announced, self.taken) = (Some(announced), Some(took));
         refused
     }
@@ -215,24 +230,25 @@ impl Game {
             Move::Agree(first) => {
                 let (about, over) = (slot(*first), slot(!*first));
                 // Whoever answers on one slot agrees about keys of their own: the node to its present ones, a forger to any.
-                let agree = match self.holder(self.take(over)) {
+                let with = self.holder(self.take(over));
+                let agree = match with {
                     Holder::Node => self.take(about) == key(0, self.present[about.index()]),
                     Holder::Forger => true,
                     Holder::Nobody => false,
                 };
                 if agree {
-                    self.agreed[about.index()] = Some(self.take(about));
+                    self.agreements += 1;
+                    self.agreed[about.index()] = Some((self.take(about), psk(self.agreements), with));
                 }
             }
             Move::Work(first) => {
-                let at = slot(*first);
-                let ours = self.take(at);
-                // The one who agreed has to hold the key as well: a forger who agreed about a key of the node does not.
-                let over = self.holder(self.take(at.other()));
-                if self.agreed[at.index()] == Some(ours)
-                    && (self.holder(ours) != Holder::Node || over == Holder::Node || self.own_word(at))
+                let (at, ours) = (slot(*first), self.take(slot(*first)));
+                // Who has the private half has to have what was agreed as well.
+                if let Some((of, psk, with)) = self.agreed[at.index()]
+                    && of == ours
+                    && self.holder(ours) == with
                 {
-                    self.retired.at_work(&name("b"), at, ours);
+                    self.retired.at_work(&name("b"), at, ours, psk);
                 }
             }
             Move::Restart => {
@@ -240,11 +256,6 @@ impl Game {
                 self.retired = serde_json::from_str(&text).expect("its own text");
             }
         }
-    }
-
-    /// Liberal: once the node holds the key, its word may be of any time before.
-    fn own_word(&self, at: Slot) -> bool {
-        self.take(at) == key(0, self.present[at.index()])
     }
 }
 
@@ -291,5 +302,27 @@ proptest! {
                 prop_assert_ne!(game.take(slot), replaced);
             }
         }
+    }
+}
+
+/// A forger gets an old agreement about a false key and a fresh one about a true key side by side: they are not of one hand.
+#[test]
+fn what_was_agreed_before_two_keys_stood_side_by_side_says_nothing_of_them() {
+    let mut game = Game::new();
+    let false_ones = |other: u64| Move::Write([(true, 0), (true, other)]);
+    for step in [
+        false_ones(1),
+        Move::Agree(true),
+        Move::Restore,
+        Move::Agree(false),
+        Move::Write([(true, 0), (false, 0)]),
+        Move::Work(false),
+        Move::Work(true),
+        false_ones(2),
+        Move::Agree(false),
+        Move::Work(false),
+        Move::Restore,
+    ] {
+        game.play(&step);
     }
 }

@@ -55,7 +55,7 @@ impl Side {
         self.observed.devices.get_mut(&slot)?.peers.get_mut(other)
     }
 
-    fn id(&self, slot: Slot, other: &Self) -> Option<psk::PskId> {
+    fn id(&self, slot: Slot, other: &Self) -> Option<PskId> {
         self.psks.machines.get(&(other.name.clone(), slot))?.record().map(|record| record.id)
     }
 

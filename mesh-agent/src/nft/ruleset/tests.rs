@@ -17,6 +17,8 @@ struct Packet {
     protocol: u8,
     /// First four bytes of the transport header, as two numbers.
     ports: [u16; 2],
+    /// A TCP segment with SYN and without ACK.
+    opens: bool,
     /// To an address of this node.
     local: bool,
 }
@@ -76,6 +78,7 @@ fn holds(table: &Table, wanted: &Match, packet: &Packet) -> bool {
         Match::Protocol(number) => packet.protocol == *number,
         Match::Port(End::Source, port) => packet.ports[0] == *port,
         Match::Port(End::Destination, port) => packet.ports[1] == *port,
+        Match::TcpOpens(is) => packet.opens == (*is == Is::Yes),
         Match::Icmpv6Type(first, last) => (*first..=*last).contains(&packet.ports[0].to_be_bytes()[0]),
         Match::LocalDestination => packet.local,
         Match::CtState(_) => panic!("no rule of this table asks for that"),
@@ -135,10 +138,15 @@ impl Promise<'_> {
         Outcome::Passes
     }
 
+    fn is_exempt_port(&self, [from, to]: [u16; 2], opens: bool) -> bool {
+        let exempt = &self.0.hosts.exempt_tcp;
+        exempt.contains(&to) || (exempt.contains(&from) && !opens)
+    }
+
     fn host_in(&self, packet: &Packet) -> Outcome {
         let Packet { source, protocol, ports, .. } = packet;
         let discovery = source.is_ipv6() && *protocol == 58 && matches!(ports[0] >> 8, 133..=137);
-        let exempt = *protocol == 6 && ports.iter().any(|port| self.0.hosts.exempt_tcp.contains(port));
+        let exempt = *protocol == 6 && self.is_exempt_port(*ports, packet.opens);
         let wireguard = *protocol == 17 && self.0.tunnel_ports.contains(&ports[1]);
         let plain = self.is_foreign(&packet.iif) && self.0.hosts.closed.contains(source) && packet.local;
         if self.0.hosts.require && plain && !wireguard && !discovery && !exempt {
@@ -151,7 +159,7 @@ impl Promise<'_> {
         let Packet { source, destination, protocol, ports, .. } = packet;
         let own = self.is_own_pod(*source) || self.0.own_node_ips.contains(source);
         let discovery = source.is_ipv6() && *protocol == 58 && matches!(ports[0] >> 8, 133..=137);
-        let exempt = *protocol == 6 && ports.iter().any(|port| self.0.hosts.exempt_tcp.contains(port));
+        let exempt = *protocol == 6 && self.is_exempt_port(*ports, packet.opens);
         let plain = self.is_foreign(&packet.oif) && own && self.0.hosts.closed.contains(destination);
         if plain && packet.mark & 0x40 == 0 && !discovery && !exempt {
             return Outcome::Dropped(format!("host_refused_out_{}", Family::of(*source)));
@@ -237,7 +245,7 @@ prop_compose! {
         iif in interface(), oif in interface(), source in address(), destination in address(),
         mark in prop_oneof![Just(0_u32), Just(0x40), Just(0x4000), Just(0xc000), Just(0x8000), any::<u32>()],
         protocol in prop_oneof![Just(6_u8), Just(17), Just(58), any::<u8>()],
-        to_port in prop_oneof![PORTS, Just(51880_u16), Just(51881)], from_port in PORTS, local in any::<bool>(),
+        to_port in prop_oneof![PORTS, Just(51880_u16), Just(51881)], from_port in PORTS, local in any::<bool>(), opens in any::<bool>(),
     ) -> Packet {
         // A packet has one family.
         let destination = match (source, destination) {
@@ -245,7 +253,7 @@ prop_compose! {
             (IpAddr::V6(_), IpAddr::V4(_)) => IpAddr::V6(Ipv6Addr::new(0xfd44, 0, 0, 0, 0, 0, 0, 1)),
             (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => destination,
         };
-        Packet { iif, oif, source, destination, mark, protocol, ports: [from_port, to_port], local }
+        Packet { iif, oif, source, destination, mark, protocol, ports: [from_port, to_port], opens, local }
     }
 }
 
@@ -333,6 +341,7 @@ fn a_wide_exemption_opens_neither_the_pod_networks_nor_the_nodes_inside_it() {
             mark: 0,
             protocol: 6,
             ports: [1, 2],
+            opens: true,
             local: false,
         };
         evaluate(&table, "refuse_out", &packet) == Outcome::Passes
