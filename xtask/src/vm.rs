@@ -177,8 +177,9 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
 /// A test program as cargo would run it, with more of an environment.
 fn in_folder(program: &Program, environment: &str) -> String {
     let folder = quoted(&program.folder);
+    // Five nodes and a hundred streams have more files open than an init process may by itself.
     format!(
-        "cd {folder} && CARGO_MANIFEST_DIR={folder} {environment} {} --color never",
+        "ulimit -n 65536 && cd {folder} && CARGO_MANIFEST_DIR={folder} {environment} {} --color never",
         quoted(&program.file)
     )
 }
