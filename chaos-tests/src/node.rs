@@ -245,7 +245,7 @@ impl Node {
     /// Runs a command on this node; its output if it succeeds.
     ///
     /// # Errors
-    /// It fails, or takes longer than half a minute; the error has its output.
+    /// It fails, or takes longer than half a minute times [`netlab::slowness`]; the error has its output.
     pub fn run(&self, command: Command) -> Result<String> {
         let text = format!("{command:?}");
         let output = self.namespace.exec(command, Duration::from_secs(COMMAND) * netlab::slowness())?;

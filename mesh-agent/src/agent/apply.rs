@@ -225,3 +225,28 @@ fn slot_of(op: &Op) -> Option<Slot> {
         Op::RemoveRoute(_) | Op::PutRule(_) | Op::RemoveRule(_) | Op::PutMesh(_) | Op::RemoveMesh(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::numbers::TABLE_NODES;
+
+    use super::*;
+
+    #[test]
+    fn only_what_would_lie_beneath_a_way_that_could_not_be_made_is_left_out() {
+        let route = |table, address: &str, target| {
+            let prefix = address.parse().expect("a prefix");
+            Op::PutRoute(Route { table, prefix, target })
+        };
+        let into = Target::Device { device: "hawser0".to_owned(), source: None };
+        let failed: BTreeSet<IpNet> =
+            host_route(&route(TABLE_HOSTS, "192.0.2.2/32", into.clone())).into_iter().collect();
+        assert_eq!(failed.len(), 1);
+        assert_eq!(host_route(&route(TABLE_NODES, "192.0.2.3/32", into.clone())), None);
+        let left_out = |table, address, target| unsupported(&route(table, address, target), &failed);
+        assert!(left_out(TABLE_HOSTS, "192.0.2.2/32", Target::Unreachable));
+        assert!(!left_out(TABLE_HOSTS, "192.0.2.3/32", Target::Unreachable), "another's");
+        assert!(!left_out(TABLE_NODES, "192.0.2.2/32", Target::Unreachable), "pods' traffic");
+        assert!(!left_out(TABLE_HOSTS, "192.0.2.2/32", into), "the way itself");
+    }
+}
