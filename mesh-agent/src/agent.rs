@@ -3,6 +3,7 @@
 //! One task owns all of it. Everything else sends nudges; a nudge says only that it is worth looking again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -93,6 +94,8 @@ pub struct Agent {
     pub psks: Psks,
     /// Which keys peers have replaced.
     pub ledger: Ledger,
+    /// Whose host traffic is closed.
+    pub closed: Closed,
     /// What peers say about pre-shared keys.
     pub mail: mpsc::Receiver<Delivery>,
     /// Nudges of the kernel.
@@ -112,6 +115,7 @@ mod apply;
 mod data_path;
 mod evidence;
 mod hosts;
+mod kept;
 mod ledger;
 mod pairs;
 mod psks;
@@ -120,6 +124,7 @@ mod slot_addresses;
 mod wake;
 
 pub(crate) use evidence::unix;
+pub use hosts::{Closed, load as load_closed};
 pub use ledger::Ledger;
 pub use psks::Psks;
 pub use rotate::Rotor;
@@ -295,6 +300,7 @@ impl Agent {
         problems.extend(self.pool(&desired, view.synced));
         problems.extend(self.missing_devices(&observed));
 
+        let remembered = self.keep_closed(&view, &desired).await;
         let mut guard = self.guard.turn(&self.config, &desired, view.synced, &self.metrics).await;
         self.data_path(&desired, view.synced, &mut guard).await;
         self.host_ports(&mut guard).await;
@@ -309,7 +315,7 @@ impl Agent {
             *present = addresses;
             changed
         });
-        clean &= rotated.is_ok() && kept;
+        clean &= rotated.is_ok() && kept && remembered;
         let moving = self.rotor.turns()
             || !desired.unsettled.is_empty()
             || provoked(&desired)
@@ -389,7 +395,9 @@ impl Agent {
     }
 
     fn view(&self, nodes: Nodes, state: &KernelState, observed: &Observed) -> ClusterView {
-        let own_ips = nodes.nodes.get(&self.node).map(|own| own.internal_ips.as_slice()).unwrap_or_default();
+        let own = nodes.nodes.get(&self.node).into_iter().flat_map(|own| own.internal_ips.iter().copied());
+        let remembered = self.closed.value.clone();
+        let own_ips: BTreeSet<IpAddr> = own.chain(remembered.addresses(&self.node)).collect();
         let holds = |index: u32| {
             state.addresses.iter().any(|(holder, net)| *holder == index && own_ips.contains(&net.addr()))
         };
@@ -398,7 +406,7 @@ impl Agent {
             name: self.node.clone(),
             announcement: announcement(&self.keys, self.rotor.draining(), self.psks.kem()),
             uplink_mtu: uplinks.map(|link| link.mtu).min(),
-            host: hosts::state(state, observed, own_ips, &self.config.settings.pod_cidrs),
+            host: hosts::state(state, observed, &own_ips, &self.config.settings.pod_cidrs, remembered),
         };
         ClusterView {
             settings: self.config.settings.clone(),

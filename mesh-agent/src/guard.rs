@@ -260,6 +260,7 @@ pub(crate) fn nft_input(config: &Config, desired: &Desired) -> NftInput {
         tunnel_ports: SLOT_PORTS,
         hosts: HostGuard {
             closed: desired.closed_hosts.iter().copied().collect(),
+            sources: desired.host_sources.iter().copied().collect(),
             require: config.settings.host_traffic.require,
             exempt_tcp: config.settings.host_traffic.exempt_tcp.clone(),
         },

@@ -18,7 +18,7 @@ use mesh_core::plan::Target;
 use mesh_core::slot::Slot;
 use tokio::sync::{mpsc, watch};
 
-use crate::agent::{Agent, Ledger, Memory, Outputs, Psks, Rotor};
+use crate::agent::{Agent, Ledger, Memory, Outputs, Psks, Rotor, load_closed};
 use crate::attachments::{Directory, Table};
 use crate::cni::{Attacher, Readiness};
 use crate::config::{Config, Engine};
@@ -159,6 +159,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         rotor,
         psks,
         ledger: Ledger::load(&config.state_dir),
+        closed: load_closed(&config.state_dir),
         mail,
         guard: Guard::new(),
         plane: plane_state,

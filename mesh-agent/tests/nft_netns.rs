@@ -91,7 +91,10 @@ fn input() -> NftInput {
 /// With what nodes themselves say to each other in the tunnel.
 fn closed() -> NftInput {
     let peers = vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()];
-    NftInput { hosts: HostGuard { closed: peers, require: true, exempt_tcp: [6443].into() }, ..input() }
+    NftInput {
+        hosts: HostGuard { closed: peers, sources: Vec::new(), require: true, exempt_tcp: [6443].into() },
+        ..input()
+    }
 }
 
 fn apply(lab: &Lab, nft: &mut Nft) {

@@ -12,7 +12,7 @@
 //!              ▲                  ▲                                          Plain
 //!              │                  └───────────────► Cut    no announcement, no pre-shared key, no mark
 //!              └─ only until the pair has been in the tunnel once: from then on it is closed, through restarts of the
-//!                 agent (the kernel's routes say so) and of the node (its announcement does)
+//!                 agent and of the node ([`Remembered`], and the kernel's routes)
 //! ```
 //!
 //! Peers accept before routes lead there: a node's InternalIPs are among its allowed IPs at every peer, in every version and
@@ -25,6 +25,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::numbers::{MARK_WIREGUARD, RULE_EXEMPT, RULE_HOSTS, RULE_HOSTS_END, TABLE_HOSTS};
 use crate::plan::{Action, Port, Route, Rule, Target};
 use crate::prefix::{self, Family};
+
+mod remembered;
+pub use remembered::{Closings, FORGET, Remembered};
 
 /// What the administrator wants of host traffic.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -44,16 +47,16 @@ pub struct HostTraffic {
 /// server that was just booted answers nobody (ports of the Kubernetes documentation, "Ports and Protocols").
 pub const EXEMPT_TCP: [u16; 3] = [2379, 2380, 6443];
 
-/// What the kernel shows of it.
+/// What the kernel shows of it, and what was kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostState {
     /// Every slot's device that exists marks what it sends.
     pub marked: bool,
-    /// Rules to [`TABLE_HOSTS`] are there.
-    pub ruled: bool,
-    /// Addresses of other nodes that have a route there, be it one that refuses.
+    /// Addresses of other nodes that have a route in [`TABLE_HOSTS`], be it one that refuses.
     pub closed: BTreeSet<IpAddr>,
+    /// What was closed before.
+    pub remembered: Remembered,
     /// IPv6 addresses of this node that are neither InternalIPs nor mesh addresses: what is sent from them is left alone.
     pub others: BTreeSet<IpAddr>,
 }
@@ -167,7 +170,7 @@ pub fn exemptions(settings: &HostTraffic) -> BTreeSet<Rule> {
 /// IPv4: from own InternalIPs, and from the unspecified address, which is what a socket has that is not bound; so what is
 /// bound to another address of this node goes on as before. The kernel knows no such rule in IPv6, so there it is everything
 /// but what comes from other addresses.
-pub fn rules(settings: &HostTraffic, own: &[IpAddr], state: &HostState) -> BTreeSet<Rule> {
+pub fn rules(settings: &HostTraffic, own: &BTreeSet<IpAddr>, state: &HostState) -> BTreeSet<Rule> {
     if !settings.on || own.is_empty() {
         return exemptions(settings);
     }

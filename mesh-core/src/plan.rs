@@ -60,6 +60,10 @@ pub struct Desired {
     /// Addresses of peers to which this node sends nothing in plaintext but by exempt ports, and the kernel's routes are so
     /// already: what else would leave is refused.
     pub closed_hosts: BTreeSet<IpAddr>,
+    /// The same by node, with this node's own; what is to be remembered. Empty where host traffic is not wanted.
+    pub closed_by_node: BTreeMap<NodeName, BTreeSet<IpAddr>>,
+    /// Addresses from which this node's own traffic is looked after: its InternalIPs, those that its Node lost included.
+    pub host_sources: BTreeSet<IpAddr>,
     /// Routes.
     pub routes: BTreeSet<Route>,
     /// Rules.
@@ -237,9 +241,13 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
     let keepalive = keepalive(view);
     let host_traffic = &view.settings.host_traffic;
     let mut hosts = Hosts::new(view, own.addresses.iter().chain(&mesh).copied().collect());
-    // Announced, and no rule is left of it: this node was booted since, and was closed before.
-    let shown = view.nodes.get(me).and_then(NodeFacts::announced).is_some_and(|shown| shown.host_traffic);
-    let booted = shown && !view.local.host.ruled;
+    let remembered = &view.local.host.remembered;
+    // Its Node may lose them, and what is sent from them is its own nevertheless.
+    let host_sources: BTreeSet<IpAddr> =
+        own.addresses.iter().copied().chain(remembered.addresses(me)).collect();
+    if host_traffic.on {
+        hosts.by_node.insert(me.clone(), own.addresses.iter().copied().collect());
+    }
 
     for (name, node) in view.nodes.iter().filter(|(name, _)| *name != me) {
         let claim = claims.of(name);
@@ -250,13 +258,12 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             routes.insert(Route { table: TABLE_NODES, prefix: prefix::host(*address), target });
         }
         let theirs = node.announced().filter(|_| claim.keys_accepted);
-        let closed = claim.addresses.iter().any(|address| view.local.host.closed.contains(address));
+        let led = |address: &IpAddr| view.local.host.closed.contains(address);
         let announced = theirs.map(|theirs| theirs.host_traffic);
         let mut facts = HostFacts {
             wanted: host_traffic.on,
             announced,
-            // Of who has no announcement a boot does not tell whether it ever had one.
-            closed: closed || (booted && announced == Some(true)),
+            closed: remembered.knows(name) || claim.addresses.iter().any(led),
             ..HostFacts::default()
         };
         let Some(theirs) = theirs else {
@@ -326,12 +333,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         let nodes = Rule::lookup(RULE_NODES, Family::of(cidr.addr()), TABLE_NODES);
         rules.insert(Rule { from: Some(*cidr), ..nodes });
     }
-    // Not before it is known who is there: a rule that was there before stays, and one that was not tells of a boot.
-    rules.extend(if view.synced {
-        host::rules(host_traffic, &own.addresses, &view.local.host)
-    } else {
-        host::exemptions(host_traffic)
-    });
+    rules.extend(host::rules(host_traffic, &host_sources, &view.local.host));
     for (veth, addresses) in &view.attachments {
         for address in addresses {
             let target = Target::Device { device: veth.clone(), source: None };
@@ -349,6 +351,9 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         problems.push(Problem::NoPodCidr { node: me.clone() });
     }
 
+    if host_traffic.on {
+        hosts.add_remembered(&claims);
+    }
     problems.append(&mut hosts.problems);
     routes.append(&mut hosts.routes);
     problems.sort();
@@ -365,6 +370,8 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         unsettled,
         host_paths: hosts.paths,
         closed_hosts: hosts.closed,
+        closed_by_node: hosts.by_node,
+        host_sources,
         routes,
         rules,
     };

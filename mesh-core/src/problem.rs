@@ -182,6 +182,16 @@ pub enum Problem {
         /// Why.
         path: HostPath,
     },
+    /// What this node itself sends to an address is refused for what it was before.
+    #[error(
+        "node {node}: what this node itself sends to {address} is refused, exempt TCP ports apart: it was {node}'s while the two talked through the tunnel (hostTraffic: on), and its Node is gone, has others now, or another Node claims it. Set that right; an hour later the address is open"
+    )]
+    HostAddressHeld {
+        /// The node that had it.
+        node: NodeName,
+        /// The address.
+        address: IpAddr,
+    },
     /// Somebody else wrote our announcement.
     #[error(
         "node {node}: annotation hawser.dev/wireguard was overwritten by somebody else; written again. Find who has the right to patch nodes"
@@ -262,6 +272,7 @@ impl Problem {
             Self::PoolNearlyFull { .. } => "PoolNearlyFull",
             Self::AttachmentOutsideCidr { .. } => "AttachmentOutsideCidr",
             Self::HostTrafficCut { .. } => "HostTrafficCut",
+            Self::HostAddressHeld { .. } => "HostAddressHeld",
         }
     }
 
@@ -287,12 +298,13 @@ impl Problem {
             | Self::DeviceMissing { node, .. }
             | Self::PoolNearlyFull { node, .. }
             | Self::AttachmentOutsideCidr { node, .. }
-            | Self::HostTrafficCut { node, .. } => node,
+            | Self::HostTrafficCut { node, .. }
+            | Self::HostAddressHeld { node, .. } => node,
         }
     }
 
     /// Every code, for metrics that show zero before anything went wrong.
-    pub const CODES: [&'static str; 20] = [
+    pub const CODES: [&'static str; 21] = [
         "KeyMissing",
         "KeyDuplicated",
         "EpochWentBack",
@@ -313,6 +325,7 @@ impl Problem {
         "PoolNearlyFull",
         "AttachmentOutsideCidr",
         "HostTrafficCut",
+        "HostAddressHeld",
     ];
 }
 

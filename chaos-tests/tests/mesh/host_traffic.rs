@@ -4,13 +4,15 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use chaos_tests::cluster::API_PORT;
+use anyhow::{Result, anyhow, ensure};
+use chaos_tests::cluster::{API_PORT, node_name};
 use chaos_tests::matrix::Party;
 use chaos_tests::witness::{Witness, events, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node};
+use kubeapi::Patch;
 use netlab::probe::Stream;
 use netlab::{Namespace, eventually};
+use serde_json::{Value, json};
 
 use crate::rotation::{all_rotated, keys, request, said};
 use crate::{MESH, counted, kind, options};
@@ -151,15 +153,37 @@ fn knocks(lab: &Lab, witness: &mut Witness, from: u8, to: u8) -> Result<Vec<IpAd
     Ok(answered)
 }
 
+/// The same both ways between the first two nodes.
+fn both(lab: &Lab, witness: &mut Witness) -> Result<Vec<IpAddr>> {
+    let _parties = [Party::host(lab, 1)?, Party::host(lab, 2)?];
+    Ok([knocks(lab, witness, 1, 2)?, knocks(lab, witness, 2, 1)?].concat())
+}
+
+fn node_object(lab: &Lab, node: u8) -> Result<Value> {
+    lab.api().store().get("nodes", None, &node_name(node)).map_err(|error| anyhow!("{error}"))
+}
+
+/// As a kubelet writes them, or somebody in its place.
+fn set_addresses(lab: &Lab, node: u8, addresses: &Value) -> Result<()> {
+    let patch = Patch::Merge(json!({"status": {"addresses": addresses}}));
+    let patched = lab.api().store().patch_status("nodes", None, &node_name(node), &patch);
+    patched.map(drop).map_err(|error| anyhow!("{error}"))
+}
+
+/// Waits until all of them answer.
+fn talk(lab: &Lab, witness: &mut Witness) -> Result<()> {
+    eventually(CHANGED, "hosts talk again", || {
+        let answered = both(lab, witness).map_err(|error| format!("{error:#}"))?;
+        if answered.len() == 4 { Ok(()) } else { Err(format!("{answered:?}; {}", said(lab.node(1)))) }
+    })?;
+    Ok(())
+}
+
 #[test]
 fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_away() -> Result<()> {
     let mut lab = started("shut", 2, ON)?;
     all(&lab, "tunnel", 1.0)?;
     let mut witness = Witness::new(&lab)?;
-    let both = |lab: &Lab, witness: &mut Witness| -> Result<Vec<IpAddr>> {
-        let _parties = [Party::host(lab, 1)?, Party::host(lab, 2)?];
-        Ok([knocks(lab, witness, 1, 2)?, knocks(lab, witness, 2, 1)?].concat())
-    };
     let answered = both(&lab, &mut witness)?;
     ensure!(answered.len() == 4, "{answered:?}");
 
@@ -174,10 +198,7 @@ fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_aw
     })?;
     lab.node_mut(1).start_tunnel()?;
     all(&lab, "tunnel", 1.0)?;
-    eventually(CHANGED, "hosts talk again", || {
-        let answered = both(&lab, &mut witness).map_err(|error| format!("{error:#}"))?;
-        if answered.len() == 4 { Ok(()) } else { Err(format!("{answered:?}; {}", said(lab.node(1)))) }
-    })?;
+    talk(&lab, &mut witness)?;
     witness.clean(&lab)?;
 
     // Somebody takes the routes and rules away, and no agent is there to put them back.
@@ -188,7 +209,9 @@ fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_aw
         node.sh(&format!("ip {family} route flush table 51882"))?;
     }
     node.sh("ip -4 rule del priority 53")?;
+    let party = Party::host(&lab, 2)?;
     let answered = knocks(&lab, &mut witness, 1, 2)?;
+    drop(party);
     ensure!(answered.is_empty(), "answered without routes: {answered:?}");
     for family in ["v4", "v6"] {
         let counter = lab.node(1).sh("nft list chain inet hawser refuse_host_out")?;
@@ -198,6 +221,52 @@ fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_aw
     witness.clean(&lab)?;
     lab.node_mut(1).start_agent()?;
     all(&lab, "tunnel", 1.0)?;
+
+    // The API loses what it says of a node, and of the other one: neither has anybody said that it is to be in plaintext.
+    let before = node_object(&lab, 1)?;
+    set_addresses(&lab, 1, &json!([]))?;
+    eventually(CHANGED, "the API has the Event", || match events(&lab, "HostAddressHeld") {
+        Ok(events) if !events.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    // The other way they may talk: in the tunnel, by the mesh address.
+    let party = Party::host(&lab, 1)?;
+    let answered = knocks(&lab, &mut witness, 2, 1)?;
+    drop(party);
+    ensure!(answered.is_empty(), "answered though a Node has lost its addresses: {answered:?}");
+    witness.clean(&lab)?;
+    set_addresses(&lab, 1, &before["status"]["addresses"])?;
+    all(&lab, "tunnel", 1.0)?;
+    talk(&lab, &mut witness)?;
+    witness.clean(&lab)?;
+
+    let mut gone = node_object(&lab, 1)?;
+    lab.api().store().delete("nodes", None, &node_name(1)).map_err(|error| anyhow!("{error}"))?;
+    for counted in ["tunnel", "cut", "plain"] {
+        at(lab.node(2), counted, 0.0)?;
+    }
+    let answered = both(&lab, &mut witness)?;
+    ensure!(answered.is_empty(), "answered though a Node is gone: {answered:?}");
+    // And with nobody who knows it but the file: the agent begins anew, and routes are gone.
+    let node = lab.node_mut(2);
+    node.stop_agent()?;
+    for family in ["-4", "-6"] {
+        node.sh(&format!("ip {family} route flush table 51882"))?;
+    }
+    node.start_agent()?;
+    eventually(CHANGED, "its routes are there again", || {
+        let routes = lab.node(2).sh("ip route show table 51882").map_err(|error| format!("{error:#}"))?;
+        if routes.contains("unreachable") { Ok(()) } else { Err(routes) }
+    })?;
+    let answered = both(&lab, &mut witness)?;
+    ensure!(answered.is_empty(), "answered though a Node is gone: {answered:?}");
+    witness.clean(&lab)?;
+    // As a kubelet registers it again; the identity of its agent's token is that of the former Node, so it is given back whole.
+    gone["metadata"]["resourceVersion"] = Value::Null;
+    lab.api().store().create(&gone).map_err(|error| anyhow!("{error}"))?;
+    all(&lab, "tunnel", 1.0)?;
+    talk(&lab, &mut witness)?;
+    witness.clean(&lab)?;
 
     // A reboot, as far as the network can tell: no firewall, no routes, no tunnel, new processes.
     let node = lab.node_mut(1);
@@ -214,10 +283,7 @@ fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_aw
     node.start_tunnel()?;
     node.start_agent()?;
     all(&lab, "tunnel", 1.0)?;
-    eventually(CHANGED, "hosts talk again", || {
-        let answered = both(&lab, &mut witness).map_err(|error| format!("{error:#}"))?;
-        if answered.len() == 4 { Ok(()) } else { Err(format!("{answered:?}; {}", said(lab.node(1)))) }
-    })?;
+    talk(&lab, &mut witness)?;
     witness.clean(&lab)?;
     Ok(())
 }

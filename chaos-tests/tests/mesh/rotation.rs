@@ -81,12 +81,38 @@ pub(super) fn said(node: &Node) -> String {
     log.lines().rev().take(5).collect::<Vec<_>>().join(" | ")
 }
 
+#[expect(clippy::print_stdout, reason = "what takes minutes says how far it is")]
 pub(super) fn all_rotated(lab: &Lab, nodes: &[u8], old: &[[String; 2]]) -> Result<Duration> {
     let begun = Instant::now();
-    eventually(ROTATED, "all nodes have new keys", || {
-        nodes.iter().zip(old).try_for_each(|(node, old)| rotated(lab, *node, old))
-    })?;
+    let mut told = begun;
+    let everybody = || nodes.iter().map(|node| slots(lab.node(*node))).collect::<Vec<_>>().join("\n");
+    let rotated = eventually(ROTATED, "all nodes have new keys", || {
+        let state = nodes.iter().zip(old).try_for_each(|(node, old)| rotated(lab, *node, old));
+        if state.is_err() && told.elapsed() > Duration::from_secs(120) {
+            told = Instant::now();
+            println!("not after {:?}:\n{}", begun.elapsed(), everybody());
+        }
+        state
+    });
+    rotated.with_context(everybody)?;
     Ok(begun.elapsed())
+}
+
+/// A node's pairs by its own word: the slot that it sends by, and both slots' sessions and pre-shared keys.
+fn slots(node: &Node) -> String {
+    let text = match node.http(mesh_core::numbers::PORT_METRICS, mesh_core::evidence::PATH) {
+        Ok(text) => text,
+        Err(error) => return format!("{}: {error:#}", node.name),
+    };
+    let report: Value = serde_json::from_str(&text).unwrap_or_default();
+    let mut all = node.name.clone();
+    for (peer, pair) in report["peers"].as_object().into_iter().flatten() {
+        all += &format!("\n  {peer} sends by {}", pair["sendsBy"]);
+        for slot in pair["slots"].as_array().into_iter().flatten() {
+            all += &format!("; {slot}");
+        }
+    }
+    all
 }
 
 /// Streams both ways between the pods of every pair of nodes, and from every host to the next node's pod.

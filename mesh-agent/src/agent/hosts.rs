@@ -1,15 +1,20 @@
-//! This node's own traffic to other nodes: what the kernel shows of it.
+//! This node's own traffic to other nodes: what the kernel shows of it, and what is kept.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use mesh_core::diff::{Observed, Op};
-use mesh_core::host::{HostPath, HostState};
-use mesh_core::numbers::{MARK_WIREGUARD, POD_VETH_PREFIX, RULE_HOSTS, RULE_HOSTS_END, TABLE_HOSTS};
+use mesh_core::host::{Closings, HostPath, HostState, Remembered};
+use mesh_core::name::NodeName;
+use mesh_core::numbers::{MARK_WIREGUARD, POD_VETH_PREFIX, RULE_HOSTS_END, TABLE_HOSTS};
 use mesh_core::plan::{Desired, Route, Rule};
 use mesh_core::prefix::Family;
 use mesh_core::slot::Slot;
+use mesh_core::view::ClusterView;
 
+use super::kept::Kept;
 use super::{Agent, TurnError};
 use crate::kernel::KernelState;
 
@@ -17,17 +22,28 @@ use crate::kernel::KernelState;
 /// that keeps all its services on one link, and nobody talks to a node from them.
 const OTHERS: usize = 16;
 
-/// What the kernel shows.
+/// Name of the file in the state directory that tells whose traffic is closed.
+const FILE: &str = "host-traffic.json";
+
+/// Whose traffic is closed, kept in a file.
+pub type Closed = Kept<Remembered>;
+
+/// Reads the file. Without a good one only the kernel's routes tell.
+pub fn load(state_dir: &Path) -> Closed {
+    Kept::load(state_dir.join(FILE), "whose host traffic goes through the tunnel")
+}
+
+/// What the kernel shows. `own_ips` are this node's InternalIPs, of now and before.
 pub(super) fn state(
     state: &KernelState,
     observed: &Observed,
-    own_ips: &[IpAddr],
+    own_ips: &BTreeSet<IpAddr>,
     pod_cidrs: &[IpNet],
+    remembered: Remembered,
 ) -> HostState {
     // One that has no key yet sends nothing; it gets both at once.
     let marked =
         observed.devices.values().all(|device| device.public_key.is_none() || device.mark == MARK_WIREGUARD);
-    let ruled = observed.rules.iter().any(|rule| rule.priority == RULE_HOSTS);
     let hosts = observed.routes.iter().filter(|route| route.table == TABLE_HOSTS);
     let closed = hosts.map(|route| route.prefix.addr()).collect();
     let ours =
@@ -43,7 +59,7 @@ pub(super) fn state(
     let mut others: Vec<IpAddr> = addresses.filter(other).collect();
     others.sort_unstable();
     others.truncate(OTHERS);
-    HostState { marked, ruled, closed, others: others.into_iter().collect() }
+    HostState { marked, closed, remembered, others: others.into_iter().collect() }
 }
 
 /// Will the next turn find something else, with nobody to tell of it?
@@ -66,6 +82,16 @@ pub(super) fn unknown_to_sockets(ops: &[Op]) -> bool {
 }
 
 impl Agent {
+    /// Keeps what this plan has closed, before anything rests on it. False: it could not be written.
+    pub(super) async fn keep_closed(&mut self, view: &ClusterView, desired: &Desired) -> bool {
+        let present: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
+        let (closed, synced) = (&desired.closed_by_node, view.synced);
+        let facts = Closings { closed, present: &present, synced, now: super::unix() };
+        let changed = self.closed.value.update(facts);
+        self.closed.touch(changed);
+        self.closed.save().await
+    }
+
     /// Makes every socket of IPv6 look up its route anew: the kernel forgets what it remembers when a rule changes (measured on
     /// 6.18). The rule says nothing, and goes at once.
     pub(super) async fn forget_routes(&self) -> Result<(), TurnError> {

@@ -122,6 +122,8 @@ pub struct NftInput {
 pub struct HostGuard {
     /// Addresses of peers to which this node sends nothing in plaintext.
     pub closed: Vec<IpAddr>,
+    /// From these addresses of its own, and its InternalIPs and pods'.
+    pub sources: Vec<IpAddr>,
     /// And takes nothing in plaintext from them.
     pub require: bool,
     /// But TCP with these ports at either end.
@@ -242,6 +244,8 @@ struct Side {
     peers: Ranges,
     exempt: Ranges,
     closed: Ranges,
+    /// What this node itself sends bears one of them. Empty where nothing is closed.
+    sources: Ranges,
     mesh: Option<IpAddr>,
 }
 
@@ -253,19 +257,27 @@ impl Side {
         let peers = Ranges::of_addresses(family, &input.peer_node_ips);
         let exempt =
             Ranges::of_nets(family, &input.non_masquerade).minus(&guarded.union(&own_nodes).union(&peers));
+        let own = own_pods.union(&own_nodes);
+        let closed = Ranges::of_addresses(family, &input.hosts.closed);
+        let sources = if closed.is_empty() {
+            Ranges::of_addresses(family, [])
+        } else {
+            own.union(&Ranges::of_addresses(family, &input.hosts.sources))
+        };
         Self {
             family,
-            own: own_pods.union(&own_nodes),
+            own,
             guarded,
             own_pods,
             peers,
             exempt,
-            closed: Ranges::of_addresses(family, &input.hosts.closed),
+            closed,
+            sources,
             mesh: input.mesh.iter().copied().find(|address| Family::of(*address) == family),
         }
     }
 
-    fn named(&self) -> [(&'static str, &Ranges); 6] {
+    fn named(&self) -> [(&'static str, &Ranges); 7] {
         [
             ("guarded", &self.guarded),
             ("own_pods", &self.own_pods),
@@ -273,6 +285,7 @@ impl Side {
             ("peers", &self.peers),
             ("exempt", &self.exempt),
             ("closed", &self.closed),
+            ("sources", &self.sources),
         ]
     }
 
@@ -335,9 +348,9 @@ impl Side {
             Family::V4 => counter::HOST_REFUSED_OUT_V4,
             Family::V6 => counter::HOST_REFUSED_OUT_V6,
         };
-        (!self.closed.is_empty() && !self.own.is_empty()).then(|| {
+        (!self.closed.is_empty() && !self.sources.is_empty()).then(|| {
             let mut matches = foreign_interface(Direction::Out, veths);
-            matches.extend([self.inside(End::Destination, "closed"), self.inside(End::Source, "own")]);
+            matches.extend([self.inside(End::Destination, "closed"), self.inside(End::Source, "sources")]);
             rule(comment, matches, Verdict::Drop)
         })
     }

@@ -245,7 +245,6 @@ fn view(on: bool, marked: bool, peers: [Peer; 2]) -> ClusterView {
 fn look(view: &mut ClusterView, observed: &Observed) {
     let hosts = observed.routes.iter().filter(|route| route.table == TABLE_HOSTS);
     view.local.host.closed = hosts.map(|route| route.prefix.addr()).collect();
-    view.local.host.ruled = observed.rules.iter().any(|rule| rule.priority == RULE_HOSTS);
 }
 
 fn step(observed: &mut Observed, op: &Op) {
@@ -307,10 +306,13 @@ proptest! {
         let links = ["hawser0", "hawser1", "eth0"].map(str::to_owned).into();
         let devices = Slot::ALL.into_iter().map(|slot| (slot, ObservedDevice::default())).collect();
         let mut observed = Observed { links, devices, ..Observed::default() };
+        let mut remembered = Remembered::default();
         for (on, marked, peers) in turns {
             let mut view = view(on, marked, peers);
             look(&mut view, &observed);
+            view.local.host.remembered = remembered.clone();
             let (desired, _) = plan(&view);
+            keep(&mut view, &desired);
             let before = observed.clone();
             for op in diff(&desired, &observed, &Endpoints::new(), Mode::Full) {
                 step(&mut observed, &op);
@@ -354,6 +356,8 @@ proptest! {
             prop_assert!(diff(&settled, &observed, &Endpoints::new(), Mode::Full).iter().all(|op| {
                 !matches!(op, Op::PutRoute(_) | Op::RemoveRoute(_) | Op::PutRule(_) | Op::RemoveRule(_))
             }), "a second turn changes nothing");
+            keep(&mut view, &settled);
+            remembered = view.local.host.remembered.clone();
             let refused: BTreeSet<IpAddr> = settled.closed_hosts.clone();
             let closed = packets().into_iter().filter(|packet| desired_for(&settled, packet.to).closed());
             prop_assert_eq!(refused, closed.map(|packet| packet.to).collect());
@@ -361,31 +365,210 @@ proptest! {
     }
 }
 
-#[test]
-fn a_node_that_was_booted_is_closed_before_a_handshake_and_one_that_is_switched_on_is_not() {
-    let peer = Peer { announced: Some(true), confirmed: false, withheld: false };
-    let mut view = view(true, true, [peer; 2]);
-    let paths = |view: &ClusterView| plan(view).0.host_paths.into_values().collect::<Vec<_>>();
-    assert_eq!(paths(&view), [HostPath::Waiting; 2]);
+/// What is kept of this plan, an hour before anything is forgotten.
+fn keep(view: &mut ClusterView, desired: &Desired) {
+    let present = view.nodes.keys().cloned().collect();
+    let facts = Closings { closed: &desired.closed_by_node, present: &present, synced: view.synced, now: 0 };
+    view.local.host.remembered.update(facts);
+}
+
+const SPEAKS: Peer = Peer { announced: Some(true), confirmed: true, withheld: false };
+
+/// A node whose pairs with `b` and `c` have been in the tunnel.
+fn closed_view() -> (ClusterView, Observed) {
+    let mut view = view(true, true, [SPEAKS; 2]);
+    let links = ["hawser0", "hawser1", "eth0"].map(str::to_owned).into();
+    let mut observed = Observed { links, ..Observed::default() };
+    for _ in 0..2 {
+        look(&mut view, &observed);
+        let (desired, _) = plan(&view);
+        keep(&mut view, &desired);
+        for op in diff(&desired, &observed, &Endpoints::new(), Mode::Full) {
+            step(&mut observed, &op);
+        }
+    }
+    look(&mut view, &observed);
+    (view, observed)
+}
+
+/// Takes something away.
+type Loss = fn(&mut ClusterView);
+
+fn own(view: &mut ClusterView) -> &mut crate::view::NodeFacts {
     let own = view.local.name.clone();
-    let AnnouncementFact::Valid(shown) = &mut view.nodes.get_mut(&own).unwrap().announcement else {
-        panic!()
+    view.nodes.get_mut(&own).unwrap()
+}
+
+fn other(view: &mut ClusterView) -> &mut crate::view::NodeFacts {
+    view.nodes.get_mut(&"b".parse().unwrap()).unwrap()
+}
+
+/// What may be lost or spoilt without anybody having said that traffic is to be in plaintext again.
+const LOSSES: [(&str, Loss); 9] = [
+    ("nothing", |_| {}),
+    ("the announcement", |view| other(view).announcement = AnnouncementFact::Missing),
+    ("the peer's addresses", |view| other(view).internal_ips.clear()),
+    ("the peer's Node", |view| drop(view.nodes.remove(&"b".parse().unwrap()))),
+    ("this node's addresses", |view| own(view).internal_ips.clear()),
+    ("this node's own Node", |view| {
+        let own = view.local.name.clone();
+        view.nodes.remove(&own);
+    }),
+    ("all Nodes", |view| {
+        view.nodes.clear();
+        view.synced = false;
+    }),
+    ("the tunnel", |view| {
+        for facts in view.pairs.values_mut() {
+            facts.links = [Link::default(); 2];
+        }
+    }),
+    ("the peer's address, which an older Node claims that wants no such thing", |view| {
+        let address = other(view).internal_ips.clone();
+        let like = view.nodes[&"c".parse().unwrap()].clone();
+        let mut thief = crate::view::NodeFacts {
+            created: i64::MIN,
+            internal_ips: address,
+            pod_cidrs: Vec::new(),
+            ..like
+        };
+        let AnnouncementFact::Valid(announcement) = &mut thief.announcement else {
+            panic!("an announcement")
+        };
+        announcement.host_traffic = false;
+        for slot in &mut announcement.slots {
+            slot.public_key = crate::key::PublicKey::from_bytes([slot.public_key.as_bytes()[0] ^ 0x55; 32]);
+        }
+        view.nodes.insert("d".parse().unwrap(), thief);
+    }),
+];
+
+#[test]
+fn whatever_is_lost_after_a_boot_or_not_what_was_closed_stays_closed_in_routes_and_firewall_at_once() {
+    for (first, lose) in LOSSES {
+        for (second, lose_more) in LOSSES {
+            for flushed in [false, true] {
+                let (mut view, mut observed) = closed_view();
+                lose(&mut view);
+                if view.nodes.contains_key(&"b".parse().unwrap()) && view.nodes.contains_key(&view.local.name)
+                {
+                    lose_more(&mut view);
+                }
+                // Who has the address of a Node that is gone speaks for itself.
+                if first.contains("older Node") && second == "the peer's Node" {
+                    continue;
+                }
+                if flushed {
+                    observed.routes.clear();
+                    observed.rules.clear();
+                }
+                let what = format!("{first}, {second}, {flushed}");
+                look(&mut view, &observed);
+                // Others do not see this node's addresses meanwhile; it knows them.
+                view.local.host.others.clear();
+                let (desired, problems) = plan(&view);
+                let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
+                for op in diff(&desired, &observed, &Endpoints::new(), mode) {
+                    step(&mut observed, &op);
+                    for packet in packets().into_iter().filter(|_| !flushed) {
+                        assert!(way(&observed.rules, &observed.routes, &packet).is_some(), "{what}: {op:?}");
+                    }
+                }
+                for packet in packets() {
+                    let found = way(&observed.rules, &observed.routes, &packet);
+                    assert!(found.is_some(), "{what}: {packet:?}");
+                    assert!(desired.closed_hosts.contains(&packet.to), "{what}: {packet:?}");
+                }
+                for address in ["192.0.2.1", "2001:db8::1"] {
+                    assert!(desired.host_sources.contains(&ip(address)), "{what}: {address}");
+                }
+                let before = view.local.host.remembered.clone();
+                keep(&mut view, &desired);
+                let all = |remembered: &Remembered| {
+                    remembered.all().map(|(node, address)| (node.clone(), address)).collect::<BTreeSet<_>>()
+                };
+                assert_eq!(all(&before), all(&view.local.host.remembered), "{what}");
+                let two_ways = |route: &Route| {
+                    let same = |other: &&Route| {
+                        (other.table, other.prefix, other.metric())
+                            == (route.table, route.prefix, route.metric())
+                    };
+                    desired.routes.iter().filter(same).count() > 1
+                };
+                assert!(!desired.routes.iter().any(two_ways), "{what}: {:?}", desired.routes);
+                let held = problems.iter().any(|problem| problem.code() == "HostAddressHeld");
+                let away = !view.nodes.contains_key(&"b".parse().unwrap())
+                    || other(&mut view).internal_ips.is_empty()
+                    || view.nodes.contains_key(&"d".parse().unwrap());
+                assert_eq!(held, away && view.synced, "{what}: {problems:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_remembered_is_open_by_somebodys_word_and_a_node_has_its_new_addresses_closed_with_the_old_ones() {
+    let (view, _) = closed_view();
+    let b: NodeName = "b".parse().unwrap();
+    let is_open = |view: &ClusterView| {
+        let (desired, _) = plan(view);
+        let routed = desired
+            .routes
+            .iter()
+            .any(|route| route.table == TABLE_HOSTS && route.prefix.addr() == ip("192.0.2.2"));
+        assert_eq!(routed, desired.closed_hosts.contains(&ip("192.0.2.2")));
+        !routed
     };
-    shown.host_traffic = true;
-    // Nothing is wrong with the links, but nothing has been said yet.
-    assert_eq!(paths(&view), [HostPath::Dead; 2]);
-    assert!(plan(&view).0.routes.iter().any(|route| route.table == TABLE_HOSTS));
-    let mut with_a_stranger = view.clone();
-    let other = "b".parse().unwrap();
-    with_a_stranger.nodes.get_mut(&other).unwrap().announcement = AnnouncementFact::Missing;
-    assert_eq!(paths(&with_a_stranger), [HostPath::Plain, HostPath::Dead], "no agent runs there");
-    view.local.host.ruled = true;
-    assert_eq!(paths(&view), [HostPath::Waiting; 2]);
-    // Before the first list of Nodes nothing leads there, so that this can still be told.
+    assert!(!is_open(&view));
+    let mut off = view.clone();
+    off.settings.host_traffic.on = false;
+    assert!(is_open(&off));
+    let (desired, _) = plan(&off);
+    keep(&mut off, &desired);
+    assert_eq!(off.local.host.remembered, Remembered::default());
+    let mut theirs = view.clone();
+    let AnnouncementFact::Valid(announcement) = &mut other(&mut theirs).announcement else { panic!("valid") };
+    announcement.host_traffic = false;
+    assert!(is_open(&theirs));
+    let (desired, _) = plan(&theirs);
+    keep(&mut theirs, &desired);
+    assert!(!theirs.local.host.remembered.knows(&b));
+
+    let mut moved = view.clone();
+    other(&mut moved).internal_ips = vec![ip("192.0.2.9")];
+    let (desired, problems) = plan(&moved);
+    for address in ["192.0.2.2", "192.0.2.9", "2001:db8::2"] {
+        assert!(desired.closed_hosts.contains(&ip(address)), "{address}: {desired:?}");
+    }
+    let into = |address: &str| {
+        let to = |route: &&Route| route.table == TABLE_HOSTS && route.prefix.addr() == ip(address);
+        desired.routes.iter().filter(to).min_by_key(|route| route.metric()).map(|route| route.target.clone())
+    };
+    assert!(into_slot(into("192.0.2.9").as_ref()));
+    let held = problems.iter().filter(|problem| problem.code() == "HostAddressHeld").count();
+    assert_eq!(held, 2, "{problems:?}");
+    // Another one has the address that it gave up, and says nothing of it: it is that one's.
+    let mut next = moved.clone();
+    let taker = crate::view::NodeFacts { internal_ips: vec![ip("192.0.2.2")], ..other(&mut next).clone() };
+    next.nodes.insert("d".parse().unwrap(), taker);
+    next.local.host.closed.clear();
+    other(&mut next).announcement = AnnouncementFact::Missing;
+    assert!(is_open(&next));
+}
+
+#[test]
+fn rules_are_there_before_the_first_list_of_nodes_and_the_api_server_is_reached_meanwhile() {
+    let (mut view, _) = closed_view();
     view.synced = false;
+    view.nodes.clear();
     let rules = plan(&view).0.rules;
-    assert!(!rules.iter().any(|rule| rule.priority == RULE_HOSTS));
-    assert!(rules.iter().any(|rule| rule.priority == RULE_EXEMPT), "the API server is reached meanwhile");
+    assert!(rules.iter().any(|rule| rule.priority == RULE_HOSTS));
+    assert!(rules.iter().any(|rule| rule.priority == RULE_EXEMPT));
+    // A node that remembers nothing waits for nobody.
+    view.local.host = HostState { marked: true, ..HostState::default() };
+    let (desired, _) = plan(&view);
+    assert!(!desired.rules.iter().any(|rule| rule.priority == RULE_HOSTS));
+    assert_eq!(desired.closed_hosts, BTreeSet::new());
 }
 
 #[test]

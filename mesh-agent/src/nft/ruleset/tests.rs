@@ -157,7 +157,8 @@ impl Promise<'_> {
 
     fn host_out(&self, packet: &Packet) -> Outcome {
         let Packet { source, destination, protocol, ports, .. } = packet;
-        let own = self.is_own_pod(*source) || self.0.own_node_ips.contains(source);
+        let own = self.is_own_pod(*source)
+            || [&self.0.own_node_ips, &self.0.hosts.sources].iter().any(|own| own.contains(source));
         let discovery = source.is_ipv6() && *protocol == 58 && matches!(ports[0] >> 8, 133..=137);
         let exempt = *protocol == 6 && self.is_exempt_port(*ports, packet.opens);
         let plain = self.is_foreign(&packet.oif) && own && self.0.hosts.closed.contains(destination);
@@ -226,12 +227,12 @@ prop_compose! {
     fn input()(
         guarded in nets(), own_pod_cidrs in nets(), own_node_ips in addresses(), peer_node_ips in addresses(),
         mesh in addresses(), non_masquerade in nets(),
-        closed in addresses(), require in any::<bool>(), exempt_tcp in prop::collection::btree_set(port(), 0..3),
+        closed in addresses(), sources in addresses(), require in any::<bool>(), exempt_tcp in prop::collection::btree_set(port(), 0..3),
     ) -> NftInput {
         NftInput {
             guarded, own_pod_cidrs, own_node_ips, peer_node_ips, mesh, non_masquerade,
             slots: ["hawser0".into(), "hawser1".into()], pod_veth_prefix: "hw".into(), tunnel_ports: [51880, 51881],
-            hosts: HostGuard { closed, require, exempt_tcp },
+            hosts: HostGuard { closed, sources, require, exempt_tcp },
         }
     }
 }
@@ -369,6 +370,7 @@ fn every_rule_has_a_name_of_the_list_of_counters_and_every_name_has_a_rule() {
         tunnel_ports: [51880, 51881],
         hosts: HostGuard {
             closed: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
+            sources: Vec::new(),
             require: true,
             exempt_tcp: [6443].into(),
         },
