@@ -72,8 +72,11 @@ pub use state::{
 /// The slots in the order in which their keys are replaced.
 pub const ORDER: [Slot; 2] = [Slot::One, Slot::Zero];
 
-/// Oldest answer on which a slot is judged silent. Fresh, since a peer may move in again after it answered.
+/// Oldest answer on which a slot is judged silent. Fresh, since a peer may move in again after it answered. One to the
+/// question that was asked last is fresh for longer, up to [`ANSWER_LATE`]: where steps are slow there is no younger one.
 pub const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// See [`ANSWER_MAX`].
+const ANSWER_LATE: Duration = Duration::from_secs(30);
 /// While a slot is not silent for other reasons, its peers are asked no more often than this: it only serves a report.
 const ASK_EVERY: Duration = Duration::from_secs(15);
 /// When all else is silent they are asked with every step, but for those that have answered since.
@@ -100,6 +103,8 @@ struct Memory {
     yielded_at: Option<Duration>,
     /// Since when a smaller name's drain has kept ours from beginning.
     polite_since: Option<Duration>,
+    /// When peers were last asked for an answer.
+    asked_at: Option<Duration>,
 }
 
 /// What a machine does at one moment.
@@ -258,7 +263,9 @@ impl Turn<'_> {
         }
         let accepted_at = *self.memory.accepted_at.get_or_insert(self.now.uptime);
         let (mut left, mut only_answers_lack, mut yields) = (true, true, false);
-        for laggard in self.observed.peers.iter().filter_map(|peer| self.laggard(slot, peer, ANSWER_MAX)) {
+        let asked = self.memory.asked_at.map_or(Duration::ZERO, |at| self.now.uptime.saturating_sub(at));
+        let fresh = asked.clamp(ANSWER_MAX, ANSWER_LATE);
+        for laggard in self.observed.peers.iter().filter_map(|peer| self.laggard(slot, peer, fresh)) {
             left = false;
             only_answers_lack &= laggard == Laggard::Silent;
             yields |= laggard == Laggard::Yielded;
@@ -339,6 +346,7 @@ impl Turn<'_> {
         let peers: Vec<NodeName> =
             self.observed.peers.iter().filter(left).map(|peer| peer.name.clone()).collect();
         if !peers.is_empty() {
+            self.memory.asked_at = Some(self.now.uptime);
             self.effects.push(Effect::Ask { peers });
         }
     }

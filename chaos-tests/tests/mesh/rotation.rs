@@ -105,7 +105,9 @@ fn slots(node: &Node) -> String {
         Err(error) => return format!("{}: {error:#}", node.name),
     };
     let report: Value = serde_json::from_str(&text).unwrap_or_default();
-    let mut all = node.name.clone();
+    let turns =
+        ["sum", "count"].map(|what| node.metric(&format!("hawser_reconcile_seconds_{what}")).unwrap_or(0.0));
+    let mut all = format!("{}, {turns:?} seconds of turns and turns", node.name);
     for (peer, pair) in report["peers"].as_object().into_iter().flatten() {
         all += &format!("\n  {peer} sends by {}", pair["sendsBy"]);
         for slot in pair["slots"].as_array().into_iter().flatten() {

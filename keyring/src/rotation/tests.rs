@@ -275,6 +275,48 @@ fn at_the_deadline_the_key_goes_and_who_was_left_is_named() {
     assert_eq!((record.old.epoch, record.new.epoch), (Epoch(1), Epoch(4)));
 }
 
+/// Peers answer at once, whenever they are asked; the steps of this node are so far apart. How long it takes.
+fn drained_after(pace: Duration, deaf: Option<usize>) -> Option<Duration> {
+    let mut facts = Facts::new();
+    let mut machine = draining(&mut facts, ZERO);
+    let names = ["a", "b", "c"].map(name);
+    let mut answered = [None; 3];
+    let mut uptime = Duration::ZERO;
+    while uptime < DEADLINE {
+        let peers: Vec<_> = names
+            .iter()
+            .zip(answered)
+            .map(|(peer, at)| PeerFacts { answered: at.map(|at| (ONE, uptime - at)), ..on(peer, ONE) })
+            .collect();
+        let step = facts.step(&machine, &peers, uptime);
+        if words(&step.effects).contains(&"stage") {
+            return Some(uptime);
+        }
+        for effect in &step.effects {
+            let Effect::Ask { peers } = effect else { continue };
+            for (at, _) in
+                names.iter().enumerate().filter(|(at, name)| deaf != Some(*at) && peers.contains(name))
+            {
+                answered[at] = Some(uptime);
+            }
+        }
+        machine = step.next;
+        uptime += pace;
+    }
+    None
+}
+
+#[test]
+fn a_node_whose_steps_are_slow_is_done_by_answers_to_its_last_question_and_never_by_older_ones() {
+    for millis in [500, 2_500, 2_999, 3_001, 5_000, 12_000, 30_000] {
+        let pace = Duration::from_millis(millis);
+        let took = drained_after(pace, None);
+        assert!(took.is_some_and(|took| took <= QUIET + 3 * pace), "{pace:?}: {took:?}");
+        assert_eq!(drained_after(pace, Some(1)), None, "{pace:?}");
+    }
+    assert_eq!(drained_after(Duration::from_secs(31), None), None, "much may have happened since");
+}
+
 #[test]
 fn a_report_names_few_and_counts_the_rest() {
     let overdue =
