@@ -1,5 +1,6 @@
 //! A node: namespaces, its files, and the processes under test.
 
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -299,6 +300,35 @@ impl Node {
         let line = text.lines().find(|line| line.starts_with(beginning));
         let value = line.and_then(|line| line.rsplit(' ').next()).map_or(Ok(0.0), str::parse);
         value.with_context(|| format!("{beginning} on {}", self.name))
+    }
+
+    /// What the tunnel and the data path of this node have dropped since they are there, by reason; for the text of a failure.
+    pub fn dropped(&self) -> String {
+        let read = |device: &'static str| -> Result<String> {
+            let path = format!("/var/run/wireguard/{device}.stats");
+            let text = self.namespace.run(move || -> Result<String> {
+                let mut text = String::new();
+                std::os::unix::net::UnixStream::connect(&path)?.read_to_string(&mut text)?;
+                Ok(text)
+            })?;
+            let stats: serde_json::Value = serde_json::from_str(&text)?;
+            let drops = stats["drops"].as_object().into_iter().flatten();
+            let some = drops.filter(|(_, count)| count.as_u64() != Some(0));
+            Ok(some
+                .map(|(reason, count)| format!("{device} {reason} {count}"))
+                .collect::<Vec<_>>()
+                .join(", "))
+        };
+        let tunnel = ["hawser0", "hawser1"]
+            .map(|device| read(device).unwrap_or_else(|error| format!("{device}: {error:#}")));
+        let metrics = self.http(mesh_core::numbers::PORT_METRICS, "/metrics").unwrap_or_default();
+        let counted = |line: &&str| {
+            ["drop", "refused"].iter().any(|word| line.contains(word))
+                && !line.starts_with('#')
+                && !line.ends_with(" 0")
+        };
+        let data_path: Vec<&str> = metrics.lines().filter(counted).collect();
+        format!("{}: {}; {}", self.name, tunnel.join("; "), data_path.join(", "))
     }
 
     /// Peers of both slots, from `wg show all dump`.

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::cluster::{API_PORT, node_name};
 use chaos_tests::matrix::Party;
-use chaos_tests::witness::{Witness, events, flowing, lossless};
+use chaos_tests::witness::{Witness, drops, events, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node};
 use kubeapi::Patch;
 use netlab::probe::Stream;
@@ -23,7 +23,13 @@ const ON: &str = "hostTraffic:\n  mode: on\n";
 const PEERS: &str = "hawser_host_traffic_peers";
 
 fn started(name: &str, nodes: u8, config: &str) -> Result<Lab> {
-    let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: 120\n{config}");
+    with_deadline(name, nodes, 120, config)
+}
+
+/// A lab in which a slot goes after so many seconds, whoever is still there.
+fn with_deadline(name: &str, nodes: u8, deadline: u32, config: &str) -> Result<Lab> {
+    let deadline = deadline * netlab::slowness();
+    let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: {deadline}\n{config}");
     let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
     let lab = Lab::up(LabOptions { config, drift_interval: 60, kernel_wireguard, ..options(name, nodes) })?;
     for node in &lab.nodes {
@@ -38,11 +44,16 @@ fn strict(node: &Node) -> Result<()> {
     Ok(node.namespace.sysctl("net.ipv4.conf.eth0.rp_filter", "1")?)
 }
 
-/// Another configuration, as a rollout brings it: a new agent.
-fn reconfigure(lab: &mut Lab, number: u8, host_traffic: &str) -> Result<()> {
+/// Host traffic as these lines say, as a rollout brings it: a new agent.
+fn reconfigure(lab: &mut Lab, number: u8, lines: &str) -> Result<()> {
+    replace(lab, number, ON, lines)
+}
+
+/// Other lines in place of some.
+fn replace(lab: &mut Lab, number: u8, old: &str, new: &str) -> Result<()> {
     let node = lab.node_mut(number);
     let text = node.sh("cat /etc/hawser/config.yaml")?;
-    let text = text.replace(ON, "") + host_traffic;
+    let text = text.replace(old, "") + new;
     node.write_file("/etc/hawser/config.yaml", &text)?;
     node.stop_agent()?;
     node.start_agent()
@@ -282,6 +293,48 @@ fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_aw
     }
     node.start_tunnel()?;
     node.start_agent()?;
+    all(&lab, "tunnel", 1.0)?;
+    talk(&lab, &mut witness)?;
+    witness.clean(&lab)?;
+    Ok(())
+}
+
+#[test]
+fn hosts_that_require_pre_shared_keys_talk_with_them_or_not_at_all_and_talk_again() -> Result<()> {
+    const REQUIRED: &str = "postQuantum:\n  mode: require\n";
+    let mut lab = with_deadline("hostpsk", 2, 20, &format!("{ON}{REQUIRED}"))?;
+    all(&lab, "tunnel", 1.0)?;
+    let mut witness = Witness::new(&lab)?;
+    let streams = between_hosts(&lab, &mut witness)?;
+    flowing(&streams, 50)?;
+    let old = [keys(lab.node(1))?, keys(lab.node(2))?];
+    for node in [1, 2] {
+        request(&lab, node, "with pre-shared keys")?;
+    }
+    let took = all_rotated(&lab, &[1, 2], &old)?;
+    flowing(&streams, 50)?;
+    let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
+    let gap = lossless(streams).with_context(|| {
+        let counted: Vec<_> = lab.nodes.iter().map(Node::dropped).collect();
+        format!("{}; {}", counted.join("; "), drops(lab.nodes.iter().map(|node| &node.namespace)))
+    })?;
+    let frames = witness.clean(&lab)?;
+    println!(
+        "keys replaced after {took:?}; {sent} records, 0 lost, longest gap {gap:?}; {frames} frames, none in clear"
+    );
+
+    // One of the two takes part no more, and has other keys: the other sends it nothing, and hears it all the same, though it checks
+    // strictly where packets come from.
+    replace(&mut lab, 2, REQUIRED, "postQuantum:\n  mode: \"off\"\n")?;
+    request(&lab, 2, "without pre-shared keys")?;
+    at(lab.node(1), "cut", 1.0)?;
+    for node in &lab.nodes {
+        node.sh("ip neigh flush dev eth0")?;
+    }
+    let answered = both(&lab, &mut witness)?;
+    ensure!(answered.is_empty(), "answered without a pre-shared key: {answered:?}");
+    witness.clean(&lab)?;
+    replace(&mut lab, 2, "postQuantum:\n  mode: \"off\"\n", REQUIRED)?;
     all(&lab, "tunnel", 1.0)?;
     talk(&lab, &mut witness)?;
     witness.clean(&lab)?;
