@@ -8,8 +8,8 @@ use crate::config::Config;
 use crate::host::{Host, HostFinding, HostFix, HostWant, Severity, judge};
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
-use crate::nft::model::Table;
-use crate::nft::{HostGuard, Nft, NftInput, ruleset};
+use crate::nft::model::{Chain, Rule, Table};
+use crate::nft::{Difference, HostGuard, Nft, NftInput, counter, diff, ruleset};
 
 /// Holds the firewall's connection.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Guard {
 
     fn judge(
         &mut self,
-        result: Result<Vec<crate::nft::Difference>, crate::nft::NftError>,
+        result: Result<Vec<Difference>, crate::nft::NftError>,
         wanted: Option<Table>,
         metrics: &Metrics,
         turn: &mut Turn,
@@ -238,12 +238,32 @@ pub async fn close(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Before the first snapshot a table of our former life knows more than we do; a dormant or empty one knows nothing.
-fn keep_or_make(nft: &mut Nft, table: &Table) -> Result<Vec<crate::nft::Difference>, crate::nft::NftError> {
-    match nft.observe()?.table {
-        Some(kept) if kept.flags == 0 && !kept.chains.is_empty() => Ok(Vec::new()),
+/// Before the first snapshot a table of our former life knows more than we do; a dormant or empty one knows nothing. One with other
+/// exemptions than the configuration has would keep this node from an API server that is one of them now.
+fn keep_or_make(nft: &mut Nft, table: &Table) -> Result<Vec<Difference>, crate::nft::NftError> {
+    let observed = nft.observe()?;
+    match &observed.table {
+        Some(kept)
+            if kept.flags == 0
+                && !kept.chains.is_empty()
+                && !exempts_others(table, &diff(table, &observed)?) =>
+        {
+            Ok(Vec::new())
+        }
         Some(_) | None => nft.ensure(table),
     }
+}
+
+/// Does a chain in the kernel differ from this table's in what it exempts, which stands first?
+fn exempts_others(table: &Table, differences: &[Difference]) -> bool {
+    let exempt = |rule: &&Rule| rule.comment == counter::HOST_EXEMPT;
+    let count = |chain: &Chain| chain.rules.iter().take_while(exempt).count();
+    let among = |name: &str, index: usize| {
+        table.chains.iter().any(|chain| chain.name == name && index < count(chain))
+    };
+    differences
+        .iter()
+        .any(|difference| matches!(difference, Difference::Rules(chain, index) if among(chain, *index)))
 }
 
 /// What firewall and data path guard.

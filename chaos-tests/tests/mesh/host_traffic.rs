@@ -279,6 +279,24 @@ fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_aw
     talk(&lab, &mut witness)?;
     witness.clean(&lab)?;
 
+    // A port that is exempt from now on is so before the API server is heard, which may be the one behind it.
+    let node = lab.node(1);
+    node.write_file("/tmp/away.nft", &format!("table inet away {{ chain out {{ type filter hook output priority 0; tcp dport {API_PORT} drop; }}; }}"))?;
+    node.sh("nft -f /tmp/away.nft")?;
+    replace(&mut lab, 1, ON, &format!("{ON}  exemptTCPPorts: [{API_PORT}, 7777]\n"))?;
+    let chain = eventually(CHANGED, "port 7777 is exempt", || {
+        let chain = lab.node(1).sh("nft list chain inet hawser refuse_host_out");
+        let chain = chain.map_err(|error| format!("{error:#}"))?;
+        if chain.contains("tcp dport 7777") { Ok(chain) } else { Err(chain) }
+    })?;
+    ensure!(chain.contains("host_refused_out_v4") && chain.contains("host_refused_out_v6"), "{chain}");
+    let before_any_list = lab.node(1).http(mesh_core::numbers::PORT_METRICS, "/debug/plan")?;
+    ensure!(before_any_list.contains("\"synced\":false"), "{before_any_list}");
+    lab.node(1).sh("nft delete table inet away")?;
+    all(&lab, "tunnel", 1.0)?;
+    talk(&lab, &mut witness)?;
+    witness.clean(&lab)?;
+
     // A reboot, as far as the network can tell: no firewall, no routes, no tunnel, new processes.
     let node = lab.node_mut(1);
     node.stop_agent()?;
