@@ -192,12 +192,15 @@ pub fn diff(desired: &Desired, observed: &Observed, set_before: &Endpoints, mode
         Target::Device { device, .. } => observed.links.contains(device),
         Target::Unreachable => true,
     };
-    ops.extend(carrying.into_iter().filter(exists).cloned().map(Op::PutRoute));
-    ops.extend(beneath.into_iter().cloned().map(Op::PutRoute));
+    // A slot takes what is led there before that is led there, and until it is led elsewhere.
+    let mut after = Vec::new();
     for (slot, want) in &desired.devices {
         let Some(have) = observed.devices.get(slot) else { continue };
-        peers(*slot, &want.peers, &have.peers, set_before, mode, &mut ops);
+        peers(*slot, &want.peers, &have.peers, set_before, mode, (&mut ops, &mut after));
     }
+    ops.extend(carrying.into_iter().filter(exists).cloned().map(Op::PutRoute));
+    ops.extend(beneath.into_iter().cloned().map(Op::PutRoute));
+    ops.append(&mut after);
     if mode == Mode::Full {
         removals(desired, observed, &mut ops);
     }
@@ -214,45 +217,50 @@ fn opened(route: &Route, carrying: &[&Route], observed: &Observed) -> bool {
     route.table == TABLE_HOSTS && carrying.iter().filter(into).any(above)
 }
 
+/// Peers that take more than before go first, with what they take no more until that has gone.
 fn peers(
     slot: Slot,
-    want: &BTreeMap<PublicKey, DesiredPeer>,
+    want_all: &BTreeMap<PublicKey, DesiredPeer>,
     have: &BTreeMap<PublicKey, ObservedPeer>,
     set_before: &Endpoints,
     mode: Mode,
-    ops: &mut Vec<Op>,
+    (gaining, after): (&mut Vec<Op>, &mut Vec<Op>),
 ) {
-    let mut gaining = Vec::new();
-    let mut other = Vec::new();
-    for (key, want) in want {
+    for (key, want) in want_all {
         let present = have.get(key);
         let endpoint = match present {
             Some(present) => endpoint_to_set(want, present, set_before.get(&(slot, *key))),
             None => want.endpoint,
         };
         let mut peer = DesiredPeer { endpoint, ..want.clone() };
-        let gains = match present {
-            None => true,
-            Some(present) => {
-                if mode == Mode::AddOnly {
-                    peer.allowed.extend(present.allowed.iter().copied());
-                }
-                if peer.allowed == present.allowed
-                    && peer.keepalive == present.keepalive
-                    && peer.psk == present.psk
-                    && endpoint.is_none()
-                {
-                    continue;
-                }
-                !peer.allowed.is_subset(&present.allowed)
-            }
+        let Some(present) = present else {
+            gaining.push(Op::PutPeer { slot, key: *key, peer, anew: false });
+            continue;
         };
-        let anew = present.is_some_and(|present| present.psk != peer.psk);
-        let op = Op::PutPeer { slot, key: *key, peer, anew };
-        if gains { gaining.push(op) } else { other.push(op) }
+        if mode == Mode::AddOnly {
+            peer.allowed.extend(present.allowed.iter().copied());
+        }
+        let same = peer.allowed == present.allowed && peer.keepalive == present.keepalive;
+        if same && peer.psk == present.psk && endpoint.is_none() {
+            continue;
+        }
+        let anew = present.psk != peer.psk;
+        let gains = !peer.allowed.is_subset(&present.allowed);
+        // What another peer takes now has gone over to it.
+        let taken =
+            |net: &&IpNet| want_all.iter().any(|(other, want)| other != key && want.allowed.contains(*net));
+        let leaves = present.allowed.difference(&peer.allowed).filter(|net| gains && !taken(net));
+        let leaves: Vec<IpNet> = leaves.copied().collect();
+        if gains && !leaves.is_empty() {
+            let mut both = peer.clone();
+            both.allowed.extend(leaves);
+            gaining.push(Op::PutPeer { slot, key: *key, peer: both, anew });
+            after.push(Op::PutPeer { slot, key: *key, peer, anew: false });
+        } else {
+            let op = Op::PutPeer { slot, key: *key, peer, anew };
+            if gains { gaining.push(op) } else { after.push(op) }
+        }
     }
-    ops.append(&mut gaining);
-    ops.append(&mut other);
 }
 
 /// A peer's endpoint follows its packets (roaming), and we do not fight that: it is set where there is none, where

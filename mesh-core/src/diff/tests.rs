@@ -113,6 +113,87 @@ proptest! {
     }
 }
 
+/// How far the pre-shared key of a slot is: nothing but agents, pods' packets are taken, they are sent too.
+fn stages() -> impl Strategy<Value = [SlotPsk; 2]> {
+    let stage = |stage: u8| SlotPsk { confined: stage == 0, withheld: stage < 2, ..SlotPsk::default() };
+    (0_u8..3, 0_u8..3).prop_map(move |(zero, one)| [stage(zero), stage(one)])
+}
+
+/// A world of three nodes, and how this one talks with the other two: by which slot, and how far both are.
+fn talking(pairs: &[(bool, [SlotPsk; 2]); 2]) -> crate::view::ClusterView {
+    let mut view = world(&[
+        "a 10.1.1.0/24,fd01:0:0:1::/64 192.0.2.1,2001:db8::1",
+        "b 10.1.2.0/24,fd01:0:0:2::/64 192.0.2.2,2001:db8::2",
+        "c 10.1.3.0/24,fd01:0:0:3::/64 192.0.2.3,2001:db8::3",
+    ]);
+    view.settings.host_traffic.on = true;
+    view.local.host.marked = true;
+    for (name, (one, psk)) in ["b", "c"].into_iter().zip(*pairs) {
+        let name: crate::name::NodeName = name.parse().unwrap();
+        let crate::view::AnnouncementFact::Valid(theirs) =
+            &mut view.nodes.get_mut(&name).unwrap().announcement
+        else {
+            panic!("an announcement")
+        };
+        theirs.host_traffic = true;
+        let link = crate::pair::Link {
+            keys_for: Some(Duration::from_secs(100)),
+            handshake_age: Some(Duration::from_secs(1)),
+            unanswered_for: None,
+            ready: true,
+        };
+        let instead = Some(if one { Slot::One } else { Slot::Zero });
+        let facts = crate::view::PairFacts { links: [link; 2], psk, instead, ..Default::default() };
+        view.pairs.insert(name, facts);
+    }
+    view
+}
+
+/// Routes into slots whose device has no peer for what is led there.
+fn lost(observed: &Observed) -> BTreeSet<(u32, IpNet)> {
+    let takes = |device: &str, prefix: &IpNet| {
+        let slot = Slot::ALL.into_iter().find(|slot| slot.device() == device)?;
+        let mut peers = observed.devices[&slot].peers.values();
+        Some(peers.any(|peer| peer.allowed.iter().any(|net| net.contains(prefix))))
+    };
+    let mut lost = BTreeSet::new();
+    for route in &observed.routes {
+        let Target::Device { device, .. } = &route.target else { continue };
+        if takes(device, &route.prefix) == Some(false) {
+            lost.insert((route.table, route.prefix));
+        }
+    }
+    lost
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn after_every_step_a_slot_has_a_peer_for_whatever_is_led_there_and_still_will_be(
+        turns in prop::collection::vec([(any::<bool>(), stages()), (any::<bool>(), stages())], 1..6),
+    ) {
+        let mut observed = empty();
+        for pairs in turns {
+            let (desired, _) = crate::plan::plan(&talking(&pairs));
+            let led: BTreeSet<_> = desired.routes.iter()
+                .filter(|route| route.target != Target::Unreachable)
+                .map(|route| (route.table, route.prefix))
+                .collect();
+            // Into a slot that refuses it, on purpose: host traffic of a pair that is cut.
+            let mut meant = observed.clone();
+            let ops = diff(&desired, &observed, &Endpoints::new(), Mode::Full);
+            apply(&mut meant, &ops, &desired);
+            let refused = &lost(&meant) | &lost(&observed);
+            for op in ops {
+                apply(&mut observed, std::slice::from_ref(&op), &desired);
+                let now = &(&lost(&observed) & &led) - &refused;
+                prop_assert!(now.is_empty(), "{op:?} loses {now:?}");
+            }
+        }
+    }
+}
+
 fn peer(endpoint: &str) -> DesiredPeer {
     DesiredPeer {
         node: "n2".parse().unwrap(),
