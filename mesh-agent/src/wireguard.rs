@@ -24,6 +24,9 @@ use mesh_core::plan::DesiredPeer;
 use mesh_core::slot::Slot;
 use zeroize::{Zeroize, Zeroizing};
 
+mod update;
+use update::Update;
+
 /// Pre-shared keys by their names.
 #[derive(Clone, Default)]
 pub struct Psks(BTreeMap<PskId, Arc<Psk>>);
@@ -46,6 +49,17 @@ impl Psks {
     pub fn extend(&mut self, others: Self) {
         self.0.extend(others.0);
     }
+}
+
+/// What a device has of a peer that is to be set.
+#[derive(Clone, Copy, Debug)]
+pub enum Present<'a> {
+    /// No entry.
+    Absent,
+    /// One that has to be made anew, since its sessions must end.
+    Anew,
+    /// This one, with the same pre-shared key.
+    As(&'a ObservedPeer),
 }
 
 /// Which implementation runs the devices.
@@ -230,11 +244,22 @@ impl WireGuard {
         key: &PublicKey,
         peer: &DesiredPeer,
         psks: &Psks,
-        anew: bool,
+        present: Present<'_>,
     ) -> Result<(), WireGuardError> {
+        if let (Implementation::Kernel, Present::As(present)) = (self.implementation, present)
+            && present.allowed.is_subset(&peer.allowed)
+        {
+            let more: Vec<_> = peer.allowed.difference(&present.allowed).copied().collect();
+            let (endpoint, keepalive) = (peer.endpoint, peer.keepalive.unwrap_or(0));
+            let update = Update { device: slot.device(), peer: key, endpoint, keepalive, more: &more };
+            let refused = |error: std::io::Error| WireguardInterfaceError::NetlinkError(error.to_string());
+            return update
+                .send()
+                .map_err(|error| self.error("Could not change a peer", slot, refused(error)));
+        }
         let peer = wanted(key, peer, psks);
         self.with(slot, |api| {
-            if anew {
+            if matches!(present, Present::Anew) {
                 api.remove_peer(&peer.public_key)?;
             }
             api.configure_peer(&peer)

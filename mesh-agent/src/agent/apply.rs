@@ -10,6 +10,7 @@ use mesh_core::plan::{Desired, DesiredPeer, Route, Target};
 use mesh_core::slot::Slot;
 
 use super::{Agent, TurnError};
+use crate::wireguard::Present;
 
 impl Agent {
     /// Applies operations in order. What carries waits until what refuses is in force, and what refused before stays until
@@ -130,10 +131,16 @@ impl Agent {
                     // Where it has roamed to.
                     peer.endpoint = known.and_then(|known| known.endpoint);
                 }
-                let known = known.is_some() && !anew;
                 let (node, psks) = (peer.node.clone(), self.psks.secrets(&peer.node, slot));
+                let present = known.cloned();
+                let known = known.is_some() && !anew;
                 let work = move |wireguard: crate::wireguard::WireGuard| {
-                    wireguard.put_peer(slot, &key, &peer, &psks, anew)
+                    let present = match &present {
+                        Some(_) if anew => Present::Anew,
+                        Some(present) => Present::As(present),
+                        None => Present::Absent,
+                    };
+                    wireguard.put_peer(slot, &key, &peer, &psks, present)
                 };
                 self.wireguard.call(slot, work).await?;
                 if !known {
