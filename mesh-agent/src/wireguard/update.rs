@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_the_number_of_its_own_family_and_names_what_it_does_not_know() {
+    fn the_kernel_tells_the_number_of_a_family() {
         assert_eq!(family::<GenlCtrl>().unwrap(), 16, "GENL_ID_CTRL");
     }
 }
