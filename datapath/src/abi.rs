@@ -14,7 +14,7 @@ pub mod counters;
 pub use counters::{CountIndex, DropReason};
 
 /// `HW_ABI`: names the directory of the pins.
-pub const HW_ABI: u32 = 1;
+pub const HW_ABI: u32 = 2;
 
 /// `HW_FN_DENY`, what a table says of a class: nothing may pass.
 pub const HW_FN_DENY: u32 = 0;
@@ -376,12 +376,16 @@ pub struct Flow {
     pub flags: u8,
     /// Port that belongs to `nat`.
     pub nat_port: Be16,
-    /// Number of the backend.
+    /// Number of the backend; 0: said to a pod itself, from another source port.
     pub service: u32,
     /// The service's address; with `HW_SCOPE_SERVICE` the backend's.
     pub nat: Addr,
     /// Of a hairpin: the pod.
     pub client: Addr,
+    /// Of a flow to a service: the client's source port; with `HW_SCOPE_SERVICE` the flow's.
+    pub client_port: Be16,
+    /// Zero.
+    pub pad: [u16; 3],
 }
 
 /// `struct hw_fragment_key`: key of `fragments`.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +11,7 @@ use chaos_tests::{Lab, Pod};
 use kubeapi::Patch;
 use netlab::{Namespace, eventually};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
 use crate::support::ask::{PATIENCE, connect, datagrams, echo, exchange, greeting};
 use crate::support::objects::{
@@ -174,15 +175,12 @@ fn affinity_keeps_a_client_with_its_backend_and_local_policy_with_its_node() -> 
         for to in at(cluster_ips(12)) {
             served(&from.namespace, to, &names(&own))?;
         }
-        // A client of its own: where its source port comes again, no flow to one of these backends by another service is
-        // in its way, and sends it elsewhere.
-        let sticky = lab.add_pod(from.node, &format!("sticky-{}", from.name))?;
         for to in at(cluster_ips(11)) {
-            eventually(SOON, "the service answers", || Ask::Tcp.once(&sticky.namespace, to, PATIENCE))?;
+            eventually(SOON, "the service answers", || Ask::Tcp.once(&from.namespace, to, PATIENCE))?;
             // Each port of a service has a backend of its own for a client, as kube-proxy does it.
             for ask in [Ask::Tcp, Ask::Udp] {
-                let seen = answers_over(ask, &sticky.namespace, to, MANY)?;
-                ensure!(seen.len() == 1, "{} at {to} was answered by {seen:?} over {ask:?}", sticky.name);
+                let seen = answers_over(ask, &from.namespace, to, MANY)?;
+                ensure!(seen.len() == 1, "{} at {to} was answered by {seen:?} over {ask:?}", from.name);
             }
         }
     }
@@ -312,6 +310,73 @@ fn a_pod_reaches_itself_by_its_service_and_a_headless_service_is_left_alone() ->
     }
     let translated = Counts::of(lab.node(1))?.since(&before).get("translated")?;
     ensure!(translated == 0, "{translated} flows to a headless service's endpoints were translated");
+    Ok(())
+}
+
+/// A client binds its port, or draws one that it had a moment ago: the backend must see two conversations all the same.
+#[test]
+fn one_source_port_speaks_to_two_services_and_to_their_backend_itself() -> Result<()> {
+    // Below those that the kernel draws.
+    const PORT: u16 = 20_404;
+    let stage = Stage::new("ports", &[1, 2])?;
+    let Stage { lab, client, backends, .. } = &stage;
+    for (number, backend) in (20_u8..).step_by(2).zip(backends) {
+        stage.service(&format!("one-{}", backend.name), number, json!({}), &[backend])?;
+        stage.service(&format!("two-{}", backend.name), number + 1, json!({}), &[backend])?;
+        for (family, own) in backend.ips.iter().enumerate() {
+            let services = [number, number + 1].map(|number| at(cluster_ips(number))[family]);
+            for to in services {
+                served(&client.namespace, to, &names(&[backend]))?;
+            }
+            let targets = [services[0], services[1], SocketAddr::new(*own, BACKEND_PORT)];
+            let before = Counts::of(lab.node(1))?;
+            client.namespace.run(move || converse(PORT, targets))?;
+            let since = Counts::of(lab.node(1))?.since(&before);
+            // TCP and UDP, each with two conversations more than one.
+            ensure!(since.get("port-moved")? == 4, "{since:?}");
+            ensure!(since.get("drop-collision")? == 0, "{since:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Speaks from one port to each of these, over UDP and TCP, in turn and again, and hears each from where it had spoken to.
+fn converse(port: u16, targets: [SocketAddr; 3]) -> Result<()> {
+    let any: IpAddr =
+        if targets[0].is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let own = SocketAddr::new(any, port);
+    let socket = UdpSocket::bind(own)?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    for round in 0..3 {
+        for to in targets {
+            let asked = format!("{round} {to}");
+            socket.send_to(asked.as_bytes(), to)?;
+            let mut buffer = [0; 256];
+            let (length, from) = socket.recv_from(&mut buffer).with_context(|| format!("UDP to {to}"))?;
+            let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            ensure!(from == to && answer.ends_with(&asked), "{from} has answered {answer:?} instead of {to}");
+        }
+    }
+    let connected = |to: SocketAddr| -> Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        // Ended by a reset, so that the next family's or backend's finds the port free.
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.bind(&own.into())?;
+        socket.connect_timeout(&to.into(), Duration::from_secs(2)).with_context(|| format!("TCP to {to}"))?;
+        let stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        Ok(stream)
+    };
+    let streams = targets.into_iter().map(connected).collect::<Result<Vec<_>>>()?;
+    for stream in &streams {
+        greeting(stream)?;
+    }
+    for round in 0..3 {
+        for (stream, to) in streams.iter().zip(targets) {
+            echo(stream, &format!("{round} {to}\n")).with_context(|| format!("TCP with {to}"))?;
+        }
+    }
     Ok(())
 }
 

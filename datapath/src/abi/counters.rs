@@ -88,6 +88,8 @@ numbered! {
         Audited = 15, "AUDITED", "audited";
         /// First packets given to the device that holds them.
         Held = 16, "HELD", "held";
+        /// New flows that got another source port, since another flow had theirs at the backend.
+        PortMoved = 17, "PORT_MOVED", "port-moved";
     }
 }
 
@@ -128,7 +130,7 @@ numbered! {
         GuardIn = 15, "GUARD_IN", "guard-in";
         /// A service whose local policy leaves no backend.
         NoBackend = 16, "NO_BACKEND", "no-backend";
-        /// Two flows would be one after translation.
+        /// Two flows would be one after translation, and no source port was free.
         Collision = 17, "COLLISION", "collision";
         /// No policy known yet for the pod.
         Closed = 18, "CLOSED", "no-policy-yet";

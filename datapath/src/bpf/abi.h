@@ -13,7 +13,7 @@
 #ifndef HAWSER_ABI_H
 #define HAWSER_ABI_H
 
-#define HW_ABI 1
+#define HW_ABI 2
 
 struct hw_addr {
 	__u32 w[4];
@@ -142,10 +142,12 @@ struct hw_flow {
 	__u8 state;
 	__u8 flags;
 	__be16 nat_port;
-	__u32 service; /* backend's number for HW_SCOPE_SERVICE */
+	__u32 service; /* backend's number; 0: said to a pod itself, and only the client's port is another */
 	struct hw_addr nat; /* FLOW with HW_FLOW_SERVICE: what the client called it (source of replies).
 			       SERVICE: the backend's address. */
 	struct hw_addr client; /* HW_FLOW_HAIRPIN: the pod itself (the tuple has the service's address as source) */
+	__be16 client_port; /* FLOW with HW_FLOW_SERVICE: the client's own. SERVICE: that of the flow, the same unless it was taken. */
+	__u16 pad[3];
 };
 #define HW_FLOW_STACK 1   /* came in by the stack and goes back by it */
 #define HW_FLOW_SERVICE 2
@@ -243,6 +245,7 @@ enum hw_count {
 	HW_COUNT_EXEMPT,         /* passed the guard because of the other end */
 	HW_COUNT_AUDITED,
 	HW_COUNT_HELD,           /* first packets given to the device that holds them */
+	HW_COUNT_PORT_MOVED,     /* new flows that got another source port, since another flow had theirs at the backend */
 	HW_COUNT_DROP = 24,
 	HW_COUNTERS = 24 + HW_REASONS,
 };
@@ -265,7 +268,7 @@ enum hw_reason {
 	HW_DROP_GUARD_OUT,       /* a guarded address in clear on an uplink, leaving */
 	HW_DROP_GUARD_IN,
 	HW_DROP_NO_BACKEND,      /* a service whose local policy leaves none */
-	HW_DROP_COLLISION,       /* two flows would be one after translation */
+	HW_DROP_COLLISION,       /* two flows would be one after translation, and no source port was free */
 	HW_DROP_CLOSED,          /* no policy known yet for the pod */
 	HW_DROP_TRANSLATE,       /* the kernel refused to change the packet */
 	HW_DROP_SOURCE_LOCAL,    /* out of the tunnel with an address of this node */

@@ -53,11 +53,11 @@ static __always_inline __u8 key_of(const struct hw_tuple *t, struct hw_tuple *ke
 	return HW_FLOW_SWAPPED;
 }
 
-/* Finds the flow of the tuple p->t; p->reverse says in which direction. s->key is its key then. */
-static __noinline struct hw_flow *find(struct scratch *s)
+/* Finds the flow of a tuple; p->reverse says in which direction. s->key is its key then. */
+static __noinline struct hw_flow *find_by(struct scratch *s, const struct hw_tuple *t)
 {
 	struct packet *p = &s->p;
-	__u8 swapped = key_of(&p->t, &s->key);
+	__u8 swapped = key_of(t, &s->key);
 	struct hw_flow *flow = bpf_map_lookup_elem(&flows, &s->key);
 
 	p->swapped = swapped;
@@ -69,6 +69,18 @@ static __noinline struct hw_flow *find(struct scratch *s)
 		return 0;
 	p->reverse = (flow->flags & HW_FLOW_SWAPPED) != swapped;
 	return flow;
+}
+
+static __always_inline struct hw_flow *find(struct scratch *s)
+{
+	return find_by(s, &s->p.t);
+}
+
+/* Is this the flow by which a client's words, to p->t.dst from p->t.sport, reach a backend? */
+static __always_inline int is_flow_of_words(const struct packet *p, const struct hw_flow *flow)
+{
+	return (flow->flags & HW_FLOW_SERVICE) && same(&flow->nat, &p->t.dst) && flow->nat_port == p->t.dport &&
+	       flow->client_port == p->t.sport;
 }
 
 /* Is an ICMP error about a flow that we know, and goes to whoever sent the packet in it? Policy is asked by that packet's ends,

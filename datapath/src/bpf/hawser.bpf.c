@@ -101,47 +101,82 @@ static __always_inline int discovery_from_pod(struct __sk_buff *skb, struct pack
 	return drop(skb, p, HW_DROP_SPOOFED_ND);
 }
 
-/* Translates what is said to a service. Returns a reason to drop; 0: there is none, or it is done, with s->fresh set up
- * for the flow to remember; -1: the stack shall refuse it. */
-static __noinline int to_service(struct __sk_buff *skb, struct scratch *s)
+/* Translates what is said to a service; with `other`, also what is said to a backend itself by ports with which the same pod speaks to
+ * it by a service. Returns the flow if it is known. *bad: a reason to drop; 0: there is no service, or it is done, with
+ * s->fresh set up for the flow to remember; -1: the stack shall refuse it. */
+static __noinline struct hw_flow *to_service(struct __sk_buff *skb, struct scratch *s, int other, int *bad)
 {
 	struct packet *p = &s->p;
+	struct choice *c = &s->choice;
 	struct hw_flow *fresh = &s->fresh;
+	struct hw_flow *flow = 0;
 	struct hw_frontend *front;
-	__be16 service_port = p->t.dport;
-	int bad;
+	int recalled, taken;
 
+	*bad = 0;
 	if (!has_ports(p->t.protocol))
 		return 0;
-	/* A new connection chooses anew. */
-	if (is_opening(p) || !recall(s)) {
+	recalled = recall(s);
+	if (!recalled)
+		c->sport = p->t.sport;
+	/* A new connection chooses anew; but a SYN that is sent again keeps the port that it was given. */
+	if (is_opening(p) && c->backend)
+		recalled = 0;
+	if (recalled) {
+		flow = find_by(s, &s->t);
+		taken = flow && (p->reverse || !is_flow_of_words(p, flow));
+		/* Another conversation has this tuple by now. Datagrams may choose anew, and whoever begins. */
+		if (is_opening(p) ? !flow || taken : taken && p->t.protocol != IPPROTO_TCP) {
+			recalled = 0;
+			flow = 0;
+		}
+	}
+	if (!recalled) {
 		front = frontend_of(p);
-		if (!front)
+		if (!front && !other) {
+			p->reverse = 0;
+			p->swapped = key_of(&p->t, &s->key);
 			return 0;
-		p->service = p->t.dst;
-		p->service_port = service_port;
-		if (!front->count)
-			return front->flags & HW_FRONT_DROP ? HW_DROP_NO_BACKEND : -1;
-		bad = choose(s, front);
-		if (bad)
-			return bad;
+		}
+		if (front) {
+			p->service = p->t.dst;
+			p->service_port = p->t.dport;
+		}
+		if (front && !front->count) {
+			*bad = front->flags & HW_FRONT_DROP ? HW_DROP_NO_BACKEND : -1;
+			return 0;
+		}
+		*bad = front ? choose(s, front) : set_aside(s);
+		if (*bad)
+			return 0;
+		flow = find_by(s, &s->t);
 		remember_choice(s);
-		count(HW_COUNT_TRANSLATED);
+		if (front)
+			count(HW_COUNT_TRANSLATED);
 	}
-	p->service = p->t.dst;
-	p->service_port = service_port;
+	if (flow && (p->reverse || !is_flow_of_words(p, flow))) {
+		*bad = HW_DROP_COLLISION;
+		return 0;
+	}
+	if (c->backend) {
+		p->service = p->t.dst;
+		p->service_port = p->t.dport;
+	}
 	fresh->flags = HW_FLOW_SERVICE;
-	fresh->nat = p->service;
-	fresh->nat_port = service_port;
-	fresh->service = s->choice.backend;
-	if (s->choice.hairpin) {
+	fresh->nat = p->t.dst;
+	fresh->nat_port = p->t.dport;
+	fresh->client_port = p->t.sport;
+	fresh->service = c->backend;
+	if (c->hairpin) {
 		fresh->flags |= HW_FLOW_HAIRPIN;
-		fresh->client = s->choice.client;
-		bad = rewrite(skb, p, &p->service, p->t.sport, HW_SOURCE);
-		if (bad)
-			return bad;
+		fresh->client = c->client;
+		*bad = rewrite(skb, p, &p->service, c->sport, HW_SOURCE);
+	} else if (c->sport != p->t.sport) {
+		*bad = rewrite(skb, p, &p->from, c->sport, HW_SOURCE);
 	}
-	return rewrite(skb, p, &s->choice.addr, s->choice.port, HW_DESTINATION);
+	if (!*bad)
+		*bad = rewrite(skb, p, &c->addr, c->port, HW_DESTINATION);
+	return flow;
 }
 
 /* Delivers what a pod may send. `flow`: known, else s->fresh is to be remembered. */
@@ -204,12 +239,11 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	return into_mesh(skb, p);
 }
 
-/* Said to a backend itself, by the ports with which the same pod speaks to it by a service? Its answers could not be told
- * from the service's. */
+/* Wears the tuple that a flow to a service has after translation: said to a backend itself, by the ports with which the same
+ * pod speaks to it by a service. */
 static __always_inline int is_other_flow(const struct packet *p, const struct hw_flow *flow)
 {
-	return (flow->flags & HW_FLOW_SERVICE) && !p->reverse &&
-	       !(same(&flow->nat, &p->t.dst) && flow->nat_port == p->t.dport);
+	return (flow->flags & HW_FLOW_SERVICE) && !p->reverse && !is_flow_of_words(p, flow);
 }
 
 /* Nobody ever answered, and meanwhile it is a service: a resolver that asks again and again would never find it. */
@@ -240,25 +274,19 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 		/* About a packet that came to this pod, or about nothing. */
 		if (!about_receivers(p, flow) || !same(&p->t.dst, own))
 			return drop(skb, p, HW_DROP_ICMP_UNRELATED);
-	} else if (flow && is_other_flow(p, flow)) {
-		return drop(skb, p, HW_DROP_COLLISION);
-	} else if (!flow || is_service_now(p, flow)) {
-		flow = 0;
-		__builtin_memset(fresh, 0, sizeof(*fresh));
-		bad = to_service(skb, s);
-		if (bad < 0) {
-			count(HW_COUNT_REJECTED);
-			skb->mark |= HW_MARK_REJECT;
-			return HW_PASS;
-		}
-		if (bad)
-			return drop(skb, p, bad);
-		if (fresh->flags & HW_FLOW_SERVICE) {
-			flow = find(s);
-			/* Another conversation has this tuple: what was chosen before is not free any more. */
-			if (flow && (p->reverse || !(flow->flags & HW_FLOW_SERVICE) || !same(&flow->nat, &fresh->nat) ||
-				     flow->nat_port != fresh->nat_port))
-				return drop(skb, p, HW_DROP_COLLISION);
+	} else {
+		int other = flow && is_other_flow(p, flow);
+
+		if (!flow || other || is_service_now(p, flow)) {
+			__builtin_memset(fresh, 0, sizeof(*fresh));
+			flow = to_service(skb, s, other, &bad);
+			if (bad < 0) {
+				count(HW_COUNT_REJECTED);
+				skb->mark |= HW_MARK_REJECT;
+				return HW_PASS;
+			}
+			if (bad)
+				return drop(skb, p, bad);
 		}
 	}
 	if (flow) {

@@ -58,6 +58,7 @@ struct packet {
 	__u8 reverse;	/* flow: this packet goes against its first */
 	__u8 swapped;	/* HW_FLOW_SWAPPED, if this packet's tuple is turned in the key */
 	__u8 opens;	/* judged for a flow that is not there yet */
+	__u8 translated;
 	struct hw_addr service; /* what the client said, for events */
 	__be16 service_port;
 };
@@ -66,10 +67,11 @@ struct packet {
 struct choice {
 	struct hw_addr addr;
 	struct hw_addr client; /* of a hairpin */
-	__u32 backend;
+	__u32 backend; /* 0: none, what is said to a pod itself gets another source port */
 	__be16 port;
+	__be16 sport; /* of the flow: the client's own unless another flow has it */
 	__u8 hairpin;
-	__u8 pad;
+	__u8 pad[3];
 };
 
 /* What one packet needs is kept here and not on the stack: that has 512 bytes for all functions together, and the verifier

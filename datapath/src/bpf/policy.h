@@ -96,7 +96,7 @@ static __noinline int refuse(struct __sk_buff *skb, struct packet *p, __u32 reas
 	if (reason != HW_DROP_UNKNOWN_EGRESS && reason != HW_DROP_UNKNOWN_INGRESS)
 		return drop(skb, p, reason);
 	now = bpf_map_lookup_elem(&state, &zero);
-	if (!now || !now->hold || p->kind == HW_LATER_FRAGMENT || !is_zero(&p->service) || skb->len > HW_HOLD_LENGTH ||
+	if (!now || !now->hold || p->kind == HW_LATER_FRAGMENT || p->translated || skb->len > HW_HOLD_LENGTH ||
 	    skb->ifindex == now->hold)
 		return drop(skb, p, reason);
 	count(HW_COUNT_HELD);

@@ -5,6 +5,12 @@
 
 #include "flow.h"
 
+/* SCTP's checksum covers its ports (RFC 9260) and no address, so they stay. */
+static __always_inline int ports_move(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
+}
+
 #define HW_SOURCE 0
 #define HW_DESTINATION 1
 
@@ -17,7 +23,6 @@ static __noinline int rewrite(struct __sk_buff *skb, struct packet *p, const str
 	__u32 sum_at = 0;
 	__u64 flags = BPF_F_PSEUDO_HDR;
 
-	/* SCTP's checksum covers no addresses (RFC 9260), and its ports stay. */
 	if (whole && p->t.protocol == IPPROTO_TCP) {
 		sum_at = p->l4 + offsetof(struct tcphdr, check);
 	} else if (whole && p->t.protocol == IPPROTO_UDP) {
@@ -48,26 +53,30 @@ static __noinline int rewrite(struct __sk_buff *skb, struct packet *p, const str
 			return HW_DROP_TRANSLATE;
 	}
 	p->peer_class = 0;
+	p->translated = 1;
 	*now = *addr;
 	*port_now = port;
 	return 0;
 }
 
-/* An answer from a backend: its source becomes what the client had called it. */
+/* An answer from a backend: its source becomes what the client had called it, its destination whence that had spoken. */
 static __noinline int translate_back(struct __sk_buff *skb, struct packet *p, const struct hw_flow *flow)
 {
 	struct hw_addr service = flow->nat;
 	struct hw_addr client = flow->client;
-	__be16 port = flow->nat_port;
-	int hairpin = flow->flags & HW_FLOW_HAIRPIN;
+	__be16 port = flow->nat_port, client_port = flow->client_port;
 	int bad;
 
-	if (hairpin) {
-		/* The pod answers the service's address, behind which it is itself. */
-		bad = rewrite(skb, p, &client, p->t.dport, HW_DESTINATION);
+	/* Of a hairpin: the pod answers the service's address, behind which it is itself. */
+	if (!(flow->flags & HW_FLOW_HAIRPIN))
+		client = p->t.dst;
+	if ((flow->flags & HW_FLOW_HAIRPIN) || client_port != p->t.dport) {
+		bad = rewrite(skb, p, &client, client_port, HW_DESTINATION);
 		if (bad)
 			return bad;
 	}
+	if (!flow->service)
+		return 0;
 	p->service = service;
 	p->service_port = port;
 	return rewrite(skb, p, &service, port, HW_SOURCE);
@@ -78,8 +87,8 @@ static __noinline int translate_back(struct __sk_buff *skb, struct packet *p, co
 static __noinline int translate_inner(struct __sk_buff *skb, struct packet *p, const struct hw_flow *flow)
 {
 	struct hw_addr service = flow->nat;
-	__be16 port = flow->nat_port;
-	__be16 old_port = p->t.dport;
+	__be16 port = flow->nat_port, client_port = flow->client_port;
+	__be16 old_port = p->t.dport, old_client_port = p->t.sport;
 	__u32 sum_at = p->l4 + 2; /* checksum of ICMP and ICMPv6 */
 
 	if (p->ip4) {
@@ -97,9 +106,13 @@ static __noinline int translate_inner(struct __sk_buff *skb, struct packet *p, c
 		    bpf_skb_store_bytes(skb, p->inner + 24, &service, 16, 0))
 			return HW_DROP_TRANSLATE;
 	}
-	if (old_port != port && (p->t.protocol == IPPROTO_TCP || p->t.protocol == IPPROTO_UDP) &&
-	    (bpf_l4_csum_replace(skb, sum_at, old_port, port, 2) ||
-	     bpf_skb_store_bytes(skb, p->inner_l4 + 2, &port, 2, 0)))
+	if (!ports_move(p->t.protocol))
+		return 0;
+	if (old_port != port && (bpf_l4_csum_replace(skb, sum_at, old_port, port, 2) ||
+				 bpf_skb_store_bytes(skb, p->inner_l4 + 2, &port, 2, 0)))
+		return HW_DROP_TRANSLATE;
+	if (old_client_port != client_port && (bpf_l4_csum_replace(skb, sum_at, old_client_port, client_port, 2) ||
+					       bpf_skb_store_bytes(skb, p->inner_l4, &client_port, 2, 0)))
 		return HW_DROP_TRANSLATE;
 	return 0;
 }
@@ -150,8 +163,8 @@ static __always_inline struct hw_frontend *frontend_of(struct packet *p)
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
-/* Is this backend's flow a tuple that somebody else has already? */
-static __always_inline int collides(struct scratch *s)
+/* Has somebody else the tuple s->t already? */
+static __noinline int collides(struct scratch *s)
 {
 	struct packet *p = &s->p;
 	__u8 swapped = key_of(&s->t, &s->key);
@@ -159,14 +172,44 @@ static __always_inline int collides(struct scratch *s)
 
 	if (!other || other->until < p->now || other->state == HW_CLOSING)
 		return 0;
-	return !(other->flags & HW_FLOW_SERVICE) || (other->flags & HW_FLOW_SWAPPED) != swapped ||
-	       !same(&other->nat, &p->t.dst) || other->nat_port != p->t.dport;
+	return (other->flags & HW_FLOW_SWAPPED) != swapped || !is_flow_of_words(p, other);
+}
+
+/* Where half of all ports to one backend are taken, one flow in 256 finds none. */
+#define HW_PORT_TRIES 8
+
+/* Looks for a source port with which the tuple s->t is free; a privileged one stays one (NFS asks for it).
+ * Not static, so that it is verified once and not for each way that leads here. */
+__noinline int another_port(void)
+{
+	struct scratch *s = scratch();
+	__u32 i, least = 1024, span = 64512;
+	int taken;
+
+	if (!s || !ports_move(s->p.t.protocol))
+		return 0;
+	if (bpf_ntohs(s->p.t.sport) < 1024) {
+		least = 512;
+		span = 512;
+	}
+	s->t.sport = s->p.t.sport;
+	taken = collides(s);
+	for (i = 0; i < HW_PORT_TRIES && taken; i++) {
+		s->t.sport = bpf_htons(least + bpf_get_prandom_u32() % span);
+		taken = collides(s);
+	}
+	if (taken)
+		return 0;
+	s->choice.sport = s->t.sport;
+	count(HW_COUNT_PORT_MOVED);
+	return 1;
 }
 
 /* The tuple of the flow to a backend. */
 static __always_inline void backend_tuple(const struct packet *p, struct choice *c, struct hw_tuple *t)
 {
 	*t = p->t;
+	t->sport = c->sport;
 	t->dst = c->addr;
 	t->dport = c->port;
 	c->hairpin = same(&c->addr, &p->t.src);
@@ -194,22 +237,23 @@ static __always_inline int affine(const struct packet *p, const struct hw_fronte
 	return 1;
 }
 
-/* Tries until a backend is found whose tuple is free. */
+/* Tries until a backend is found; where ports stay, until its tuple is free. */
 #define HW_TRIES 4
 
-/* Chooses a backend for a new flow. Returns a reason to drop, or 0. */
+/* Chooses a backend for a new flow, and a source port if the one in s->choice is another's. Returns a reason to drop, or 0. */
 static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 {
 	struct packet *p = &s->p;
 	struct choice *c = &s->choice;
 	__u32 round, base = front->base, places_count = front->count;
-	int found = 0, stray = 0;
+	int found = 0, stray = 0, taken = 1, move = ports_move(p->t.protocol);
 
 	if (!places_count)
 		return HW_DROP_NO_BACKEND;
 	if (front->affinity && affine(p, front, c)) {
 		backend_tuple(p, c, &s->t);
-		found = !collides(s);
+		taken = collides(s);
+		found = move || !taken;
 		stray = !found;
 	}
 	for (round = 0; round < HW_TRIES && !found; round++) {
@@ -226,11 +270,12 @@ static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 		c->addr = backend->addr;
 		c->port = backend->port;
 		backend_tuple(p, c, &s->t);
-		found = !collides(s);
+		taken = collides(s);
+		found = move || !taken;
 	}
-	if (!found)
+	if (taken && (!found || !another_port()))
 		return HW_DROP_COLLISION;
-	/* A flow that found its tuple taken at its client's backend goes elsewhere, alone. */
+	/* An SCTP flow that found its tuple taken at its client's backend goes elsewhere, alone. */
 	if (front->affinity && !stray) {
 		struct hw_affinity_key key = { .client = p->t.src, .service = front->service };
 		struct hw_affinity affinity = {};
@@ -240,6 +285,20 @@ static __noinline int choose(struct scratch *s, const struct hw_frontend *front)
 		bpf_map_update_elem(&affinities, &key, &affinity, BPF_ANY);
 	}
 	return 0;
+}
+
+/* What is said to a backend itself, while the same pod speaks to it by a service and from the same port: another source port, by which
+ * answers are told apart. Returns a reason to drop, or 0. */
+static __noinline int set_aside(struct scratch *s)
+{
+	struct choice *c = &s->choice;
+
+	c->backend = 0;
+	c->addr = s->p.t.dst;
+	c->port = s->p.t.dport;
+	c->sport = s->p.t.sport;
+	backend_tuple(&s->p, c, &s->t);
+	return another_port() ? 0 : HW_DROP_COLLISION;
 }
 
 /* How long a client's words are remembered after they were said last: as long as the flow. */
@@ -261,6 +320,7 @@ static __always_inline void remember_choice(struct scratch *s)
 	said->service = c->backend;
 	said->nat = c->addr;
 	said->client = c->client;
+	said->client_port = c->sport;
 	s->t = s->p.t;
 	s->t.scope = HW_SCOPE_SERVICE;
 	bpf_map_update_elem(&flows, &s->t, said, BPF_ANY);
@@ -283,7 +343,7 @@ static __always_inline int recall(struct scratch *s)
 		return 0;
 	c->backend = said->service;
 	if (said->until < p->now ||
-	    (p->t.protocol != IPPROTO_TCP && !bpf_map_lookup_elem(&backends, &c->backend))) {
+	    (c->backend && p->t.protocol != IPPROTO_TCP && !bpf_map_lookup_elem(&backends, &c->backend))) {
 		bpf_map_delete_elem(&flows, &s->t);
 		return 0;
 	}
@@ -292,8 +352,8 @@ static __always_inline int recall(struct scratch *s)
 		said->until = until;
 	c->addr = said->nat;
 	c->port = said->nat_port;
-	c->client = said->client;
-	c->hairpin = !!(said->flags & HW_FLOW_HAIRPIN);
+	c->sport = said->client_port;
+	backend_tuple(p, c, &s->t);
 	return 1;
 }
 

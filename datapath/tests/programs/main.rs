@@ -12,6 +12,7 @@ mod guard;
 mod icmp;
 mod malformed;
 mod policy;
+mod ports;
 mod revocation;
 mod services;
 mod spoofing;

@@ -281,7 +281,12 @@ fn a_slow_pod_reaches_itself_by_its_service_past_the_stack() {
 }
 
 /// Which backend each of many flows of `a` to `to` got.
-fn spread(bench: &mut Bench, protocol: &str, to: &str, ports: std::ops::Range<u16>) -> BTreeMap<u16, String> {
+pub(crate) fn spread(
+    bench: &mut Bench,
+    protocol: &str,
+    to: &str,
+    ports: std::ops::Range<u16>,
+) -> BTreeMap<u16, String> {
     let mut seen = BTreeMap::new();
     for port in ports {
         let said = packet(&format!("{protocol} a:{port} > {to}"), bench.family);
@@ -293,7 +298,7 @@ fn spread(bench: &mut Bench, protocol: &str, to: &str, ports: std::ops::Range<u1
     seen
 }
 
-fn shares(seen: &BTreeMap<u16, String>) -> BTreeMap<&str, usize> {
+pub(crate) fn shares(seen: &BTreeMap<u16, String>) -> BTreeMap<&str, usize> {
     let mut shares = BTreeMap::new();
     for backend in seen.values() {
         *shares.entry(backend.as_str()).or_default() += 1;
@@ -437,81 +442,6 @@ fn affinity_is_of_one_client_and_one_service() {
             ",
         );
         assert_eq!(bench.kernel.all::<abi::AffinityKey, abi::Affinity>("affinities").len(), 3);
-    });
-}
-
-#[test]
-fn two_flows_that_would_be_one_after_translation_do_not_meet() {
-    both(|bench| {
-        bench.play(
-            "
-            service svc:80/tcp = b:8080
-            service svc2:80/tcp = b:8080
-            a | tcp a:1 > b:8080 syn  | to b
-            a | tcp a:1 > svc:80 syn  | drop collision
-            a | tcp a:2 > svc:80 syn  | to b | tcp a:2 > b:8080 syn
-            a | tcp a:2 > svc2:80 syn | drop collision
-            a | tcp a:2 > b:8080 syn  | drop collision
-            a | tcp a:2 > svc:80 ack  | to b | tcp a:2 > b:8080 ack
-            b | tcp b:8080 > a:2 ack  | to a | tcp svc:80 > a:2 ack
-            b | tcp b:8080 > a:1 ack  | to a
-            b | tcp b:8080 > a:3 syn  | to a
-            a | tcp a:3 > svc:80 syn  | drop collision
-            ",
-        );
-    });
-}
-
-#[test]
-fn a_flow_that_would_meet_another_goes_to_another_backend_where_there_is_one() {
-    both(|bench| {
-        bench.play("service svc:80/tcp = b:8080 c:8080");
-        let mut moved = 0;
-        for port in 1..30 {
-            bench.play(&format!("a | tcp a:{port} > b:8080 syn | to b"));
-            let done = bench.send("a", &packet(&format!("tcp a:{port} > svc:80 syn"), bench.family));
-            // Each try is another draw; with two backends some flows find none in four.
-            assert!(["to c", "drop collision"].contains(&done.outcome.as_str()), "{}", done.outcome);
-            moved += u32::from(done.outcome == "to c");
-        }
-        assert!(moved > 20, "{moved}");
-    });
-}
-
-/// A datagram's source port comes again soon enough; its client does not move for that.
-#[test]
-fn a_flow_that_would_meet_another_leaves_its_clients_affinity_where_it_is() {
-    both(|bench| {
-        bench.play("service svc:80/udp = b:8080 c:8080 affinity 100");
-        let chosen = shares(&spread(bench, "udp", "svc:80", 1..2)).keys().next().expect("one").to_string();
-        let other = if chosen == "b" { "c" } else { "b" };
-        for port in 100..120 {
-            bench.play(&format!("a | udp a:{port} > {chosen}:8080 | to {chosen}"));
-            let done = bench.send("a", &packet(&format!("udp a:{port} > svc:80"), bench.family));
-            let away = format!("to {other}");
-            assert!([away.as_str(), "drop collision"].contains(&done.outcome.as_str()), "{}", done.outcome);
-        }
-        let later = spread(bench, "udp", "svc:80", 200..220);
-        assert_eq!(shares(&later).keys().collect::<Vec<_>>(), [&chosen.as_str()]);
-    });
-}
-
-#[test]
-fn a_collision_ends_with_the_flow_that_was_there() {
-    both(|bench| {
-        bench.play(
-            "
-            service svc:80/tcp = b:8080
-            a | tcp a:1 > b:8080 syn   | to b
-            a | tcp a:1 > svc:80 syn   | drop collision
-            a | tcp a:1 > b:8080 rst   | to b
-            a | tcp a:1 > svc:80 syn   | to b | tcp a:1 > b:8080 syn
-            b | tcp b:8080 > a:1 ack   | to a | tcp svc:80 > a:1 ack
-            a | tcp a:2 > b:8080 syn   | to b
-            age 61 tcp a:2 > b:8080
-            a | tcp a:2 > svc:80 syn   | to b | tcp a:2 > b:8080 syn
-            ",
-        );
     });
 }
 
