@@ -8,17 +8,19 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
-use kubeapi::{Server, User};
+use kubeapi::{Dialer, Server, User};
 use mesh_core::numbers::NAMESPACE;
 use netlab::classify::Policy;
 use netlab::netlink::Route;
 use netlab::{Bridge, Capture, CaptureOptions, Endpoint, LabDir, Namespace, PortId, Wire};
+use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
 use crate::binaries::Binaries;
@@ -292,7 +294,8 @@ impl Lab {
             .san(&v6.to_string())
             .san(&underlay(FIRST_NODE).0.to_string())
             .san(&underlay(FIRST_NODE).1.to_string())
-            .state_dir(Some(state));
+            .state_dir(Some(state))
+            .dialer(dial_from(self.control.netns_fd().try_clone_to_owned()?));
         if self.options.host_api {
             builder = builder.listen(SocketAddr::from(([127, 0, 0, 1], 0)));
         }
@@ -568,6 +571,22 @@ impl Drop for Lab {
         self.nodes.clear();
         self.stop_api();
     }
+}
+
+/// Connects from a network namespace.
+fn dial_from(namespace: std::os::fd::OwnedFd) -> Dialer {
+    let namespace = Arc::new(namespace);
+    Arc::new(move |to| {
+        let namespace = Arc::clone(&namespace);
+        // A thread of its own: it does not come back.
+        let dial = move || {
+            setns(&*namespace, CloneFlags::CLONE_NEWNET)?;
+            TcpStream::connect_timeout(&to, Duration::from_secs(5))
+        };
+        std::thread::spawn(dial)
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the dialing thread panicked")))
+    })
 }
 
 /// Where a program of a node writes its log.

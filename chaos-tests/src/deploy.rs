@@ -8,9 +8,10 @@ use crate::Lab;
 use crate::cluster::node_name;
 
 /// Name and text, in the order in which `kubectl apply -f deploy/` needs no second try.
-pub const MANIFESTS: [(&str, &str); 3] = [
+pub const MANIFESTS: [(&str, &str); 4] = [
     ("namespace.yaml", include_str!("../../deploy/namespace.yaml")),
     ("rbac.yaml", include_str!("../../deploy/rbac.yaml")),
+    ("audit.yaml", include_str!("../../deploy/audit.yaml")),
     ("admission.yaml", include_str!("../../deploy/admission.yaml")),
 ];
 

@@ -275,7 +275,10 @@ async fn collect_all(args: &ReportArgs, api: Option<&Client>) -> Result<Inputs, 
         if args.agents.is_empty() {
             nobody =
                 "no pod of mesh-agent in hawser-system is on it; see the DaemonSet mesh-agent".to_owned();
-            match within(deadline, collect::agents(client, args.agent_port)).await {
+            let kubeconfig = args.kubeconfig.as_deref();
+            let proxy =
+                crate::api::client_that_asks_once(kubeconfig).await.map_err(AuditError::Kubeconfig)?;
+            match within(deadline, collect::agents(client, &proxy, args.agent_port)).await {
                 Ok(ways) => targets.ways = ways,
                 Err(why) => nobody = format!("the pods of mesh-agent could not be listed: {why}"),
             }

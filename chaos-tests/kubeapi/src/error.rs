@@ -155,6 +155,12 @@ pub enum ApiError {
         /// Value of `Retry-After`, in whole seconds.
         retry_after: Option<Duration>,
     },
+    /// What a request was to be handed on to does not answer (503).
+    #[error("{message}")]
+    Unreachable {
+        /// What, and why.
+        message: String,
+    },
     /// The server failed (500).
     #[error("{message}")]
     Internal {
@@ -210,6 +216,7 @@ impl ApiError {
             ApiError::Expired { .. } => 410,
             ApiError::FutureVersion { .. } => 504,
             ApiError::Injected { code, .. } => *code,
+            ApiError::Unreachable { .. } => 503,
             ApiError::Internal { .. } => 500,
         }
     }
@@ -243,6 +250,7 @@ impl ApiError {
                 504 => "Timeout",
                 _ => "InternalError",
             },
+            ApiError::Unreachable { .. } => "ServiceUnavailable",
             ApiError::Internal { .. } => "InternalError",
         }
     }

@@ -23,6 +23,7 @@ use crate::call::{Call, body, delete_options, dry_run, dry_run_in_body, manager,
 use crate::discovery;
 use crate::error::ApiError;
 use crate::faults::{Fault, Faults, Meter};
+use crate::proxy::Dialer;
 use crate::rbac;
 use crate::resource::Resource;
 use crate::routes::{self, Route, flag, parameter};
@@ -53,11 +54,12 @@ pub(crate) struct Api {
     pub(crate) tokens: Tokens,
     pub(crate) authorizer: Authorizer,
     pub(crate) bookmark_interval: Duration,
+    pub(crate) dialer: Dialer,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }
 
-fn answer(code: StatusCode, media: &str, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn answer(code: StatusCode, media: &str, body: impl Into<Bytes>) -> Answer {
     let body = Full::new(body.into()).map_err(|e: Infallible| match e {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = code;
@@ -162,6 +164,9 @@ impl Api {
         };
         let call = Call { user, query, headers: head.headers, body };
         let result = match route {
+            Route::Resource { what, .. } if what.subresource == "proxy" => {
+                self.proxy(&method, &what, &call).await
+            }
             Route::Resource { version, what } => self.resource(&method, &version, what.clone(), &call),
             other @ (Route::Health
             | Route::Version

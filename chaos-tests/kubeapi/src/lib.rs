@@ -41,6 +41,7 @@ mod http_api;
 mod managed;
 mod patch;
 mod persist;
+mod proxy;
 mod rbac;
 mod resource;
 mod routes;
@@ -59,6 +60,7 @@ pub use auth::{Admission, AdmissionRequest, Attributes, Authorizer, Tokens, User
 pub use error::{ApiError, ApplyConflict, Cause};
 pub use faults::{Fault, FaultId, Faults, Filter, Served};
 pub use patch::Patch;
+pub use proxy::Dialer;
 pub use resource::{Resource, Version};
 pub use server::{Builder, Server, StartError};
 pub use store::{Snapshot, Store};

@@ -107,6 +107,7 @@ pub(crate) fn parse(method: &Method, path: &str, query: &[(String, String)]) -> 
         ["namespaces", namespace, resource] => (*namespace, *resource, "", ""),
         ["namespaces", namespace, resource, name] => (*namespace, *resource, *name, ""),
         ["namespaces", namespace, resource, name, sub] => (*namespace, *resource, *name, *sub),
+        ["namespaces", namespace, resource, name, sub @ "proxy", ..] => (*namespace, *resource, *name, *sub),
         [resource] => ("", *resource, "", ""),
         [resource, name] => ("", *resource, *name, ""),
         [resource, name, sub] => ("", *resource, *name, *sub),
@@ -159,6 +160,7 @@ mod tests {
             (Method::PATCH, "/api/v1/namespaces/a/status", "", Verb::Patch, "|v1||namespaces|a|status"),
             (Method::POST, "/api/v1/namespaces/a/pods", "&", Verb::Create, "|v1|a|pods||"),
             (Method::PUT, "/api/v1/namespaces/a/pods/p/status", "", Verb::Update, "|v1|a|pods|p|status"),
+            (Method::GET, "/api/v1/namespaces/a/pods/p:80/proxy/x/y", "", Verb::Get, "|v1|a|pods|p:80|proxy"),
             (Method::DELETE, "/apis/x.dev/v1/things", "", Verb::DeleteCollection, "x.dev|v1||things||"),
         ];
         for (method, path, raw, verb, expected) in cases {

@@ -21,6 +21,7 @@ use crate::error::ApiError;
 use crate::faults::Faults;
 use crate::http_api::Api;
 use crate::persist;
+use crate::proxy::{self, Dialer};
 use crate::store::Store;
 use crate::tls::{self, Authority, Serving, TlsError};
 use crate::util::lock;
@@ -65,6 +66,7 @@ pub struct Builder {
     authorizer: Authorizer,
     admission: Option<Admission>,
     bookmark_interval: Duration,
+    dialer: Dialer,
 }
 
 impl Default for Builder {
@@ -78,6 +80,7 @@ impl Default for Builder {
             authorizer: Arc::new(default_policy),
             admission: None,
             bookmark_interval: Duration::from_secs(60),
+            dialer: proxy::dialer(),
         }
     }
 }
@@ -148,6 +151,13 @@ impl Builder {
         self
     }
 
+    /// How pods are connected to for their proxy, such as in another network namespace. May block.
+    #[must_use]
+    pub fn dialer(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
+        self
+    }
+
     /// Starts serving on the current tokio runtime.
     ///
     /// # Errors
@@ -188,6 +198,7 @@ impl Builder {
             tokens: tokens.clone(),
             authorizer: self.authorizer,
             bookmark_interval: self.bookmark_interval,
+            dialer: self.dialer,
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),
         });

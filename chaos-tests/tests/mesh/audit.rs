@@ -1,7 +1,7 @@
 //! What `hawser audit` says of a mesh is what its devices say; a silent agent, plaintext and a changed report are found.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,8 +11,8 @@ use chaos_tests::matrix::{ECHO_PORT, Party, canary};
 use chaos_tests::node::WgPeer;
 use chaos_tests::objects::apply;
 use chaos_tests::{Lab, Node, Pod};
-use kubeapi::User;
-use mesh_core::numbers::PORT_METRICS;
+use kubeapi::{Patch, User};
+use mesh_core::numbers::{NAMESPACE, PORT_METRICS};
 use netlab::eventually;
 use netlab::netlink::Route;
 use netlab::probe::Canary;
@@ -38,16 +38,24 @@ fn audit(lab: &Lab, words: &[&str]) -> Result<(i32, String, String)> {
     Ok((code, output.stdout_text(), output.stderr_text()))
 }
 
+fn ipv4(lab: &Lab, node: u8) -> Result<IpAddr> {
+    lab.node(node).addresses()?.into_iter().find(IpAddr::is_ipv4).context("IPv4")
+}
+
 /// Words by which the agents of these nodes are asked directly: agents of the lab are no pods.
 fn agents(lab: &Lab) -> Result<Vec<String>> {
     let mut words = vec!["--kubeconfig".to_owned(), ADMIN.to_owned()];
     for node in NODES {
-        let address =
-            lab.node(node).addresses()?.into_iter().find(std::net::IpAddr::is_ipv4).context("IPv4")?;
         let named = if node == 3 { format!("{}=", node_name(3)) } else { String::new() };
-        words.extend(["--agent".to_owned(), format!("{named}http://{address}:{PORT_METRICS}")]);
+        words.extend(["--agent".to_owned(), format!("{named}http://{}:{PORT_METRICS}", ipv4(lab, node)?)]);
     }
-    // Namespaces of the lab itself.
+    words.extend(exempt(lab)?);
+    Ok(words)
+}
+
+/// Words that exempt the namespaces of the lab itself.
+fn exempt(lab: &Lab) -> Result<Vec<String>> {
+    let mut words = Vec::new();
     let namespaces: Vec<Value> =
         lab.api().store().list("namespaces", None).map_err(|error| anyhow!("{error}"))?;
     for namespace in namespaces {
@@ -149,7 +157,7 @@ fn no_secret(lab: &Lab, text: &str) -> Result<()> {
 fn plaintext(lab: &Lab, pod: &Pod) -> Result<()> {
     let _echo = Party::pod(pod)?;
     let ip = pod.ip(true).context("IPv4")?;
-    let node = lab.node(pod.node).addresses()?.into_iter().find(std::net::IpAddr::is_ipv4).context("IPv4")?;
+    let node = ipv4(lab, pod.node)?;
     let to = ipnet::IpNet::new(ip, 32)?;
     lab.world.netlink(async move |nl| nl.route_add(&Route::to(to).via(node)).await)?;
     let canary = Canary::new(canary()).tries(1).deadline(Duration::from_millis(300));
@@ -301,6 +309,72 @@ fn an_audit_says_what_the_devices_say_and_names_who_is_silent_and_what_was_chang
     let (code, text, _) = audit(&lab, &words)?;
     let line = text.lines().find(|line| line.contains("node-silent") && line.contains(&node_name(3)));
     ensure!(code == 4 && line.is_some_and(|line| line.contains("http://")), "{text}");
+    println!("{}", line.unwrap_or_default());
+    Ok(())
+}
+
+/// The agents as the DaemonSet's pods, as the API has them in a cluster that is no lab.
+fn pods_of_agents(lab: &Lab) -> Result<()> {
+    for node in NODES {
+        let (name, address) = (format!("mesh-agent-{node}"), ipv4(lab, node)?.to_string());
+        apply(
+            lab,
+            &json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": NAMESPACE,
+                    "labels": {"app.kubernetes.io/name": "mesh-agent"}},
+                "spec": {"nodeName": node_name(node), "hostNetwork": true, "containers": [{"name": "mesh-agent"}]},
+            }),
+        )?;
+        let status =
+            json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "hostIP": address});
+        let patch = Patch::Merge(json!({"status": status}));
+        lab.api().store().patch_status("pods", Some(NAMESPACE), &name, &patch).map_err(|e| anyhow!("{e}"))?;
+    }
+    Ok(())
+}
+
+/// As somebody runs it who has the rights that `deploy/audit.yaml` gives, and no address of any agent.
+#[test]
+fn an_auditor_asks_every_agent_by_the_api_server_with_the_rights_that_are_deployed() -> Result<()> {
+    const AUDITOR: &str = "/etc/hawser/auditor";
+    let config = format!("metricsAddress: '0.0.0.0:{PORT_METRICS}'\n");
+    let mut lab = started("auditor", 3, 1, &config)?;
+    all_agreed(&lab, &NODES)?;
+    quiet_namespace(&lab)?;
+    pods_of_agents(&lab)?;
+    lab.node(1).write_file(ADMIN, &lab.kubeconfig(&User::admin()))?;
+    let auditor = User::service_account(NAMESPACE, "hawser-auditor");
+    lab.node(1).write_file(AUDITOR, &lab.kubeconfig(&auditor))?;
+    let (code, out, err) = audit(&lab, &["init", "--kubeconfig", AUDITOR])?;
+    ensure!(code == 1 && out.is_empty() && err.contains("cannot create"), "{code}: {out}{err}");
+    audit(&lab, &["init", "--kubeconfig", ADMIN])?;
+
+    let mut words =
+        vec!["--kubeconfig".to_owned(), AUDITOR.to_owned(), "--file".to_owned(), REPORT.to_owned()];
+    words.extend(exempt(&lab)?);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (code, text, err) = audit(&lab, &words)?;
+    ensure!(code == 0, "{code}: {text}{err}");
+    println!("{text}");
+    let (code, out, err) = audit(&lab, &["verify", REPORT, "--kubeconfig", AUDITOR])?;
+    ensure!(code == 0 && out.contains("verified: SHA-256"), "{code}: {out}{err}");
+
+    // Who has none of them is told which he lacks, of each agent, and gets no report that looks whole.
+    let stranger = User::service_account("default", "hawser-auditor");
+    lab.node(1).write_file(AUDITOR, &lab.kubeconfig(&stranger))?;
+    let (code, out, err) = audit(&lab, &[words.as_slice(), &["--unsigned"]].concat())?;
+    ensure!(code == 4 && out.contains("listing Nodes must be allowed to you"), "{code}: {out}{err}");
+
+    // An agent that is gone is named, with its pod; the others' evidence is there.
+    lab.node(1).write_file(AUDITOR, &lab.kubeconfig(&auditor))?;
+    lab.node_mut(3).stop_agent()?;
+    let (code, out, err) = audit(&lab, &words)?;
+    let line = out.lines().find(|line| line.contains("node-silent"));
+    ensure!(
+        code == 4 && line.is_some_and(|line| line.contains("mesh-agent-3") && line.contains("503")),
+        "{code}: {out}{err}"
+    );
     println!("{}", line.unwrap_or_default());
     Ok(())
 }

@@ -247,13 +247,13 @@ pub async fn nodes(client: &Client) -> Result<BTreeMap<String, Announced>, Strin
     Ok(nodes.iter().map(|node| (node.name_any(), announced(node))).collect())
 }
 
-/// The pods of agents, one for each node: of two the one that is not on its way out.
+/// The pods of agents, one for each node: of two the one that is not on its way out. `proxy` asks them, once.
 ///
 /// # Errors
 /// They cannot be listed: why.
-pub async fn agents(client: &Client, port: u16) -> Result<BTreeMap<String, Way>, String> {
+pub async fn agents(client: &Client, proxy: &Client, port: u16) -> Result<BTreeMap<String, Way>, String> {
     let pods = all(&Api::<Pod>::namespaced(client.clone(), NAMESPACE), Some(LABEL)).await?;
-    Ok(chosen(&pods).into_iter().map(|(node, pod)| (node, Way::by_api(client, &pod, port))).collect())
+    Ok(chosen(&pods).into_iter().map(|(node, pod)| (node, Way::by_api(proxy, &pod, port))).collect())
 }
 
 fn chosen(pods: &[Pod]) -> BTreeMap<String, String> {

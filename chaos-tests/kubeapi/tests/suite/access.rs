@@ -133,6 +133,38 @@ async fn an_agent_may_by_the_manifests_what_it_does_and_nothing_else() {
     }
 }
 
+/// The same of the auditor, which reads.
+const OF_THE_AUDITOR: &[(&str, &str, &str, &str, &[&str])] = &[
+    ("", "nodes", "", "", &["list"]),
+    ("", "namespaces", "", "", &["list"]),
+    ("networking.k8s.io", "networkpolicies", "", "", &["list"]),
+    ("", "pods", "hawser-system", "", &["list"]),
+    ("", "pods/proxy", "hawser-system", "http:mesh-agent-x:51891", &["get"]),
+    ("", "pods/proxy", "default", "web", &[]),
+    ("", "pods/exec", "hawser-system", "mesh-agent-x", &[]),
+    ("", "nodes/proxy", "", "n1", &[]),
+    ("", "pods", "default", "", &[]),
+    ("", "configmaps", "hawser-system", "hawser-audit-key", &["get"]),
+    ("", "configmaps", "hawser-system", "another", &[]),
+    ("", "secrets", "hawser-system", "hawser-audit-key", &["get"]),
+    ("", "secrets", "hawser-system", "another", &[]),
+    ("", "secrets", "hawser-system", "", &[]),
+    ("", "serviceaccounts/token", "hawser-system", "mesh-agent", &[]),
+];
+
+#[tokio::test]
+async fn an_auditor_may_by_the_manifests_read_what_it_reports_and_nothing_else() {
+    let server = server_with_rbac().await;
+    server.store().apply_manifests(include_str!("../../../../deploy/audit.yaml")).unwrap();
+    let auditor = client_of(&server, &User::service_account("hawser-system", "hawser-auditor")).await;
+    for (group, resource, namespace, name, allowed) in OF_THE_AUDITOR {
+        for verb in ALL {
+            let of = (*group, *resource, *namespace, *name);
+            assert_eq!(may(&auditor, verb, of).await, allowed.contains(&verb), "{verb} {of:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_kubelet_writes_its_own_node_alone() {
     let server = server().await;
