@@ -29,7 +29,7 @@ test-policy: tools ## Run the truth table of network policy in the lab (CASES= w
 	@$(XTASK) deps --for netns
 	@$(XTASK) test-policy $(if $(CASES),--cases '$(CASES)')
 
-test-vm: tools ## Run the data path's tests, demo, restarts and rotations on Debian's kernels 6.1 and 6.12 in qemu
+test-vm: tools ## Run the data path's tests, demo, restarts, rotations and host traffic on Debian's kernels 6.1 and 6.12 in qemu
 	@$(XTASK) deps --for vm
 	@$(XTASK) vm $(if $(KERNELS),--kernel $(KERNELS)) $(if $(STEP),--step '$(STEP)')
 

@@ -87,6 +87,9 @@ const ROTATION: (&str, &str) =
 /// Pairs agree on pre-shared keys, and renew them with the others.
 const PRE_SHARED: (&str, &str) =
     ("mesh", "psk::every_pair_agrees_on_keys_for_both_slots_and_renews_them_and_no_packet_is_lost");
+/// Nodes' own traffic goes into the tunnel and out of it again.
+const HOST_TRAFFIC: (&str, &str) =
+    ("mesh", "host_traffic::hosts_move_into_the_tunnel_and_out_of_it_under_traffic_and_lose_no_packet");
 /// What the lab has to know of a guest: its WireGuard, and how slow it is.
 const GUEST: &str = "HAWSER_KERNEL_WIREGUARD=1 HAWSER_SLOWNESS=10";
 const VERIFIER_STEP: &str = "verifier";
@@ -166,6 +169,8 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
     steps.push(Step::new(RESTART_STEP, 420, restart));
     let psk = only(PRE_SHARED, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;
     steps.push(Step::new("pre-shared keys", 900, psk));
+    let hosts = only(HOST_TRAFFIC, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;
+    steps.push(Step::new("host traffic", 900, hosts));
     let rotations =
         format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=1000 HAWSER_ROTATIONS=10 HAWSER_ROTATING_NODES=5");
     steps.push(Step::new("rotation", 2400, only(ROTATION, &rotations)?));

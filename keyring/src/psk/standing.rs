@@ -175,7 +175,7 @@ pub fn may_exchange(slot: Slot, sending: Slot, carry: [Carry; 2]) -> bool {
 /// One node insists on a pre-shared key and the other takes no part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error(
-    "node {insists}: post-quantum mode require, but node {refuses} has off; no pod traffic between them. Set prefer or require on {refuses}, or prefer on {insists}"
+    "node {insists}: post-quantum mode require, but node {refuses} has off; no pod traffic between them but with the pre-shared keys that they still share. Set prefer or require on {refuses}, or prefer on {insists}"
 )]
 pub struct ModeConflict {
     /// The node with `require`.

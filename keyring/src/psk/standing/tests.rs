@@ -115,7 +115,7 @@ fn a_conflict_names_both_nodes_and_what_to_set_the_same_on_both_sides() {
     assert_eq!(Some(&conflict), ModeConflict::of((&b, Off), (&a, Require)).as_ref());
     assert_eq!(
         conflict.to_string(),
-        "node n1 of cluster east: post-quantum mode require, but node n2 of cluster east has off; no pod traffic between them. Set prefer or require on n2 of cluster east, or prefer on n1 of cluster east"
+        "node n1 of cluster east: post-quantum mode require, but node n2 of cluster east has off; no pod traffic between them but with the pre-shared keys that they still share. Set prefer or require on n2 of cluster east, or prefer on n1 of cluster east"
     );
     for us in MODES {
         for them in MODES {
