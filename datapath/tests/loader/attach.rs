@@ -12,6 +12,7 @@ use datapath::{AttachMode, Attachment, Datapath, Hook, LinkKind, LoadOptions};
 use ipnet::IpNet;
 
 use super::lab::{Node, PinDir, counted, open, options};
+use super::pins::own_layout;
 
 const RESTARTS: u32 = 5;
 
@@ -157,7 +158,7 @@ fn links_that_are_gone_are_forgotten() {
         node.remove("gone");
         assert_eq!(datapath.forget_dead_links().unwrap(), BTreeSet::from([gone]), "{mode:?}");
         assert_eq!(datapath.devices().unwrap().into_keys().collect::<Vec<_>>(), [stays]);
-        let pinned = fs::read_dir(pins.path().join("v1/links")).unwrap().count();
+        let pinned = fs::read_dir(pins.path().join(own_layout()).join("links")).unwrap().count();
         assert_eq!(pinned, if mode == AttachMode::Tcx { 2 } else { 0 });
     }
 }
@@ -172,7 +173,7 @@ fn the_name_of_a_pin_does_not_speak_for_another_device() {
     let datapath = open(&with(&pins, AttachMode::Tcx));
     let (one, other) = (node.dummy("one"), node.dummy("other"));
     datapath.attach(LinkKind::Pod, one).unwrap();
-    let links = pins.path().join("v1/links");
+    let links = pins.path().join(own_layout()).join("links");
     fs::rename(links.join(format!("pod-{one}-ingress")), links.join(format!("pod-{other}-ingress"))).unwrap();
     assert!(!datapath.attached(LinkKind::Pod, one).unwrap());
     assert!(!datapath.attached(LinkKind::Pod, other).unwrap());

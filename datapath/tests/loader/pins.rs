@@ -8,6 +8,11 @@ use datapath::{Capacities, Datapath, Error, LoadOptions, Local, Program};
 
 use super::lab::{PinDir, open, options, small};
 
+/// Where this layout's maps are, beneath the directory of pins.
+pub(crate) fn own_layout() -> String {
+    format!("v{}", datapath::abi::HW_ABI)
+}
+
 fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 1, 0, last])
 }
@@ -51,11 +56,12 @@ fn a_pinned_map_of_another_definition_is_refused_by_name() {
     let other = Capacities { blocks: 257, ..small() };
     let refused = Datapath::open(&LoadOptions { capacities: other, ..options(&pins) }).unwrap_err();
     let text = refused.to_string();
-    for part in ["map blocks", "number of entries is 256", "wanted is 257", "v1/blocks"] {
+    let pinned = format!("{}/blocks", own_layout());
+    for part in ["map blocks", "number of entries is 256", "wanted is 257", &pinned] {
         assert!(text.contains(part), "{part}: {text}");
     }
     // Another kind of map under a name of ours.
-    let maps = pins.path().join("v1");
+    let maps = pins.path().join(own_layout());
     fs::remove_file(maps.join("rows")).unwrap();
     fs::rename(maps.join("locals"), maps.join("rows")).unwrap();
     let refused = Datapath::open(&options(&pins)).unwrap_err();
@@ -81,7 +87,7 @@ fn a_directory_outside_of_the_usual_place_gets_a_file_system_of_its_own() {
     let at = scratch.join("pins");
     let options = LoadOptions { pin_dir: at.clone(), capacities: small(), ..LoadOptions::default() };
     let datapath = open(&options);
-    assert!(at.join("v1/state").exists());
+    assert!(at.join(own_layout()).join("state").exists());
     drop(datapath);
     open(&options);
     rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).unwrap();
@@ -98,7 +104,8 @@ fn other_layouts_go_when_they_are_told_to_and_nothing_else() {
     let mut removed = datapath.remove_other_layouts().unwrap();
     removed.sort();
     assert_eq!(removed, [pins.path().join("v0"), pins.path().join("v17")]);
-    for name in ["v1/state", "vault", "notes"] {
+    let own = format!("{}/state", own_layout());
+    for name in [own.as_str(), "vault", "notes"] {
         assert!(pins.path().join(name).exists(), "{name}");
     }
 }
