@@ -82,6 +82,8 @@ pub const HW_FLOW_HOST: u8 = 16;
 pub const HW_FLOW_FIN_WITH: u8 = 32;
 /// `HW_FLOW_FIN_AGAINST`: in the other.
 pub const HW_FLOW_FIN_AGAINST: u8 = 64;
+/// `HW_FLOW_MOVED`: its source port is not the client's own.
+pub const HW_FLOW_MOVED: u8 = 128;
 
 /// `HW_NEW`: one direction seen.
 pub const HW_NEW: u8 = 0;

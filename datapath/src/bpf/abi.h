@@ -156,6 +156,7 @@ struct hw_flow {
 #define HW_FLOW_HOST 16   /* opened by the pod's own node */
 #define HW_FLOW_FIN_WITH 32    /* FIN seen in the direction of the first packet */
 #define HW_FLOW_FIN_AGAINST 64 /* ... in the other */
+#define HW_FLOW_MOVED 128      /* its source port is not the client's own */
 
 /* state, for timeouts */
 #define HW_NEW 0         /* one direction seen */

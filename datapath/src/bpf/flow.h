@@ -102,7 +102,8 @@ static __always_inline __u64 idle_time(const struct hw_flow *flow, __u8 protocol
 		return flow->state == HW_ESTABLISHED ? HW_TCP_ESTABLISHED : HW_TCP_OPENING;
 	}
 	if (protocol == IPPROTO_UDP)
-		return flow->state == HW_ESTABLISHED ? HW_UDP_ESTABLISHED : HW_UDP_NEW;
+		/* A late answer to a port that the client does not know could not be brought back any more. */
+		return flow->state == HW_ESTABLISHED || (flow->flags & HW_FLOW_MOVED) ? HW_UDP_ESTABLISHED : HW_UDP_NEW;
 	return HW_OTHER;
 }
 

@@ -109,31 +109,26 @@ static __noinline struct hw_flow *to_service(struct __sk_buff *skb, struct scrat
 	struct packet *p = &s->p;
 	struct choice *c = &s->choice;
 	struct hw_flow *fresh = &s->fresh;
-	struct hw_flow *flow = 0;
+	struct hw_flow *flow = 0, *said;
 	struct hw_frontend *front;
-	int recalled, taken;
+	int recalled = 0;
 
 	*bad = 0;
 	if (!has_ports(p->t.protocol))
 		return 0;
-	recalled = recall(s);
-	if (!recalled)
-		c->sport = p->t.sport;
-	/* A new connection chooses anew; but a SYN that is sent again keeps the port that it was given. */
-	if (is_opening(p) && c->backend)
-		recalled = 0;
-	if (recalled) {
-		flow = find_by(s, &s->t);
-		taken = flow && (p->reverse || !is_flow_of_words(p, flow));
-		/* Another conversation has this tuple by now. Datagrams may choose anew, and whoever begins. */
-		if (is_opening(p) ? !flow || taken : taken && p->t.protocol != IPPROTO_TCP) {
-			recalled = 0;
-			flow = 0;
-		}
-	}
+	c->sport = p->t.sport;
+	said = words_of(s);
+	if (said)
+		recalled = recall(s, said, &flow);
 	if (!recalled) {
 		front = frontend_of(p);
 		if (!front && !other) {
+			if (said) {
+				/* They mean nothing any more, and shall not be found by this flow later. */
+				s->t = p->t;
+				s->t.scope = HW_SCOPE_SERVICE;
+				bpf_map_delete_elem(&flows, &s->t);
+			}
 			p->reverse = 0;
 			p->swapped = key_of(&p->t, &s->key);
 			return 0;
@@ -153,24 +148,28 @@ static __noinline struct hw_flow *to_service(struct __sk_buff *skb, struct scrat
 		remember_choice(s);
 		if (front)
 			count(HW_COUNT_TRANSLATED);
-	}
-	if (flow && (p->reverse || !is_flow_of_words(p, flow))) {
-		*bad = HW_DROP_COLLISION;
-		return 0;
+		if (!flow && c->sport != p->t.sport)
+			count(HW_COUNT_PORT_MOVED);
 	}
 	if (c->backend) {
 		p->service = p->t.dst;
 		p->service_port = p->t.dport;
+	}
+	if (flow && (p->reverse || !is_flow_of_words(p, flow))) {
+		*bad = HW_DROP_COLLISION;
+		return 0;
 	}
 	fresh->flags = HW_FLOW_SERVICE;
 	fresh->nat = p->t.dst;
 	fresh->nat_port = p->t.dport;
 	fresh->client_port = p->t.sport;
 	fresh->service = c->backend;
+	if (c->sport != p->t.sport)
+		fresh->flags |= HW_FLOW_MOVED;
 	if (c->hairpin) {
 		fresh->flags |= HW_FLOW_HAIRPIN;
 		fresh->client = c->client;
-		*bad = rewrite(skb, p, &p->service, c->sport, HW_SOURCE);
+		*bad = rewrite(skb, p, &fresh->nat, c->sport, HW_SOURCE);
 	} else if (c->sport != p->t.sport) {
 		*bad = rewrite(skb, p, &p->from, c->sport, HW_SOURCE);
 	}
@@ -246,6 +245,26 @@ static __always_inline int is_other_flow(const struct packet *p, const struct hw
 	return (flow->flags & HW_FLOW_SERVICE) && !p->reverse && !is_flow_of_words(p, flow);
 }
 
+/* Looks like the first answer to a flow that a backend began, and is said in a conversation that was given another source port: the
+ * backend had spoken to the flow in whose way this was, after that was forgotten. */
+static __always_inline int is_aside(struct scratch *s, const struct hw_flow *flow)
+{
+	struct hw_flow *said;
+
+	if (!s->p.reverse || flow->state != HW_NEW || (flow->flags & HW_FLOW_SERVICE) || !has_ports(s->p.t.protocol))
+		return 0;
+	said = words_of(s);
+	return said && !said->service && said->until >= s->p.now;
+}
+
+/* Is a client's ICMP error about an answer of just this flow? Answers of services bear other ends, and answers of a conversation
+ * that was given another port the ends of the one in whose way it was. */
+static __always_inline int about_own_answer(const struct packet *p, const struct hw_flow *flow)
+{
+	return !p->reverse || !(flow->flags & HW_FLOW_SERVICE) ||
+	       (same(&flow->nat, &p->t.src) && flow->nat_port == p->t.sport && flow->client_port == p->t.dport);
+}
+
 /* Nobody ever answered, and meanwhile it is a service: a resolver that asks again and again would never find it. */
 static __always_inline int is_service_now(struct packet *p, const struct hw_flow *flow)
 {
@@ -272,10 +291,10 @@ static __always_inline int packet_from_pod(struct __sk_buff *skb, struct scratch
 	flow = find(s);
 	if (p->kind == HW_ICMP_ERROR) {
 		/* About a packet that came to this pod, or about nothing. */
-		if (!about_receivers(p, flow) || !same(&p->t.dst, own))
+		if (!about_receivers(p, flow) || !same(&p->t.dst, own) || !about_own_answer(p, flow))
 			return drop(skb, p, HW_DROP_ICMP_UNRELATED);
 	} else {
-		int other = flow && is_other_flow(p, flow);
+		int other = flow && (is_other_flow(p, flow) || is_aside(s, flow));
 
 		if (!flow || other || is_service_now(p, flow)) {
 			__builtin_memset(fresh, 0, sizeof(*fresh));

@@ -186,7 +186,8 @@ __noinline int another_port(void)
 	__u32 i, least = 1024, span = 64512;
 	int taken;
 
-	if (!s || !ports_move(s->p.t.protocol))
+	/* A connection has its port from its first packet on. */
+	if (!s || !ports_move(s->p.t.protocol) || (s->p.t.protocol == IPPROTO_TCP && !is_opening(&s->p)))
 		return 0;
 	if (bpf_ntohs(s->p.t.sport) < 1024) {
 		least = 512;
@@ -201,7 +202,6 @@ __noinline int another_port(void)
 	if (taken)
 		return 0;
 	s->choice.sport = s->t.sport;
-	count(HW_COUNT_PORT_MOVED);
 	return 1;
 }
 
@@ -296,9 +296,8 @@ static __noinline int set_aside(struct scratch *s)
 	c->backend = 0;
 	c->addr = s->p.t.dst;
 	c->port = s->p.t.dport;
-	c->sport = s->p.t.sport;
 	backend_tuple(&s->p, c, &s->t);
-	return another_port() ? 0 : HW_DROP_COLLISION;
+	return !collides(s) || another_port() ? 0 : HW_DROP_COLLISION;
 }
 
 /* How long a client's words are remembered after they were said last: as long as the flow. */
@@ -327,33 +326,41 @@ static __always_inline void remember_choice(struct scratch *s)
 	__builtin_memset(said, 0, sizeof(*said));
 }
 
-/* The backend that was chosen for these words before. A UDP flow whose backend was removed chooses again; a TCP connection
- * goes on to where it was, and ends there. */
-static __always_inline int recall(struct scratch *s)
+/* What these words meant when they were said last, also too long ago. */
+static __always_inline struct hw_flow *words_of(struct scratch *s)
+{
+	s->t = s->p.t;
+	s->t.scope = HW_SCOPE_SERVICE;
+	return bpf_map_lookup_elem(&flows, &s->t);
+}
+
+/* Goes this on as the words were meant? `said` is what they meant, and s->choice is set by it, also for a new choice, that begins
+ * with the port of the old one. *flow: that of the words, or another one that has its tuple by now. */
+static __always_inline int recall(struct scratch *s, struct hw_flow *said, struct hw_flow **flow)
 {
 	struct packet *p = &s->p;
 	struct choice *c = &s->choice;
-	struct hw_flow *said;
-	__u64 until;
+	__u64 until = p->now + said_for(p->t.protocol);
+	int live = said->until >= p->now, own;
 
-	s->t = p->t;
-	s->t.scope = HW_SCOPE_SERVICE;
-	said = bpf_map_lookup_elem(&flows, &s->t);
-	if (!said)
-		return 0;
 	c->backend = said->service;
-	if (said->until < p->now ||
-	    (c->backend && p->t.protocol != IPPROTO_TCP && !bpf_map_lookup_elem(&backends, &c->backend))) {
-		bpf_map_delete_elem(&flows, &s->t);
-		return 0;
-	}
-	until = p->now + said_for(p->t.protocol);
-	if (said->until + HW_SECOND < until)
-		said->until = until;
 	c->addr = said->nat;
 	c->port = said->nat_port;
 	c->sport = said->client_port;
 	backend_tuple(p, c, &s->t);
+	*flow = find_by(s, &s->t);
+	own = *flow && !p->reverse && is_flow_of_words(p, *flow);
+	/* A new connection chooses anew. But a SYN that is sent again keeps the port that it was given. */
+	if (is_opening(p) && (c->backend || !own))
+		return 0;
+	/* A UDP flow whose backend was removed chooses again; a TCP connection goes on to where it was, and ends there. */
+	if (c->backend && p->t.protocol != IPPROTO_TCP && !bpf_map_lookup_elem(&backends, &c->backend))
+		return 0;
+	/* While the backend speaks, its flow outlives the words of a client that listens. */
+	if (!own && (!live || (*flow && p->t.protocol == IPPROTO_UDP)))
+		return 0;
+	if (said->until + HW_SECOND < until)
+		said->until = until;
 	return 1;
 }
 

@@ -282,6 +282,96 @@ fn policy_sees_the_same_whatever_the_port() {
     });
 }
 
+/// A server that streams to a client that only listens, and one that answers late.
+#[test]
+fn a_datagrams_conversation_keeps_its_port_while_either_side_speaks() {
+    both(|bench| {
+        for (target, port, obstacle) in [("svc:80", 2000, "b:8080"), ("b:8080", 3000, "svc:80")] {
+            bench.play("service svc:80/udp = b:8080");
+            assert_eq!(port_of(bench, &format!("udp a:{port} > {obstacle}")), port);
+            let given = port_of(bench, &format!("udp a:{port} > {target}"));
+            assert_ne!(given, port);
+            // Not answered for longer than another flow would be remembered.
+            bench.play(&format!("age 100 udp a:{given} > b:8080"));
+            bench.play(&format!("b | udp b:8080 > a:{given} | to a | udp {target} > a:{port}"));
+            // The client is silent, and the obstacle is over.
+            bench.play(&format!("age 10000 udp a:{port} > b:8080"));
+            let (key, said) = bench.said(&format!("udp a:{port} > {target}")).expect("remembered");
+            bench.kernel.put("flows", key, abi::Flow { until: 1, ..said });
+            bench.play(&format!("b | udp b:8080 > a:{given} | to a | udp {target} > a:{port}"));
+            assert_eq!(port_of(bench, &format!("udp a:{port} > {target}")), given);
+        }
+    });
+}
+
+#[test]
+fn a_backend_that_speaks_first_after_a_silence_does_not_lead_another_conversation_to_it() {
+    both(|bench| {
+        bench.play("service svc:80/udp = b:8080\na | udp a:2000 > svc:80 | to b | udp a:2000 > b:8080");
+        let given = port_of(bench, "udp a:2000 > b:8080");
+        bench.play(&format!(
+            "
+            age 31 udp a:2000 > b:8080
+            b | udp b:8080 > a:2000 | to a
+            a | udp a:2000 > b:8080 | to b | udp a:{given} > b:8080
+            b | udp b:8080 > a:{given} | to a | udp b:8080 > a:2000
+            "
+        ));
+    });
+}
+
+#[test]
+fn a_later_connection_with_its_own_port_keeps_it_when_conntrack_loses_it() {
+    both(|bench| {
+        bench.play(
+            "service svc:80/tcp = b:8080\na | tcp a:2000 > svc:80 syn | to b | tcp a:2000 > b:8080 syn",
+        );
+        let given = port_of(bench, "tcp a:2000 > b:8080 syn");
+        bench.play(&format!(
+            "
+            a | tcp a:2000 > svc:80 rst      | to b | tcp a:2000 > b:8080 rst
+            a | tcp a:2000 > b:8080 rst      | to b | tcp a:{given} > b:8080 rst
+            a | tcp a:2000 > b:8080 syn      | to b
+            b | tcp b:8080 > a:2000 syn,ack  | to a
+            age 10000 tcp a:2000 > b:8080
+            a | tcp a:2000 > b:8080 ack      | to b
+            "
+        ));
+    });
+}
+
+#[test]
+fn in_the_middle_of_a_connection_no_port_is_given() {
+    both(|bench| {
+        bench.play(
+            "
+            service svc:80/tcp = b:8080
+            a | tcp a:2000 > svc:80 syn | to b | tcp a:2000 > b:8080 syn
+            a | tcp a:2000 > b:8080 ack | drop collision
+            a | tcp a:2000 > b:8080 rst | drop collision
+            a | tcp a:2000 > svc:80 ack | to b | tcp a:2000 > b:8080 ack
+            counted port-moved 0
+            ",
+        );
+        assert_eq!(bench.said("tcp a:2000 > b:8080"), None);
+    });
+}
+
+/// The backend would take it for a word about the other one.
+#[test]
+fn an_error_about_an_answer_does_not_reach_the_other_conversation() {
+    both(|bench| {
+        bench.play("service svc:80/udp = b:8080\na | udp a:2000 > svc:80 | to b | udp a:2000 > b:8080");
+        let given = port_of(bench, "udp a:2000 > b:8080");
+        bench.play(&format!(
+            "
+            b | udp b:8080 > a:{given} | to a | udp b:8080 > a:2000
+            a | unreachable a > b about {{ udp b:8080 > a:2000 }} | drop icmp-unrelated
+            "
+        ));
+    });
+}
+
 /// A pod's step in the game below.
 #[derive(Clone, Debug)]
 enum Step {
