@@ -66,7 +66,8 @@ pub struct HostTrafficFile {
     /// such a node sends in plaintext is refused. From `off` to `require` and back by way of `on` on all nodes: else what is
     /// on its way between the two is lost.
     pub mode: Option<String>,
-    /// TCP ports of nodes that stay outside; absent: 2379, 2380 and 6443. Those of `apiServers` always do.
+    /// TCP ports of nodes that stay outside; absent: 2379, 2380 and 6443. Those of `apiServers`, and of the API
+    /// server in the agent's kubeconfig, always do.
     #[serde(rename = "exemptTCPPorts")]
     pub exempt_tcp_ports: Option<Vec<u16>>,
 }

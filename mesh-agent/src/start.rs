@@ -67,6 +67,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(directory) = &options.bpf_pin_dir {
         config.bpf_pin_dir.clone_from(directory);
     }
+    // Before anything is refused; what is wrong with a kubeconfig is said when it is used.
+    if let Some(port) = options.kubeconfig.as_deref().and_then(api_port) {
+        config.settings.host_traffic.exempt_tcp.insert(port);
+    }
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
@@ -305,6 +309,21 @@ async fn named(name: &'static str, work: impl Future<Output = anyhow::Result<()>
     bail!("{name} ended")
 }
 
+/// Port of the API server that a kubeconfig names. An API server may be a node, which must be reached without the tunnel: who has
+/// no peers yet learns them there. None where the URL has no port: 443 of all nodes would be too much to leave in plaintext.
+fn api_port(path: &Path) -> Option<u16> {
+    port_of(&kube::config::Kubeconfig::read_from(path).ok()?)
+}
+
+fn port_of(kubeconfig: &kube::config::Kubeconfig) -> Option<u16> {
+    let current = kubeconfig.current_context.as_ref()?;
+    let context = kubeconfig.contexts.iter().find(|named| named.name == *current)?.context.as_ref()?;
+    let cluster = kubeconfig.clusters.iter().find(|named| named.name == context.cluster)?.cluster.as_ref()?;
+    let (_, rest) = cluster.server.as_ref()?.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    authority.rsplit_once(':')?.1.parse().ok()
+}
+
 /// Two clients of the first API server that answers, in the order: configuration, kubeconfig or service account.
 ///
 /// The first is for those who try again by themselves: kube's own retries of 429, 503 and 504 wait up to minutes without
@@ -455,4 +474,28 @@ async fn table(directory: &Directory, kernel: &Kernel, node: &NodeName) -> anyho
         table.recover(&veth, ips);
     }
     Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_the_current_contexts_api_server_is_found() {
+        let of = |current: &str, server: &str| {
+            let text = format!(
+                "{{current-context: {current}, contexts: [{{name: a, context: {{cluster: ca}}}}, {{name: b, context: {{cluster: cb}}}}], \
+                 clusters: [{{name: cb, cluster: {{server: '{server}'}}}}, {{name: ca, cluster: {{server: 'https://x:1'}}}}]}}"
+            );
+            port_of(&kube::config::Kubeconfig::from_yaml(&text).unwrap())
+        };
+        assert_eq!(of("b", "https://192.0.2.1:16443"), Some(16443));
+        assert_eq!(of("b", "https://[2001:db8::1]:8443/path"), Some(8443));
+        assert_eq!(of("a", "https://192.0.2.1:16443"), Some(1));
+        assert_eq!(of("b", "https://api.example"), None);
+        assert_eq!(of("b", "https://[2001:db8::1]/path:1"), None);
+        assert_eq!(of("b", "no url at all"), None);
+        assert_eq!(of("c", "https://192.0.2.1:16443"), None);
+        assert_eq!(api_port(Path::new("/nowhere/at/all")), None);
+    }
 }

@@ -290,7 +290,11 @@ fn a_pair_that_was_in_the_tunnel_sends_nothing_in_plaintext_whatever_is_taken_aw
         if chain.contains("tcp dport 7777") { Ok(chain) } else { Err(chain) }
     })?;
     ensure!(chain.contains("host_refused_out_v4") && chain.contains("host_refused_out_v6"), "{chain}");
-    let before_any_list = lab.node(1).http(mesh_core::numbers::PORT_METRICS, "/debug/plan")?;
+    // The firewall comes before the first plan.
+    let before_any_list = eventually(CHANGED, "node 1 has a plan", || {
+        let plan = lab.node(1).http(mesh_core::numbers::PORT_METRICS, "/debug/plan");
+        plan.map_err(|error| format!("{error:#}"))
+    })?;
     ensure!(before_any_list.contains("\"synced\":false"), "{before_any_list}");
     lab.node(1).sh("nft delete table inet away")?;
     all(&lab, "tunnel", 1.0)?;
@@ -387,7 +391,8 @@ fn relay(mut from: TcpStream, mut to: TcpStream) {
 
 #[test]
 fn nodes_whose_api_server_is_on_a_node_boot_and_recover_with_host_traffic_on() -> Result<()> {
-    let mut lab = started("control", 1, ON)?;
+    // No port is exempt but the one that the agent's kubeconfig has.
+    let mut lab = started("control", 1, &format!("{ON}  exemptTCPPorts: []\n"))?;
     let api: SocketAddr = lab.api_url().trim_start_matches("https://").parse()?;
     serve_api_on(&lab.node(1).namespace, api)?;
     lab.front = Some(1);
