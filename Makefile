@@ -9,12 +9,12 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Seconds for each fuzz target.
 SECONDS_EACH ?= 60
 
-.PHONY: help demo test test-policy test-vm test-all bench fuzz clean tools
+.PHONY: help demo test test-policy test-rotation test-vm test-all bench fuzz clean tools
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
-	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; KERNELS=6.1,6.12, STEP=words for test-vm;'
+	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; ROUNDS=, NODES= for test-rotation; KERNELS=6.1,6.12, STEP=words for test-vm;'
 	@echo '            NAME=cni|datapath|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
@@ -29,11 +29,15 @@ test-policy: tools ## Run the truth table of network policy in the lab (CASES= w
 	@$(XTASK) deps --for netns
 	@$(XTASK) test-policy $(if $(CASES),--cases '$(CASES)')
 
+test-rotation: tools ## Ten rotations of five nodes under traffic (ROUNDS=, NODES=)
+	@$(XTASK) deps --for netns
+	@$(XTASK) test-rotation $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(NODES),--nodes $(NODES))
+
 test-vm: tools ## Run the data path's tests, demo, restarts, rotations and host traffic on Debian's kernels 6.1 and 6.12 in qemu
 	@$(XTASK) deps --for vm
 	@$(XTASK) vm $(if $(KERNELS),--kernel $(KERNELS)) $(if $(STEP),--step '$(STEP)')
 
-test-all: test test-policy test-vm fuzz ## Run the tests, the truth table, those in a VM and every fuzz target
+test-all: test test-policy test-rotation test-vm fuzz ## Run the tests, the truth table, ten rotations, those in a VM and every fuzz target
 
 bench: tools ## Run the bench NAME, rows also to the file JSON
 	@test -n '$(NAME)' || { echo 'which bench? for example: make bench NAME=cni JSON=cni.json' >&2; exit 2; }

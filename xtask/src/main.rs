@@ -68,6 +68,16 @@ enum Task {
         #[arg(long, value_name = "WORDS")]
         cases: Option<String>,
     },
+    /// Have all nodes of a lab replace their keys at once, again and again, under traffic of all pairs. It takes minutes; the tiers
+    /// do it with three nodes, twice.
+    TestRotation {
+        /// How often.
+        #[arg(long, default_value_t = 10)]
+        rounds: u8,
+        /// How many nodes.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(2..=20))]
+        nodes: u8,
+    },
     /// Build everything and show the mesh at work.
     Demo {
         /// For `lab demo`.
@@ -166,6 +176,7 @@ fn execute(task: Task) -> Result<()> {
             let series = if series.is_empty() { Series::ALL.to_vec() } else { series };
             vm::vm(&Workspace::load()?, &series, step.as_deref(), progress)
         }
+        Task::TestRotation { rounds, nodes } => test::rotation(&Workspace::load()?, rounds, nodes, progress),
         Task::TestPolicy { cases } => test::truth_table(&Workspace::load()?, cases.as_deref(), progress),
         Task::Demo { arguments } => artifacts::demo(&Workspace::load()?, &arguments, progress),
         Task::Bench { name, json, arguments } => {

@@ -225,11 +225,32 @@ pub(crate) fn build_tests(workspace: &Workspace, chosen: &[&str]) -> Result<Buil
 /// The truth table of network policy: a test target that cargo does not run by itself.
 const TRUTH: (&str, &str) = ("chaos-tests", "truth");
 
+/// Scenarios of the mesh, and the one in which all nodes replace their keys at once, again and again.
+const MESH: (&str, &str) = ("chaos-tests", "mesh");
+const ROTATION: &str = "rotation::all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost";
+
 /// Builds and runs the truth table. Its cases are shown as they pass.
 pub(crate) fn truth_table(workspace: &Workspace, cases: Option<&str>, progress: Progress) -> Result<()> {
+    let environment: Vec<String> = cases.map(|cases| format!("HAWSER_CASES={cases}")).into_iter().collect();
+    alone(workspace, TRUTH, &environment, &[], progress)
+}
+
+/// So many nodes replace their keys so often, under traffic of all pairs. The tiers do it with fewer.
+pub(crate) fn rotation(workspace: &Workspace, rounds: u8, nodes: u8, progress: Progress) -> Result<()> {
+    let environment = [format!("HAWSER_ROTATIONS={rounds}"), format!("HAWSER_ROTATING_NODES={nodes}")];
+    alone(workspace, MESH, &environment, &["--exact", ROTATION], progress)
+}
+
+/// Builds one program of scenarios with what it starts, and runs it by itself.
+fn alone(
+    workspace: &Workspace,
+    (package, target): (&str, &str),
+    environment: &[String],
+    arguments: &[&str],
+    progress: Progress,
+) -> Result<()> {
     check_machine(&BTreeSet::from([Tier::Netns]))?;
-    progress.say("building the truth table");
-    let (package, target) = TRUTH;
+    progress.say(format_args!("building {package} {target}"));
     let Built { programs, .. } = build_tests(workspace, &["--package", package, "--test", target])?;
     let [program] = programs.as_slice() else { bail!("{package} has no test target {target}") };
     progress.say("building mesh-agent, mesh-tunnel and the lab");
@@ -239,8 +260,8 @@ pub(crate) fn truth_table(workspace: &Workspace, cases: Option<&str>, progress: 
     artifacts::reap(workspace, progress)?;
     let mut command = harness::limited(LIMIT, program.place.root)?;
     // sudo passes no environment on.
-    command.arg("env").args(cases.map(|cases| format!("HAWSER_CASES={cases}")));
-    run(command.arg(&program.file).arg("--nocapture").current_dir(&program.folder))
+    command.arg("env").args(environment).arg(&program.file).args(arguments);
+    run(command.arg("--nocapture").current_dir(&program.folder))
 }
 
 /// Runs one test program as cargo would.

@@ -133,6 +133,17 @@ fn hosts_move_into_the_tunnel_and_out_of_it_under_traffic_and_lose_no_packet() -
     flowing(&streams, 100)?;
     let rotated_frames = witness.clean(&lab)?;
 
+    // Up to what refuses the others' plaintext, and down again, which goes by way of `on`.
+    let require = "hostTraffic:\n  mode: require\n";
+    for (before, lines) in [(ON, require), (require, ON)] {
+        for number in 1..=3 {
+            replace(&mut lab, number, before, lines)?;
+            at(lab.node(number), "tunnel", 2.0)?;
+            flowing(&streams, 50)?;
+        }
+    }
+    witness.clean(&lab)?;
+
     for number in [2, 1, 3] {
         reconfigure(&mut lab, number, "")?;
         flowing(&streams, 50)?;
