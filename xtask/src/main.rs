@@ -52,7 +52,8 @@ enum Task {
         #[arg(long, env = "TIERS", value_delimiter = ',', value_name = "TIERS")]
         tiers: Vec<Tier>,
     },
-    /// Run the tests of the data path, the demo and a restart of agents on Debian's kernels in qemu, with the kernel's WireGuard.
+    /// Run the tests of the data path, the demo, restarts of agents, rotations and host traffic on Debian's kernels in qemu, with
+    /// the kernel's WireGuard.
     /// The last line is `N passed, N failed`.
     Vm {
         /// Fewer kernels.
