@@ -314,11 +314,10 @@ static __always_inline void remember_choice(struct scratch *s)
 
 	__builtin_memset(said, 0, sizeof(*said));
 	said->until = s->p.now + said_for(s->p.t.protocol);
-	said->flags = HW_FLOW_SERVICE | (c->hairpin ? HW_FLOW_HAIRPIN : 0);
+	said->flags = HW_FLOW_SERVICE;
 	said->nat_port = c->port;
 	said->service = c->backend;
 	said->nat = c->addr;
-	said->client = c->client;
 	said->client_port = c->sport;
 	s->t = s->p.t;
 	s->t.scope = HW_SCOPE_SERVICE;
