@@ -511,6 +511,12 @@ impl Lab {
         })
     }
 
+    /// The world's address of a family.
+    pub fn world_address(&self, is_ipv4: bool) -> IpAddr {
+        let (v4, v6) = underlay(WORLD_HOST);
+        if is_ipv4 { v4.into() } else { v6.into() }
+    }
+
     /// Has the world ask its neighbours for a host that is not there: frames on the switch that anybody may send.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
+use netlab::classify::{Class, Policy};
 use netlab::probe::{self, Canary, EchoServer};
 use netlab::{Capture, Namespace};
 
@@ -144,20 +145,36 @@ impl Verdict {
 /// # Errors
 /// The capture lost frames, so that nothing can be said.
 pub fn verdict(lab: &Lab, capture: &Capture, probes: &[Probe]) -> Result<Verdict> {
-    let policy = lab.policy();
+    verdict_beside(&lab.policy(), lab, capture, (probes, &[]))
+}
+
+/// [`verdict`] by this policy. The canaries of `outside` may be seen where the world talks to a node's port, and only there.
+///
+/// # Errors
+/// As [`verdict`].
+pub fn verdict_beside(
+    policy: &Policy,
+    lab: &Lab,
+    capture: &Capture,
+    (probes, outside): (&[Probe], &[Probe]),
+) -> Result<Verdict> {
     let frames = capture.frames()?;
     let mut verdict = Verdict { frames: u64::try_from(frames.len())?, ..Verdict::default() };
     for frame in &frames {
         let class = policy.classify(&frame.data);
         let name = format!("{class:?}").split([' ', '(']).next().unwrap_or_default().to_owned();
         *verdict.classes.entry(name).or_default() += 1;
-        if matches!(class, netlab::classify::Class::Other(_)) {
+        if matches!(class, Class::Other(_)) {
             verdict.strangers.push(netlab::classify::summary(&frame.data));
         }
     }
     // One search for all: half a canary is enough to find, and every canary is its half twice.
-    for probe in probes {
+    let all = probes.iter().map(|probe| (probe, false)).chain(outside.iter().map(|probe| (probe, true)));
+    for (probe, outside) in all {
         for hit in capture.find(&probe.canary[..32])? {
+            if outside && policy.classify(&hit.frame.data) == Class::NodePort {
+                continue;
+            }
             let Probe { from, to, protocol, family, .. } = probe;
             verdict.canaries.push(format!("{from} to {to} {protocol} {family}: {hit}"));
         }

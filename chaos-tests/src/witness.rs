@@ -6,12 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use netlab::probe::{self, Canary, Report, Stream, StreamOptions, Transport};
+use netlab::probe::{self as netprobe, Canary, Report, Stream, StreamOptions, Transport};
 use netlab::{Capture, CaptureOptions, Namespace, eventually};
 use serde_json::Value;
 
 use crate::cluster::Lab;
-use crate::matrix::{ECHO_PORT, Party, Probe, Verdict, canary, probe_with, verdict};
+use crate::matrix::{ECHO_PORT, Party, Probe, Verdict, canary, probe_with, verdict_beside};
 use crate::node::Node;
 
 /// A capture, and every canary that was sent since it began.
@@ -19,6 +19,9 @@ use crate::node::Node;
 pub struct Witness {
     capture: Capture,
     probes: Vec<Probe>,
+    /// Of streams from the world outside, and the ports of nodes that they go to: there they are in clear by their nature.
+    outside: Vec<Probe>,
+    node_ports: Vec<(IpAddr, SocketAddr)>,
     pace: Duration,
 }
 
@@ -37,6 +40,17 @@ pub fn usual_pace() -> Result<Duration> {
     })?))
 }
 
+fn probe(to: IpAddr, protocol: &'static str) -> Probe {
+    Probe {
+        from: "scenario".to_owned(),
+        to: to.to_string(),
+        protocol,
+        family: if to.is_ipv4() { "v4" } else { "v6" },
+        error: None,
+        canary: canary(),
+    }
+}
+
 impl Witness {
     /// Captures from now on.
     ///
@@ -46,6 +60,8 @@ impl Witness {
         Ok(Self {
             capture: lab.switch.capture(CaptureOptions::default())?,
             probes: Vec::new(),
+            outside: Vec::new(),
+            node_ports: Vec::new(),
             pace: usual_pace()?,
         })
     }
@@ -58,15 +74,9 @@ impl Witness {
     }
 
     fn remember(&mut self, to: IpAddr, protocol: &'static str) -> Vec<u8> {
-        let canary = canary();
-        self.probes.push(Probe {
-            from: "scenario".to_owned(),
-            to: to.to_string(),
-            protocol,
-            family: if to.is_ipv4() { "v4" } else { "v6" },
-            error: None,
-            canary: canary.clone(),
-        });
+        let probe = probe(to, protocol);
+        let canary = probe.canary.clone();
+        self.probes.push(probe);
         canary
     }
 
@@ -105,6 +115,29 @@ impl Witness {
         Ok(Stream::start(client, server, &options)?)
     }
 
+    /// [`Witness::stream_by`] for a client in the world outside and a node's port: between the two it may be seen in clear,
+    /// and nowhere else.
+    ///
+    /// # Errors
+    /// It could not be established.
+    pub fn stream_from_outside(
+        &mut self,
+        lab: &Lab,
+        transport: Transport,
+        dial: SocketAddr,
+        (server, listen): (&Namespace, SocketAddr),
+    ) -> Result<Stream> {
+        let probe = probe(listen.ip(), if transport == Transport::Tcp { "tcp" } else { "udp" });
+        let options = StreamOptions::new(transport, listen).payload(probe.canary.clone()).interval(self.pace);
+        self.outside.push(probe);
+        let way = (lab.world_address(dial.is_ipv4()), dial);
+        if !self.node_ports.contains(&way) {
+            self.node_ports.push(way);
+        }
+        let options = StreamOptions { dial: Some(dial), ..options };
+        Ok(Stream::start(&lab.world, server, &options)?)
+    }
+
     /// Streams over both transports to every address.
     ///
     /// # Errors
@@ -138,7 +171,7 @@ impl Witness {
     pub fn knock(&mut self, from: &Namespace, to: IpAddr, patience: Duration) -> Result<Duration> {
         let payload = self.remember(to, "udp");
         let canary = Canary::new(payload).tries(1).deadline(patience);
-        Ok(probe::udp(from, SocketAddr::new(to, ECHO_PORT), &canary)?)
+        Ok(netprobe::udp(from, SocketAddr::new(to, ECHO_PORT), &canary)?)
     }
 
     /// The capture itself.
@@ -151,7 +184,9 @@ impl Witness {
     /// # Errors
     /// The capture lost frames, so that nothing can be said.
     pub fn verdict(&self, lab: &Lab) -> Result<Verdict> {
-        verdict(lab, &self.capture, &self.probes)
+        let ports = self.node_ports.iter();
+        let policy = ports.fold(lab.policy(), |policy, (world, port)| policy.node_port(*world, *port));
+        verdict_beside(&policy, lab, &self.capture, (&self.probes, &self.outside))
     }
 
     /// [`Witness::verdict`], which has to be clean. The number of frames.
@@ -169,12 +204,12 @@ impl Witness {
                 if seen.frames > 0 { Ok(seen) } else { Err(format!("{seen:?}")) }
             })?;
         }
-        if !seen.is_clean() || seen.frames == 0 || self.probes.is_empty() {
+        let sent = self.probes.len() + self.outside.len();
+        if !seen.is_clean() || seen.frames == 0 || sent == 0 {
             let lines = seen.canaries.iter().chain(&seen.strangers).chain(&seen.pod_addresses);
             let lines: Vec<&str> = lines.take(10).map(String::as_str).collect();
             bail!(
-                "{} canaries sent, {} frames seen ({:?}), in clear: {}",
-                self.probes.len(),
+                "{sent} canaries sent, {} frames seen ({:?}), in clear: {}",
                 seen.frames,
                 seen.classes,
                 lines.join("; ")

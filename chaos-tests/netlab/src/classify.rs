@@ -31,6 +31,8 @@ pub struct Policy {
     pub wireguard_ports: BTreeSet<u16>,
     /// Addresses and ports of API servers, at either end of a TCP connection.
     pub api_servers: Vec<SocketAddr>,
+    /// TCP and UDP of the world outside with a port of a node: what comes to a NodePort, in clear by its nature.
+    pub node_ports: Vec<(IpAddr, SocketAddr)>,
     /// Largest UDP payload of one datagram; a larger one is a frame with segmentation offload and must be
     /// made of whole WireGuard data messages.
     pub max_datagram: usize,
@@ -46,6 +48,7 @@ impl Policy {
         Self {
             wireguard_ports: ports.into_iter().collect(),
             api_servers: Vec::new(),
+            node_ports: Vec::new(),
             max_datagram: 1500 - 28,
             require_padding: false,
         }
@@ -55,6 +58,13 @@ impl Policy {
     #[must_use]
     pub fn api_server(mut self, server: SocketAddr) -> Self {
         self.api_servers.push(server);
+        self
+    }
+
+    /// Also what this host outside says to this port of a node, and hears from it.
+    #[must_use]
+    pub fn node_port(mut self, outside: IpAddr, port: SocketAddr) -> Self {
+        self.node_ports.push((outside, port));
         self
     }
 
@@ -84,6 +94,9 @@ impl Policy {
     fn classify_ip(&self, packet: &Ip<'_>) -> Class {
         if packet.fragment {
             return Class::Other(Reason::Fragment);
+        }
+        if self.is_node_port(packet) {
+            return Class::NodePort;
         }
         match packet.protocol {
             IPPROTO_UDP => match self.wireguard_messages(packet) {
@@ -116,6 +129,18 @@ impl Policy {
             },
             other => Class::Other(Reason::Protocol(other)),
         }
+    }
+
+    fn is_node_port(&self, packet: &Ip<'_>) -> bool {
+        let Some((from, to)) = ports(packet).filter(|_| matches!(packet.protocol, IPPROTO_TCP | IPPROTO_UDP))
+        else {
+            return false;
+        };
+        self.node_ports.iter().any(|(outside, port)| {
+            let [asks, answers] = [(packet.destination, to), (packet.source, from)]
+                .map(|(ip, number)| SocketAddr::new(ip, number) == *port);
+            (asks && packet.source == *outside) || (answers && packet.destination == *outside)
+        })
     }
 
     /// An error may cross when it quotes a WireGuard datagram, of which it may show the first bytes only.
@@ -191,6 +216,8 @@ pub enum Class {
     ErrorAboutWireGuard,
     /// TCP with an API server.
     ApiServer,
+    /// The world outside and a node's port: [`Policy::node_ports`].
+    NodePort,
     /// Anything else, and anything not understood.
     Other(Reason),
 }
@@ -204,6 +231,7 @@ impl fmt::Display for Class {
             Self::WireGuard { messages } => write!(f, "WireGuard, {messages} messages"),
             Self::ErrorAboutWireGuard => f.write_str("ICMP error about WireGuard"),
             Self::ApiServer => f.write_str("TCP with an API server"),
+            Self::NodePort => f.write_str("the world outside and a node's port"),
             Self::Other(reason) => write!(f, "{reason}"),
         }
     }

@@ -133,6 +133,8 @@ pub(super) fn everywhere(lab: &Lab, witness: &mut Witness, pods: &[Pod]) -> Resu
 
 /// Node port of [`node_port`], and of what kube-proxy serves.
 const NODE_PORT: u16 = 30_090;
+/// What kube-proxy serves beside [`NODE_PORT`].
+const WORLDS_PORT: u16 = 30_091;
 
 /// A service with a node port and one backend.
 fn node_port(lab: &Lab, number: u8, backend: &Pod) -> Result<()> {
@@ -149,32 +151,55 @@ fn node_port(lab: &Lab, number: u8, backend: &Pod) -> Result<()> {
     set_endpoints(lab, "ported", &[Endpoint::ready(backend)])
 }
 
-/// Streams to a pod by a node's port, as soon as it is served.
-fn by_node_port(
-    witness: &mut Witness,
-    client: &Namespace,
+/// Streams to a pod by a node's port, as soon as it is served. `start` has the transport, the node's address and port, and what
+/// the backend listens on.
+fn by_port(
     node: &Node,
+    port: u16,
     backend: &Pod,
+    mut start: impl FnMut(Transport, SocketAddr, SocketAddr) -> Result<Stream>,
 ) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
     for ip in node.addresses()? {
         let listen =
             SocketAddr::new(backend.ip(ip.is_ipv4()).context("an address of the backend")?, BACKEND_PORT);
         for transport in [Transport::Tcp, Transport::Udp] {
-            let what = format!("a stream by port {NODE_PORT} of {ip}");
+            let what = format!("a stream by port {port} of {ip}");
             streams.push(eventually(Duration::from_secs(20), &what, || {
-                let dial = SocketAddr::new(ip, NODE_PORT);
-                let stream = witness.stream_by(transport, (client, dial), (&backend.namespace, listen));
-                stream.map_err(|error| format!("{error:#}"))
+                start(transport, SocketAddr::new(ip, port), listen).map_err(|error| format!("{error:#}"))
             })?);
         }
     }
     Ok(streams)
 }
 
+/// From a pod, whose own node translates.
+fn by_node_port(
+    witness: &mut Witness,
+    client: &Namespace,
+    node: &Node,
+    backend: &Pod,
+) -> Result<Vec<Stream>> {
+    by_port(node, NODE_PORT, backend, |transport, dial, listen| {
+        witness.stream_by(transport, (client, dial), (&backend.namespace, listen))
+    })
+}
+
+/// From the world outside to a node whose kube-proxy translates both addresses, and into the tunnel from there.
+fn from_the_world(
+    lab: &Lab,
+    witness: &mut Witness,
+    (node, port): (&Node, u16),
+    backend: &Pod,
+) -> Result<Vec<Stream>> {
+    by_port(node, port, backend, |transport, dial, listen| {
+        witness.stream_from_outside(lab, transport, dial, (&backend.namespace, listen))
+    })
+}
+
 /// Between two records of a stream, such that all of them are as many a second as among three nodes.
 fn pace(nodes: usize) -> Result<Duration> {
-    let streams = |nodes: usize| (nodes * nodes + 1) * 4;
+    let streams = |nodes: usize| (nodes * nodes + 2) * 4;
     Ok(usual_pace()?.mul_f64(streams(nodes) as f64 / streams(3) as f64))
 }
 
@@ -196,6 +221,8 @@ fn all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost() -> Res
     node_port(&lab, 40, backend)?;
     // Of another node than the client's and the backend's.
     streams.extend(by_node_port(&mut witness, &pods[0].namespace, lab.node(2), backend)?);
+    kube_proxy(lab.node(2), cluster_ips(41), WORLDS_PORT, &pods[0])?;
+    streams.extend(from_the_world(&lab, &mut witness, (lab.node(2), WORLDS_PORT), &pods[0])?);
     flowing(&streams, 20)?;
     let mut seen: BTreeSet<String> = BTreeSet::new();
     if rounds == 0 {
@@ -347,7 +374,7 @@ fn what_kube_proxy_masquerades_for_the_world_survives_the_replacement_of_all_key
     kube_proxy(lab.node(1), cluster_ips(41), NODE_PORT, &backend)?;
     let mut witness = Witness::new(&lab)?;
     // By the first node, which gives them its own address on its way into the tunnel.
-    let streams = by_node_port(&mut witness, &lab.world, lab.node(1), &backend)?;
+    let streams = from_the_world(&lab, &mut witness, (lab.node(1), NODE_PORT), &backend)?;
     flowing(&streams, 20)?;
     for round in 1..=2 {
         let old = [keys(lab.node(1))?, keys(lab.node(2))?];
@@ -359,6 +386,7 @@ fn what_kube_proxy_masquerades_for_the_world_survives_the_replacement_of_all_key
     flowing(&streams, 50)?;
     let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
     let gap = lossless(streams)?;
+    witness.clean(&lab)?;
     println!("{sent} records from outside, 0 lost, longest gap {gap:?}");
     Ok(())
 }

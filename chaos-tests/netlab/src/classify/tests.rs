@@ -1,7 +1,7 @@
 use super::{Class, Place, Policy, Reason, sightings, summary};
 use ipnet::IpNet;
 use proptest::prelude::*;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const NODE_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const NODE_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -112,6 +112,29 @@ fn tcp_is_allowed_with_the_api_server_only() {
     check(&tcp(Ipv4Addr::new(192, 0, 2, 9), 6443), Class::ApiServer);
     check(&tcp(Ipv4Addr::new(192, 0, 2, 9), 443), Class::Other(Reason::Tcp));
     check(&tcp(NODE_B, 6443), Class::Other(Reason::Tcp));
+}
+
+#[test]
+fn the_world_talks_to_the_port_of_a_node_and_to_nothing_else() {
+    let world = Ipv4Addr::new(192, 0, 2, 253);
+    let policy = policy().node_port(world.into(), SocketAddr::from((NODE_A, 30_090)));
+    let frame = |(from, source): (Ipv4Addr, u16), (to, destination): (Ipv4Addr, u16), protocol: u8| {
+        let segment = [source.to_be_bytes(), destination.to_be_bytes(), [0, 8], [0; 2]].concat();
+        policy.classify(&eth(0x0800, &ip4(from, to, protocol, 0x4000, &segment)))
+    };
+    for (protocol, refused) in [(6, Reason::Tcp), (17, Reason::Udp)] {
+        assert_eq!(frame((world, 40_000), (NODE_A, 30_090), protocol), Class::NodePort);
+        assert_eq!(frame((NODE_A, 30_090), (world, 40_000), protocol), Class::NodePort);
+        for (from, to) in [
+            ((world, 40_000), (NODE_A, 30_091)),
+            ((world, 30_090), (NODE_A, 40_000)),
+            ((world, 40_000), (NODE_B, 30_090)),
+            ((NODE_B, 40_000), (NODE_A, 30_090)),
+            ((NODE_A, 30_090), (NODE_B, 40_000)),
+        ] {
+            assert_eq!(frame(from, to, protocol), Class::Other(refused), "{from:?} to {to:?}");
+        }
+    }
 }
 
 #[test]
