@@ -3,8 +3,9 @@
 //! - [`KemKey`], [`encapsulate`]: ML-KEM-768 (FIPS 203).
 //! - [`Psk`]: the pre-shared key, from the KEM's shared secret and the pair's [`Context`] by HKDF-SHA256 (RFC 5869).
 //! - [`Exchange`]: the machine by which two agents agree on one, for one pair and slot. Pure; time and randomness are
-//!   arguments. The same code runs in the agent and in the model of `tests/psk_model.rs`.
-//! - [`verdict`], [`sending_slot`], [`may_exchange`]: what may be done with a slot meanwhile.
+//!   arguments.
+//! - [`verdict`], [`may_exchange`], [`instead`]: what may be done with a slot meanwhile.
+//! - [`Pact`]: both machines of a pair and what follows for the plan; what agents and models run.
 //! - [`PskStore`]: the files.
 //!
 //! # What it protects from
@@ -42,6 +43,7 @@
 
 mod exchange;
 mod kem;
+mod pact;
 mod problem;
 mod secret;
 mod standing;
@@ -53,11 +55,11 @@ pub use mesh_core::psk::{
     Ciphertext, ClusterName, Context, EncapsulationKey, End, Letter, Message, Mode, NodeId, PairError, PskId,
     Refusal, Role, Round, Tag,
 };
+pub use pact::{Met, Pact, Sight, Wants};
 pub use problem::PskProblem;
 pub use secret::{Proof, Psk};
 pub use standing::{
-    AllowedScope, Carry, Effective, ModeConflict, Standing, Verdict, instead, may_exchange, sending_slot,
-    verdict,
+    AllowedScope, Carry, Effective, ModeConflict, Standing, Verdict, instead, may_exchange, verdict,
 };
 pub use suite::{MlKem, Random, Suite, SuiteError, SystemRandom};
 

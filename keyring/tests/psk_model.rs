@@ -1,4 +1,4 @@
-//! Every reachable state of one pair with two slots, its agents running the machine of `keyring::psk` itself: messages
+//! Every reachable state of one pair with two slots, its agents running the `keyring::psk::Pact` and `mesh_core::pair` themselves: messages
 //! lost, repeated and reordered at will, agents killed between any two effects, nodes rebooted, keys replaced while
 //! an exchange goes on, announcements seen late.
 #![allow(clippy::print_stdout, reason = "how large the model is")]
@@ -11,7 +11,7 @@ use keyring::psk::Mode;
 use mesh_core::slot::Slot;
 use stateright::{Checker as _, Model, Property};
 
-use pair::{Cut, Pair, Said};
+use pair::{Cut, Mail, Pair};
 
 /// How much of the unbounded happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,11 +29,9 @@ struct State {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Step {
-    Tick(usize, Slot, Cut),
+    Turn(usize, Mail, Cut),
     Ask(Slot, Option<u8>, Cut),
-    Deliver(usize, Said, Cut),
-    Handshake(usize, Slot, Cut),
-    Move(usize),
+    Shake(usize, Slot, bool),
     Crash(usize),
     Reboot(usize),
     Replace(usize, Slot),
@@ -55,32 +53,19 @@ impl World {
         let pair = &mut next.pair;
         let mut effects = 0;
         match step {
-            Step::Tick(side, slot, cut) => effects = pair.tick(*side, *slot, *cut),
+            Step::Turn(side, mail, cut) => effects = pair.turn(*side, mail, *cut),
             Step::Ask(slot, round, cut) => effects = pair.ask(*slot, *round, *cut),
-            Step::Deliver(side, said, cut) => effects = pair.deliver(*side, said, *cut),
-            Step::Handshake(side, slot, cut) => effects = pair.handshake(*side, *slot, *cut),
-            Step::Move(side) => pair.move_route(*side),
+            Step::Shake(side, slot, both) => pair.shake(*side, *slot, *both),
             Step::Crash(side) => pair.crash(*side),
             Step::Reboot(side) => pair.reboot(*side),
             Step::Replace(side, slot) => pair.replace(*side, *slot),
             Step::Learn(side, slot) => pair.learn(*side, *slot),
         }
         match step {
-            Step::Tick(_, _, Some(_))
-            | Step::Ask(.., Some(_))
-            | Step::Deliver(_, _, Some(_))
-            | Step::Handshake(_, _, Some(_)) => {
-                next.left.crashes -= 1;
-            }
-            Step::Crash(_) => next.left.crashes -= 1,
+            Step::Turn(_, _, Some(_)) | Step::Ask(.., Some(_)) | Step::Crash(_) => next.left.crashes -= 1,
             Step::Reboot(_) => next.left.reboots -= 1,
             Step::Replace(..) => next.left.replacements -= 1,
-            Step::Tick(..)
-            | Step::Ask(..)
-            | Step::Deliver(..)
-            | Step::Handshake(..)
-            | Step::Move(_)
-            | Step::Learn(..) => {}
+            Step::Turn(..) | Step::Ask(..) | Step::Shake(..) | Step::Learn(..) => {}
         }
         (next, effects)
     }
@@ -106,15 +91,16 @@ impl Model for World {
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
         for slot in Slot::ALL {
             Self::with_cuts(state, steps, |cut| Step::Ask(slot, None, cut));
-            if let Some(round) = state.pair.asks_about(slot) {
+            if let Some(Some(round)) = state.pair.asks(slot) {
                 Self::with_cuts(state, steps, |cut| Step::Ask(slot, Some(round), cut));
             }
         }
         for side in 0..2 {
+            Self::with_cuts(state, steps, |cut| Step::Turn(side, Mail::Nothing, cut));
             for slot in Slot::ALL {
-                Self::with_cuts(state, steps, |cut| Step::Tick(side, slot, cut));
-                if state.pair.works(slot) {
-                    Self::with_cuts(state, steps, |cut| Step::Handshake(side, slot, cut));
+                Self::with_cuts(state, steps, |cut| Step::Turn(side, Mail::Due(slot), cut));
+                if state.pair.unshaken(slot) {
+                    steps.extend([true, false].map(|both| Step::Shake(side, slot, both)));
                 }
                 if state.left.replacements > 0 {
                     steps.push(Step::Replace(side, slot));
@@ -124,10 +110,8 @@ impl Model for World {
                 }
             }
             for said in &state.pair.said[side] {
-                Self::with_cuts(state, steps, |cut| Step::Deliver(side, said.clone(), cut));
-            }
-            if state.pair.wanted(side) != state.pair.sides[side].sending {
-                steps.push(Step::Move(side));
+                let mail = || Mail::Letter(said.0.clone());
+                Self::with_cuts(state, steps, |cut| Step::Turn(side, mail(), cut));
             }
             if state.left.crashes > 0 {
                 steps.push(Step::Crash(side));
@@ -155,9 +139,11 @@ impl Model for World {
                 state.pair.agreed_is_equal()
             }),
             Property::always("what is proved works", |_, state: &State| state.pair.proved_works()),
-            Property::always("disk, device and memory say the same", |_, state: &State| {
-                state.pair.device_is_record()
-            }),
+            Property::always("disk and memory say the same", |_, state: &State| state.pair.disk_is_record()),
+            Property::always(
+                "what pods send is taken, and never without a key that one insists on",
+                |_, state: &State| state.pair.pods_are_taken(),
+            ),
             Property::always("the slot on which a side sends is left alone", |_, state: &State| {
                 state.pair.active_is_untouched()
             }),

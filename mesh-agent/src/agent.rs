@@ -320,7 +320,7 @@ impl Agent {
             || !desired.unsettled.is_empty()
             || provoked(&desired)
             || hosts::moving(&desired)
-            || self.psks.watches(&view);
+            || self.psks.watches(&view, &observed);
         let since = self.memory.moving.unwrap_or_else(Instant::now);
         self.memory.moving = moving.then_some(since);
         if let Err(error) = self.slot_addresses(&desired, &state, view.synced).await {
@@ -343,13 +343,13 @@ impl Agent {
         }
         problems.extend(self.announcement(&view, &desired));
 
-        guard.findings.extend(self.psks.findings(&view));
+        guard.findings.extend(self.psks.findings(&view, &observed));
         self.report(&problems, &guard.findings);
         self.count_peers(&observed);
-        self.metrics.set_psks(self.psks.count(&view));
+        self.metrics.set_psks(self.psks.count(&view, &observed));
         self.metrics.set_host_traffic(desired.host_paths.values());
         self.publish_readiness(&view, &desired, &observed, &guard, &silent, clean);
-        let facts = self.evidence(&view, &desired, &problems, &guard);
+        let facts = self.evidence((&view, &observed), &desired, &problems, &guard);
         let problems = problems.iter().map(ToString::to_string).collect();
         let snapshot = Snapshot { view, desired, observed, pending: ops, problems, facts };
         self.outputs.snapshot.send_replace(Some(Arc::new(snapshot)));

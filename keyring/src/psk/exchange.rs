@@ -199,11 +199,6 @@ impl<P, C: Clone> Exchange<P, C> {
         })
     }
 
-    /// The key of the slot is gone, or the peer is: what to do with what is there.
-    pub fn retire<K>(self) -> Vec<Effect<P, K, C>> {
-        if self.record.is_some() { vec![self.remove()] } else { Vec::new() }
-    }
-
     /// One step. Cannot fail; see [`Effect`].
     pub fn handle<S>(
         &mut self,

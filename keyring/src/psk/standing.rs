@@ -144,17 +144,6 @@ pub fn verdict(us: Mode, them: Mode, slot: Slot, sending: Slot, standing: [Stand
     Verdict { accept, scope, placeholder, carry }
 }
 
-/// The slot to send on, given the one that both announcements name and the one in use.
-///
-/// A slot with a key is better than one without; of equals the preferred one, once it is known to work. A slot that
-/// is not known to work is taken only when the one in use is known not to.
-pub fn sending_slot(preferred: Slot, current: Slot, carry: [Carry; 2]) -> Slot {
-    let here = carry[current.index()];
-    let there = carry[current.other().index()];
-    let moves = there > here || (there == here && there >= Carry::Plain && preferred != current);
-    if moves { current.other() } else { current }
-}
-
 /// The slot on which a pair is to talk in place of the one that the announcements name: it has a key that works, and the
 /// other has none yet and will get one. A slot that is drained is left for one without a key only when nobody agrees on
 /// keys, or when the drained one is replaced.

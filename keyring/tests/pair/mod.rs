@@ -1,4 +1,5 @@
-//! Two nodes, their disks, their devices and the network between their agents, around the machine that the agent runs.
+//! Two nodes, their disks, their devices and the network between their agents, around what the agent runs: `psk::Pact`, and
+//! `pair::choose`, by which its plan chooses a slot.
 //! The cryptography is a toy: keys are numbers, and whoever has not got one cannot make its proofs.
 #![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(dead_code, reason = "each test binary uses a part")]
@@ -8,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyring::psk::{
-    Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, Message, Mode, NodeId, Proof, PskId,
-    Record, Round, Standing, Suite, SuiteError, Tag, may_exchange, sending_slot, verdict,
+    Carry, Context, Effect, Effective, End, Exchange, Input, Message, Mode, NodeId, Pact, Proof, PskId,
+    Record, Round, Sight, Standing, Suite, SuiteError, Tag, Wants,
 };
 use mesh_core::announcement::Epoch;
 use mesh_core::key::PublicKey;
+use mesh_core::pair::{Choice, Link, PATIENCE, choose};
 use mesh_core::slot::Slot;
+use mesh_core::view::PairFacts;
 
 /// The slot that both announcements name.
 pub(crate) const PREFERRED: Slot = Slot::Zero;
@@ -83,26 +86,49 @@ impl Suite for Toy {
     }
 }
 
-/// What a device has for the peer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum On {
-    Bare,
-    Placeholder,
-    Key(PskId),
+/// What a device has for the peer, and what was routed there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Entry {
+    pub(crate) psk: Option<PskId>,
+    /// A handshake was made with this entry, as its device shows.
+    made: bool,
+    /// Agents alone are accepted; agents alone are routed there.
+    confined: bool,
+    withheld: bool,
 }
 
 /// One node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Side {
     /// What the agent has in memory; it is made anew when the agent starts.
-    pub(crate) machines: [Machine; 2],
+    pact: Pact<Key, Ciphertext>,
     disk: [Option<Record<Key>>; 2],
-    pub(crate) device: [On; 2],
-    pub(crate) sending: Slot,
+    pub(crate) device: [Entry; 2],
+    pub(crate) route: Option<Slot>,
 }
 
-/// Where an agent dies while it carries out effects.
+/// Where an agent dies: after so many things done in its turn.
 pub(crate) type Cut = Option<usize>;
+
+/// What an agent can still do before it dies, and what it did.
+struct Fuel {
+    left: Cut,
+    burnt: usize,
+}
+
+impl Fuel {
+    const fn endless() -> Self {
+        Self { left: None, burnt: 0 }
+    }
+
+    fn burn(&mut self) -> Option<()> {
+        if self.left == Some(self.burnt) {
+            return None;
+        }
+        self.burnt += 1;
+        Some(())
+    }
+}
 
 /// The whole.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -117,6 +143,15 @@ pub(crate) struct Pair {
     pub(crate) modes: [Mode; 2],
     /// A running agent changed the key of the slot on which it sends.
     touched: bool,
+}
+
+/// What comes to an agent in one turn.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Mail {
+    Nothing,
+    Letter(Told),
+    /// The delay of a slot's exchange is over.
+    Due(Slot),
 }
 
 /// A message with an order.
@@ -163,21 +198,23 @@ fn end(side: usize, slot: Slot, epoch: u8) -> End {
     End { id: id(side), key: PublicKey::from_bytes(key), epoch: Epoch(u64::from(epoch)) }
 }
 
+/// A key that nobody else has.
+fn nobodys(side: usize) -> PskId {
+    let mut id = [255; 16];
+    id[1] = u8::try_from(side).unwrap();
+    PskId(id)
+}
+
 impl Pair {
     /// Both nodes at their first boot.
     pub(crate) fn new(mode: Mode) -> Self {
-        let start = |side| {
-            let machines = Slot::ALL.map(|slot| {
-                let context = Context::new(slot, end(0, slot, 1), end(1, slot, 1)).unwrap();
-                let (mut machine, effects) =
-                    Machine::start::<()>(Arc::new(context), &id(side), None, Duration::ZERO).unwrap();
-                assert!(effects.is_empty());
-                machine.hurry(Duration::ZERO);
-                machine
-            });
-            Side { machines, disk: [None, None], device: [On::Bare, On::Bare], sending: PREFERRED }
+        let start = |side| Side {
+            pact: Pact::new(id(side), mode),
+            disk: [None, None],
+            device: Default::default(),
+            route: None,
         };
-        Self {
+        let mut pair = Self {
             sides: [start(0), start(1)],
             epochs: [[1; 2]; 2],
             known: [[1; 2]; 2],
@@ -185,104 +222,200 @@ impl Pair {
             toy: Toy::default(),
             modes: [mode; 2],
             touched: false,
+        };
+        for side in 0..2 {
+            pair.set_mode(side, mode);
         }
+        pair
     }
 
-    fn context(&self, side: usize, slot: Slot) -> Arc<Context> {
+    /// An administrator sets a mode, and the agent starts with it. Letters tell of it.
+    pub(crate) fn set_mode(&mut self, side: usize, mode: Mode) {
+        self.modes[side] = mode;
+        self.restart(side);
+    }
+
+    fn context(&self, side: usize, slot: Slot) -> Context {
         let (own, peer) = (self.epochs[side][slot.index()], self.known[1 - side][slot.index()]);
-        Arc::new(Context::new(slot, end(side, slot, own), end(1 - side, slot, peer)).unwrap())
+        Context::new(slot, end(side, slot, own), end(1 - side, slot, peer)).unwrap()
+    }
+
+    pub(crate) fn machine(&self, side: usize, slot: Slot) -> &Machine {
+        self.sides[side].pact.machine(slot).unwrap()
     }
 
     pub(crate) fn standings(&self, side: usize) -> [Standing; 2] {
-        self.sides[side].machines.each_ref().map(Machine::standing)
+        Slot::ALL.map(|slot| self.machine(side, slot).standing())
     }
 
-    fn carry(&self, side: usize) -> [Carry; 2] {
-        let sending = self.sides[side].sending;
-        Slot::ALL.map(|slot| {
-            verdict(self.modes[side], self.modes[1 - side], slot, sending, self.standings(side)).carry
-        })
-    }
-
-    fn conditions(&self, side: usize, slot: Slot) -> Conditions {
-        let idle = may_exchange(slot, self.sides[side].sending, self.carry(side));
-        let agree = Effective::of(self.modes[0], self.modes[1]).agrees();
-        Conditions { now: Duration::ZERO, agree, idle }
-    }
-
-    /// Something happens to a machine; the agent carries out what it says, or dies after `cut` effects.
-    pub(crate) fn input(&mut self, side: usize, slot: Slot, input: Input<(), Ciphertext>, cut: Cut) -> usize {
-        let conditions = self.conditions(side, slot);
-        let machine = &mut self.sides[side].machines[slot.index()];
-        let effects = machine.handle(input, conditions, &mut self.toy);
-        let total = effects.len();
-        let sends = effects.iter().filter(|effect| matches!(effect, Effect::Send(_))).count();
-        assert!(sends <= 1, "more than one answer to one request");
-        let changes =
-            |effect: &Effect<_, _, _>| matches!(effect, Effect::Install { .. } | Effect::Remove { .. });
-        self.touched |= self.sides[side].sending == slot && effects.iter().any(changes);
-        for effect in effects.into_iter().take(cut.unwrap_or(total)) {
-            self.carry_out(side, slot, effect);
+    /// What the agent sees. Where it sends to a slot on which nothing gets through it has noticed.
+    fn sight(&self, side: usize) -> Sight {
+        let node = &self.sides[side];
+        let link = |slot: Slot| {
+            let deaf = node.route == Some(slot) && !self.works(slot);
+            Link {
+                keys_for: Some(Duration::MAX),
+                handshake_age: node.device[slot.index()].made.then_some(Duration::ZERO),
+                unanswered_for: deaf.then_some(PATIENCE),
+                ready: true,
+            }
+        };
+        Sight {
+            takes_part: self.modes[1 - side] != Mode::Off,
+            announced: PREFERRED,
+            current: node.route,
+            links: Slot::ALL.map(link),
+            entries: Slot::ALL.map(|slot| Some(node.device[slot.index()].psk)),
         }
-        if cut.is_some() {
+    }
+
+    /// What its plan says: as the agent's does.
+    fn plan(&self, side: usize) -> (Wants, Choice) {
+        let sight = self.sight(side);
+        let wants = self.sides[side].pact.wants(&sight, nobodys(side));
+        let mut facts = PairFacts { current: sight.current, links: sight.links, ..PairFacts::default() };
+        wants.complete(&mut facts);
+        let target = facts.instead.unwrap_or(sight.announced);
+        (wants, choose(facts.current, target, &facts.links))
+    }
+
+    /// Would anybody begin a handshake there?
+    pub(crate) fn calls(&self, side: usize, slot: Slot) -> bool {
+        let (wants, Choice { send, provoke }) = self.plan(side);
+        send == slot || provoke == Some(slot) || wants.psk[slot.index()].prove
+    }
+
+    /// One turn of an agent: what came, handshakes, the clock, the plan, devices and routes, and what is to be said then. It dies
+    /// after so many things done. How many there were.
+    pub(crate) fn turn(&mut self, side: usize, mail: &Mail, cut: Cut) -> usize {
+        let mut fuel = Fuel { left: cut, burnt: 0 };
+        let alive = self.live(side, mail, &mut fuel);
+        if alive.is_none() {
             self.restart(side);
         }
-        self.settle(side);
-        total
+        fuel.burnt
     }
 
-    fn carry_out(&mut self, side: usize, slot: Slot, effect: Effect<Key, (), Ciphertext>) {
-        let node = &mut self.sides[side];
-        match effect {
-            Effect::Persist(record) => node.disk[slot.index()] = Some(record),
-            Effect::Install { slot: of, psk, .. } => {
-                assert_eq!(of, slot);
-                node.device[slot.index()] = On::Key(self.toy.id(&psk));
+    fn live(&mut self, side: usize, mail: &Mail, fuel: &mut Fuel) -> Option<()> {
+        let mut outbox = Vec::new();
+        match mail {
+            Mail::Letter(told) => {
+                let mode = self.modes[1 - side];
+                self.sides[side].pact.hear(mode);
+                let slot = told.context().slot();
+                self.input(side, slot, Input::Message(told.clone()), fuel, &mut outbox)?;
             }
-            Effect::Remove { .. } => {
-                node.disk[slot.index()] = None;
-                node.device[slot.index()] = On::Bare;
+            Mail::Due(_) | Mail::Nothing => {}
+        }
+        for slot in Slot::ALL {
+            let sight = self.sight(side);
+            if let Some(handshake) = self.sides[side].pact.handshake(&sight, slot) {
+                self.input(side, slot, handshake, fuel, &mut outbox)?;
             }
+        }
+        for slot in Slot::ALL {
+            let due = if *mail == Mail::Due(slot) { Duration::ZERO } else { Duration::MAX };
+            self.sides[side].pact.hurry(slot, due);
+            self.input(side, slot, Input::Tick, fuel, &mut outbox)?;
+            // Delays are abstract.
+            self.sides[side].pact.hurry(slot, Duration::MAX);
+        }
+        self.program(side, fuel)?;
+        for (slot, message) in outbox {
+            fuel.burn()?;
+            self.say(side, slot, message);
+        }
+        Some(())
+    }
+
+    fn input(
+        &mut self,
+        side: usize,
+        slot: Slot,
+        input: Input<(), Ciphertext>,
+        fuel: &mut Fuel,
+        outbox: &mut Vec<(Slot, Told)>,
+    ) -> Option<()> {
+        let sight = self.sight(side);
+        let effects = self.sides[side].pact.handle(slot, input, &sight, Duration::ZERO, &mut self.toy);
+        let sends = effects.iter().filter(|effect| matches!(effect, Effect::Send(_))).count();
+        assert!(sends <= 1, "more than one answer to one request");
+        for effect in effects {
+            match effect {
+                Effect::Persist(record) => {
+                    fuel.burn()?;
+                    self.sides[side].disk[slot.index()] = Some(record);
+                }
+                Effect::Remove { .. } => {
+                    fuel.burn()?;
+                    self.sides[side].disk[slot.index()] = None;
+                }
+                Effect::Send(message) => outbox.push((slot, message)),
+                // The plan installs; a report changes nothing.
+                Effect::Install { .. } | Effect::Problem(_) => {}
+            }
+        }
+        Some(())
+    }
+
+    /// Devices, and then routes.
+    fn program(&mut self, side: usize, fuel: &mut Fuel) -> Option<()> {
+        let (wants, choice) = self.plan(side);
+        for slot in Slot::ALL {
+            let (at, wanted) = (slot.index(), wants.psk[slot.index()]);
+            let node = &mut self.sides[side];
+            let entry = &mut node.device[at];
+            if entry.psk != wanted.id {
+                fuel.burn()?;
+                self.touched |= node.route == Some(slot);
+                *entry = Entry { psk: wanted.id, ..Entry::default() };
+            }
+            (entry.confined, entry.withheld) = (wanted.confined, wanted.withheld);
+        }
+        if self.sides[side].route != Some(choice.send) {
+            fuel.burn()?;
+            self.sides[side].route = Some(choice.send);
+        }
+        Some(())
+    }
+
+    fn say(&mut self, side: usize, slot: Slot, message: Told) {
+        match message {
             // A refusal changes no more than what is reported; Ask can come at any time (see [`Pair::ask`]).
-            Effect::Send(Message::Refused { .. } | Message::Ask { .. }) => {}
+            Message::Refused { .. } | Message::Ask { .. } => {}
             // True for ever once said, and said again when asked again: so it comes at once, or is as good as lost.
-            Effect::Send(Message::Withdrawn { context, round }) => {
-                let message = Message::Withdrawn { context, round };
-                self.input(1 - side, slot, Input::Message(message), None);
+            Message::Withdrawn { .. } => {
+                let mut unsaid = Vec::new();
+                self.input(1 - side, slot, Input::Message(message), &mut Fuel::endless(), &mut unsaid);
             }
-            Effect::Send(message) => drop(self.said[1 - side].insert(Said(message))),
-            Effect::Problem(_) => {}
+            Message::Offer { .. }
+            | Message::Answer { .. }
+            | Message::Confirm { .. }
+            | Message::Confirmed { .. }
+            | Message::Unknown { .. } => drop(self.said[1 - side].insert(Said(message))),
         }
     }
 
-    /// The agent reconciles placeholders, and time passes, so that machines speak when they are asked to.
-    fn settle(&mut self, side: usize) {
-        let standings = self.standings(side);
-        let sending = self.sides[side].sending;
+    /// The agent's machines for the keys that it knows.
+    fn meet(&mut self, side: usize) {
         for slot in Slot::ALL {
-            let wanted =
-                verdict(self.modes[side], self.modes[1 - side], slot, sending, standings).placeholder;
-            let device = &mut self.sides[side].device[slot.index()];
-            match (&device, wanted) {
-                (On::Bare, true) => *device = On::Placeholder,
-                (On::Placeholder, false) => *device = On::Bare,
-                (On::Bare, false) | (On::Placeholder, true) | (On::Key(_), _) => {}
+            let context = self.context(side, slot);
+            let kept = self.sides[side].disk[slot.index()].clone();
+            let node = &mut self.sides[side];
+            for effect in node.pact.meet::<()>(context, kept, Duration::ZERO).unwrap().into_iter().flatten() {
+                if matches!(effect, Effect::Remove { .. }) {
+                    node.disk[slot.index()] = None;
+                }
             }
-            self.sides[side].machines[slot.index()].hurry(Duration::ZERO);
+            node.pact.hurry(slot, Duration::MAX);
         }
     }
 
     fn restart(&mut self, side: usize) {
-        for slot in Slot::ALL {
-            let record = self.sides[side].disk[slot.index()].clone();
-            let context = self.context(side, slot);
-            let (machine, effects) = Machine::start(context, &id(side), record, Duration::ZERO).unwrap();
-            self.sides[side].machines[slot.index()] = machine;
-            for effect in effects {
-                self.carry_out(side, slot, effect);
-            }
-        }
-        self.settle(side);
+        let mut pact = Pact::new(id(side), self.modes[side]);
+        pact.hear(self.modes[1 - side]);
+        self.sides[side].pact = pact;
+        self.meet(side);
     }
 
     /// The agent dies and comes back; devices and routes stay.
@@ -290,40 +423,38 @@ impl Pair {
         self.restart(side);
     }
 
-    /// The node dies and comes back: devices are new, and routes are where they are at first.
+    /// The node dies and comes back: devices are new, and routes are gone.
     pub(crate) fn reboot(&mut self, side: usize) {
-        self.sides[side].device = [On::Bare, On::Bare];
-        self.sides[side].sending = PREFERRED;
+        self.sides[side].device = Default::default();
+        self.sides[side].route = None;
         self.restart(side);
+        // Before it has peers there is nobody to talk to.
+        self.program(side, &mut Fuel::endless());
     }
 
     /// Can a handshake succeed?
     pub(crate) fn works(&self, slot: Slot) -> bool {
-        let [a, b] = [0, 1].map(|side: usize| &self.sides[side].device[slot.index()]);
-        self.agrees_on_context(slot) && a == b && *a != On::Placeholder
+        let [a, b] = [0, 1].map(|side: usize| self.sides[side].device[slot.index()].psk);
+        self.agrees_on_context(slot) && a == b
     }
 
     /// Both sides know both keys.
     pub(crate) fn agrees_on_context(&self, slot: Slot) -> bool {
-        let [a, b] = [0, 1].map(|side: usize| self.sides[side].machines[slot.index()].context());
+        let [a, b] = [0, 1].map(|side: usize| self.machine(side, slot).context());
         a == b
     }
 
-    /// A handshake succeeds and this side's agent sees it.
-    pub(crate) fn handshake(&mut self, side: usize, slot: Slot, cut: Cut) -> usize {
-        let on = match &self.sides[side].device[slot.index()] {
-            On::Key(id) => Some(*id),
-            On::Bare | On::Placeholder => None,
-        };
-        self.input(side, slot, Input::Handshake { on }, cut)
+    /// A handshake that this side begins. Unless `both`, its first packet is lost, so that the responder does not know yet.
+    pub(crate) fn shake(&mut self, side: usize, slot: Slot, both: bool) {
+        self.sides[side].device[slot.index()].made = true;
+        if both {
+            self.sides[1 - side].device[slot.index()].made = true;
+        }
     }
 
-    pub(crate) fn tick(&mut self, side: usize, slot: Slot, cut: Cut) -> usize {
-        self.input(side, slot, Input::Tick, cut)
-    }
-
-    pub(crate) fn deliver(&mut self, side: usize, said: &Said, cut: Cut) -> usize {
-        self.input(side, said.0.context().slot(), Input::Message(said.0.clone()), cut)
+    /// Would a handshake there tell anybody anything?
+    pub(crate) fn unshaken(&self, slot: Slot) -> bool {
+        self.works(slot) && self.sides.iter().any(|side| !side.device[slot.index()].made)
     }
 
     /// The initiator is asked, now or by a message that was long under way.
@@ -333,29 +464,20 @@ impl Pair {
             bytes[0] = round;
             Round(bytes)
         });
-        let context = Arc::clone(self.sides[0].machines[slot.index()].context());
-        self.input(0, slot, Input::Message(Message::Ask { context, round }), cut)
+        let context = Arc::clone(self.machine(0, slot).context());
+        self.turn(0, &Mail::Letter(Message::Ask { context, round }), cut)
     }
 
-    /// The round about which the responder asks.
-    pub(crate) fn asks_about(&self, slot: Slot) -> Option<u8> {
-        let mut machine = self.sides[1].machines[slot.index()].clone();
-        let effects = machine.handle(Input::Tick, self.conditions(1, slot), &mut self.toy.clone());
+    /// The round about which the responder asks; outside none: it asks nothing.
+    pub(crate) fn asks(&self, slot: Slot) -> Option<Option<u8>> {
+        let (mut pact, sight) = (self.sides[1].pact.clone(), self.sight(1));
+        pact.hurry(slot, Duration::ZERO);
+        let effects = pact.handle(slot, Input::Tick, &sight, Duration::ZERO, &mut self.toy.clone());
         effects.into_iter().find_map(|effect| match effect {
-            Effect::Send(Message::Ask { round, .. }) => Some(round?.0[0]),
+            Effect::Send(Message::Ask { round, .. }) => Some(round.map(|round| round.0[0])),
             Effect::Send(_) | Effect::Persist(_) | Effect::Install { .. } | Effect::Remove { .. } => None,
             Effect::Problem(_) => None,
         })
-    }
-
-    /// The slot to which this side would move its route now.
-    pub(crate) fn wanted(&self, side: usize) -> Slot {
-        sending_slot(PREFERRED, self.sides[side].sending, self.carry(side))
-    }
-
-    pub(crate) fn move_route(&mut self, side: usize) {
-        self.sides[side].sending = self.wanted(side);
-        self.settle(side);
     }
 
     /// The node replaces a key, whoever talks on it.
@@ -375,27 +497,25 @@ impl Pair {
         self.renew(1 - side, slot);
     }
 
+    /// The device has the new key of one of the two, so it knows of no handshake.
     fn renew(&mut self, side: usize, slot: Slot) {
-        let context = self.context(side, slot);
-        let (fresh, _) = Machine::start::<()>(context, &id(side), None, Duration::ZERO).unwrap();
-        let old = std::mem::replace(&mut self.sides[side].machines[slot.index()], fresh);
-        for effect in old.retire() {
-            self.carry_out(side, slot, effect);
-        }
-        self.sides[side].device[slot.index()] = On::Bare;
+        self.meet(side);
+        let entry = &mut self.sides[side].device[slot.index()];
+        *entry = Entry { made: false, ..entry.clone() };
+        // A plan for what the slot is now, in the same turn.
+        let touched = self.touched;
+        self.program(side, &mut Fuel::endless());
+        self.touched = touched;
         // Messages about keys that neither side knows any more are refused by both.
-        let contexts =
-            [0, 1].map(|side: usize| Arc::clone(self.sides[side].machines[slot.index()].context()));
+        let contexts = [0, 1].map(|side: usize| Arc::clone(self.machine(side, slot).context()));
         for said in &mut self.said {
             said.retain(|said| said.0.context().slot() != slot || contexts.contains(said.0.context()));
         }
-        self.settle(side);
     }
 
     /// The disk loses a record while the agent is down.
     pub(crate) fn lose(&mut self, side: usize, slot: Slot) {
         self.sides[side].disk[slot.index()] = None;
-        self.sides[side].device[slot.index()] = On::Bare;
         self.restart(side);
     }
 
@@ -410,47 +530,29 @@ impl Pair {
                     if self.lags(side, slot) {
                         self.learn(side, slot);
                     }
-                    if self.works(slot) {
-                        self.handshake(side, slot, None);
+                    if self.unshaken(slot) && self.calls(side, slot) {
+                        self.shake(side, slot, true);
                     }
-                    let conditions = self.conditions(side, slot);
-                    if side == 1 {
-                        let mut machine = self.sides[1].machines[slot.index()].clone();
-                        for effect in machine.handle(Input::Tick, conditions, &mut self.toy) {
-                            if let Effect::Send(Message::Ask { round, .. }) = effect {
-                                self.ask(slot, round.map(|round| round.0[0]), None);
-                            }
-                        }
+                    if let Some(round) = self.asks(slot).filter(|_| side == 1) {
+                        self.ask(slot, round, None);
                     }
-                    self.tick(side, slot, None);
+                    self.turn(side, &Mail::Due(slot), None);
                 }
-                self.leave_dead_slot(side);
-                self.move_route(side);
             }
             while let Some((side, said)) =
                 (0..2).find_map(|side: usize| self.said[side].pop_first().map(|said| (side, said)))
             {
-                self.deliver(side, &said, None);
+                self.turn(side, &Mail::Letter(said.0), None);
             }
-        }
-    }
-
-    /// What the agent does when there is no handshake where it sends.
-    fn leave_dead_slot(&mut self, side: usize) {
-        let sending = self.sides[side].sending;
-        if !self.works(sending) && self.works(sending.other()) {
-            self.sides[side].sending = sending.other();
-            self.settle(side);
         }
     }
 
     /// Does a side report that a key is missing?
     pub(crate) fn reports(&self) -> bool {
         (0..2).any(|side| {
-            Slot::ALL.iter().any(|slot| {
-                let machine = &self.sides[side].machines[slot.index()];
-                machine.overdue(self.conditions(side, *slot), Duration::ZERO).is_some()
-            })
+            let sight = self.sight(side);
+            let overdue = |slot| self.sides[side].pact.overdue(&sight, slot, Duration::ZERO, Duration::ZERO);
+            Slot::ALL.into_iter().any(|slot| overdue(slot).is_some())
         })
     }
 
@@ -465,9 +567,8 @@ impl Pair {
     /// Two sides that both hold the peer's confirmation of a key for one context hold the same.
     pub(crate) fn agreed_is_equal(&self) -> bool {
         Slot::ALL.iter().all(|slot| {
-            let confirmed = |side: usize| {
-                self.sides[side].machines[slot.index()].record().filter(|record| record.confirmed)
-            };
+            let confirmed =
+                |side: usize| self.machine(side, *slot).record().filter(|record| record.confirmed);
             match (confirmed(0), confirmed(1)) {
                 (Some(a), Some(b)) if a.context == b.context => a.id == b.id && a.psk == b.psk,
                 (Some(_) | None, _) => true,
@@ -485,17 +586,29 @@ impl Pair {
         })
     }
 
-    /// What a running agent holds is on its disk and on its device.
-    pub(crate) fn device_is_record(&self) -> bool {
-        self.sides.iter().all(|side| {
+    /// What a running agent holds is on its disk.
+    pub(crate) fn disk_is_record(&self) -> bool {
+        (0..2).all(|side| {
             Slot::ALL.iter().all(|slot| {
-                let record = side.machines[slot.index()].record();
-                let key = match &side.device[slot.index()] {
-                    On::Key(id) => Some(*id),
-                    On::Bare | On::Placeholder => None,
-                };
-                record == side.disk[slot.index()].as_ref() && record.map(|record| record.id) == key
+                let kept = self.sides[side].disk[slot.index()].as_ref();
+                let context = self.machine(side, *slot).context();
+                // What belongs to another key of the peer is kept for its return.
+                self.machine(side, *slot).record() == kept.filter(|kept| kept.context == *context)
             })
+        })
+    }
+
+    /// Where pods' packets go they are taken, and where one insists, in sessions with an agreed key alone.
+    pub(crate) fn pods_are_taken(&self) -> bool {
+        let insists = Effective::of(self.modes[0], self.modes[1]) == Effective::Require;
+        (0..2).all(|side| {
+            let Some(slot) = self.sides[side].route else { return true };
+            let entry = |side: usize| &self.sides[side].device[slot.index()];
+            let (here, there) = (entry(side), entry(1 - side));
+            let keyed =
+                |entry: &Entry| entry.psk.is_some() && (0..2).all(|of| entry.psk != Some(nobodys(of)));
+            // Keys that were replaced a moment ago are for the rotation to think of.
+            here.withheld || !self.works(slot) || (!there.confined && (!insists || keyed(here)))
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use mesh_core::diff::Observed;
 use mesh_core::evidence::{Configured, Engine, Facts, Note, Rotation};
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
@@ -68,7 +69,7 @@ impl Agent {
     /// What is known after a turn besides what [`crate::http::Snapshot`] has.
     pub(super) fn evidence(
         &mut self,
-        view: &ClusterView,
+        (view, observed): (&ClusterView, &Observed),
         desired: &Desired,
         problems: &[Problem],
         guard: &crate::guard::Turn,
@@ -88,8 +89,8 @@ impl Agent {
             settings: configured(&self.config),
             made_at: Slot::ALL.map(|slot| self.keys.made(slot)),
             known_since: self.memory.known.times(view),
-            psks: self.psks.evidence(view),
-            modes: self.psks.modes().clone(),
+            psks: self.psks.evidence(view, observed),
+            modes: self.psks.modes(),
             firewall: guard.closed && guard.firewall,
             firewall_counts: self.guard.counted(),
             exempt: crate::plane::exempt(&crate::guard::nft_input(&self.config, desired)).unwrap_or_default(),

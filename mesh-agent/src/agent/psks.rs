@@ -1,5 +1,5 @@
-//! The pre-shared keys of this node's pairs: drives [`keyring::psk::Exchange`] with what a turn sees, and says what belongs
-//! on each slot. The plan puts it there; what the machines want to say is said only when the devices have taken it.
+//! The pre-shared keys of this node's pairs: drives a [`keyring::psk::Pact`] for each with what a turn sees, and carries out
+//! what it says. The plan puts keys on slots; what the exchanges want to say is said only when the devices have taken them.
 //!
 //! A record is kept while its node is gone, or announces other keys or none that can be read: a node that comes back with its
 //! keys insists on what both had agreed, and an announcement may have been changed by others for a moment. It goes when
@@ -11,16 +11,14 @@ use std::time::{Duration, Instant};
 
 use keyring::LoadedStore;
 use keyring::psk::{
-    self, AllowedScope, Carry, Conditions, Context, Effect, Effective, End, Exchange, Input, KemKey, Letter,
-    Message, MlKem, Mode, ModeConflict, NodeId, Psk, PskId, PskStore, Random as _, Record, Standing,
-    SystemRandom, Verdict,
+    self, Context, Effect, End, Exchange, Input, KemKey, Letter, Message, MlKem, Mode, NodeId, Pact, Psk,
+    PskId, PskStore, Random as _, Record, Sight, Standing, SystemRandom,
 };
 use mesh_core::diff::Observed;
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
 use mesh_core::pair;
 use mesh_core::plan::{self, Desired};
-use mesh_core::psk::SlotPsk;
 use mesh_core::slot::Slot;
 use mesh_core::view::{ClusterView, NodeFacts};
 use tokio::sync::oneshot;
@@ -59,9 +57,7 @@ pub struct Psks {
     started: Instant,
     /// What is on the disk.
     disk: BTreeMap<At, Record>,
-    machines: BTreeMap<At, Exchange>,
-    /// What each peer's last letter said.
-    modes: BTreeMap<NodeName, Mode>,
+    pacts: BTreeMap<NodeName, Pact>,
     gone: BTreeMap<NodeName, Instant>,
     /// To be said when what was installed is on its device.
     outbox: Vec<Saying>,
@@ -77,16 +73,6 @@ impl std::fmt::Debug for Psks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Psks").field("us", &self.us).field("mode", &self.mode).finish_non_exhaustive()
     }
-}
-
-/// One pair as a turn sees it.
-struct Pair {
-    them: Mode,
-    standing: [Standing; 2],
-    announced: Slot,
-    sending: Slot,
-    verdicts: [Verdict; 2],
-    carry: [Carry; 2],
 }
 
 fn random<const N: usize>() -> anyhow::Result<Zeroizing<[u8; N]>> {
@@ -111,8 +97,7 @@ impl Psks {
             courier,
             started: Instant::now(),
             disk: BTreeMap::new(),
-            machines: BTreeMap::new(),
-            modes: BTreeMap::new(),
+            pacts: BTreeMap::new(),
             gone: BTreeMap::new(),
             outbox: Vec::new(),
             trouble: BTreeMap::new(),
@@ -145,7 +130,7 @@ impl Psks {
 
     fn renew(&mut self) {
         let Some(worn) = self.worn else { return };
-        if self.machines.values().any(Exchange::offers) && worn.elapsed() < WORN {
+        if self.machines().any(|(_, machine)| machine.offers()) && worn.elapsed() < WORN {
             return;
         }
         match random() {
@@ -179,25 +164,43 @@ impl Psks {
         self.meet(view, &peers, keys);
         self.part(view, &peers);
         for delivery in mail {
-            self.hear(view, delivery);
+            self.hear(view, observed, delivery);
         }
-        let all: Vec<At> = self.machines.keys().cloned().collect();
+        let all: Vec<At> = self.machines().map(|(at, _)| at).collect();
         for at in &all {
-            if let Some(on) = self.handshake(view, observed, at) {
-                self.handle(view, at, Input::Handshake { on }, None);
+            let sight = sight(view, observed, &at.0);
+            let made = sight.and_then(|sight| self.pacts.get(&at.0)?.handshake(&sight, at.1));
+            if let Some(handshake) = made {
+                self.handle(view, observed, at, handshake, None);
             }
         }
         // Afterwards, since both slots decide about each.
         self.due = None;
         for at in &all {
-            self.handle(view, at, Input::Tick, None);
-            let due = self.conditions(view, at).and_then(|now| self.machines.get(at)?.due(now));
+            self.handle(view, observed, at, Input::Tick, None);
+            let due = sight(view, observed, &at.0)
+                .and_then(|sight| self.pacts.get(&at.0)?.due(&sight, at.1, self.started.elapsed()));
             self.due = [self.due, due].into_iter().flatten().min();
         }
         for name in peers {
-            self.complete(view, observed, &name);
+            let Some((pact, sight)) = self.pacts.get(&name).zip(sight(view, observed, &name)) else {
+                continue;
+            };
+            let wants = pact.wants(&sight, self.nobodys.id());
+            wants.complete(view.pairs.entry(name).or_default());
         }
         !self.failed
+    }
+
+    /// Every exchange.
+    fn machines(&self) -> impl Iterator<Item = (At, &Exchange)> {
+        self.pacts
+            .iter()
+            .flat_map(|(name, pact)| pact.machines().map(|(slot, machine)| ((name.clone(), slot), machine)))
+    }
+
+    fn machine(&self, (name, slot): &At) -> Option<&Exchange> {
+        self.pacts.get(name)?.machine(*slot)
     }
 
     /// Machines for the present keys of every pair.
@@ -214,27 +217,20 @@ impl Psks {
                 // Equal keys are refused elsewhere, with their reason.
                 let Ok(context) = Context::new(slot, own, their) else { continue };
                 let at = (name.clone(), slot);
-                if self.machines.get(&at).is_some_and(|machine| **machine.context() == context) {
-                    continue;
+                let kept = self.disk.get(&at).cloned();
+                let pact =
+                    self.pacts.entry(name.clone()).or_insert_with(|| Pact::new(self.us.clone(), self.mode));
+                if let Ok(Some(effects)) = pact.meet(context, kept, self.started.elapsed()) {
+                    self.trouble.remove(&at);
+                    self.begun(&at, &effects);
                 }
-                self.trouble.remove(&at);
-                self.begin(&at, Arc::new(context));
             }
         }
     }
 
-    /// A machine with what is on the disk. A record that differs by the peer's key alone stays there: that key may come back.
-    fn begin(&mut self, at: &At, context: Arc<Context>) {
+    /// What is to be installed the plan takes from the exchange's record; it says nothing before it has heard or seen something.
+    fn begun(&mut self, at: &At, effects: &[Done]) {
         self.outbox.retain(|(of, ..)| of != at);
-        let own = |context: &Context| context.ends().iter().find(|end| end.id == self.us).cloned();
-        let record = self.disk.get(at).cloned();
-        let record =
-            record.filter(|record| record.context == context || own(&record.context) != own(&context));
-        let started =
-            Exchange::start::<psk::EncapsulationKey>(context, &self.us, record, self.started.elapsed());
-        let Ok((machine, effects)) = started else { return };
-        self.machines.insert(at.clone(), machine);
-        // What is to be installed the plan takes from the machine's record; it says nothing before it has heard or seen something.
         if effects.iter().any(|effect| matches!(effect, Effect::Remove { .. })) {
             self.remove(at);
         }
@@ -242,15 +238,16 @@ impl Psks {
 
     /// Puts away the machines of who is no peer at present.
     fn part(&mut self, view: &ClusterView, peers: &BTreeSet<NodeName>) {
-        let away: Vec<At> = self.machines.keys().filter(|(name, _)| !peers.contains(name)).cloned().collect();
-        for at in away {
-            self.trouble.remove(&at);
-            self.machines.remove(&at);
+        for (name, pact) in &mut self.pacts {
+            if !peers.contains(name) {
+                pact.part();
+            }
         }
+        self.trouble.retain(|(name, _), _| peers.contains(name));
         if !view.synced {
             return;
         }
-        self.modes.retain(|name, _| view.nodes.contains_key(name));
+        self.pacts.retain(|name, _| view.nodes.contains_key(name));
         let left: BTreeSet<NodeName> = self
             .disk
             .keys()
@@ -279,67 +276,32 @@ impl Psks {
         }
     }
 
-    fn hear(&mut self, view: &ClusterView, Delivery { from, letter, reply }: Delivery) {
+    fn hear(&mut self, view: &ClusterView, observed: &Observed, Delivery { from, letter, reply }: Delivery) {
         if !view.nodes.contains_key(&from) {
             return;
         }
-        self.modes.insert(from.clone(), letter.mode);
+        let pact = self.pacts.entry(from.clone()).or_insert_with(|| Pact::new(self.us.clone(), self.mode));
+        pact.hear(letter.mode);
         let Some(message) = letter.message else { return };
         let at = (from, message.context().slot());
-        self.handle(view, &at, Input::Message(message), reply);
+        self.handle(view, observed, &at, Input::Message(message), reply);
     }
 
-    /// Has a handshake been made on this slot, with what is on it? An entry is made anew with each other pre-shared key, so
-    /// what it shows was made with this one; and with both sides' present keys, if it is younger than they are.
-    fn handshake(&self, view: &ClusterView, observed: &Observed, at: &At) -> Option<Option<PskId>> {
-        let machine = self.machines.get(at)?;
-        if !matches!(machine.standing(), Standing::Untried | Standing::Unproven) {
-            return None;
-        }
-        let key = &view.nodes.get(&at.0)?.announced()?.slot(at.1).public_key;
-        let entry = observed.devices.get(&at.1)?.peers.get(key)?;
-        let link = &view.pairs.get(&at.0)?.links[at.1.index()];
-        let made = link.keys_for.zip(link.handshake_age).is_some_and(|(keys, age)| age < keys);
-        made.then_some(entry.psk)
-    }
-
-    fn pair(&self, view: &ClusterView, name: &NodeName) -> Option<Pair> {
-        let theirs = view.nodes.get(name)?.announced()?;
-        let facts = view.pairs.get(name).cloned().unwrap_or_default();
-        let announced = pair::target((&view.local.name, view.drains()), (name, theirs), facts.current);
-        let said = self.modes.get(name).copied().unwrap_or_default();
-        let them = if theirs.kem.is_some() { said } else { Mode::Off };
-        let sending = facts.current.unwrap_or(announced);
-        let standing = Slot::ALL.map(|slot| {
-            self.machines.get(&(name.clone(), slot)).map_or(Standing::Untried, Exchange::standing)
-        });
-        let verdicts = Slot::ALL.map(|slot| psk::verdict(self.mode, them, slot, sending, standing));
-        let carry = Slot::ALL.map(|slot| {
-            let link = &facts.links[slot.index()];
-            if link.unanswered_for.is_some_and(|time| time >= pair::PATIENCE) {
-                Carry::No
-            } else {
-                verdicts[slot.index()].carry
-            }
-        });
-        Some(Pair { them, standing, announced, sending, verdicts, carry })
-    }
-
-    fn conditions(&self, view: &ClusterView, (name, slot): &At) -> Option<Conditions> {
-        let pair = self.pair(view, name)?;
-        Some(Conditions {
-            now: self.started.elapsed(),
-            agree: Effective::of(self.mode, pair.them).agrees(),
-            idle: psk::may_exchange(*slot, pair.sending, pair.carry),
-        })
-    }
-
-    fn handle(&mut self, view: &ClusterView, at: &At, input: Input, reply: Option<oneshot::Sender<Letter>>) {
-        let Some(conditions) = self.conditions(view, at) else { return };
+    fn handle(
+        &mut self,
+        view: &ClusterView,
+        observed: &Observed,
+        at: &At,
+        input: Input,
+        reply: Option<oneshot::Sender<Letter>>,
+    ) {
+        let Some(sight) = sight(view, observed, &at.0) else { return };
         let announced = view.nodes.get(&at.0).and_then(NodeFacts::announced).and_then(|theirs| theirs.kem);
-        let Some(machine) = self.machines.get_mut(at) else { return };
+        let Some(pact) = self.pacts.get_mut(&at.0).filter(|pact| pact.machine(at.1).is_some()) else {
+            return;
+        };
         let mut suite = MlKem { own: &self.kem, announced, random: &mut SystemRandom };
-        let effects = machine.handle(input, conditions, &mut suite);
+        let effects = pact.handle(at.1, input, &sight, self.started.elapsed(), &mut suite);
         self.perform(at, effects, reply);
     }
 
@@ -375,60 +337,27 @@ impl Psks {
     /// What could not be written is forgotten: the machine begins again with what is on the disk, before anything is planned.
     fn crash(&mut self, at: &At) {
         self.failed = true;
-        let Some(machine) = self.machines.remove(at) else { return };
+        let Some(peer) = self.machine(at).map(|machine| machine.peer().clone()) else { return };
         // The new one may be there all the same, where the old one's bytes could not be overwritten.
-        match self.store.get(machine.peer(), at.1) {
+        match self.store.get(&peer, at.1) {
             Ok(Some(record)) => drop(self.disk.insert(at.clone(), record)),
             Ok(None) => drop(self.disk.remove(at)),
             Err(error) => {
                 tracing::error!(peer = %at.0, device = %at.1, err = %error, "Could not read a pre-shared key")
             }
         }
-        self.begin(at, Arc::clone(machine.context()));
-    }
-
-    /// What the plan needs to know of a pair.
-    fn complete(&self, view: &mut ClusterView, observed: &Observed, name: &NodeName) {
-        let Some(pair) = self.pair(view, name) else { return };
-        let effective = Effective::of(self.mode, pair.them);
-        let keys = view.nodes.get(name).and_then(NodeFacts::announced).map(|theirs| theirs.slots.clone());
-        let facts = view.pairs.entry(name.clone()).or_default();
-        for slot in Slot::ALL {
-            let (verdict, standing) = (pair.verdicts[slot.index()], pair.standing[slot.index()]);
-            let machine = self.machines.get(&(name.clone(), slot));
-            let agreed = machine.and_then(|machine| machine.record()).map(|record| record.id);
-            let id = if verdict.placeholder { Some(self.nobodys.id()) } else { agreed };
-            let link = &mut facts.links[slot.index()];
-            let entry = keys
-                .as_ref()
-                .and_then(|keys| observed.devices.get(&slot)?.peers.get(&keys[slot.index()].public_key));
-            if entry.is_some_and(|entry| entry.psk != id) {
-                // Its entry is about to be made anew.
-                link.handshake_age = None;
-            }
-            // Where nobody sends, nothing would show that it works again.
-            let deaf = link.unanswered_for.is_some_and(|time| time >= pair::PATIENCE);
-            let lost = agreed.is_some() && deaf && pair.sending != slot;
-            facts.psk[slot.index()] = SlotPsk {
-                id,
-                confined: verdict.accept == AllowedScope::MeshOnly,
-                withheld: verdict.scope == AllowedScope::MeshOnly,
-                prove: lost || matches!(standing, Standing::Unproven | Standing::Proven),
-            };
-            // Where the two sides may have different keys nobody may go, except to find out that they have the same.
-            facts.links[slot.index()].ready =
-                !verdict.placeholder && !matches!(standing, Standing::Answered | Standing::Lost);
+        let (kept, now) = (self.disk.get(at).cloned(), self.started.elapsed());
+        let again = self.pacts.get_mut(&at.0).map(|pact| pact.again(at.1, kept, now));
+        if let Some(Ok(Some(effects))) = again {
+            self.begun(at, &effects);
         }
-        facts.instead = psk::instead(pair.announced, effective, &pair.verdicts);
     }
 
     /// May a handshake, of which no device tells, bring a pair on?
-    pub(super) fn watches(&self, view: &ClusterView) -> bool {
+    pub(super) fn watches(&self, view: &ClusterView, observed: &Observed) -> bool {
         let now = self.started.elapsed();
-        self.machines.iter().any(|(at, machine)| {
-            machine.standing() != Standing::Open
-                && now.saturating_sub(machine.since()) < EAGER
-                && self.conditions(view, at).is_some_and(|conditions| conditions.agree)
+        self.pacts.iter().any(|(name, pact)| {
+            sight(view, observed, name).is_some_and(|sight| pact.watches(&sight, now, EAGER))
         })
     }
 
@@ -436,7 +365,7 @@ impl Psks {
     pub(super) fn secrets(&self, node: &NodeName, slot: Slot) -> Secrets {
         let mut secrets = Secrets::default();
         secrets.add(Arc::clone(&self.nobodys));
-        if let Some(record) = self.machines.get(&(node.clone(), slot)).and_then(Exchange::record) {
+        if let Some(record) = self.machine(&(node.clone(), slot)).and_then(Exchange::record) {
             secrets.add(Arc::clone(&record.psk));
         }
         secrets
@@ -455,8 +384,8 @@ impl Psks {
             observed.devices.contains_key(slot)
                 && theirs.is_some_and(|theirs| !unput.contains(&(*slot, theirs.slot(*slot).public_key)))
         };
-        let bare = |at: &At| self.machines.get(at).is_some_and(|machine| machine.record().is_none());
         let all = std::mem::take(&mut self.outbox);
+        let bare = |at: &At| self.machine(at).is_some_and(|machine| machine.record().is_none());
         all.into_iter().filter(|(at, ..)| bare(at) || programmed(at)).collect()
     }
 
@@ -488,29 +417,25 @@ impl Psks {
     }
 
     /// What is wrong, with a code for each.
-    pub(super) fn findings(&self, view: &ClusterView) -> Vec<(String, String)> {
+    pub(super) fn findings(&self, view: &ClusterView, observed: &Observed) -> Vec<(String, String)> {
         let finding = |code: &str, text: String| (code.to_owned(), text);
         let mut found: Vec<_> =
             self.refused.iter().map(|text| finding("psk-file-refused", text.clone())).collect();
-        for (at, machine) in &self.machines {
-            let Some(conditions) = self.conditions(view, at) else { continue };
-            // Who does not talk at all is missed for other reasons.
-            let talks =
-                self.pair(view, &at.0).is_some_and(|pair| pair.carry.iter().any(|c| *c >= Carry::Plain));
-            if let Some(problem) = machine.overdue(conditions, OVERDUE).filter(|_| talks) {
-                found.push(finding("psk-overdue", problem.to_string()));
+        let now = self.started.elapsed();
+        for (name, pact) in &self.pacts {
+            let Some(sight) = sight(view, observed, name) else { continue };
+            for (slot, machine) in pact.machines() {
+                // Who does not talk at all is missed for other reasons.
+                let overdue = pact.overdue(&sight, slot, now, OVERDUE).filter(|_| pact.talks(&sight));
+                found.extend(overdue.map(|problem| finding("psk-overdue", problem.to_string())));
+                let trouble = self.trouble.get(&(name.clone(), slot));
+                if let Some(text) = trouble.filter(|_| machine.standing() != Standing::Open) {
+                    found.push(finding("psk-trouble", text.clone()));
+                }
             }
-            if let Some(text) = self.trouble.get(at).filter(|_| machine.standing() != Standing::Open) {
-                found.push(finding("psk-trouble", text.clone()));
-            }
-        }
-        let peers: BTreeSet<&NodeName> = self.machines.keys().map(|(name, _)| name).collect();
-        for name in peers {
-            let Some(pair) = self.pair(view, name) else { continue };
-            let them = NodeId { node: name.clone(), cluster: self.us.cluster.clone() };
-            if let Some(conflict) = ModeConflict::of((&self.us, self.mode), (&them, pair.them)) {
-                found.push(finding("post-quantum-mode-conflict", conflict.to_string()));
-            }
+            let conflict = pact.conflict(&sight);
+            found
+                .extend(conflict.map(|conflict| finding("post-quantum-mode-conflict", conflict.to_string())));
         }
         found
     }
@@ -522,21 +447,40 @@ impl Psks {
 
     /// Peers' keys at which both sides have seen a pre-shared key at work, and which.
     pub(super) fn at_work(&self) -> impl Iterator<Item = (NodeName, Slot, PublicKey, PskId)> + '_ {
-        let open = self.machines.iter().filter(|(_, machine)| machine.standing() == Standing::Open);
+        let open = self.machines().filter(|(_, machine)| machine.standing() == Standing::Open);
         open.filter_map(|((name, slot), machine)| {
             let their = machine.context().ends().iter().find(|end| end.id != self.us)?;
-            Some((name.clone(), *slot, their.key, machine.record()?.id))
+            Some((name, slot, their.key, machine.record()?.id))
         })
     }
 
     /// How many slots of pairs have a key that both sides have seen at work, and how many are to have one.
-    pub(super) fn count(&self, view: &ClusterView) -> (usize, usize) {
-        let agrees = |at: &At| self.conditions(view, at).is_some_and(|conditions| conditions.agree);
+    pub(super) fn count(&self, view: &ClusterView, observed: &Observed) -> (usize, usize) {
         let is_open = |machine: &Exchange| machine.standing() == Standing::Open;
-        let open = self.machines.values().filter(|machine| is_open(machine)).count();
-        let waiting = self.machines.iter().filter(|(at, machine)| !is_open(machine) && agrees(at)).count();
-        (open, waiting)
+        let open = self.machines().filter(|(_, machine)| is_open(machine)).count();
+        let waiting = |(name, pact): (&NodeName, &Pact)| {
+            let agrees = sight(view, observed, name).is_some_and(|sight| pact.effective(&sight).agrees());
+            pact.machines().filter(|(_, machine)| agrees && !is_open(machine)).count()
+        };
+        (open, self.pacts.iter().map(waiting).sum())
     }
+}
+
+/// What a turn sees of the pair with a node.
+fn sight(view: &ClusterView, observed: &Observed, name: &NodeName) -> Option<Sight> {
+    let theirs = view.nodes.get(name)?.announced()?;
+    let facts = view.pairs.get(name).cloned().unwrap_or_default();
+    let entry = |slot: Slot| {
+        let entry = observed.devices.get(&slot)?.peers.get(&theirs.slot(slot).public_key)?;
+        Some(entry.psk)
+    };
+    Some(Sight {
+        takes_part: theirs.kem.is_some(),
+        announced: pair::target((&view.local.name, view.drains()), (name, theirs), facts.current),
+        current: facts.current,
+        links: facts.links,
+        entries: Slot::ALL.map(entry),
+    })
 }
 
 #[cfg(test)]

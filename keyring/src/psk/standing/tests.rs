@@ -86,28 +86,6 @@ fn a_slot_never_has_a_placeholder_while_the_other_one_has() {
 }
 
 #[test]
-fn a_route_moves_to_what_carries_better_and_back_to_the_preferred_slot() {
-    use Carry::{No, Psk, Untried};
-    let table = [
-        // In use, the other one, moves from the preferred slot, moves to it.
-        (Untried, Untried, false, false),
-        (Carry::Plain, Untried, false, false),
-        (Carry::Plain, Carry::Plain, false, true),
-        (Carry::Plain, Psk, true, true),
-        (Psk, Carry::Plain, false, false),
-        (Psk, Psk, false, true),
-        (No, Untried, true, true),
-        (No, No, false, false),
-    ];
-    for (here, there, leaves, returns) in table {
-        let leaves = if leaves { Slot::One } else { Slot::Zero };
-        assert_eq!(sending_slot(Slot::Zero, Slot::Zero, [here, there]), leaves, "{here:?} {there:?}");
-        let returns = if returns { Slot::Zero } else { Slot::One };
-        assert_eq!(sending_slot(Slot::Zero, Slot::One, [there, here]), returns, "{here:?} {there:?}");
-    }
-}
-
-#[test]
 fn a_conflict_names_both_nodes_and_what_to_set_the_same_on_both_sides() {
     let id = |node: &str| NodeId { node: node.parse().unwrap(), cluster: "east".parse().unwrap() };
     let (a, b) = (id("n1"), id("n2"));

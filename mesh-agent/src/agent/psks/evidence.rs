@@ -2,45 +2,53 @@
 
 use std::collections::BTreeMap;
 
-use keyring::psk::{Effective, Exchange, Mode, NodeId, Standing};
+use keyring::psk::{Effective, Mode, NodeId, Pact, Sight, Standing};
+use mesh_core::diff::Observed;
 use mesh_core::evidence::{PskEvidence, PskState};
 use mesh_core::name::NodeName;
+use mesh_core::slot::Slot;
 use mesh_core::view::ClusterView;
 
-use super::{At, OVERDUE, Psks};
+use super::{OVERDUE, Psks, sight};
 
 impl Psks {
     /// How far the key of each pair and slot is.
-    pub(in crate::agent) fn evidence(&self, view: &ClusterView) -> BTreeMap<NodeName, [PskEvidence; 2]> {
-        let mut all: BTreeMap<NodeName, [PskEvidence; 2]> = BTreeMap::new();
-        for (at, machine) in &self.machines {
-            all.entry(at.0.clone()).or_default()[at.1.index()] = self.of_slot(view, at, machine);
-        }
-        all
+    pub(in crate::agent) fn evidence(
+        &self,
+        view: &ClusterView,
+        observed: &Observed,
+    ) -> BTreeMap<NodeName, [PskEvidence; 2]> {
+        let met = self.pacts.iter().filter(|(_, pact)| pact.machines().next().is_some());
+        met.map(|(name, pact)| {
+            let sight = sight(view, observed, name);
+            (name.clone(), Slot::ALL.map(|slot| self.of_slot(sight.as_ref(), name, pact, slot)))
+        })
+        .collect()
     }
 
-    fn of_slot(&self, view: &ClusterView, at: &At, machine: &Exchange) -> PskEvidence {
+    fn of_slot(&self, sight: Option<&Sight>, name: &NodeName, pact: &Pact, slot: Slot) -> PskEvidence {
+        let Some(machine) = pact.machine(slot) else { return PskEvidence::default() };
         let state = match machine.standing() {
             Standing::Open => PskState::Open,
             Standing::Proven => PskState::Proven,
             Standing::Unproven => PskState::Installed,
             Standing::Lost => PskState::Lost,
-            Standing::Untried | Standing::Plain | Standing::Answered => self.missing(view, at, machine),
+            Standing::Untried | Standing::Plain | Standing::Answered => self.missing(sight, pact, slot),
         };
         let record = machine.record();
-        let peer = NodeId { node: at.0.clone(), cluster: self.us.cluster.clone() };
+        let peer = NodeId { node: name.clone(), cluster: self.us.cluster.clone() };
         PskEvidence {
             state,
             id: record.map(|record| record.id),
-            recorded_at: record.and_then(|_| self.store.written(&peer, at.1)),
+            recorded_at: record.and_then(|_| self.store.written(&peer, slot)),
         }
     }
 
     /// Why there is none.
-    fn missing(&self, view: &ClusterView, at: &At, machine: &Exchange) -> PskState {
-        let them = self.pair(view, &at.0).map_or(Mode::Off, |pair| pair.them);
-        let overdue = self.conditions(view, at).is_some_and(|now| machine.overdue(now, OVERDUE).is_some());
-        match Effective::of(self.mode, them) {
+    fn missing(&self, sight: Option<&Sight>, pact: &Pact, slot: Slot) -> PskState {
+        let Some(sight) = sight else { return PskState::Off };
+        let overdue = pact.overdue(sight, slot, self.started.elapsed(), OVERDUE).is_some();
+        match pact.effective(sight) {
             Effective::Off => PskState::Off,
             Effective::Prefer | Effective::Require if overdue => PskState::Overdue,
             // One insists, the other takes no part: it is missing, and will be.
@@ -50,7 +58,7 @@ impl Psks {
     }
 
     /// What each peer's last letter said.
-    pub(in crate::agent) const fn modes(&self) -> &BTreeMap<NodeName, Mode> {
-        &self.modes
+    pub(in crate::agent) fn modes(&self) -> BTreeMap<NodeName, Mode> {
+        self.pacts.iter().filter_map(|(name, pact)| Some((name.clone(), pact.said()?))).collect()
     }
 }

@@ -56,23 +56,23 @@ impl Side {
     }
 
     fn id(&self, slot: Slot, other: &Self) -> Option<PskId> {
-        self.psks.machines.get(&(other.name.clone(), slot))?.record().map(|record| record.id)
+        self.psks.machine(&(other.name.clone(), slot))?.record().map(|record| record.id)
     }
 
     fn is_open(&self, slot: Slot, other: &Self) -> bool {
-        let machine = self.psks.machines.get(&(other.name.clone(), slot));
+        let machine = self.psks.machine(&(other.name.clone(), slot));
         machine.is_some_and(|machine| machine.standing() == Standing::Open)
     }
 }
 
 /// Evidence says what the machines know, and no secret.
-fn told(psks: &Psks, view: &ClusterView, name: &NodeName) {
+fn told(psks: &Psks, view: &ClusterView, observed: &Observed, name: &NodeName) {
     use base64::Engine as _;
     use mesh_core::evidence::PskState;
-    let evidence = psks.evidence(view)[name];
+    let evidence = psks.evidence(view, observed)[name];
     let text = serde_json::to_string(&evidence).unwrap();
     for slot in Slot::ALL {
-        let (machine, said) = (&psks.machines[&(name.clone(), slot)], evidence[slot.index()]);
+        let (machine, said) = (psks.machine(&(name.clone(), slot)).unwrap(), evidence[slot.index()]);
         assert_eq!(said.id, machine.record().map(|record| record.id));
         assert_eq!(said.id.is_some(), said.recorded_at.is_some(), "the file of a key has a time");
         assert_eq!(said.state == PskState::Open, machine.standing() == Standing::Open);
@@ -121,8 +121,8 @@ fn turn(us: &mut Side, name: &NodeName, theirs: &NodeFacts) -> Vec<Message> {
     let mail = std::mem::take(&mut us.mail);
     us.psks.turn(&mut view, &us.observed, &us.keys, mail);
     let (desired, _) = plan(&view);
-    us.watches = us.psks.watches(&view);
-    told(&us.psks, &view, name);
+    us.watches = us.psks.watches(&view, &us.observed);
+    told(&us.psks, &view, &us.observed, name);
     let mut unput = BTreeSet::new();
     for (slot, device) in &desired.devices {
         let observed = us.observed.devices.get_mut(slot).unwrap();
@@ -144,7 +144,7 @@ fn turn(us: &mut Side, name: &NodeName, theirs: &NodeFacts) -> Vec<Message> {
         // The heart of it: nobody is told of a key that is not on its device.
         if let Message::Confirm { .. } | Message::Confirmed { .. } = message {
             let there = us.observed.devices[&slot].peers.get(&announced.slot(slot).public_key);
-            let key = us.psks.machines[&(name.clone(), slot)].record().map(|record| record.id);
+            let key = us.psks.machine(&(name.clone(), slot)).unwrap().record().map(|record| record.id);
             assert_eq!(there.and_then(|there| there.psk), key, "{} says {message:?}", us.name);
         }
         match reply {
@@ -273,7 +273,7 @@ fn what_both_had_agreed_outlives_a_false_announcement_and_an_absence() {
     a.psks.part(&view_of_nobody, &peers);
     view_of_nobody.nodes.clear();
     a.psks.part(&view_of_nobody, &peers);
-    assert!(a.psks.machines.is_empty());
+    assert!(a.psks.machines().next().is_none());
     turn(&mut a, &name_b, &of_b);
     assert_eq!(Slot::ALL.map(|slot| a.id(slot, &b)), before);
 }
