@@ -26,8 +26,13 @@ const ROTATED: Duration = Duration::from_secs(180);
 
 /// A lab whose slots count as left after two silent seconds.
 pub(super) fn rotating(name: &str, nodes: u8, deadline: u32) -> Result<Lab> {
+    rotating_with(name, nodes, deadline, "")
+}
+
+/// [`rotating`], with more lines of configuration.
+fn rotating_with(name: &str, nodes: u8, deadline: u32, more: &str) -> Result<Lab> {
     let deadline = deadline * netlab::slowness();
-    let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: {deadline}\n");
+    let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: {deadline}\n{more}");
     let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
     lab(LabOptions { config, drift_interval: 60, kernel_wireguard, ..options(name, nodes) })
 }
@@ -212,17 +217,28 @@ fn records(node: &Node) -> Result<Vec<Value>> {
 #[test]
 fn all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost() -> Result<()> {
     let rounds = number("HAWSER_ROTATIONS", 2)?;
-    let nodes: Vec<u8> = (1..=number("HAWSER_ROTATING_NODES", 3)?).collect();
-    let lab = rotating("rotate", *nodes.last().context("a node")?, 120)?;
+    let nodes = number("HAWSER_ROTATING_NODES", 3)?;
+    lossless_rotations(&rotating("rotate", nodes, 120)?, rounds)
+}
+
+#[test]
+fn nodes_that_insist_on_pre_shared_keys_replace_theirs_at_once_and_again_and_no_packet_is_lost() -> Result<()>
+{
+    lossless_rotations(&rotating_with("insist", 3, 120, "postQuantum:\n  mode: require\n")?, 2)
+}
+
+/// All nodes at once, this often, under streams between all of them and from the world.
+fn lossless_rotations(lab: &Lab, rounds: u8) -> Result<()> {
+    let nodes: Vec<u8> = (1..=u8::try_from(lab.nodes.len())?).collect();
     let pods = nodes.iter().map(|n| lab.add_pod(*n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
-    let mut witness = Witness::new(&lab)?.pace(pace(nodes.len())?);
-    let mut streams = everywhere(&lab, &mut witness, &pods)?;
+    let mut witness = Witness::new(lab)?.pace(pace(nodes.len())?);
+    let mut streams = everywhere(lab, &mut witness, &pods)?;
     let backend = pods.last().context("a pod")?;
-    node_port(&lab, 40, backend)?;
+    node_port(lab, 40, backend)?;
     // Of another node than the client's and the backend's.
     streams.extend(by_node_port(&mut witness, &pods[0].namespace, lab.node(2), backend)?);
     kube_proxy(lab.node(2), cluster_ips(41), WORLDS_PORT, &pods[0])?;
-    streams.extend(from_the_world(&lab, &mut witness, (lab.node(2), WORLDS_PORT), &pods[0])?);
+    streams.extend(from_the_world(lab, &mut witness, (lab.node(2), WORLDS_PORT), &pods[0])?);
     flowing(&streams, 20)?;
     let mut seen: BTreeSet<String> = BTreeSet::new();
     if rounds == 0 {
@@ -232,9 +248,9 @@ fn all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost() -> Res
     for round in 1..=rounds {
         let old = nodes.iter().map(|n| keys(lab.node(*n))).collect::<Result<Vec<_>>>()?;
         for node in &nodes {
-            request(&lab, *node, &format!("round {round}"))?;
+            request(lab, *node, &format!("round {round}"))?;
         }
-        let took = all_rotated(&lab, &nodes, &old)?;
+        let took = all_rotated(lab, &nodes, &old)?;
         seen.extend(old.into_iter().flatten());
         println!("round {round}: all have new keys after {took:?}");
     }
@@ -251,14 +267,14 @@ fn all_nodes_replace_their_keys_at_once_and_again_and_no_packet_is_lost() -> Res
         let stale: Vec<_> = peers.iter().filter(|peer| seen.contains(&peer.public_key)).collect();
         ensure!(stale.is_empty(), "old keys at node {node}: {stale:?}");
     }
-    let told = events(&lab, "KeyDestroyed")?;
+    let told = events(lab, "KeyDestroyed")?;
     ensure!(told.is_empty() == (rounds == 0), "no Event tells of a destroyed key");
     let count = streams.len();
     let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
     let gap = lossless(streams).with_context(|| {
         drops(lab.nodes.iter().map(|node| &node.namespace).chain(pods.iter().map(|pod| &pod.namespace)))
     })?;
-    let frames = witness.clean(&lab)?;
+    let frames = witness.clean(lab)?;
     println!(
         "{rounds} rotations of {} nodes: {} keys destroyed; {count} streams, {sent} records, 0 lost, longest gap \
          {gap:?}; {frames} frames, none in clear",

@@ -253,7 +253,7 @@ impl<P, C: Clone> Exchange<P, C> {
                 self.offered(round, &key, conditions, suite)
             }
             (Role::Responder, Message::Confirm { tag, seen, .. }) => {
-                self.confirm(tag, seen, conditions.now, suite)
+                self.confirm(tag, seen, conditions, suite)
             }
             (Role::Responder, Message::Withdrawn { round, .. }) => {
                 if matches!(self.attempt, Attempt::Answered { round: answered, .. } if answered == round) {
@@ -315,7 +315,7 @@ impl<P, C: Clone> Exchange<P, C> {
         self.tries = self.tries.saturating_add(1);
         effects.push(match (&self.record, self.role) {
             (_, Role::Responder) => self.ask(),
-            (Some(record), Role::Initiator) => self.confirmation(record, suite),
+            (Some(record), Role::Initiator) => self.confirmation(record, conditions, suite),
             (None, Role::Initiator) => self.offer(suite),
         });
         effects
@@ -339,7 +339,7 @@ impl<P, C: Clone> Exchange<P, C> {
         self.hurry(conditions.now + FIRST_DELAY);
         let mut effects = vec![Effect::Persist(record.clone())];
         match self.role {
-            Role::Initiator => effects.push(self.confirmation(&record, suite)),
+            Role::Initiator => effects.push(self.confirmation(&record, conditions, suite)),
             Role::Responder if record.peer_seen => {}
             Role::Responder => effects.push(self.ask()),
         }
@@ -401,12 +401,13 @@ impl<P, C: Clone> Exchange<P, C> {
         Effect::Send(Message::Offer { context: Arc::clone(&self.context), round, key: suite.key() })
     }
 
-    fn confirmation<S>(&self, record: &Record<P>, suite: &S) -> Effect<P, S::Key, C>
+    fn confirmation<S>(&self, record: &Record<P>, conditions: Conditions, suite: &S) -> Effect<P, S::Key, C>
     where
         S: Suite<Psk = P, Ciphertext = C>,
     {
         let tag = suite.tag(&record.psk, &self.context, Proof::Confirm);
-        Effect::Send(Message::Confirm { context: Arc::clone(&self.context), tag, seen: record.seen })
+        let seen = record.seen && !conditions.drained;
+        Effect::Send(Message::Confirm { context: Arc::clone(&self.context), tag, seen })
     }
 
     fn asked<S>(&mut self, round: Option<Round>, conditions: Conditions, suite: &mut S) -> Effects<P, S>
@@ -415,7 +416,7 @@ impl<P, C: Clone> Exchange<P, C> {
     {
         let mut effects = self.drop_lost::<S>(conditions);
         match &self.record {
-            Some(record) => effects.push(self.confirmation(record, suite)),
+            Some(record) => effects.push(self.confirmation(record, conditions, suite)),
             None if !(conditions.agree && conditions.idle) && round.is_some() => {
                 self.attempt = Attempt::None;
                 let context = Arc::clone(&self.context);
@@ -460,7 +461,11 @@ impl<P, C: Clone> Exchange<P, C> {
             peer_seen: false,
         };
         self.adopt(record.clone(), conditions.now);
-        vec![Effect::Persist(record.clone()), self.install(&record), self.confirmation(&record, suite)]
+        vec![
+            Effect::Persist(record.clone()),
+            self.install(&record),
+            self.confirmation(&record, conditions, suite),
+        ]
     }
 
     fn confirmed<S>(&mut self, tag: &Tag, seen: bool, suite: &S) -> Effects<P, S>
@@ -570,7 +575,7 @@ impl<P, C: Clone> Exchange<P, C> {
     }
 
     /// Whatever the slot is used for: the initiator has the key, and a slot with different keys works for nobody.
-    fn confirm<S>(&mut self, tag: Tag, seen: bool, now: Duration, suite: &S) -> Effects<P, S>
+    fn confirm<S>(&mut self, tag: Tag, seen: bool, conditions: Conditions, suite: &S) -> Effects<P, S>
     where
         S: Suite<Psk = P, Ciphertext = C>,
     {
@@ -580,7 +585,7 @@ impl<P, C: Clone> Exchange<P, C> {
             let record = Record { peer_seen: record.peer_seen || seen, ..record.clone() };
             self.record = Some(record.clone());
             let mut effects = if changed { vec![Effect::Persist(record.clone())] } else { Vec::new() };
-            effects.push(self.confirmed_message(&record, suite));
+            effects.push(self.confirmed_message(&record, conditions, suite));
             return effects;
         }
         let psk = match &self.attempt {
@@ -592,16 +597,23 @@ impl<P, C: Clone> Exchange<P, C> {
         let context = Arc::clone(&self.context);
         let id = suite.id(&psk);
         let record = Record { context, psk, id, confirmed: true, seen: false, peer_seen: seen };
-        self.adopt(record.clone(), now);
-        vec![Effect::Persist(record.clone()), self.install(&record), self.confirmed_message(&record, suite)]
+        self.adopt(record.clone(), conditions.now);
+        let confirmed = self.confirmed_message(&record, conditions, suite);
+        vec![Effect::Persist(record.clone()), self.install(&record), confirmed]
     }
 
-    fn confirmed_message<S>(&self, record: &Record<P>, suite: &S) -> Effect<P, S::Key, C>
+    fn confirmed_message<S>(
+        &self,
+        record: &Record<P>,
+        conditions: Conditions,
+        suite: &S,
+    ) -> Effect<P, S::Key, C>
     where
         S: Suite<Psk = P, Ciphertext = C>,
     {
         let tag = suite.tag(&record.psk, &self.context, Proof::Confirmed);
-        Effect::Send(Message::Confirmed { context: Arc::clone(&self.context), tag, seen: record.seen })
+        let seen = record.seen && !conditions.drained;
+        Effect::Send(Message::Confirmed { context: Arc::clone(&self.context), tag, seen })
     }
 
     fn adopt(&mut self, record: Record<P>, now: Duration) {

@@ -28,6 +28,8 @@ pub struct Sight {
     pub takes_part: bool,
     /// The slot that the announcements name: [`mesh_core::pair::target`].
     pub announced: Slot,
+    /// The slot that this node drains or means to.
+    pub drained: Option<Slot>,
     /// Where this node's routes to the peer lead.
     pub current: Option<Slot>,
     /// Both slots.
@@ -201,6 +203,8 @@ impl<P, C: Clone> Pact<P, C> {
             now,
             agree: judged.effective.agrees(),
             idle: may_exchange(slot, judged.sending, judged.carry),
+            // Where a drain yields to the peer's the pair is to come here.
+            drained: sight.drained == Some(slot) && sight.announced != slot,
         }
     }
 

@@ -7,6 +7,9 @@
     reason = "helpers of tests; the number of states is to be seen"
 )]
 
+mod agreement;
+#[path = "../pair/mod.rs"]
+mod pair;
 mod world;
 
 use std::collections::HashSet;
@@ -14,9 +17,11 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex};
 
 use keyring::rotation::Proof;
+use mesh_core::psk::Mode;
 use mesh_core::slot::Slot;
 use stateright::{Checker, Model, Property};
 
+use self::agreement::Agreement;
 use self::world::{Rules, World};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +42,8 @@ enum Action {
     Deliver { to: usize, of: usize, all: bool },
     /// A handshake, begun by the first; `both`: its first packet arrives, too.
     Shake { from: usize, to: usize, slot: Slot, both: bool },
+    /// A letter about a slot's pre-shared key comes; the agent crashes after so many things done.
+    Read { to: usize, from: usize, slot: Slot, fuel: Option<usize> },
 }
 
 struct Cluster {
@@ -73,7 +80,26 @@ impl Cluster {
                     && world.nodes[a].peers[b].route == Some(Slot::Zero)
                     && world.fits(a, b, Slot::Zero)
                     && world.fits(a, b, Slot::One)
+                    && world.nodes[a].peers[b].agreement.as_deref().is_none_or(Agreement::is_open)
             })
+    }
+
+    /// A cluster that has agreed on its pre-shared keys, before anybody is asked for a rotation.
+    fn agreed(rules: &Rules) -> World {
+        let calm = Self::new(Rules { rotates: vec![0; rules.rotates.len()], ..rules.clone() });
+        let mut world = World::new(&calm.rules);
+        for _ in 0..ROUNDS {
+            if calm.ended(&world) {
+                break;
+            }
+            calm.peace(&mut world);
+        }
+        assert!(calm.ended(&world), "{world:#?}");
+        world.toy = pair::Toy::default();
+        for (node, asked) in world.nodes.iter_mut().zip(&rules.rotates) {
+            node.asked = if rules.any_time { 0 } else { (*asked).min(1) };
+        }
+        world
     }
 
     /// One round without faults.
@@ -99,6 +125,13 @@ impl Cluster {
             for slot in Slot::ALL {
                 if world.can_shake(from, to, slot) {
                     world.shake(from, to, slot, true);
+                }
+            }
+        }
+        for (to, from) in world.pairs() {
+            for slot in Slot::ALL {
+                if world.can_read(to, from, slot) {
+                    world.read(&self.rules, (to, from, slot), None);
                 }
             }
         }
@@ -140,12 +173,25 @@ fn common(world: &World) -> bool {
     })
 }
 
+/// Where pods' packets go they are taken, and where the administrator insists on it, in sessions with an agreed key alone.
+fn taken(rules: &Rules, world: &World) -> bool {
+    world.pairs().all(|(a, b)| {
+        let (here, there) = (&world.nodes[a].peers[b], &world.nodes[b].peers[a]);
+        let (Some(mine), Some(theirs), Some(slot)) = (&here.agreement, &there.agreement, here.route) else {
+            return true;
+        };
+        let s = slot.index();
+        let insists = rules.psk == Some(Mode::Require);
+        mine.withheld[s] || !world.fits(a, b, slot) || (!theirs.confined[s] && (!insists || mine.keyed(slot)))
+    })
+}
+
 impl Model for Cluster {
     type State = World;
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new(&self.rules)]
+        vec![if self.rules.psk.is_some() { Self::agreed(&self.rules) } else { World::new(&self.rules) }]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -181,8 +227,21 @@ impl Model for Cluster {
                 if world.can_shake(to, of, slot) {
                     actions.extend([true, false].map(|both| Action::Shake { from: to, to: of, slot, both }));
                 }
+                if world.can_read(to, of, slot) {
+                    let read = |fuel| Action::Read { to, from: of, slot, fuel };
+                    actions.push(read(None));
+                    if world.crashes > 0 {
+                        let dies =
+                            |fuel: &usize| world.clone().read(&self.rules, (to, of, slot), Some(*fuel));
+                        actions.extend((0..).take_while(dies).map(|fuel| read(Some(fuel))));
+                    }
+                }
             }
         }
+    }
+
+    fn within_boundary(&self, world: &World) -> bool {
+        world.toy.rounds <= self.rules.offers && world.toy.keys <= self.rules.offers
     }
 
     fn next_state(&self, world: &World, action: Action) -> Option<World> {
@@ -207,6 +266,10 @@ impl Model for Cluster {
             Action::Publish(me) => next.publish(me),
             Action::Deliver { to, of, all } => next.deliver(to, of, all),
             Action::Shake { from, to, slot, both } => next.shake(from, to, slot, both),
+            Action::Read { to, from, slot, fuel } => {
+                next.crashes -= u8::from(fuel.is_some());
+                next.read(&self.rules, (to, from, slot), fuel);
+            }
         }
         next.meet();
         if !self.rules.any_time {
@@ -222,6 +285,7 @@ impl Model for Cluster {
             Property::always("what is sent now is accepted", |_, world| talks(world)),
             Property::always("a common slot", |_, world| common(world)),
             Property::always("left in peace it ends rotated", Self::can_end),
+            Property::always("what pods send is taken", |model: &Self, world| taken(&model.rules, world)),
             Property::sometimes("it ends", Self::ended),
         ]
     }
@@ -239,8 +303,10 @@ fn check(name: &str, rules: Rules) {
     );
     for (property, path) in checker.discoveries() {
         if property != "it ends" {
-            let actions = path.clone().into_actions();
-            panic!("{name}: not so: {property}, after {actions:#?}\n{:#?}", path.last_state());
+            for (world, action) in path.clone().into_vec() {
+                println!("{}\n    {action:?}", world.summary());
+            }
+            panic!("{name}: not so: {property}\n{:#?}", path.last_state());
         }
     }
     checker.assert_properties();
@@ -317,4 +383,44 @@ fn silence_is_no_proof_where_a_pair_may_be_idle() {
 fn a_node_joins_while_another_rotates() {
     let rules = Rules { rotates: vec![1, 0], joined: vec![true, false], ..Rules::new(2) };
     check("two nodes, one joins", rules);
+}
+
+/// Rotation beside the agreement on pre-shared keys.
+#[test]
+fn nodes_with_pre_shared_keys_rotate_with_agents_that_crash_anywhere() {
+    for mode in [Mode::Prefer, Mode::Require] {
+        let rules = || Rules::agreeing(2, mode);
+        for rotates in [vec![1, 0], vec![0, 1]] {
+            check(
+                &format!("{mode}, {rotates:?} rotations, two crashes"),
+                Rules { rotates, crashes: 2, ..rules() },
+            );
+        }
+        check(&format!("{mode}, both rotate"), rules());
+        check(
+            &format!("{mode}, one rotates, a deadline"),
+            Rules { rotates: vec![1, 0], deadlines: true, ..rules() },
+        );
+    }
+}
+
+/// Minutes: run with `--ignored`.
+#[test]
+#[ignore = "takes minutes; the smaller bounds above run always"]
+fn nodes_with_pre_shared_keys_rotate_within_wider_bounds() {
+    for mode in [Mode::Prefer, Mode::Require] {
+        let rules = || Rules::agreeing(2, mode);
+        check(&format!("{mode}, both rotate, one crash"), Rules { crashes: 1, ..rules() });
+        check(
+            &format!("{mode}, both rotate, asked at any time, one crash"),
+            Rules { any_time: true, crashes: 1, ..rules() },
+        );
+        for rotates in [vec![2, 1], vec![1, 2]] {
+            check(&format!("{mode}, {rotates:?} rotations"), Rules { rotates, offers: 8, ..rules() });
+        }
+        check(
+            &format!("{mode}, three nodes, one rotates"),
+            Rules { rotates: vec![0, 1, 0], ..Rules::agreeing(3, mode) },
+        );
+    }
 }

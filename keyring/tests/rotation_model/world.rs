@@ -18,7 +18,11 @@ use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
 use mesh_core::pair::{Choice, Drains, Link, PATIENCE, choose, target};
+use mesh_core::psk::Mode;
 use mesh_core::slot::{Slot, drained};
+
+use super::agreement::{Agreement, Letter};
+use super::pair::Toy;
 
 /// What the API says of a node: epochs of both keys, and the draining slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +48,8 @@ pub(crate) struct Peer {
     pub(crate) met: bool,
     /// Where the agent provokes a handshake.
     pub(crate) call: Option<Slot>,
+    /// Where nodes agree on pre-shared keys.
+    pub(crate) agreement: Option<Box<Agreement>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +86,7 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) api: Vec<Option<Said>>,
     pub(crate) crashes: u8,
+    pub(crate) toy: Toy,
 }
 
 /// What a cluster is like.
@@ -99,6 +106,10 @@ pub(crate) struct Rules {
     pub(crate) crashes: u8,
     /// May deadlines be reached?
     pub(crate) deadlines: bool,
+    /// The mode of all where they agree on pre-shared keys.
+    pub(crate) psk: Option<Mode>,
+    /// Offers of keys, and keys made, in a run.
+    pub(crate) offers: u8,
 }
 
 impl Rules {
@@ -113,7 +124,14 @@ impl Rules {
             proof: Proof::Answers,
             crashes: 0,
             deadlines: false,
+            psk: None,
+            offers: 4,
         }
+    }
+
+    /// [`Rules::new`], where nodes agree on pre-shared keys.
+    pub(crate) fn agreeing(nodes: usize, mode: Mode) -> Self {
+        Self { psk: Some(mode), ..Self::new(nodes) }
     }
 
     const fn settings(&self) -> Settings {
@@ -121,7 +139,7 @@ impl Rules {
     }
 }
 
-fn key(node: usize, slot: Slot, epoch: u8) -> PublicKey {
+pub(crate) fn key(node: usize, slot: Slot, epoch: u8) -> PublicKey {
     let mut bytes = [0; 32];
     bytes[0] = u8::try_from(node).unwrap() + 1;
     bytes[1] = u8::try_from(slot.index()).unwrap();
@@ -129,7 +147,7 @@ fn key(node: usize, slot: Slot, epoch: u8) -> PublicKey {
     PublicKey::from_bytes(bytes)
 }
 
-fn announcement(node: usize, said: Said) -> Announcement {
+pub(crate) fn announcement(rules: &Rules, node: usize, said: Said) -> Announcement {
     let slot = |slot: Slot| SlotAnnouncement {
         epoch: Epoch(said.epochs[slot.index()].into()),
         public_key: key(node, slot, said.epochs[slot.index()]),
@@ -139,7 +157,7 @@ fn announcement(node: usize, said: Said) -> Announcement {
     Announcement {
         slots: [slot(Slot::Zero), slot(Slot::One)],
         endpoints: vec![],
-        kem: None,
+        kem: rules.psk.map(|_| [0; 32]),
         host_traffic: false,
     }
 }
@@ -169,6 +187,9 @@ impl World {
                         route: met.then_some(Slot::Zero),
                         met,
                         call: None,
+                        agreement: (other != me)
+                            .then(|| rules.psk.map(|mode| Box::new(Agreement::new(rules, me, mode))))
+                            .flatten(),
                     }
                 })
                 .collect(),
@@ -181,6 +202,7 @@ impl World {
             nodes: (0..count).map(node).collect(),
             api: rules.joined.iter().map(|joined| joined.then_some(said)).collect(),
             crashes: rules.crashes,
+            toy: Toy::default(),
         }
     }
 
@@ -195,7 +217,9 @@ impl World {
     pub(crate) fn fits(&self, a: usize, b: usize, slot: Slot) -> bool {
         let s = slot.index();
         let (x, y) = (&self.nodes[a], &self.nodes[b]);
-        x.peers[b].listed[s] == y.devices[s] && y.peers[a].listed[s] == x.devices[s]
+        let keys = x.peers[b].listed[s] == y.devices[s] && y.peers[a].listed[s] == x.devices[s];
+        let psk = |peer: &Peer| peer.agreement.as_ref().and_then(|agreement| agreement.on[s]);
+        keys && psk(&x.peers[b]) == psk(&y.peers[a])
     }
 
     /// Whatever `a` sends to `b` now is accepted.
@@ -213,7 +237,7 @@ impl World {
     }
 
     /// Something happened on a slot between two nodes.
-    fn stir(&mut self, a: usize, b: usize, slot: Slot) {
+    pub(crate) fn stir(&mut self, a: usize, b: usize, slot: Slot) {
         for node in [a, b] {
             if self.nodes[node].machine.draining() == Some(slot) {
                 self.nodes[node].turned = 0;
@@ -234,6 +258,11 @@ impl World {
         }
     }
 
+    /// What this node drains.
+    pub(crate) fn drained_by(&self, me: usize) -> Drains {
+        Drains { wanted: self.nodes[me].machine.draining(), accepted: self.nodes[me].own.drained }
+    }
+
     pub(crate) fn deliver(&mut self, to: usize, of: usize, all: bool) {
         let peer = &mut self.nodes[to].peers[of];
         while let Some(said) = peer.queue.pop_front() {
@@ -246,7 +275,8 @@ impl World {
 
     pub(crate) fn can_shake(&self, a: usize, b: usize, slot: Slot) -> bool {
         let (node, peer) = (&self.nodes[a], &self.nodes[a].peers[b]);
-        let wants = peer.route == Some(slot) || (node.up && peer.call == Some(slot));
+        let proves = peer.agreement.as_ref().is_some_and(|agreement| agreement.proves[slot.index()]);
+        let wants = peer.route == Some(slot) || (node.up && (proves || peer.call == Some(slot)));
         let fresh = |x: usize, y: usize| {
             let (x, s) = (&self.nodes[x], slot.index());
             x.peers[y].stamp[s] == Some((x.devices[s], x.peers[y].listed[s]))
@@ -276,6 +306,9 @@ impl World {
             peer.queue.clear();
             // Not known any more, and not looked at before the next start.
             peer.view = None;
+            if let Some(agreement) = &mut peer.agreement {
+                agreement.forget();
+            }
         }
     }
 
@@ -291,10 +324,26 @@ impl World {
         for other in (0..rules.names.len()).filter(|other| *other != me) {
             node.peers[other].view = self.api[other];
         }
+        self.meet_all(rules, me);
     }
 
     /// One turn of an agent. It crashes after `fuel` things that it did, if it does so many; says whether it did.
-    pub(crate) fn turn(&mut self, rules: &Rules, me: usize, late: bool, mut fuel: Option<usize>) -> bool {
+    pub(crate) fn turn(&mut self, rules: &Rules, me: usize, late: bool, fuel: Option<usize>) -> bool {
+        self.turn_with(rules, me, late, fuel, Vec::new())
+    }
+
+    /// [`World::turn`], with what there is to be said already.
+    pub(crate) fn turn_with(
+        &mut self,
+        rules: &Rules,
+        me: usize,
+        late: bool,
+        mut fuel: Option<usize>,
+        mut said: Vec<Letter>,
+    ) -> bool {
+        if let Some(slot) = self.nodes[me].machine.draining().filter(|_| self.quiet_passed(me)) {
+            self.lose_old_letters(me, slot);
+        }
         // Bounded, since a machine that never rests would be found by nothing else.
         for _ in 0..6 {
             let before = self.nodes[me].machine.clone();
@@ -312,11 +361,22 @@ impl World {
             if drains != before.draining() || drains.is_none() {
                 self.nodes[me].turned = 0;
             }
-            if self.apply(rules, me, &mut fuel) {
+            if let Some(slot) = drains.filter(|_| drains != before.draining()) {
+                self.age_letters(me, slot);
+            }
+            if self.apply(rules, me, &mut fuel, &mut said) {
                 self.crash(me);
                 return true;
             }
             if !busy {
+                // What was put on devices may be told.
+                for letter in said {
+                    if burnt(&mut fuel) {
+                        self.crash(me);
+                        return true;
+                    }
+                    self.post(letter);
+                }
                 // Announced at the end of a turn: what is announced is in the devices.
                 let node = &mut self.nodes[me];
                 node.wanted = Some(Said { epochs: node.devices, drained: node.machine.draining() });
@@ -342,7 +402,13 @@ impl World {
                     node.staged[slot.index()] = node.keys.iter().max().unwrap() + 1;
                 }
             }
-            Effect::Install { slot } => node.devices[slot.index()] = node.staged[slot.index()],
+            Effect::Install { slot } => {
+                node.devices[slot.index()] = node.staged[slot.index()];
+                // Pre-shared keys belonged to the former one.
+                for agreement in node.peers.iter_mut().filter_map(|peer| peer.agreement.as_mut()) {
+                    agreement.on[slot.index()] = None;
+                }
+            }
             Effect::Commit { slot } => {
                 node.keys[slot.index()] = std::mem::take(&mut node.staged[slot.index()]);
             }
@@ -360,7 +426,7 @@ impl World {
     }
 
     /// Keys into devices, peers into devices, routes: as a plan orders them.
-    fn apply(&mut self, rules: &Rules, me: usize, fuel: &mut Option<usize>) -> bool {
+    fn apply(&mut self, rules: &Rules, me: usize, fuel: &mut Option<usize>, said: &mut Vec<Letter>) -> bool {
         for s in 0..2 {
             if self.nodes[me].devices[s] != self.nodes[me].keys[s] {
                 if burnt(fuel) {
@@ -371,15 +437,21 @@ impl World {
         }
         for other in (0..rules.names.len()).filter(|other| *other != me) {
             let Some(view) = self.nodes[me].peers[other].view else { continue };
+            if rules.psk.is_some() {
+                if self.agree(rules, (me, other), fuel, said).is_none() {
+                    return true;
+                }
+                continue;
+            }
             let links = self.links(me, other);
             let node = &mut self.nodes[me];
             let drains = Drains { wanted: node.machine.draining(), accepted: node.own.drained };
             let peer = &mut node.peers[other];
             if peer.listed != view.epochs {
                 peer.listed = view.epochs;
-                return self.apply(rules, me, fuel);
+                return self.apply(rules, me, fuel, said);
             }
-            let there = (&rules.names[other], &announcement(other, view));
+            let there = (&rules.names[other], &announcement(rules, other, view));
             let target = target((&rules.names[me], drains), there, peer.route);
             let Choice { send, provoke } = choose(peer.route, target, &links);
             peer.call = provoke;
@@ -396,14 +468,18 @@ impl World {
         false
     }
 
-    fn links(&self, me: usize, other: usize) -> [Link; 2] {
+    pub(crate) fn links(&self, me: usize, other: usize) -> [Link; 2] {
         let (node, peer) = (&self.nodes[me], &self.nodes[me].peers[other]);
         [Slot::Zero, Slot::One].map(|slot| {
             let s = slot.index();
             let made = peer.stamp[s] == Some((node.devices[s], peer.listed[s]));
             let deaf = peer.route == Some(slot) && !self.fits(me, other, slot);
             Link {
-                keys_for: (peer.listed[s] != 0).then_some(Duration::MAX),
+                // With the key that the API names at present.
+                keys_for: peer
+                    .view
+                    .is_some_and(|view| peer.listed[s] == view.epochs[s] && peer.listed[s] != 0)
+                    .then_some(Duration::MAX),
                 handshake_age: made.then_some(Duration::ZERO),
                 unanswered_for: deaf.then_some(PATIENCE),
                 ready: true,
@@ -411,12 +487,17 @@ impl World {
         })
     }
 
+    /// Has the quiet time passed since something happened on the slot that this node drains?
+    fn quiet_passed(&self, me: usize) -> bool {
+        let living = |other: &usize| *other == me || self.nodes[*other].up;
+        let all = (0..self.nodes.len()).filter(living).fold(0, |mask, other| mask | 1 << other);
+        self.nodes[me].turned & all == all
+    }
+
     fn look(&self, rules: &Rules, me: usize, late: bool) -> keyring::rotation::Step {
         let node = &self.nodes[me];
         let settings = rules.settings();
-        let living = |other: &usize| *other == me || self.nodes[*other].up;
-        let all = (0..self.nodes.len()).filter(living).fold(0, |mask, other| mask | 1 << other);
-        let passed = node.turned & all == all;
+        let passed = self.quiet_passed(me);
         let uptime = match (late, passed) {
             (true, _) => settings.deadline + settings.quiet,
             (false, true) => settings.quiet,
@@ -446,7 +527,7 @@ impl World {
         let peers: Vec<PeerFacts<'_>> = (0..self.nodes.len())
             .filter_map(|other| {
                 let peer = &node.peers[other];
-                let theirs = announcement(other, peer.view.filter(|_| other != me)?);
+                let theirs = announcement(rules, other, peer.view.filter(|_| other != me)?);
                 let name = &rules.names[other];
                 let back = self.nodes[other].peers[me].route;
                 let echo = |there: Slot, back: Slot| {
@@ -463,7 +544,7 @@ impl World {
                 })
             })
             .collect();
-        let own = announcement(me, node.own);
+        let own = announcement(rules, me, node.own);
         let request = (node.asked > 0).then(|| node.asked.to_string());
         let observed = Observed {
             node: &rules.names[me],
@@ -474,6 +555,22 @@ impl World {
             request: request.as_deref(),
         };
         node.machine.step(&settings, &observed, Now { uptime, unix: 0 })
+    }
+
+    /// Each node's keys and drain, and its side of each pair: view, route, handshakes, standings.
+    pub(crate) fn summary(&self) -> String {
+        let side = |(me, other): (usize, usize)| {
+            let peer = &self.nodes[me].peers[other];
+            let view = peer.view.map(|said| (said.epochs, said.drained));
+            let standings =
+                peer.agreement.as_ref().map(|agreement| (agreement.standings(), agreement.withheld));
+            format!("  {me} of {other}: {view:?} by {:?}, {:?}, {standings:?}", peer.route, peer.stamp)
+        };
+        let node = |(me, node): (usize, &Node)| {
+            format!("{me}: {:?} drains {:?}", node.devices, node.machine.draining())
+        };
+        let nodes = self.nodes.iter().enumerate().map(node);
+        nodes.chain(self.pairs().map(side)).collect::<Vec<_>>().join("\n")
     }
 
     /// May a node be asked for one more?
@@ -496,7 +593,7 @@ impl World {
     }
 }
 
-fn burnt(fuel: &mut Option<usize>) -> bool {
+pub(crate) fn burnt(fuel: &mut Option<usize>) -> bool {
     match fuel {
         Some(0) => true,
         Some(left) => {

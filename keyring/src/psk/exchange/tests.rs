@@ -21,7 +21,7 @@ impl Random for Counter {
     }
 }
 
-const AGREE: Conditions = Conditions { now: Duration::ZERO, agree: true, idle: true };
+const AGREE: Conditions = Conditions { now: Duration::ZERO, agree: true, idle: true, drained: false };
 
 fn at(seconds: u64) -> Conditions {
     Conditions { now: Duration::from_secs(seconds), ..AGREE }
@@ -167,6 +167,38 @@ fn a_message_about_other_keys_changes_nothing_and_is_answered_with_the_own() {
     assert_eq!(refused, Message::Refused { context: context(7), reason: Refusal::OtherContext });
     assert_eq!(b.machine.standing(), Standing::Untried);
     assert_eq!(words(&a.hear(&refused)), [""; 0]);
+}
+
+#[test]
+fn who_drains_the_slot_does_not_say_that_it_has_seen_a_handshake_there() {
+    let seen = |effects: &[Effect]| {
+        matches!(sent(effects), Message::Confirm { seen: true, .. } | Message::Confirmed { seen: true, .. })
+    };
+    for drained in [true, false] {
+        let draining = Conditions { drained, ..AGREE };
+        let (mut a, mut b) = nodes();
+        let answer = b.hear(&sent(&a.give(Input::Tick, AGREE)));
+        let confirm = sent(&a.hear(&sent(&answer)));
+        b.hear(&confirm);
+        let on = a.machine.record().map(|record| record.id);
+        let confirm = a.give(Input::Handshake { on }, draining);
+        assert_eq!(seen(&confirm), !drained, "the initiator, {drained}");
+        b.give(Input::Handshake { on }, draining);
+        let confirmed = b.give(Input::Message(sent(&confirm)), draining);
+        assert_eq!(seen(&confirmed), !drained, "the responder, {drained}");
+        a.hear(&sent(&confirmed));
+        let open = if drained { Standing::Proven } else { Standing::Open };
+        assert_eq!([a.machine.standing(), b.machine.standing()], [open; 2]);
+        // Afterwards they say it.
+        let later = at(70);
+        let asks = b.give(Input::Tick, later);
+        if drained {
+            let confirm = a.give(Input::Message(sent(&asks)), later);
+            let confirmed = b.give(Input::Message(sent(&confirm)), later);
+            a.give(Input::Message(sent(&confirmed)), later);
+        }
+        assert_eq!([a.machine.standing(), b.machine.standing()], [Standing::Open; 2]);
+    }
 }
 
 #[test]

@@ -58,6 +58,10 @@ pub struct Conditions {
     pub agree: bool,
     /// [`may_exchange`](crate::psk::may_exchange).
     pub idle: bool,
+    /// This node drains the slot, the pair is to leave it, and it may replace its key as soon as the peer has left it. So it does not say that it has seen a
+    /// handshake there: where one insists on pre-shared keys that word would move the peer onto the slot at any later moment,
+    /// maybe before it hears of the drain.
+    pub drained: bool,
 }
 
 /// What to do, in this order.
