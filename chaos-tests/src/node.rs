@@ -157,13 +157,22 @@ impl Node {
     /// # Errors
     /// It cannot be started.
     pub fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_with(&[])
+    }
+
+    /// [`Node::start_agent`], with more in its environment.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_agent_with(&mut self, environment: &[(&str, &Path)]) -> Result<()> {
         let mut command = Command::new(&self.binaries.agent);
         command
             .args(["--kubeconfig", "/etc/hawser/kubeconfig", "--node-name", &self.name])
             .args(["--drift-interval", &self.drift_interval.to_string()])
             .arg("--bpf-pin-dir")
             .arg(&self.pins)
-            .env("NO_COLOR", "1");
+            .env("NO_COLOR", "1")
+            .envs(environment.iter().copied());
         self.agent = Some(self.spawn(command, "mesh-agent")?);
         Ok(())
     }

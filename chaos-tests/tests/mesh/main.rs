@@ -13,6 +13,7 @@ mod processes;
 mod psk;
 mod retired;
 mod rotation;
+mod rotation_faults;
 mod traffic;
 mod weather;
 

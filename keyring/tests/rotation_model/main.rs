@@ -52,8 +52,8 @@ struct Cluster {
     ends: Arc<Mutex<HashSet<u64>>>,
 }
 
-/// Rounds in which a cluster left in peace must have ended; a rotation takes about ten.
-const ROUNDS: usize = 40;
+/// Rounds in which a cluster left in peace must have ended; a rotation takes about ten, with pre-shared keys about twenty.
+const ROUNDS: usize = 100;
 
 impl Cluster {
     fn new(rules: Rules) -> Self {
