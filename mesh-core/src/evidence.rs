@@ -97,6 +97,9 @@ pub struct Configured {
     pub data_path: bool,
     /// Whether what nodes send each other themselves goes through the tunnel, too.
     pub host_traffic: bool,
+    /// Whether what a peer sends outside the tunnel is refused besides.
+    #[serde(default)]
+    pub host_traffic_required: bool,
 }
 
 /// When and how keys are replaced.

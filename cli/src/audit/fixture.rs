@@ -95,6 +95,7 @@ pub(super) fn evidence(node: u8, nodes: u8) -> NodeEvidence {
             },
             data_path: true,
             host_traffic: false,
+            host_traffic_required: false,
         },
         announced: true,
         slots: Slot::ALL.map(own),

@@ -395,6 +395,7 @@ fn differing(a: &Configured, b: &Configured) -> Vec<&'static str> {
         rotation,
         data_path,
         host_traffic,
+        host_traffic_required,
     } = a;
     let fields = [
         ("clusterName", *cluster != b.cluster),
@@ -403,7 +404,10 @@ fn differing(a: &Configured, b: &Configured) -> Vec<&'static str> {
         ("postQuantum", *post_quantum != b.post_quantum),
         ("rotation", *rotation != b.rotation),
         ("dataPath", *data_path != b.data_path),
-        ("host traffic", *host_traffic != b.host_traffic),
+        (
+            "host traffic",
+            (*host_traffic, *host_traffic_required) != (b.host_traffic, b.host_traffic_required),
+        ),
     ];
     fields.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
 }
@@ -429,6 +433,8 @@ fn of_pairs(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) -> 
                         state: PairState::Unknown,
                         slot: None,
                         post_quantum: PostQuantum::Unknown,
+                        keys: Vec::new(),
+                        exempt: Vec::new(),
                         faults: Vec::new(),
                         a_says: says(a_said, b),
                         b_says: says(b_said, a),

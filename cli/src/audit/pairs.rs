@@ -4,7 +4,7 @@ use keyring::psk::Effective;
 use mesh_core::evidence::{NodeEvidence, Note, PeerEvidence, PeerSlot, PskState};
 use mesh_core::slot::Slot;
 
-use super::report::{Pair, PairState, PostQuantum};
+use super::report::{Pair, PairKey, PairState, PostQuantum};
 
 /// A session older than this carries nothing any more: REJECT_AFTER_TIME (WireGuard paper, section 6.1).
 pub const SESSION_SECONDS: u64 = 180;
@@ -231,6 +231,8 @@ pub fn judge(a: &NodeEvidence, b: &NodeEvidence) -> Pair {
         state: PairState::Fails,
         slot: None,
         post_quantum: PostQuantum::Fails,
+        keys: Vec::new(),
+        exempt: Vec::new(),
         faults: Vec::new(),
         a_says: a_says.cloned(),
         b_says: b_says.cloned(),
@@ -243,6 +245,8 @@ pub fn judge(a: &NodeEvidence, b: &NodeEvidence) -> Pair {
         pair.slot = in_use(a, b, &mut faults);
         let idle = pair.slot.is_some_and(|slot| session(a, b, slot, &mut faults));
         pair.post_quantum = pre_shared(a, b, pair.slot, &mut faults);
+        pair.keys = pair.slot.map(|slot| [a, b].map(|side| key(side.node, slot)).into()).unwrap_or_default();
+        pair.exempt = exempt(a, b);
         pair.state = match faults.iter().any(Fault::is_of_encryption) {
             true => PairState::Fails,
             false if pair.slot.is_none() => PairState::Fails,
@@ -252,6 +256,25 @@ pub fn judge(a: &NodeEvidence, b: &NodeEvidence) -> Pair {
     }
     pair.faults = faults.iter().map(note).collect();
     pair
+}
+
+fn key(node: &NodeEvidence, slot: Slot) -> PairKey {
+    let own = &node.slots[slot.index()];
+    PairKey {
+        node: node.node.to_string(),
+        epoch: own.epoch,
+        made_at: own.made_at,
+        age_seconds: own.made_at.map(|made| node.at.saturating_sub(made)),
+    }
+}
+
+/// What goes between the two outside the tunnel, by intent.
+fn exempt(a: Side<'_>, b: Side<'_>) -> Vec<String> {
+    if !(a.of.host_path.closed() && b.of.host_path.closed()) {
+        return vec!["what the nodes send each other themselves".to_owned()];
+    }
+    let ports = a.node.exemptions.host_tcp_ports.union(&b.node.exemptions.host_tcp_ports);
+    ports.map(|port| format!("TCP port {port} of the nodes")).collect()
 }
 
 fn note(fault: &Fault) -> Note {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mesh_core::announcement::Epoch;
 use mesh_core::evidence::{Configured, NodeEvidence, Note, PeerEvidence};
 use mesh_core::slot::Slot;
 use serde::Serialize;
@@ -247,6 +248,22 @@ pub enum PostQuantum {
     Unknown,
 }
 
+/// A key that a pair uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PairKey {
+    /// Whose.
+    pub node: String,
+    /// Its number.
+    pub epoch: Epoch,
+    /// When it was made, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub made_at: Option<u64>,
+    /// How old it was when its node was asked, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<u64>,
+}
+
 /// A pair of nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -262,6 +279,10 @@ pub struct Pair {
     pub slot: Option<Slot>,
     /// Its pre-shared key.
     pub post_quantum: PostQuantum,
+    /// The keys of that slot, of `a` and of `b`.
+    pub keys: Vec<PairKey>,
+    /// What goes between the two outside the tunnel, by intent.
+    pub exempt: Vec<String>,
     /// What is wrong.
     pub faults: Vec<Note>,
     /// What `a` says of `b`.

@@ -151,7 +151,11 @@ fn modes(report: &Report) -> Vec<String> {
         let texts: Vec<String> = list.iter().map(ToString::to_string).collect();
         if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
     };
-    let on = |on: bool| if on { "on" } else { "off" };
+    let host_traffic = match (settings.host_traffic, settings.host_traffic_required) {
+        (false, _) => "off",
+        (true, false) => "on",
+        (true, true) => "required",
+    };
     vec![
         format!("the same on all {} nodes that gave evidence", report.summary.nodes_with_evidence),
         format!("postQuantum: {}", settings.post_quantum),
@@ -161,7 +165,7 @@ fn modes(report: &Report) -> Vec<String> {
             duration(rotation.deadline_seconds)
         ),
         format!("dataPath: {}", if settings.data_path { "enforce" } else { "off" }),
-        format!("host traffic through the tunnel: {}", on(settings.host_traffic)),
+        format!("host traffic through the tunnel: {host_traffic}"),
         format!("podCIDRs: {}", prefixes(&settings.pod_cidrs)),
         format!("nonMasqueradeCIDRs: {}", prefixes(&settings.non_masquerade_cidrs)),
     ]
@@ -225,7 +229,8 @@ fn of_node(name: &str, node: &NodeEvidence) -> Vec<String> {
 }
 
 fn pairs(report: &Report) -> Vec<String> {
-    let head = ["PAIR", "STATE", "SLOT", "EPOCHS", "HANDSHAKE", "PSK", "A RX/TX", "B RX/TX"];
+    let head =
+        ["PAIR", "STATE", "SLOT", "EPOCHS", "KEY AGES", "HANDSHAKE", "PSK", "A RX/TX", "B RX/TX", "IN CLEAR"];
     let at = |name: &str| {
         let node = report.nodes.iter().find(|node| node.name == name);
         node.and_then(|node| node.evidence.as_ref()).map(|evidence| evidence.at)
@@ -267,6 +272,14 @@ fn of_pair(pair: &Pair, a_at: Option<u64>, b_at: Option<u64>) -> Vec<String> {
         (Some(a), Some(b)) => format!("{}/{}", b.epoch.0, a.epoch.0),
         _ => none(),
     };
+    let ages: Vec<String> = pair.keys.iter().map(|key| key.age_seconds.map_or_else(none, duration)).collect();
+    // One port after the other would push everything away; the document names them.
+    let in_clear = match (pair.state, pair.exempt.as_slice()) {
+        (PairState::Unknown, _) => none(),
+        (_, []) => "nothing".to_owned(),
+        (_, [one]) => one.clone(),
+        (_, ports) => format!("{} TCP ports of the nodes", ports.len()),
+    };
     let age = |at: Option<u64>, slot: &Option<mesh_core::evidence::PeerSlot>| {
         let handshake = slot.as_ref()?.entry.as_ref()?.handshake_at?;
         Some(at?.saturating_sub(handshake))
@@ -303,10 +316,12 @@ fn of_pair(pair: &Pair, a_at: Option<u64>, b_at: Option<u64>) -> Vec<String> {
         state.to_owned(),
         slot.map_or_else(none, |slot| slot.to_string()),
         epochs,
+        if ages.is_empty() { none() } else { ages.join("/") },
         handshake,
         psk,
         bytes(&a),
         bytes(&b),
+        in_clear,
     ]
 }
 

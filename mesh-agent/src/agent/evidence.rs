@@ -113,8 +113,8 @@ fn configured(config: &Config) -> Configured {
             answers: rotation.proof == keyring::rotation::Proof::Answers,
         },
         data_path: config.data_path == DataPath::Enforce,
-        // Nodes' own traffic does not go through the tunnel.
         host_traffic: config.settings.host_traffic.on,
+        host_traffic_required: config.settings.host_traffic.require,
     }
 }
 

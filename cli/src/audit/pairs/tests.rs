@@ -215,3 +215,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_pair_tells_the_age_of_both_keys_and_what_goes_between_them_in_clear() {
+    use mesh_core::host::HostPath;
+    let mut both = [evidence(1, 2), evidence(2, 2)];
+    for (side, age) in both.iter_mut().zip([60, 7200]) {
+        side.slots[0].made_at = Some(side.at - age);
+        side.exemptions.host_tcp_ports = [6443].into();
+    }
+    both[1].exemptions.host_tcp_ports.insert(2379);
+    for (paths, exempt) in [
+        ([HostPath::Plain; 2], vec!["what the nodes send each other themselves"]),
+        ([HostPath::Tunnel, HostPath::Waiting], vec!["what the nodes send each other themselves"]),
+        ([HostPath::Tunnel, HostPath::Cut], vec!["TCP port 2379 of the nodes", "TCP port 6443 of the nodes"]),
+    ] {
+        for (side, path) in both.iter_mut().zip(paths) {
+            said(side).host_path = path;
+        }
+        let pair = judge(&both[0], &both[1]);
+        assert_eq!(pair.exempt, exempt, "{paths:?}");
+        let ages: Vec<_> = pair.keys.iter().map(|key| (key.node.as_str(), key.age_seconds)).collect();
+        assert_eq!(ages, [(both[0].node.as_str(), Some(60)), (both[1].node.as_str(), Some(7200))]);
+    }
+}

@@ -24,50 +24,50 @@ fn a_cluster_where_all_holds() {
     check(
         &body(&render(&judge(all))),
         expect![[r#"
-        Audit of cluster lab at 2026-11-28T10:00:00Z, by hawser 0.1.0
-        Verdict: holds
+            Audit of cluster lab at 2026-11-28T10:00:00Z, by hawser 0.1.0
+            Verdict: holds
 
-        Summary
-          nodes: 2 of 2 gave evidence
-          pairs: 1 encrypted, 0 idle, 0 with faults, 0 without evidence, of 1
-          post-quantum keys: 1 pairs use one, 0 should, 0 by configuration none
-          keys: 4 in force, 0 older than their period, 4 destroyed
-          refused plaintext: 0 packets
-          namespaces: 1 of 1 deny by default, 0 exempt
+            Summary
+              nodes: 2 of 2 gave evidence
+              pairs: 1 encrypted, 0 idle, 0 with faults, 0 without evidence, of 1
+              post-quantum keys: 1 pairs use one, 0 should, 0 by configuration none
+              keys: 4 in force, 0 older than their period, 4 destroyed
+              refused plaintext: 0 packets
+              namespaces: 1 of 1 deny by default, 0 exempt
 
-        Does not hold
-          nothing
+            Does not hold
+              nothing
 
-        Evidence missing
-          nothing
+            Evidence missing
+              nothing
 
-        To know
-          host-traffic-off  node node-1: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
-          host-traffic-off  node node-2: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
-          world-traffic     12 flows of pods to the world were masqueraded; Hawser does not encrypt them
+            To know
+              host-traffic-off  node node-1: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
+              host-traffic-off  node node-2: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
+              world-traffic     12 flows of pods to the world were masqueraded; Hawser does not encrypt them
 
-        Modes
-          the same on all 2 nodes that gave evidence
-          postQuantum: prefer
-          rotation: every 7d0h, a key goes after 15s of silence or at a deadline of 10m0s
-          dataPath: enforce
-          host traffic through the tunnel: off
-          podCIDRs: 10.244.0.0/16
-          nonMasqueradeCIDRs: none
+            Modes
+              the same on all 2 nodes that gave evidence
+              postQuantum: prefer
+              rotation: every 7d0h, a key goes after 15s of silence or at a deadline of 10m0s
+              dataPath: enforce
+              host traffic through the tunnel: off
+              podCIDRs: 10.244.0.0/16
+              nonMasqueradeCIDRs: none
 
-        Nodes
-          NODE    AGENT  WIREGUARD  DATA PATH  HAWSER0         HAWSER1         DESTROYED  REFUSED  WORLD FLOWS
-          node-1  0.1.0  kernel     enforced   epoch 10, 1h0m  epoch 10, 1h0m  2          0        12
-          node-2  0.1.0  kernel     enforced   epoch 20, 1h0m  epoch 20, 1h0m  2          0        0
+            Nodes
+              NODE    AGENT  WIREGUARD  DATA PATH  HAWSER0         HAWSER1         DESTROYED  REFUSED  WORLD FLOWS
+              node-1  0.1.0  kernel     enforced   epoch 10, 1h0m  epoch 10, 1h0m  2          0        12
+              node-2  0.1.0  kernel     enforced   epoch 20, 1h0m  epoch 20, 1h0m  2          0        0
 
-        Pairs
-          PAIR             STATE      SLOT     EPOCHS  HANDSHAKE  PSK           A RX/TX    B RX/TX
-          node-1 - node-2  encrypted  hawser0  10/20   30s ago    in use, 5m0s  1001/2001  1002/2002
+            Pairs
+              PAIR             STATE      SLOT     EPOCHS  KEY AGES   HANDSHAKE  PSK           A RX/TX    B RX/TX    IN CLEAR
+              node-1 - node-2  encrypted  hawser0  10/20   1h0m/1h0m  30s ago    in use, 5m0s  1001/2001  1002/2002  what the nodes send each other themselves
 
-        Namespaces
-          NAMESPACE  INGRESS                 EGRESS                  POLICY
-          shop       denied by default-deny  denied by default-deny  enforced
-    "#]],
+            Namespaces
+              NAMESPACE  INGRESS                 EGRESS                  POLICY
+              shop       denied by default-deny  denied by default-deny  enforced
+        "#]],
     );
 }
 
@@ -84,56 +84,56 @@ fn a_cluster_with_something_of_everything() {
     check(
         &body(&render(&judge(all))),
         expect![[r#"
-        Audit of cluster lab at 2026-11-28T10:00:00Z, by hawser 0.1.0
-        Verdict: does not hold
+            Audit of cluster lab at 2026-11-28T10:00:00Z, by hawser 0.1.0
+            Verdict: does not hold
 
-        Summary
-          nodes: 2 of 3 gave evidence
-          pairs: 0 encrypted, 0 idle, 1 with faults, 2 without evidence, of 3
-          post-quantum keys: 0 pairs use one, 1 should, 0 by configuration none
-          keys: 4 in force, 1 older than their period, 4 destroyed
-          refused plaintext: 3 packets
-          namespaces: 1 of 2 deny by default, 0 exempt
+            Summary
+              nodes: 2 of 3 gave evidence
+              pairs: 0 encrypted, 0 idle, 1 with faults, 2 without evidence, of 3
+              post-quantum keys: 0 pairs use one, 1 should, 0 by configuration none
+              keys: 4 in force, 1 older than their period, 4 destroyed
+              refused plaintext: 3 packets
+              namespaces: 1 of 2 deny by default, 0 exempt
 
-        Does not hold
-          key-over-age       node node-2: the key of hawser1 with epoch 20 is 700000 s old, its rotation period is 604800 s; see its Events (RotationOverdue), or run hawser keys rotate node-2
-          namespace-open     namespace bank: ingress is not denied by default; add a NetworkPolicy that selects all pods and has no ingress rule
-          pair-slots-differ  node-1 sends by hawser1, node-2 by hawser0; where a key is being replaced, ask again when it is
+            Does not hold
+              key-over-age       node node-2: the key of hawser1 with epoch 20 is 700000 s old, its rotation period is 604800 s; see its Events (RotationOverdue), or run hawser keys rotate node-2
+              namespace-open     namespace bank: ingress is not denied by default; add a NetworkPolicy that selects all pods and has no ingress rule
+              pair-slots-differ  node-1 sends by hawser1, node-2 by hawser0; where a key is being replaced, ask again when it is
 
-        Evidence missing
-          node-silent  node node-3: http://192.0.2.3:51891: connection refused
+            Evidence missing
+              node-silent  node node-3: http://192.0.2.3:51891: connection refused
 
-        To know
-          host-traffic-off   node node-1: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
-          host-traffic-off   node node-2: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
-          plaintext-refused  3 packets were refused since they would have crossed between nodes in clear
+            To know
+              host-traffic-off   node node-1: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
+              host-traffic-off   node node-2: what it sends to other nodes itself, without a pod at either end, is not encrypted by Hawser
+              plaintext-refused  3 packets were refused since they would have crossed between nodes in clear
 
-        Modes
-          the same on all 2 nodes that gave evidence
-          postQuantum: prefer
-          rotation: every 7d0h, a key goes after 15s of silence or at a deadline of 10m0s
-          dataPath: enforce
-          host traffic through the tunnel: off
-          podCIDRs: 10.244.0.0/16
-          nonMasqueradeCIDRs: none
+            Modes
+              the same on all 2 nodes that gave evidence
+              postQuantum: prefer
+              rotation: every 7d0h, a key goes after 15s of silence or at a deadline of 10m0s
+              dataPath: enforce
+              host traffic through the tunnel: off
+              podCIDRs: 10.244.0.0/16
+              nonMasqueradeCIDRs: none
 
-        Nodes
-          NODE    AGENT  WIREGUARD  DATA PATH  HAWSER0         HAWSER1                   DESTROYED  REFUSED  WORLD FLOWS
-          node-1  0.1.0  kernel     enforced   epoch 10, 1h0m  epoch 10, 1h0m            2          0        0
-          node-2  0.1.0  kernel     enforced   epoch 20, 1h0m  epoch 20, 8d2h, draining  2          3        0
-          node-3  no evidence: http://192.0.2.3:51891: connection refused
+            Nodes
+              NODE    AGENT  WIREGUARD  DATA PATH  HAWSER0         HAWSER1                   DESTROYED  REFUSED  WORLD FLOWS
+              node-1  0.1.0  kernel     enforced   epoch 10, 1h0m  epoch 10, 1h0m            2          0        0
+              node-2  0.1.0  kernel     enforced   epoch 20, 1h0m  epoch 20, 8d2h, draining  2          3        0
+              node-3  no evidence: http://192.0.2.3:51891: connection refused
 
-        Pairs
-          PAIR             STATE        SLOT  EPOCHS  HANDSHAKE  PSK    A RX/TX  B RX/TX
-          node-1 - node-2  fault        -     -       -          fault  -        -
-          node-1 - node-3  no evidence  -     -       -          -      -        -
-          node-2 - node-3  no evidence  -     -       -          -      -        -
+            Pairs
+              PAIR             STATE        SLOT  EPOCHS  KEY AGES  HANDSHAKE  PSK    A RX/TX  B RX/TX  IN CLEAR
+              node-1 - node-2  fault        -     -       -         -          fault  -        -        what the nodes send each other themselves
+              node-1 - node-3  no evidence  -     -       -         -          -      -        -        -
+              node-2 - node-3  no evidence  -     -       -         -          -      -        -        -
 
-        Namespaces
-          NAMESPACE  INGRESS                 EGRESS                  POLICY
-          shop       denied by default-deny  denied by default-deny  enforced
-          bank       open                    denied by default-deny  enforced
-    "#]],
+            Namespaces
+              NAMESPACE  INGRESS                 EGRESS                  POLICY
+              shop       denied by default-deny  denied by default-deny  enforced
+              bank       open                    denied by default-deny  enforced
+        "#]],
     );
 }
 
