@@ -52,6 +52,22 @@ pub enum Problem {
         /// Number of the key that stays in use.
         taken: Epoch,
     },
+    /// A node announces a key with a number that is not greater than that of the key before, and nothing shows who replaced it.
+    #[error(
+        "node {node}: annotation hawser.dev/wireguard announces key {key} with epoch {} for {slot}, after one with epoch {}; it is taken, since a node that lost its disk looks the same; if nobody reinstalled {node}, find out who wrote it; then replace its keys: hawser keys rotate {node}", epoch.0, before.0
+    )]
+    EpochFell {
+        /// The node.
+        node: NodeName,
+        /// Which of its slots.
+        slot: Slot,
+        /// Number of the key that is announced.
+        epoch: Epoch,
+        /// That key.
+        key: PublicKey,
+        /// Number of the key before.
+        before: Epoch,
+    },
     /// A node announces an endpoint that belongs to another one.
     #[error(
         "node {node}: announces the endpoint {address}, an InternalIP of node {holder}; not called there; correct annotation hawser.dev/endpoint or the addresses of {node}"
@@ -255,6 +271,7 @@ impl Problem {
             Self::KeyMissing { .. } => "KeyMissing",
             Self::KeyDuplicated { .. } => "KeyDuplicated",
             Self::EpochWentBack { .. } => "EpochWentBack",
+            Self::EpochFell { .. } => "EpochFell",
             Self::EndpointOfAnother { .. } => "EndpointOfAnother",
             Self::AnnouncementMalformed { .. } => "AnnouncementMalformed",
             Self::EndpointMalformed { .. } => "EndpointMalformed",
@@ -282,6 +299,7 @@ impl Problem {
             Self::KeyMissing { node }
             | Self::KeyDuplicated { node, .. }
             | Self::EpochWentBack { node, .. }
+            | Self::EpochFell { node, .. }
             | Self::EndpointOfAnother { node, .. }
             | Self::AnnouncementMalformed { node, .. }
             | Self::EndpointMalformed { node, .. }
@@ -304,10 +322,11 @@ impl Problem {
     }
 
     /// Every code, for metrics that show zero before anything went wrong.
-    pub const CODES: [&'static str; 21] = [
+    pub const CODES: [&'static str; 22] = [
         "KeyMissing",
         "KeyDuplicated",
         "EpochWentBack",
+        "EpochFell",
         "EndpointOfAnother",
         "AnnouncementMalformed",
         "EndpointMalformed",

@@ -15,7 +15,7 @@
 //! of the other slot retired there, until the node's next rotation.
 //!
 //! A retired key is refused for as long as its Node object lives; the key that was taken last stays in its place. Without
-//! post-quantum pre-shared keys nothing is ever retired.
+//! post-quantum pre-shared keys nothing is ever retired; a number that does not grow is reported, whoever wrote it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -51,6 +51,9 @@ struct Held {
     seen: [bool; 2],
     /// Oldest first.
     retired: VecDeque<PublicKey>,
+    /// Numbers of the keys before those that are taken, where they were not smaller.
+    #[serde(default)]
+    fell: [Option<Epoch>; 2],
 }
 
 /// A key and its number.
@@ -89,7 +92,21 @@ impl Held {
             SlotKey { epoch: announced.epoch, public_key: announced.public_key }
         });
         let now = taken.map(|taken| taken.public_key);
-        let had = self.taken.replace(taken).map(|taken| taken.map(|taken| taken.public_key));
+        let had = self.taken.replace(taken);
+        for slot in Slot::ALL {
+            let (at, taken) = (slot.index(), taken[slot.index()]);
+            if let Some(had) = had.map(|had| had[at]).filter(|had| had.public_key != taken.public_key) {
+                self.fell[at] = (taken.epoch <= had.epoch).then_some(had.epoch);
+            }
+            problems.extend(self.fell[at].map(|before| Problem::EpochFell {
+                node: node.clone(),
+                slot,
+                epoch: taken.epoch,
+                key: taken.public_key,
+                before,
+            }));
+        }
+        let had = had.map(|taken| taken.map(|taken| taken.public_key));
         if had == Some(now) {
             return false;
         }

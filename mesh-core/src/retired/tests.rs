@@ -39,12 +39,13 @@ fn taken(
     let fact = AnnouncementFact::Valid(announced.clone());
     let facts = NodeFacts { created, announcement: fact, ..NodeFacts::default() };
     let mut nodes = BTreeMap::from([(name("b"), facts)]);
-    let slot = |problem: Problem| {
-        let Problem::EpochWentBack { slot, .. } = problem else { panic!("{problem}") };
-        slot
+    let slot = |problem: Problem| match problem {
+        Problem::EpochWentBack { slot, .. } => Some(slot),
+        Problem::EpochFell { .. } => None,
+        problem => panic!("{problem}"),
     };
     let (problems, _) = retired.review(&name("a"), &mut nodes, |_, slot| agreed[slot.index()], true);
-    let refused = problems.into_iter().map(slot).collect();
+    let refused = problems.into_iter().filter_map(slot).collect();
     (nodes[&name("b")].announced().expect("an announcement").clone(), refused)
 }
 
@@ -130,6 +131,44 @@ fn a_node_that_is_gone_from_the_complete_list_is_forgotten_and_from_another_one_
     assert_eq!(taken(&mut retired, 5, &own([1, 2]), agreed).1, [Slot::One]);
     retired.review(&name("a"), &mut BTreeMap::new(), |_, _| None, true);
     assert_eq!(taken(&mut retired, 5, &own([1, 2]), agreed).1, NONE);
+}
+
+#[test]
+fn a_number_that_does_not_grow_is_reported_until_the_next_key_whose_number_does() {
+    // Nothing of pre-shared keys: nobody's word for anything.
+    let steps: [([u64; 2], &[(Slot, u64)]); 7] = [
+        ([1, 2], &[]),
+        ([1, 3], &[]),
+        ([4, 3], &[]),
+        // A disk was lost, or a backup restored.
+        ([1, 2], &[(Slot::Zero, 4), (Slot::One, 3)]),
+        ([1, 2], &[(Slot::Zero, 4), (Slot::One, 3)]),
+        ([1, 3], &[(Slot::Zero, 4)]),
+        ([4, 3], &[]),
+    ];
+    let mut retired = Retired::default();
+    for (place, (numbers, told)) in steps.into_iter().enumerate() {
+        let fact = AnnouncementFact::Valid(own(numbers));
+        let facts = NodeFacts { created: 5, announcement: fact, ..NodeFacts::default() };
+        let mut nodes = BTreeMap::from([(name("b"), facts)]);
+        let (problems, _) = retired.review(&name("a"), &mut nodes, |_, _| None, true);
+        let fell = |problem: &Problem| match problem {
+            Problem::EpochFell { slot, before, .. } => (*slot, before.0),
+            problem => panic!("{problem}"),
+        };
+        assert_eq!(problems.iter().map(fell).collect::<Vec<_>>(), told, "step {place}: {numbers:?}");
+        assert_eq!(nodes[&name("b")].announced(), Some(&own(numbers)), "it is taken");
+    }
+    // The same number for another key does not grow either.
+    let mut nodes = BTreeMap::from([(
+        name("b"),
+        NodeFacts {
+            created: 5,
+            announcement: AnnouncementFact::Valid(announcement([(4, key(1, 4)), (3, key(0, 3))])),
+            ..NodeFacts::default()
+        },
+    )]);
+    assert_eq!(retired.review(&name("a"), &mut nodes, |_, _| None, true).0.len(), 1);
 }
 
 /// Who has the private half of a key of the game below.
