@@ -285,6 +285,39 @@ fn lossless_rotations(lab: &Lab, rounds: u8) -> Result<()> {
 }
 
 #[test]
+fn keys_that_are_older_than_the_schedule_allows_are_replaced_by_themselves_and_others_stay() -> Result<()> {
+    let mut lab = rotating_with("schedule", 2, 120, "  periodSeconds: 604800\n")?;
+    let [a, b] = [lab.add_pod(1, "a")?, lab.add_pod(2, "b")?];
+    let mut witness = Witness::new(&lab)?;
+    let mut streams = witness.streams(&a.namespace, &b.namespace, &b.ips)?;
+    streams.extend(witness.streams(&b.namespace, &a.namespace, &a.ips)?);
+    flowing(&streams, 20)?;
+    let old = [keys(lab.node(1))?, keys(lab.node(2))?];
+    // Of node 1 both are eight days old, of node 2 a few days.
+    for (node, days) in [(1, 8), (2, 4)] {
+        let script = format!("touch -d '{days} days ago' /var/lib/hawser/keys/*");
+        let node = lab.node_mut(node);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]);
+        node.run(shell)?;
+        node.kill_agent()?;
+        node.start_agent()?;
+    }
+    let took = all_rotated(&lab, &[1], &[old[0].clone()])?;
+    let records = records(lab.node(1))?;
+    ensure!(
+        records.len() == 2 && records.iter().all(|line| line["cause"] == "schedule"),
+        "the record of destroyed keys: {records:?}"
+    );
+    ensure!(keys(lab.node(2))? == old[1], "node 2 has new keys, too");
+    flowing(&streams, 50)?;
+    let gap = lossless(streams)?;
+    witness.clean(&lab)?;
+    println!("by schedule after {took:?}: 0 lost, longest gap {gap:?}");
+    Ok(())
+}
+
+#[test]
 fn an_operator_has_keys_replaced_by_command_and_is_told_when_it_is_done() -> Result<()> {
     let lab = rotating("command", 2, 120)?;
     lab.node(1).write_file("/etc/hawser/admin", &lab.kubeconfig(&User::admin()))?;
