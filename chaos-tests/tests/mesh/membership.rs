@@ -155,7 +155,20 @@ fn who_claims_what_another_node_has_gets_nothing_and_harms_nobody() -> Result<()
         if now == created { Err(now.to_string()) } else { Ok(()) }
     })?;
     let mine = json!(["10.244.50.0/24"]);
+    // Keys of its own, to be called at node 2.
+    let mut calls: Value = serde_json::from_str(key.as_str().context("node 2 has announced its keys")?)?;
+    calls["endpoints"] = json!(["192.0.2.2"]);
+    let own =
+        ["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAk=", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABA="];
+    for (slot, key) in own.iter().enumerate() {
+        calls["slots"][slot]["publicKey"] = json!(key);
+    }
     let thieves = [
+        (
+            "a-call",
+            thief("a-call", mine.clone(), "192.0.2.62", json!({"hawser.dev/wireguard": calls.to_string()})),
+            "EndpointOfAnother",
+        ),
         (
             "a-cidr",
             thief("a-cidr", json!(["10.244.2.128/25", "fd00:10:244:2::/64"]), "192.0.2.60", json!({})),
@@ -193,11 +206,13 @@ fn who_claims_what_another_node_has_gets_nothing_and_harms_nobody() -> Result<()
         })?;
         flowing(&streams, 20)?;
         for node in &lab.nodes {
-            ensure!(
-                node.peers()?.len() == 2,
-                "{}: a thief without a key of its own is nobody's peer",
-                node.name
-            );
+            let peers = node.peers()?;
+            let (strangers, others): (Vec<_>, Vec<_>) =
+                peers.iter().partition(|peer| own.contains(&peer.public_key.as_str()));
+            ensure!(others.len() == 2, "{}: a thief without a key of its own is nobody's peer", node.name);
+            ensure!(strangers.len() == if code == "EndpointOfAnother" { 2 } else { 0 }, "{strangers:?}");
+            let called = strangers.iter().find(|peer| peer.endpoint.starts_with("192.0.2.2:"));
+            ensure!(called.is_none(), "{}: called at the address of node 2: {called:?}", node.name);
         }
         lab.api().store().patch(
             "nodes",
