@@ -28,8 +28,8 @@ pub struct Sight {
     pub takes_part: bool,
     /// The slot that the announcements name: [`mesh_core::pair::target`].
     pub announced: Slot,
-    /// The slot that this node drains or means to.
-    pub drained: Option<Slot>,
+    /// The slot that this node drains or means to, and the one that the peer is known to drain.
+    pub drained: [Option<Slot>; 2],
     /// Where this node's routes to the peer lead.
     pub current: Option<Slot>,
     /// Both slots.
@@ -204,7 +204,7 @@ impl<P, C: Clone> Pact<P, C> {
             agree: judged.effective.agrees(),
             idle: may_exchange(slot, judged.sending, judged.carry),
             // Where a drain yields to the peer's the pair is to come here.
-            drained: sight.drained == Some(slot) && sight.announced != slot,
+            drained: sight.drained[0] == Some(slot) && sight.announced != slot,
         }
     }
 
@@ -254,13 +254,16 @@ impl<P, C: Clone> Pact<P, C> {
         });
         let psk = Slot::ALL.map(|slot| {
             let at = slot.index();
+            // What is drained is to be silent, and has no future.
+            let left = sight.drained.contains(&Some(slot)) && sight.announced != slot;
             // Where nobody sends, nothing would show that it works again.
             let lost = agreed[at].is_some() && deaf(&sight.links[at]) && judged.sending != slot;
             SlotPsk {
                 id: ids[at],
                 confined: judged.verdicts[at].accept == AllowedScope::MeshOnly,
                 withheld: judged.verdicts[at].scope == AllowedScope::MeshOnly,
-                prove: lost || matches!(judged.standing[at], Standing::Unproven | Standing::Proven),
+                prove: !left
+                    && (lost || matches!(judged.standing[at], Standing::Unproven | Standing::Proven)),
             }
         });
         // Where the two sides may have different keys nobody may go, except to find out that they have the same.

@@ -263,7 +263,7 @@ impl Pair {
         Sight {
             takes_part: self.modes[1 - side] != Mode::Off,
             announced: PREFERRED,
-            drained: None,
+            drained: [None, None],
             current: node.route,
             links: Slot::ALL.map(link),
             entries: Slot::ALL.map(|slot| Some(node.device[slot.index()].psk)),

@@ -130,7 +130,7 @@ impl World {
         Some(Sight {
             takes_part: true,
             announced: target((&rules.names[me], self.drained_by(me)), there, peer.route),
-            drained: self.nodes[me].machine.draining(),
+            drained: [self.nodes[me].machine.draining(), view.drained],
             current: peer.route,
             links: self.links(me, other),
             entries: Slot::ALL.map(|slot| listed(slot).map(|()| agreement.on[slot.index()])),

@@ -477,7 +477,7 @@ fn sight(view: &ClusterView, observed: &Observed, name: &NodeName) -> Option<Sig
     Some(Sight {
         takes_part: theirs.kem.is_some(),
         announced: pair::target((&view.local.name, view.drains()), (name, theirs), facts.current),
-        drained: view.drains().wanted,
+        drained: [view.drains().wanted, mesh_core::slot::drained(theirs)],
         current: facts.current,
         links: facts.links,
         entries: Slot::ALL.map(entry),
