@@ -39,10 +39,12 @@ fn taken(
     let fact = AnnouncementFact::Valid(announced.clone());
     let facts = NodeFacts { created, announcement: fact, ..NodeFacts::default() };
     let mut nodes = BTreeMap::from([(name("b"), facts)]);
-    let slot = |problem: Problem| match problem {
-        Problem::EpochWentBack { slot, .. } => Some(slot),
-        Problem::EpochFell { .. } => None,
-        problem => panic!("{problem}"),
+    let slot = |problem: Problem| {
+        if matches!(problem, Problem::EpochFell { .. }) {
+            return None;
+        }
+        let Problem::EpochWentBack { slot, .. } = problem else { panic!("{problem}") };
+        Some(slot)
     };
     let (problems, _) = retired.review(&name("a"), &mut nodes, |_, slot| agreed[slot.index()], true);
     let refused = problems.into_iter().filter_map(slot).collect();
@@ -136,7 +138,8 @@ fn a_node_that_is_gone_from_the_complete_list_is_forgotten_and_from_another_one_
 #[test]
 fn a_number_that_does_not_grow_is_reported_until_the_next_key_whose_number_does() {
     // Nothing of pre-shared keys: nobody's word for anything.
-    let steps: [([u64; 2], &[(Slot, u64)]); 7] = [
+    type Told = (Slot, u64);
+    let steps: [([u64; 2], &[Told]); 7] = [
         ([1, 2], &[]),
         ([1, 3], &[]),
         ([4, 3], &[]),
@@ -152,9 +155,9 @@ fn a_number_that_does_not_grow_is_reported_until_the_next_key_whose_number_does(
         let facts = NodeFacts { created: 5, announcement: fact, ..NodeFacts::default() };
         let mut nodes = BTreeMap::from([(name("b"), facts)]);
         let (problems, _) = retired.review(&name("a"), &mut nodes, |_, _| None, true);
-        let fell = |problem: &Problem| match problem {
-            Problem::EpochFell { slot, before, .. } => (*slot, before.0),
-            problem => panic!("{problem}"),
+        let fell = |problem: &Problem| {
+            let Problem::EpochFell { slot, before, .. } = problem else { panic!("{problem}") };
+            (*slot, before.0)
         };
         assert_eq!(problems.iter().map(fell).collect::<Vec<_>>(), told, "step {place}: {numbers:?}");
         assert_eq!(nodes[&name("b")].announced(), Some(&own(numbers)), "it is taken");
