@@ -54,7 +54,7 @@ pub enum Problem {
     },
     /// A node announces a key with a number that is not greater than that of the key before, and nothing shows who replaced it.
     #[error(
-        "node {node}: annotation hawser.dev/wireguard announces key {key} with epoch {} for {slot}, after one with epoch {}; it is taken, since a node that lost its disk looks the same; if nobody reinstalled {node}, find out who wrote it; then replace its keys: hawser keys rotate {node}", epoch.0, before.0
+        "node {node}: annotation hawser.dev/wireguard announces key {key} with epoch {} for {slot}, after one with epoch {}; it is taken, since a node that lost its disk looks the same; if nobody reinstalled {node}, one of the two keys is false: find out who wrote it; then replace its keys: hawser keys rotate {node}", epoch.0, before.0
     )]
     EpochFell {
         /// The node.

@@ -52,8 +52,13 @@ struct Held {
     /// Oldest first.
     retired: VecDeque<PublicKey>,
     /// Numbers of the keys before those that are taken, where they were not smaller.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "nothing_fell")]
     fell: [Option<Epoch>; 2],
+}
+
+/// So that an older agent reads what it knows.
+fn nothing_fell(fell: &[Option<Epoch>; 2]) -> bool {
+    *fell == [None, None]
 }
 
 /// A key and its number.

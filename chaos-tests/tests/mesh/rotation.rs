@@ -31,7 +31,8 @@ pub(super) fn rotating(name: &str, nodes: u8, deadline: u32) -> Result<Lab> {
 /// [`rotating`], with more lines of configuration.
 fn rotating_with(name: &str, nodes: u8, deadline: u32, more: &str) -> Result<Lab> {
     let deadline = deadline * netlab::slowness();
-    let config = format!("rotation:\n  quietSeconds: 2\n  deadlineSeconds: {deadline}\n{more}");
+    let quiet = 2 * netlab::slowness();
+    let config = format!("rotation:\n  quietSeconds: {quiet}\n  deadlineSeconds: {deadline}\n{more}");
     let kernel_wireguard = std::env::var_os("HAWSER_KERNEL_WIREGUARD").is_some();
     lab(LabOptions { config, drift_interval: 60, kernel_wireguard, ..options(name, nodes) })
 }

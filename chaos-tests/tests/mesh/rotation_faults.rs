@@ -70,6 +70,7 @@ const EVERY_WRITE: u8 = 29;
 #[test]
 fn an_agent_that_dies_at_any_of_its_writes_goes_on_with_its_rotation_and_no_packet_is_lost() -> Result<()> {
     let every = u32::from(number("HAWSER_EVERY_WRITE", EVERY_WRITE)?);
+    ensure!(every > 0, "HAWSER_EVERY_WRITE=0: every one is 1");
     let mut lab = rotating("dies", 3, 120)?;
     let pods = (1..=3).map(|n| lab.add_pod(n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
     let mut witness = Witness::new(&lab)?.pace(pace(3)?);

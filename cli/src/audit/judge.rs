@@ -434,7 +434,7 @@ fn of_pairs(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) -> 
                         slot: None,
                         post_quantum: PostQuantum::Unknown,
                         keys: Vec::new(),
-                        exempt: Vec::new(),
+                        exempt: None,
                         faults: Vec::new(),
                         a_says: says(a_said, b),
                         b_says: says(b_said, a),

@@ -232,7 +232,7 @@ pub fn judge(a: &NodeEvidence, b: &NodeEvidence) -> Pair {
         slot: None,
         post_quantum: PostQuantum::Fails,
         keys: Vec::new(),
-        exempt: Vec::new(),
+        exempt: None,
         faults: Vec::new(),
         a_says: a_says.cloned(),
         b_says: b_says.cloned(),
@@ -246,7 +246,7 @@ pub fn judge(a: &NodeEvidence, b: &NodeEvidence) -> Pair {
         let idle = pair.slot.is_some_and(|slot| session(a, b, slot, &mut faults));
         pair.post_quantum = pre_shared(a, b, pair.slot, &mut faults);
         pair.keys = pair.slot.map(|slot| [a, b].map(|side| key(side.node, slot)).into()).unwrap_or_default();
-        pair.exempt = exempt(a, b);
+        pair.exempt = Some(exempt(a, b));
         pair.state = match faults.iter().any(Fault::is_of_encryption) {
             true => PairState::Fails,
             false if pair.slot.is_none() => PairState::Fails,

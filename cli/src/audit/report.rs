@@ -281,8 +281,9 @@ pub struct Pair {
     pub post_quantum: PostQuantum,
     /// The keys of that slot, of `a` and of `b`.
     pub keys: Vec<PairKey>,
-    /// What goes between the two outside the tunnel, by intent.
-    pub exempt: Vec<String>,
+    /// What goes between the two outside the tunnel, by intent; none: not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exempt: Option<Vec<String>>,
     /// What is wrong.
     pub faults: Vec<Note>,
     /// What `a` says of `b`.

@@ -274,11 +274,11 @@ fn of_pair(pair: &Pair, a_at: Option<u64>, b_at: Option<u64>) -> Vec<String> {
     };
     let ages: Vec<String> = pair.keys.iter().map(|key| key.age_seconds.map_or_else(none, duration)).collect();
     // One port after the other would push everything away; the document names them.
-    let in_clear = match (pair.state, pair.exempt.as_slice()) {
-        (PairState::Unknown, _) => none(),
-        (_, []) => "nothing".to_owned(),
-        (_, [one]) => one.clone(),
-        (_, ports) => format!("{} TCP ports of the nodes", ports.len()),
+    let in_clear = match pair.exempt.as_deref() {
+        None => none(),
+        Some([]) => "nothing".to_owned(),
+        Some([one]) => one.clone(),
+        Some(ports) => format!("{} TCP ports of the nodes", ports.len()),
     };
     let age = |at: Option<u64>, slot: &Option<mesh_core::evidence::PeerSlot>| {
         let handshake = slot.as_ref()?.entry.as_ref()?.handshake_at?;

@@ -33,6 +33,8 @@ pub(crate) struct Agreement {
     /// Agents alone are accepted there; they alone are routed there.
     pub(crate) confined: [bool; 2],
     pub(crate) withheld: [bool; 2],
+    /// Pods' packets were routed to the peer once.
+    pub(crate) reached: bool,
     /// Handshakes are wanted there.
     pub(crate) proves: [bool; 2],
     /// Under way to this node.
@@ -60,6 +62,7 @@ impl Agreement {
             on: [None, None],
             confined: [false; 2],
             withheld: [false; 2],
+            reached: false,
             proves: [false; 2],
             letters: [None, None],
             old: [false; 2],
@@ -230,6 +233,7 @@ impl World {
             }
             peer.route = Some(send);
         }
+        agreement.reached |= !agreement.withheld[send.index()];
         Some(())
     }
 

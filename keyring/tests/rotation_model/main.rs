@@ -186,6 +186,15 @@ fn taken(rules: &Rules, world: &World) -> bool {
     })
 }
 
+/// A pair whose pods talked is never set back to its agents' exchange. After a deadline it is excused.
+fn reached(world: &World) -> bool {
+    world.pairs().all(|(a, b)| {
+        let (x, y) = (&world.nodes[a], &world.nodes[b]);
+        let (Some(mine), Some(slot)) = (&x.peers[b].agreement, x.peers[b].route) else { return true };
+        x.late || y.late || !mine.reached || !mine.withheld[slot.index()]
+    })
+}
+
 impl Model for Cluster {
     type State = World;
     type Action = Action;
@@ -286,6 +295,7 @@ impl Model for Cluster {
             Property::always("a common slot", |_, world| common(world)),
             Property::always("left in peace it ends rotated", Self::can_end),
             Property::always("what pods send is taken", |model: &Self, world| taken(&model.rules, world)),
+            Property::always("pods that could be reached still can be", |_, world| reached(world)),
             Property::sometimes("it ends", Self::ended),
         ]
     }
@@ -396,11 +406,43 @@ fn nodes_with_pre_shared_keys_rotate_with_agents_that_crash_anywhere() {
                 Rules { rotates, crashes: 2, ..rules() },
             );
         }
-        check(&format!("{mode}, both rotate"), rules());
+        check(&format!("{mode}, both rotate"), Rules { offers: 6, ..rules() });
         check(
             &format!("{mode}, one rotates, a deadline"),
             Rules { rotates: vec![1, 0], deadlines: true, ..rules() },
         );
+    }
+}
+
+/// A node that comes while another drains a slot has its pods reached before the drain ends, whoever holds that up.
+#[test]
+fn the_pods_of_a_newcomer_do_not_wait_for_the_end_of_a_rotation() {
+    for mode in [Mode::Prefer, Mode::Require] {
+        for (rotates, joined) in [(vec![1, 0], vec![true, false]), (vec![0, 1], vec![false, true])] {
+            let cluster = Cluster::new(Rules { rotates, joined: joined.clone(), ..Rules::agreeing(2, mode) });
+            let mut world = World::new(&cluster.rules);
+            let old = joined.iter().position(|joined| *joined).unwrap();
+            // It drains, and what would tell it that the slot is silent never comes.
+            world.held = true;
+            for _ in 0..4 {
+                world.turn(&cluster.rules, old, false, None);
+                if world.api[old] != world.nodes[old].wanted {
+                    world.publish(old);
+                }
+            }
+            assert!(world.nodes[old].machine.draining().is_some(), "{}", world.summary());
+            for _ in 0..ROUNDS {
+                cluster.peace(&mut world);
+                world.meet();
+            }
+            assert!(world.nodes[old].machine.draining().is_some(), "{}", world.summary());
+            for (a, b) in world.pairs() {
+                let peer = &world.nodes[a].peers[b];
+                let (agreement, slot) = (peer.agreement.as_ref().unwrap(), peer.route.unwrap());
+                assert!(!agreement.withheld[slot.index()], "{mode}: {}", world.summary());
+                assert!(agreement.keyed(slot), "{mode}: {}", world.summary());
+            }
+        }
     }
 }
 
@@ -410,10 +452,10 @@ fn nodes_with_pre_shared_keys_rotate_with_agents_that_crash_anywhere() {
 fn nodes_with_pre_shared_keys_rotate_within_wider_bounds() {
     for mode in [Mode::Prefer, Mode::Require] {
         let rules = || Rules::agreeing(2, mode);
-        check(&format!("{mode}, both rotate, one crash"), Rules { crashes: 1, ..rules() });
+        check(&format!("{mode}, both rotate, one crash"), Rules { crashes: 1, offers: 6, ..rules() });
         check(
             &format!("{mode}, both rotate, asked at any time, one crash"),
-            Rules { any_time: true, crashes: 1, ..rules() },
+            Rules { any_time: true, crashes: 1, offers: 6, ..rules() },
         );
         for rotates in [vec![2, 1], vec![1, 2]] {
             check(&format!("{mode}, {rotates:?} rotations"), Rules { rotates, offers: 8, ..rules() });

@@ -87,6 +87,8 @@ pub(crate) struct World {
     pub(crate) api: Vec<Option<Said>>,
     pub(crate) crashes: u8,
     pub(crate) toy: Toy,
+    /// No slot is silent for long enough, ever.
+    pub(crate) held: bool,
 }
 
 /// What a cluster is like.
@@ -203,6 +205,7 @@ impl World {
             api: rules.joined.iter().map(|joined| joined.then_some(said)).collect(),
             crashes: rules.crashes,
             toy: Toy::default(),
+            held: false,
         }
     }
 
@@ -499,7 +502,7 @@ impl World {
             };
             other != me && node.up && self.nodes[me].machine.draining().is_some_and(proves)
         };
-        self.nodes[me].turned & all == all && !self.nodes.iter().enumerate().any(knocks)
+        !self.held && self.nodes[me].turned & all == all && !self.nodes.iter().enumerate().any(knocks)
     }
 
     fn look(&self, rules: &Rules, me: usize, late: bool) -> keyring::rotation::Step {
