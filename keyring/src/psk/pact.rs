@@ -255,8 +255,9 @@ impl<P, C: Clone> Pact<P, C> {
         let psk = Slot::ALL.map(|slot| {
             let at = slot.index();
             // What is drained is to be silent and has no future, but while it is the only one that can carry pods' packets.
-            let needless = judged.verdicts[slot.other().index()];
-            let needless = needless.carry == Carry::Psk && needless.scope == AllowedScope::All;
+            let other = slot.other().index();
+            let needless =
+                judged.carry[other] == Carry::Psk && judged.verdicts[other].scope == AllowedScope::All;
             let left = sight.drained.contains(&Some(slot)) && sight.announced != slot && needless;
             // Where nobody sends, nothing would show that it works again.
             let lost = agreed[at].is_some() && deaf(&sight.links[at]) && judged.sending != slot;
