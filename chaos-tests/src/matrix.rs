@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
+use netlab::capture;
 use netlab::classify::{Class, Policy};
 use netlab::probe::{self, Canary, EchoServer};
-use netlab::{Capture, Namespace};
+use netlab::{Capture, Frame, Namespace};
 
 use crate::cluster::Lab;
 use crate::pod::Pod;
@@ -145,22 +146,19 @@ impl Verdict {
 /// # Errors
 /// The capture lost frames, so that nothing can be said.
 pub fn verdict(lab: &Lab, capture: &Capture, probes: &[Probe]) -> Result<Verdict> {
-    verdict_beside(&lab.policy(), lab, capture, (probes, &[]))
+    Ok(verdict_beside(&lab.policy(), lab, &capture.frames()?, (probes, &[])))
 }
 
-/// [`verdict`] by this policy. The canaries of `outside` may be seen where the world talks to a node's port, and only there.
-///
-/// # Errors
-/// As [`verdict`].
+/// [`verdict`] of these frames, by this policy. The canaries of `outside` may be seen where the world talks to a node's port,
+/// and only there.
 pub fn verdict_beside(
     policy: &Policy,
     lab: &Lab,
-    capture: &Capture,
+    frames: &[Frame],
     (probes, outside): (&[Probe], &[Probe]),
-) -> Result<Verdict> {
-    let frames = capture.frames()?;
-    let mut verdict = Verdict { frames: u64::try_from(frames.len())?, ..Verdict::default() };
-    for frame in &frames {
+) -> Verdict {
+    let mut verdict = Verdict { frames: frames.len() as u64, ..Verdict::default() };
+    for frame in frames {
         let class = policy.classify(&frame.data);
         let name = format!("{class:?}").split([' ', '(']).next().unwrap_or_default().to_owned();
         *verdict.classes.entry(name).or_default() += 1;
@@ -171,7 +169,7 @@ pub fn verdict_beside(
     // One search for all: half a canary is enough to find, and every canary is its half twice.
     let all = probes.iter().map(|probe| (probe, false)).chain(outside.iter().map(|probe| (probe, true)));
     for (probe, outside) in all {
-        for hit in capture.find(&probe.canary[..32])? {
+        for hit in capture::find(frames, &probe.canary[..32]) {
             if outside && policy.classify(&hit.frame.data) == Class::NodePort {
                 continue;
             }
@@ -179,8 +177,8 @@ pub fn verdict_beside(
             verdict.canaries.push(format!("{from} to {to} {protocol} {family}: {hit}"));
         }
     }
-    for (frame, seen) in capture.addresses_inside(&lab.cluster_cidrs())? {
+    for (frame, seen) in capture::addresses_inside(frames, &lab.cluster_cidrs()) {
         verdict.pod_addresses.push(format!("{seen:?} in {}", netlab::classify::summary(&frame.data)));
     }
-    Ok(verdict)
+    verdict
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use netlab::probe::{self as netprobe, Canary, Report, Stream, StreamOptions, Transport};
-use netlab::{Capture, CaptureOptions, Namespace, eventually};
+use netlab::{Capture, CaptureOptions, Frame, Namespace, eventually};
 use serde_json::Value;
 
 use crate::cluster::Lab;
@@ -184,9 +184,39 @@ impl Witness {
     /// # Errors
     /// The capture lost frames, so that nothing can be said.
     pub fn verdict(&self, lab: &Lab) -> Result<Verdict> {
+        Ok(self.judge(lab, &self.capture.frames()?))
+    }
+
+    fn judge(&self, lab: &Lab, frames: &[Frame]) -> Verdict {
         let ports = self.node_ports.iter();
         let policy = ports.fold(lab.policy(), |policy, (world, port)| policy.node_port(*world, *port));
-        verdict_beside(&policy, lab, &self.capture, (&self.probes, &self.outside))
+        verdict_beside(&policy, lab, frames, (&self.probes, &self.outside))
+    }
+
+    /// What crossed the switch since the last time, which has to be clean and is forgotten: for runs of which a capture's memory
+    /// does not hold all. The number of frames.
+    ///
+    /// # Errors
+    /// The first things that were seen in clear, or the capture lost frames.
+    pub fn clean_so_far(&self, lab: &Lab) -> Result<u64> {
+        let seen = self.judge(lab, &self.capture.take()?);
+        self.refuse_what_is_clear(&seen)?;
+        Ok(seen.frames)
+    }
+
+    fn refuse_what_is_clear(&self, seen: &Verdict) -> Result<()> {
+        let sent = self.probes.len() + self.outside.len();
+        if !seen.is_clean() || sent == 0 {
+            let lines = seen.canaries.iter().chain(&seen.strangers).chain(&seen.pod_addresses);
+            let lines: Vec<&str> = lines.take(10).map(String::as_str).collect();
+            bail!(
+                "{sent} canaries sent, {} frames seen ({:?}), in clear: {}",
+                seen.frames,
+                seen.classes,
+                lines.join("; ")
+            );
+        }
+        Ok(())
     }
 
     /// [`Witness::verdict`], which has to be clean. The number of frames.
@@ -204,17 +234,7 @@ impl Witness {
                 if seen.frames > 0 { Ok(seen) } else { Err(format!("{seen:?}")) }
             })?;
         }
-        let sent = self.probes.len() + self.outside.len();
-        if !seen.is_clean() || seen.frames == 0 || sent == 0 {
-            let lines = seen.canaries.iter().chain(&seen.strangers).chain(&seen.pod_addresses);
-            let lines: Vec<&str> = lines.take(10).map(String::as_str).collect();
-            bail!(
-                "{sent} canaries sent, {} frames seen ({:?}), in clear: {}",
-                seen.frames,
-                seen.classes,
-                lines.join("; ")
-            );
-        }
+        self.refuse_what_is_clear(&seen)?;
         Ok(seen.frames)
     }
 }

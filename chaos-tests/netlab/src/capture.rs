@@ -10,6 +10,7 @@ use crate::error::LabError;
 use crate::link::PortId;
 use crate::namespace::Namespace;
 use ipnet::IpNet;
+use memchr::memmem::Finder;
 pub(crate) use recorder::{Recorder, SharedRecorder};
 use std::fmt;
 use std::path::PathBuf;
@@ -176,11 +177,16 @@ impl Capture {
         Ok(recorder::lock(&self.recorder).frames().to_vec())
     }
 
-    /// Every place in the frames in memory where `needle` is. A needle cut in two by a segment boundary is
-    /// not found: use short ones and several of them.
+    /// [`Capture::frames`], which are forgotten: what comes meanwhile is in the next ones.
+    pub fn take(&self) -> Result<Vec<Frame>, LabError> {
+        self.complete()?;
+        Ok(recorder::lock(&self.recorder).take_frames())
+    }
+
+    /// [`find`] in the frames in memory.
     pub fn find(&self, needle: &[u8]) -> Result<Vec<Hit>, LabError> {
         self.complete()?;
-        Ok(recorder::lock(&self.recorder).find(needle))
+        Ok(find(recorder::lock(&self.recorder).frames(), needle))
     }
 
     /// What the live search for [`CaptureOptions::needles`] found.
@@ -208,12 +214,12 @@ impl Capture {
         Ok(health.captured)
     }
 
-    /// Every frame in memory that shows an address inside `prefixes` in clear, with where it shows it.
+    /// [`addresses_inside`] of the frames in memory.
     pub fn addresses_inside(&self, prefixes: &[IpNet]) -> Result<Vec<(Frame, Vec<Sighting>)>, LabError> {
         self.complete()?;
         let recorder = recorder::lock(&self.recorder);
-        let seen = recorder.frames().iter().map(|f| (f.clone(), classify::sightings(&f.data, prefixes)));
-        Ok(seen.filter(|(_, sightings)| !sightings.is_empty()).collect())
+        let seen = addresses_inside(recorder.frames(), prefixes);
+        Ok(seen.into_iter().map(|(frame, sightings)| (frame.clone(), sightings)).collect())
     }
 
     /// Forgets the frames, hits and offenders so far; losses are not forgotten.
@@ -230,6 +236,24 @@ impl Capture {
         let health = Health { file_error: recorder.health().file_error, ..health };
         if health.is_complete() { Ok(recorder.take_frames()) } else { Err(LabError::Lossy(health)) }
     }
+}
+
+/// Every place in `frames` where `needle` is. A needle cut in two by a segment boundary is not found: use short ones and
+/// several of them.
+pub fn find(frames: &[Frame], needle: &[u8]) -> Vec<Hit> {
+    let finder = Finder::new(needle);
+    let in_frame = |frame: &Frame| {
+        let offsets: Vec<usize> = finder.find_iter(&frame.data).collect();
+        let frame = frame.clone();
+        offsets.into_iter().map(move |offset| Hit { frame: frame.clone(), offset })
+    };
+    frames.iter().flat_map(in_frame).collect()
+}
+
+/// Each of `frames` that shows an address inside `prefixes` in clear, with where it shows it.
+pub fn addresses_inside<'f>(frames: &'f [Frame], prefixes: &[IpNet]) -> Vec<(&'f Frame, Vec<Sighting>)> {
+    let seen = frames.iter().map(|frame| (frame, classify::sightings(&frame.data, prefixes)));
+    seen.filter(|(_, sightings)| !sightings.is_empty()).collect()
 }
 
 fn judge(bad: &[&Frame], policy: &Policy) -> Result<(), LabError> {

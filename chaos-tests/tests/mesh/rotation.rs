@@ -227,12 +227,24 @@ fn nodes_that_insist_on_pre_shared_keys_replace_theirs_at_once_and_again_and_no_
     lossless_rotations(&rotating_with("insist", 3, 120, "postQuantum:\n  mode: require\n")?, 2)
 }
 
+/// Between two records of the streams that are to see short gaps.
+const BRISK: Duration = Duration::from_millis(100);
+
 /// All nodes at once, this often, under streams between all of them and from the world.
 #[expect(clippy::print_stdout, reason = "what takes minutes says how far it is")]
 fn lossless_rotations(lab: &Lab, rounds: u8) -> Result<()> {
     let nodes: Vec<u8> = (1..=u8::try_from(lab.nodes.len())?).collect();
     let pods = nodes.iter().map(|n| lab.add_pod(*n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
-    let mut witness = Witness::new(lab)?.pace(pace(nodes.len())?);
+    let slow = pace(nodes.len())?;
+    // Where all cannot send often some do, so that a short gap is seen, too.
+    let mut witness = Witness::new(lab)?.pace(slow.min(BRISK));
+    let mut brisk = Vec::new();
+    for ip in pods[1].ips.iter().filter(|_| slow > BRISK) {
+        for from in [&pods[0].namespace, &lab.node(1).namespace] {
+            brisk.push(witness.stream(Transport::Udp, from, &pods[1].namespace, *ip)?);
+        }
+    }
+    witness = witness.pace(slow);
     let mut streams = everywhere(lab, &mut witness, &pods)?;
     let backend = pods.last().context("a pod")?;
     node_port(lab, 40, backend)?;
@@ -270,11 +282,16 @@ fn lossless_rotations(lab: &Lab, rounds: u8) -> Result<()> {
     }
     let told = events(lab, "KeyDestroyed")?;
     ensure!(told.is_empty() == (rounds == 0), "no Event tells of a destroyed key");
-    let count = streams.len();
-    let sent: u64 = streams.iter().map(|stream| stream.report().sent).sum();
-    let gap = lossless(streams).with_context(|| {
-        drops(lab.nodes.iter().map(|node| &node.namespace).chain(pods.iter().map(|pod| &pod.namespace)))
-    })?;
+    let count = streams.len() + brisk.len();
+    let sent: u64 = streams.iter().chain(&brisk).map(|stream| stream.report().sent).sum();
+    let lost =
+        || drops(lab.nodes.iter().map(|node| &node.namespace).chain(pods.iter().map(|pod| &pod.namespace)));
+    if !brisk.is_empty() {
+        let (count, sent) = (brisk.len(), brisk.iter().map(|stream| stream.report().sent).sum::<u64>());
+        let gap = lossless(brisk).with_context(lost)?;
+        println!("{count} of the streams every {BRISK:?}: {sent} records, longest gap {gap:?}");
+    }
+    let gap = lossless(streams).with_context(lost)?;
     let frames = witness.clean(lab)?;
     println!(
         "{rounds} rotations of {} nodes: {} keys destroyed; {count} streams, {sent} records, 0 lost, longest gap \

@@ -115,16 +115,6 @@ impl Recorder {
         std::mem::take(&mut self.frames)
     }
 
-    pub(super) fn find(&self, needle: &[u8]) -> Vec<Hit> {
-        let finder = Finder::new(needle);
-        let in_frame = |f: &Frame| {
-            let frame = f.clone();
-            let offsets: Vec<usize> = finder.find_iter(&f.data).collect();
-            offsets.into_iter().map(move |offset| Hit { frame: frame.clone(), offset })
-        };
-        self.frames.iter().flat_map(in_frame).collect()
-    }
-
     pub(super) fn hits(&self) -> &[Hit] {
         &self.hits
     }
