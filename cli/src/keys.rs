@@ -222,7 +222,13 @@ mod tests {
             port: 51880,
             draining,
         };
-        Announcement { slots: slots.map(slot), endpoints: Vec::new(), kem: None, host_traffic: false }
+        Announcement {
+            slots: slots.map(slot),
+            endpoints: Vec::new(),
+            kem: None,
+            kem_required: false,
+            host_traffic: false,
+        }
     }
 
     #[test]

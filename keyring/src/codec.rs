@@ -5,10 +5,11 @@
 //!  "slots":[{"epoch":7,"publicKey":"…","port":51880},{"epoch":8,"publicKey":"…","port":51881,"draining":true}],
 //!  "endpoints":["192.0.2.1"],
 //!  "kem":"…",
+//!  "kemRequired":true,
 //!  "hostTraffic":true}
 //! ```
 //!
-//! `draining` and `hostTraffic` are false and `endpoints` empty where they are absent; `kem` (base64 of 32 bytes) is optional. Fields
+//! `draining`, `kemRequired` and `hostTraffic` are false and `endpoints` empty where they are absent; `kem` (base64 of 32 bytes) is optional. Fields
 //! that version 1 does not know are ignored, so that a later agent can add some while older ones run; a change that
 //! older agents must not ignore takes a new `v`. The same field twice in one object is refused at any depth: two
 //! readers could disagree about which one counts.
@@ -61,6 +62,8 @@ pub enum Field {
     Endpoint(usize),
     /// `kem`.
     Kem,
+    /// `kemRequired`.
+    KemRequired,
     /// `hostTraffic`.
     HostTraffic,
 }
@@ -79,6 +82,7 @@ impl fmt::Display for Field {
             Self::Endpoints => f.write_str("endpoints"),
             Self::Endpoint(index) => write!(f, "endpoints[{index}]"),
             Self::Kem => f.write_str("kem"),
+            Self::KemRequired => f.write_str("kemRequired"),
             Self::HostTraffic => f.write_str("hostTraffic"),
         }
     }
@@ -260,6 +264,8 @@ pub fn encode(announcement: &Announcement) -> String {
         #[serde(skip_serializing_if = "Option::is_none")]
         kem: Option<String>,
         #[serde(skip_serializing_if = "std::ops::Not::not")]
+        kem_required: bool,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
         host_traffic: bool,
     }
     let slots = Slot::ALL.map(|slot| {
@@ -267,8 +273,8 @@ pub fn encode(announcement: &Announcement) -> String {
         WireSlot { epoch: epoch.0, public_key, port, draining }
     });
     let kem = announcement.kem.map(|hash| STANDARD.encode(hash));
-    let Announcement { endpoints, host_traffic, .. } = announcement;
-    serde_json::to_string(&Wire { v: VERSION, slots, endpoints, kem, host_traffic: *host_traffic })
+    let Announcement { ref endpoints, kem_required, host_traffic, .. } = *announcement;
+    serde_json::to_string(&Wire { v: VERSION, slots, endpoints, kem, kem_required, host_traffic })
         .expect("invariant: a struct of numbers and strings is always JSON")
 }
 
@@ -300,8 +306,9 @@ pub fn decode(text: &str) -> Result<Announcement, AnnouncementError> {
         Some(value) => parse_endpoints(value)?,
     };
     let kem = whole.remove("kem").map(parse_kem).transpose()?;
+    let kem_required = flag(&mut whole, "kemRequired", Field::KemRequired)?;
     let host_traffic = flag(&mut whole, "hostTraffic", Field::HostTraffic)?;
-    let announcement = Announcement { slots, endpoints, kem, host_traffic };
+    let announcement = Announcement { slots, endpoints, kem, kem_required, host_traffic };
     check(&announcement)?;
     Ok(announcement)
 }

@@ -39,7 +39,7 @@ enum Step {
 }
 
 struct World {
-    mode: Mode,
+    modes: [Mode; 2],
     budget: Budget,
     /// Offers and keys made.
     rounds: u8,
@@ -85,7 +85,7 @@ impl Model for World {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State { pair: Pair::new(self.mode), left: self.budget }]
+        vec![State { pair: Pair::of(self.modes), left: self.budget }]
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
@@ -153,11 +153,11 @@ impl Model for World {
 }
 
 fn check(world: World) {
-    let (mode, budget) = (world.mode, world.budget);
+    let ([a, b], budget) = (world.modes, world.budget);
     let started = Instant::now();
     let checker = world.checker().threads(1).spawn_bfs().join();
     println!(
-        "{mode}, {budget:?}: {} states, depth {}, {:.1} s",
+        "{a} and {b}, {budget:?}: {} states, depth {}, {:.1} s",
         checker.unique_state_count(),
         checker.max_depth(),
         started.elapsed().as_secs_f32()
@@ -177,13 +177,23 @@ const BUDGETS: [(Budget, u8); 5] = [
 #[test]
 fn a_pair_that_prefers_always_has_a_channel_and_one_key() {
     for (budget, bound) in BUDGETS {
-        check(World { mode: Mode::Prefer, budget, rounds: bound, keys: bound });
+        check(World { modes: [Mode::Prefer; 2], budget, rounds: bound, keys: bound });
     }
 }
 
 #[test]
 fn a_pair_that_requires_always_has_a_channel_and_one_key() {
     for (budget, bound) in BUDGETS {
-        check(World { mode: Mode::Require, budget, rounds: bound, keys: bound });
+        check(World { modes: [Mode::Require; 2], budget, rounds: bound, keys: bound });
+    }
+}
+
+#[test]
+fn a_pair_of_which_one_requires_always_has_a_channel_and_one_key() {
+    for modes in [[Mode::Prefer, Mode::Require], [Mode::Require, Mode::Prefer]] {
+        // As where both require, once both know it: what is before that needs no replaced key.
+        for (budget, bound) in BUDGETS.into_iter().filter(|(budget, _)| budget.replacements == 0) {
+            check(World { modes, budget, rounds: bound, keys: bound });
+        }
     }
 }

@@ -558,7 +558,11 @@ fn provoked(desired: &Desired) -> bool {
 }
 
 /// What the keyring says of both slots. Endpoints and host traffic are the plan's.
-pub fn announcement(keys: &LoadedStore, draining: Option<Slot>, kem: Option<[u8; 32]>) -> Announcement {
+pub fn announcement(
+    keys: &LoadedStore,
+    draining: Option<Slot>,
+    (kem, kem_required): (Option<[u8; 32]>, bool),
+) -> Announcement {
     let slot = |slot: Slot| {
         let key = keys.slot(slot);
         SlotAnnouncement {
@@ -572,6 +576,7 @@ pub fn announcement(keys: &LoadedStore, draining: Option<Slot>, kem: Option<[u8;
         slots: [slot(Slot::Zero), slot(Slot::One)],
         endpoints: Vec::new(),
         kem,
+        kem_required,
         host_traffic: false,
     }
 }

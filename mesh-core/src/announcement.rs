@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use crate::key::PublicKey;
+use crate::psk::Mode;
 use crate::slot::Slot;
 
 /// The two slots of a node and where they can be reached.
@@ -19,6 +20,10 @@ pub struct Announcement {
     /// SHA-256 of the ML-KEM encapsulation key in use, where the node takes part in post-quantum exchange.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kem: Option<[u8; 32]>,
+    /// The node lets pods' packets into no session without a pre-shared key: who has just started and has heard no letter of it
+    /// yet has to know that, too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kem_required: bool,
     /// The node wants its own traffic with others that want it too in the tunnel.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub host_traffic: bool,
@@ -50,5 +55,14 @@ impl Announcement {
     /// What is announced of `slot`.
     pub fn slot(&self, slot: Slot) -> &SlotAnnouncement {
         &self.slots[slot.index()]
+    }
+
+    /// What the node wants of pre-shared keys.
+    pub const fn psk_mode(&self) -> Mode {
+        match (self.kem, self.kem_required) {
+            (None, _) => Mode::Off,
+            (Some(_), false) => Mode::Prefer,
+            (Some(_), true) => Mode::Require,
+        }
     }
 }

@@ -115,6 +115,8 @@ fn golden_vectors() {
         ("endpoint broadcast", endpoint("255.255.255.255")),
         ("endpoint IPv4 in IPv6", endpoint("::ffff:192.0.2.1")),
         ("five endpoints", with(r#""2001:db8::1""#, r#""192.0.2.2","192.0.2.3","192.0.2.4","192.0.2.5""#)),
+        ("a key is required", with(r#""kem""#, r#""kemRequired":true,"kem""#)),
+        ("a key is required, as text", with(r#""kem""#, r#""kemRequired":"yes","kem""#)),
         ("host traffic", with(r#""kem""#, r#""hostTraffic":true,"kem""#)),
         ("host traffic as text", with(r#""kem""#, r#""hostTraffic":"on","kem""#)),
         ("kem null", with("\"K\"", "null")),
@@ -137,11 +139,12 @@ fn any_announcement() -> impl Strategy<Value = Announcement> {
             SlotAnnouncement { epoch: Epoch(epoch), public_key, port, draining }
         });
     let endpoints = prop::collection::vec(any::<IpAddr>(), 0..=MAX_ENDPOINTS);
-    ([slot.clone(), slot], endpoints, any::<Option<[u8; 32]>>(), any::<bool>())
-        .prop_map(|(slots, endpoints, kem, host_traffic)| Announcement {
+    ([slot.clone(), slot], endpoints, any::<Option<[u8; 32]>>(), any::<[bool; 2]>())
+        .prop_map(|(slots, endpoints, kem, [kem_required, host_traffic])| Announcement {
             slots,
             endpoints,
             kem,
+            kem_required,
             host_traffic,
         })
         .prop_filter("checked", |announcement| check(announcement).is_ok())
@@ -170,6 +173,7 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
             "port",
             "draining",
             "hostTraffic",
+            "kemRequired",
             "endpoints",
             "kem"
         ])

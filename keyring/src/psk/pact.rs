@@ -24,8 +24,8 @@ type Effects<P, S> = Vec<Effect<P, <S as Suite>::Key, <S as Suite>::Ciphertext>>
 /// What a turn sees of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sight {
-    /// The peer takes part: its announcement has the hash of an ML-KEM key.
-    pub takes_part: bool,
+    /// The peer's mode by its announcement.
+    pub mode: Mode,
     /// The slot that the announcements name: [`mesh_core::pair::target`].
     pub announced: Slot,
     /// The slot that this node drains or means to, and the one that the peer is known to drain.
@@ -179,9 +179,12 @@ impl<P, C: Clone> Pact<P, C> {
         self.said = Some(mode);
     }
 
-    /// The peer's mode, as far as this node knows.
+    /// The peer's mode, as far as this node knows. Whoever insists by either of its words is taken at that one.
     pub fn them(&self, sight: &Sight) -> Mode {
-        if sight.takes_part { self.said.unwrap_or_default() } else { Mode::Off }
+        match sight.mode {
+            Mode::Off | Mode::Require => sight.mode,
+            Mode::Prefer => self.said.unwrap_or(Mode::Prefer),
+        }
     }
 
     fn judge(&self, sight: &Sight) -> Judged {

@@ -76,6 +76,7 @@ impl Facts {
             slots: Slot::ALL.map(slot),
             endpoints: vec![],
             kem: None,
+            kem_required: false,
             host_traffic: false,
         });
     }

@@ -208,8 +208,13 @@ fn nobodys(side: usize) -> PskId {
 impl Pair {
     /// Both nodes at their first boot.
     pub(crate) fn new(mode: Mode) -> Self {
+        Self::of([mode; 2])
+    }
+
+    /// With a mode of each.
+    pub(crate) fn of(modes: [Mode; 2]) -> Self {
         let start = |side| Side {
-            pact: Pact::new(id(side), mode),
+            pact: Pact::new(id(side), modes[side]),
             disk: [None, None],
             device: Default::default(),
             route: None,
@@ -220,11 +225,11 @@ impl Pair {
             known: [[1; 2]; 2],
             said: [BTreeSet::new(), BTreeSet::new()],
             toy: Toy::default(),
-            modes: [mode; 2],
+            modes,
             touched: false,
         };
         for side in 0..2 {
-            pair.set_mode(side, mode);
+            pair.restart(side);
         }
         pair
     }
@@ -261,7 +266,7 @@ impl Pair {
             }
         };
         Sight {
-            takes_part: self.modes[1 - side] != Mode::Off,
+            mode: self.modes[1 - side],
             announced: PREFERRED,
             drained: [None, None],
             current: node.route,
@@ -301,8 +306,6 @@ impl Pair {
         let mut outbox = Vec::new();
         match mail {
             Mail::Letter(told) => {
-                let mode = self.modes[1 - side];
-                self.sides[side].pact.hear(mode);
                 let slot = told.context().slot();
                 self.input(side, slot, Input::Message(told.clone()), fuel, &mut outbox)?;
             }
@@ -413,9 +416,7 @@ impl Pair {
     }
 
     fn restart(&mut self, side: usize) {
-        let mut pact = Pact::new(id(side), self.modes[side]);
-        pact.hear(self.modes[1 - side]);
-        self.sides[side].pact = pact;
+        self.sides[side].pact = Pact::new(id(side), self.modes[side]);
         self.meet(side);
     }
 

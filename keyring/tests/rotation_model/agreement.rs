@@ -105,7 +105,6 @@ impl World {
         let keys = node.keys;
         let peer = &mut node.peers[other];
         let (Some(agreement), Some(view)) = (&mut peer.agreement, peer.view) else { return };
-        agreement.pact.hear(rules.psk.unwrap());
         let end = |node: usize, slot: Slot, epoch: u8| End {
             id: id(rules, node),
             key: key(node, slot, epoch),
@@ -131,7 +130,7 @@ impl World {
         let there = (&rules.names[other], &theirs);
         let listed = |slot: Slot| (peer.listed[slot.index()] == view.epochs[slot.index()]).then_some(());
         Some(Sight {
-            takes_part: true,
+            mode: rules.psk?,
             announced: target((&rules.names[me], self.drained_by(me)), there, peer.route),
             drained: [self.nodes[me].machine.draining(), view.drained],
             current: peer.route,

@@ -160,6 +160,7 @@ pub(crate) fn announcement(rules: &Rules, node: usize, said: Said) -> Announceme
         slots: [slot(Slot::Zero), slot(Slot::One)],
         endpoints: vec![],
         kem: rules.psk.map(|_| [0; 32]),
+        kem_required: false,
         host_traffic: false,
     }
 }

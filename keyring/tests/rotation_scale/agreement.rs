@@ -162,7 +162,7 @@ impl Cluster {
         let peer = &self.peers[me][other];
         let on = peer.agreement.as_ref().map_or([None; 2], |agreement| agreement.on);
         Sight {
-            takes_part: true,
+            mode: Mode::Prefer,
             announced,
             drained: [self.nodes[me].machine.draining(), self.nodes[other].history[peer.version].0.drained],
             current: Some(peer.route),

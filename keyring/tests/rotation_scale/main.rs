@@ -105,7 +105,13 @@ fn announcement(node: usize, said: Said) -> Announcement {
         port: 51880,
         draining: said.drained == Some(slot),
     };
-    Announcement { slots: Slot::ALL.map(slot), endpoints: vec![], kem: None, host_traffic: false }
+    Announcement {
+        slots: Slot::ALL.map(slot),
+        endpoints: vec![],
+        kem: None,
+        kem_required: false,
+        host_traffic: false,
+    }
 }
 
 struct Cluster {

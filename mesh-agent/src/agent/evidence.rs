@@ -132,7 +132,13 @@ mod tests {
             port: 51880,
             draining: false,
         };
-        Announcement { slots: keys.map(slot), endpoints: Vec::new(), kem: None, host_traffic: false }
+        Announcement {
+            slots: keys.map(slot),
+            endpoints: Vec::new(),
+            kem: None,
+            kem_required: false,
+            host_traffic: false,
+        }
     }
 
     fn view(b: Option<AnnouncementFact>) -> ClusterView {

@@ -118,9 +118,9 @@ impl Psks {
         Ok(psks)
     }
 
-    /// `kem` of the announcement.
-    pub(super) fn kem(&self) -> Option<[u8; 32]> {
-        (self.mode != Mode::Off).then(|| self.kem.hash())
+    /// `kem` and `kemRequired` of the announcement.
+    pub(super) fn kem(&self) -> (Option<[u8; 32]>, bool) {
+        ((self.mode != Mode::Off).then(|| self.kem.hash()), self.mode == Mode::Require)
     }
 
     /// A WireGuard key was replaced: another ML-KEM key, as soon as nobody is about to answer to the present one.
@@ -475,7 +475,7 @@ fn sight(view: &ClusterView, observed: &Observed, name: &NodeName) -> Option<Sig
         Some(entry.psk)
     };
     Some(Sight {
-        takes_part: theirs.kem.is_some(),
+        mode: theirs.psk_mode(),
         announced: pair::target((&view.local.name, view.drains()), (name, theirs), facts.current),
         drained: [view.drains().wanted, mesh_core::slot::drained(theirs)],
         current: facts.current,

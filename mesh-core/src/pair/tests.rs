@@ -100,7 +100,13 @@ fn an_intent_holds_a_pair_but_moves_none() {
             port: 1,
             draining: drained == Some(slot),
         };
-        Announcement { slots: [slot(ZERO), slot(ONE)], endpoints: vec![], kem: None, host_traffic: false }
+        Announcement {
+            slots: [slot(ZERO), slot(ONE)],
+            endpoints: vec![],
+            kem: None,
+            kem_required: false,
+            host_traffic: false,
+        }
     };
     let at = |wanted, accepted, theirs, current| {
         target((&name("b"), Drains { wanted, accepted }), (&name("a"), &peer(theirs)), current)

@@ -11,7 +11,13 @@ fn announcement(seed: u8) -> Announcement {
         port: 51880 + u16::from(n),
         draining: false,
     };
-    Announcement { slots: [slot(0), slot(1)], endpoints: vec![], kem: None, host_traffic: false }
+    Announcement {
+        slots: [slot(0), slot(1)],
+        endpoints: vec![],
+        kem: None,
+        kem_required: false,
+        host_traffic: false,
+    }
 }
 
 /// One node: `name cidr,cidr ip,ip [key=N] [endpoint=ip] [drain=N] [nokey]`; `-` for none.

@@ -21,7 +21,7 @@ fn announcement(keys: [(u64, PublicKey); 2]) -> Announcement {
         port: 51880,
         draining: false,
     });
-    Announcement { slots, endpoints: Vec::new(), kem: None, host_traffic: false }
+    Announcement { slots, endpoints: Vec::new(), kem: None, kem_required: false, host_traffic: false }
 }
 
 /// The node's own keys of these numbers.

@@ -14,6 +14,7 @@ fn announcement(drains: (bool, bool)) -> Announcement {
         slots: [slot(1, drains.0), slot(2, drains.1)],
         endpoints: vec![],
         kem: None,
+        kem_required: false,
         host_traffic: false,
     }
 }

@@ -107,7 +107,13 @@ impl Site {
             port: 1,
             draining: self.machine.draining() == Some(slot),
         };
-        Announcement { slots: Slot::ALL.map(slot), endpoints: vec![], kem: None, host_traffic: false }
+        Announcement {
+            slots: Slot::ALL.map(slot),
+            endpoints: vec![],
+            kem: None,
+            kem_required: false,
+            host_traffic: false,
+        }
     }
 
     fn drained(&self) -> Option<Slot> {

@@ -261,7 +261,7 @@ fn what_both_had_agreed_outlives_a_false_announcement_and_an_absence() {
         settings: Settings::default(),
         local: LocalFacts {
             name: name_a,
-            announcement: super::super::announcement(&a.keys, None, None),
+            announcement: super::super::announcement(&a.keys, None, (None, false)),
             uplink_mtu: None,
             host: Default::default(),
         },
