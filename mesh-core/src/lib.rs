@@ -10,6 +10,7 @@ pub mod evidence;
 pub mod host;
 pub mod ipam;
 pub mod key;
+pub mod mcs;
 pub mod name;
 pub mod numbers;
 pub mod pair;
