@@ -15,7 +15,9 @@
 //! slices carry its name as `kubernetes.io/service-name`. They are made for the own endpoints, too.
 mod condition;
 mod facts;
+mod lease;
 mod merge;
+pub mod names;
 mod objects;
 mod plan;
 mod problem;
@@ -27,6 +29,7 @@ pub use facts::{
     Exports, Facts, InternalTrafficPolicy, Own, PortName, PortNumber, PortNumbers, ServiceKind,
     SessionAffinity,
 };
+pub use lease::Leases;
 pub use merge::{Conflict, ImportKind, ImportPort, MAX_PORTS, Merged, UNNAMED, merge};
 pub use objects::{
     LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_SLICE_MANAGED_BY, LABEL_SOURCE_CLUSTER, MANAGER,

@@ -196,7 +196,7 @@ pub struct Own {
     pub families: BTreeSet<Family>,
     /// Its exports are served to the other clusters. Until then they are `Pending`.
     pub serving: bool,
-    /// Clusters whose lease is over : their endpoints do not count, their exports
+    /// Clusters whose lease is over ([`Leases::silent`](super::Leases::silent)): their endpoints do not count, their exports
     /// do, so that no address, port or type changes because a line is cut. Never the own one.
     pub silent: BTreeSet<ClusterName>,
 }

@@ -112,7 +112,7 @@ pub enum McsProblem {
     },
     /// More than fit into a DNS message.
     #[error(
-        "service {}/{}: {left_out} ready endpoints are in no DNS answer: at most {limit} are named; split the service", .name.namespace, .name.name
+        "service {}/{}: {left_out} ready endpoints are in no DNS answer for the whole service, which has room for {limit}; their own names are answered; split the service if that does not do", .name.namespace, .name.name
     )]
     TooManyNames {
         /// The service.
