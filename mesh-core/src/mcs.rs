@@ -12,7 +12,40 @@
 //! API server gave to the derived Services.
 //!
 //! A ClusterSetIP is the cluster IP of a *derived Service*, so the API server allocates it, and every proxy serves it: the
-//! slices carry its name as `kubernetes.io/service-name`. They are made for the own endpoints, too.
+//! slices carry its name as `kubernetes.io/service-name`. They are made for the own endpoints, too. Our own table prefers
+//! those ([`crate::service`], slices without [`LABEL_REMOTE`](crate::service::model::LABEL_REMOTE)) and takes the others
+//! while none of them is ready, without anybody having to write anything; `trafficDistribution` chooses among those that are
+//! left, by hints. `internalTrafficPolicy: Local` means this node's own endpoints, never another cluster's.
+//!
+//! # For who does it
+//!
+//! - **Read.** An [`Export`] is a ServiceExport, the Service of its name and that Service's slices. Leave out slices that are
+//!   ours ([`is_ours`]); a Service that is ours is [`ServiceKind::Derived`]. What other clusters say comes as the same types,
+//!   after the rules of trust: addresses inside their own prefixes, no name but their own as the exporter.
+//! - **When.** Whatever changes of one name concerns that name alone: [`decide_one`]. A cluster that falls silent or comes
+//!   back ([`Leases`]), a namespace, [`Own`]: all names that it touches. A derived Service that got its addresses: its name.
+//! - **Write**, in this order: imports (their UID is the owner reference of the next two, `controller: false`), derived
+//!   Services, slices that are new or changed, slices that are gone, Services, imports that are gone. New slices before old
+//!   ones, or endpoints are missing while a full slice becomes two. Touch nothing that is not ours; before the first
+//!   complete snapshot of a peer (or the end of its lease) take nothing of it away. Status is a subresource, of imports and
+//!   exports alike; `status.endpointSliceObjects` of KEP-1645 is not in the CRDs of `mcs-api`.
+//! - **Names.** Give each [`Decision`] to [`names::Zone::set`], also the empty ones.
+//! - **Admission.** Whoever may write slices can draw any Service's traffic. `clustermesh` writes slices with
+//!   [`LABEL_SLICE_MANAGED_BY`]` = `[`MANAGER`] and `kubernetes.io/service-name` absent or `mcs-…`, and no others: a policy for
+//!   its account should hold it to that, and agents refuse addresses in a slice with
+//!   [`LABEL_REMOTE`](crate::service::model::LABEL_REMOTE) outside that cluster's prefixes.
+//!
+//! # Where the API leaves a choice
+//!
+//! - A port of the union goes to every cluster that has a port of that protocol and number, whatever it is called there, and
+//!   to no other (KEP-1645, "Service Port").
+//! - An unnamed port is called [`UNNAMED`] once there are several; slices bear both names, so nobody is cut by the change.
+//! - Families are those of the oldest export that this cluster has; a derived Service keeps its first one.
+//! - An export that does not count (no Service, `ExternalName`, a derived Service) is in no conflict.
+//! - `Ready` is `Ready`, not `Exported`: others fetch. A silent cluster stays in `status.clusters`.
+//! - Of two exports of one second the smaller cluster name is the older. A cluster can lie about the age of its exports and
+//!   settle a dispute so: namespaces are the same authority everywhere, says the KEP; admins restrict ServiceExports by RBAC.
+
 mod condition;
 mod facts;
 mod lease;
@@ -22,6 +55,7 @@ mod objects;
 mod plan;
 mod problem;
 mod slices;
+mod table;
 
 pub use condition::{Condition, MAX_MESSAGE, Status};
 pub use facts::{

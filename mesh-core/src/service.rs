@@ -4,6 +4,9 @@
 //! service's work for one service's change. Who gets traffic is kube-proxy's answer (KEP-1669, KEP-1672, KEP-2086,
 //! KEP-2433, KEP-4444), so that both can serve one node beside each other; `select` says how.
 //!
+//! Endpoints of other clusters ([`crate::mcs`]) are those of slices with [`model::LABEL_REMOTE`]: the same table with more
+//! backends, chosen after this cluster's own.
+//!
 //! What pods send to external addresses never leaves the cluster, so it follows the `Cluster` policy even where
 //! `externalTrafficPolicy` is `Local`.
 

@@ -19,6 +19,7 @@ use super::problem::McsProblem;
 use crate::policy::model::{Labels, ObjectName, Protocol};
 use crate::prefix::{self, Family};
 use crate::psk::ClusterName;
+use crate::service::model::{LABEL_REMOTE, LABEL_SERVICE_NAME as LABEL_TABLE};
 
 /// Endpoints of a slice: what the endpoint slice controller of Kubernetes puts into one by default, so that no reader is
 /// surprised (the API takes 1,000).
@@ -69,6 +70,8 @@ pub struct Slice {
     pub derived: Option<String>,
     /// Where its endpoints are.
     pub source: ClusterName,
+    /// That is another cluster: proxies of ours prefer own endpoints.
+    pub remote: bool,
     /// `addressType`.
     pub family: Family,
     /// `ports`.
@@ -86,7 +89,10 @@ impl Slice {
             (objects::LABEL_SLICE_MANAGED_BY.to_owned(), objects::MANAGER.to_owned()),
         ]);
         if let Some(derived) = &self.derived {
-            labels.insert(crate::service::model::LABEL_SERVICE_NAME.to_owned(), derived.clone());
+            labels.insert(LABEL_TABLE.to_owned(), derived.clone());
+        }
+        if self.remote {
+            labels.insert(LABEL_REMOTE.to_owned(), self.source.to_string());
         }
         labels
     }
@@ -188,6 +194,7 @@ pub(super) fn of_cluster(
                 service: name.name.clone(),
                 derived: derived.clone(),
                 source: cluster.clone(),
+                remote: !own,
                 family,
                 ports: ports.clone(),
                 endpoints: told.collect(),

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::model::{
-    DEFAULT_AFFINITY, EndpointSliceFacts, LABEL_HEADLESS, LABEL_OTHER_PROXY, LoadBalancerIngress,
-    MAX_AFFINITY, Meta, OwnNode, ServiceFacts, ServicePort,
+    DEFAULT_AFFINITY, EndpointSliceFacts, LABEL_HEADLESS, LABEL_OTHER_PROXY, LABEL_REMOTE,
+    LoadBalancerIngress, MAX_AFFINITY, Meta, OwnNode, ServiceFacts, ServicePort,
 };
 use super::problem::{Owner, ServiceProblem};
 use super::select::{self, Candidate, Choice};
@@ -276,6 +276,7 @@ fn endpoints_of<'a>(
                 (Some(_), None) => {}
             }
         }
+        let remote = facts.metadata.labels.contains_key(LABEL_REMOTE);
         for (index, endpoint) in facts.endpoints.iter().enumerate() {
             let Some(text) = endpoint.addresses.first() else { continue };
             let addr = text.parse::<IpAddr>().ok();
@@ -286,7 +287,7 @@ fn endpoints_of<'a>(
                 continue;
             };
             for (name, protocol, number) in &ports {
-                let candidate = Candidate::new(SocketAddr::new(addr, *number), endpoint, own);
+                let candidate = Candidate::new(SocketAddr::new(addr, *number), endpoint, own, remote);
                 let of_port = found.entry((*name, *protocol)).or_default();
                 if of_port.get(&candidate.addr).is_none_or(|other| candidate.better_than(other)) {
                     of_port.insert(candidate.addr, candidate);

@@ -18,6 +18,9 @@ pub const LABEL_OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 /// Label of an EndpointSlice: the name of its Service.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label of an EndpointSlice whose endpoints are in another cluster, whatever its value ([`crate::mcs`]): they get traffic
+/// while no own endpoint is ready, and never count as this node's.
+pub const LABEL_REMOTE: &str = "hawser.dev/remote";
 /// Label of a Node: its zone.
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 

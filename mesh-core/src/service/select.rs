@@ -3,6 +3,10 @@
 //! Under the policy `Cluster`: the ready ones; of those, only the ones meant for this node, if every ready one names
 //! nodes and one of them this one; else only those meant for this zone, likewise (KEP-2433, KEP-4444). Nobody ready: those
 //! that are ending and still serve (KEP-1669). Under `Local` (KEP-2086): the same among this node's, without hints.
+//!
+//! Endpoints of other clusters come after those of this one, ready ones after ready ones, ending ones after ending ones;
+//! hints count among those that are left. They keep their flows when own ones are back. Here we leave kube-proxy's way: it
+//! knows no clusters, and spreads over all of them, or by their hints.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -18,10 +22,12 @@ pub(super) struct Candidate<'a> {
     serving: bool,
     terminating: bool,
     local: bool,
+    remote: bool,
 }
 
 impl<'a> Candidate<'a> {
-    pub(super) fn new(addr: SocketAddr, facts: &'a EndpointFacts, own: &OwnNode) -> Self {
+    /// `remote`: it is in another cluster.
+    pub(super) fn new(addr: SocketAddr, facts: &'a EndpointFacts, own: &OwnNode, remote: bool) -> Self {
         let Conditions { ready, serving, terminating } = facts.conditions;
         let own = own.name.as_ref().map(|name| name.as_str());
         Self {
@@ -30,14 +36,15 @@ impl<'a> Candidate<'a> {
             ready: ready.unwrap_or(true),
             serving: serving.unwrap_or(true),
             terminating: terminating.unwrap_or(false),
-            local: own.is_some() && own == facts.node_name.as_deref(),
+            local: !remote && own.is_some() && own == facts.node_name.as_deref(),
+            remote,
         }
     }
 
     /// Of two slices that name the same endpoint, as it happens while it moves, the one that says more for it counts; of
-    /// equals the first.
+    /// equals the first. What this cluster says of an address counts before what another says.
     pub(super) fn better_than(&self, other: &Self) -> bool {
-        let merit = |c: &Self| (c.local, c.ready, c.ends_serving());
+        let merit = |c: &Self| (!c.remote, c.local, c.ready, c.ends_serving());
         merit(self) > merit(other)
     }
 
@@ -70,9 +77,17 @@ pub(super) struct Choice {
     pub(super) elsewhere: bool,
 }
 
+/// Those of this cluster, if there is one.
+fn nearest<'c, 'a>(mut of: Vec<&'c Candidate<'a>>) -> Vec<&'c Candidate<'a>> {
+    if of.iter().any(|c| !c.remote) {
+        of.retain(|c| !c.remote);
+    }
+    of
+}
+
 /// The policy `Cluster`.
 pub(super) fn cluster(all: &[Candidate<'_>], own: &OwnNode) -> Choice {
-    let ready: Vec<&Candidate<'_>> = all.iter().filter(|c| c.ready).collect();
+    let ready = nearest(all.iter().filter(|c| c.ready).collect());
     let node = own.name.as_ref().map_or("", |name| name.as_str());
     let zone = own.zone.as_deref().unwrap_or("");
     let hinted = |has: fn(&Candidate<'_>) -> bool| ready.iter().all(|c| has(c));
@@ -89,7 +104,8 @@ pub(super) fn cluster(all: &[Candidate<'_>], own: &OwnNode) -> Choice {
         chosen = ready.iter().map(|c| c.addr).collect();
     }
     if chosen.is_empty() {
-        chosen = all.iter().filter(|c| c.ends_serving()).map(|c| c.addr).collect();
+        let ending = nearest(all.iter().filter(|c| c.ends_serving()).collect());
+        chosen = ending.into_iter().map(|c| c.addr).collect();
     }
     Choice { leaving: leaving(all.iter(), &chosen), chosen, elsewhere: false }
 }

@@ -60,6 +60,12 @@ fn cluster_ips(service: &ServiceFacts) -> Vec<IpAddr> {
     texts.iter().filter_map(|text| usable(text)).collect()
 }
 
+/// An endpoint, and whether another cluster has it.
+struct Known {
+    facts: EndpointFacts,
+    abroad: bool,
+}
+
 /// A wish for an address and port: strength, object, and what happens if it is granted.
 type Wish = ((u8, u8, ObjectName), Answer);
 
@@ -204,7 +210,7 @@ impl World {
             return false;
         }
         let endpoints = self.endpoints(name, service, index, addr);
-        endpoints.iter().any(|(at, facts)| {
+        endpoints.iter().any(|(at, Known { facts, .. })| {
             at.port() != port
                 && (facts.conditions.ready != Some(false) || facts.conditions.serving != Some(false))
         })
@@ -217,9 +223,9 @@ impl World {
         service: &ServiceFacts,
         index: usize,
         addr: IpAddr,
-    ) -> BTreeMap<SocketAddr, EndpointFacts> {
+    ) -> BTreeMap<SocketAddr, Known> {
         let wanted = &service.spec.ports[index];
-        let mut found: BTreeMap<SocketAddr, EndpointFacts> = BTreeMap::new();
+        let mut found: BTreeMap<SocketAddr, Known> = BTreeMap::new();
         for (slice_name, slice) in &self.slices {
             let labels = &slice.metadata.labels;
             let ours = slice_name.namespace == name.namespace
@@ -235,10 +241,14 @@ impl World {
                     let ip = facts.addresses.first().and_then(|text| usable(text));
                     let Some(ip) = ip.filter(|ip| ip.is_ipv4() == addr.is_ipv4()) else { continue };
                     let at = SocketAddr::new(ip, number);
-                    let merit =
-                        |facts: &EndpointFacts| (self.is_here(facts), is_ready(facts), is_ending(facts));
-                    if found.get(&at).is_none_or(|other| merit(facts) > merit(other)) {
-                        found.insert(at, facts.clone());
+                    let known =
+                        Known { abroad: labels.contains_key("hawser.dev/remote"), facts: facts.clone() };
+                    let merit = |known: &Known| {
+                        let facts = &known.facts;
+                        (!known.abroad, self.is_here(known), is_ready(facts), is_ending(facts))
+                    };
+                    if found.get(&at).is_none_or(|other| merit(&known) > merit(other)) {
+                        found.insert(at, known);
                     }
                 }
             }
@@ -246,8 +256,9 @@ impl World {
         found
     }
 
-    fn is_here(&self, facts: &EndpointFacts) -> bool {
-        self.own.name.as_ref().is_some_and(|name| facts.node_name.as_deref() == Some(name.as_str()))
+    fn is_here(&self, known: &Known) -> bool {
+        let node = known.facts.node_name.as_deref();
+        !known.abroad && self.own.name.as_ref().is_some_and(|name| node == Some(name.as_str()))
     }
 
     fn behind(
@@ -266,18 +277,21 @@ impl World {
             _ => 0,
         };
         let all = self.endpoints(name, service, index, addr);
-        let here = |facts: &EndpointFacts| !local || self.is_here(facts);
-        let mut found: Vec<_> = all.iter().filter(|(_, facts)| is_ready(facts) && here(facts)).collect();
-        if !local {
-            found = self.hinted(found);
+        let here = |known: &Known| !local || self.is_here(known);
+        // Own ready ones, ready ones abroad, own ending ones, ending ones abroad.
+        for (ready, abroad) in [(true, false), (true, true), (false, false), (false, true)] {
+            let fits = |known: &Known| {
+                let state = if ready { is_ready(&known.facts) } else { is_ending(&known.facts) };
+                state && known.abroad == abroad && here(known)
+            };
+            let found: Vec<_> =
+                all.iter().filter(|(_, known)| fits(known)).map(|(at, known)| (at, &known.facts)).collect();
+            let found = if ready && !local { self.hinted(found) } else { found };
+            if !found.is_empty() {
+                return Answer::To(found.into_iter().map(|(at, _)| *at).collect(), affinity);
+            }
         }
-        if found.is_empty() {
-            found = all.iter().filter(|(_, facts)| is_ending(facts) && here(facts)).collect();
-        }
-        if !found.is_empty() {
-            return Answer::To(found.into_iter().map(|(at, _)| *at).collect(), affinity);
-        }
-        let somebody = all.values().any(|facts| is_ready(facts) || is_ending(facts));
+        let somebody = all.values().any(|known| is_ready(&known.facts) || is_ending(&known.facts));
         if local && somebody { Answer::Dropped } else { Answer::Refused }
     }
 

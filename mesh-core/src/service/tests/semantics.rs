@@ -489,3 +489,56 @@ fn who_leaves_keeps_flows_and_gets_no_new_ones() {
     }
     assert_eq!(numbers.len(), 3, "who came back has another number: old flows do not mean it");
 }
+
+#[test]
+fn other_clusters_serve_while_no_own_endpoint_is_ready() {
+    let cases = [
+        ("10.1.0.1", "10.2.0.1", "10.1.0.1:8080"),
+        ("10.1.0.1!unready", "10.2.0.1 10.2.0.2", "10.2.0.1:8080 10.2.0.2:8080"),
+        ("10.1.0.1!ending", "10.2.0.1", "10.2.0.1:8080"),
+        ("10.1.0.1!ending", "10.2.0.1!ending", "10.1.0.1:8080"),
+        ("10.1.0.1!dead", "10.2.0.1!ending", "10.2.0.1:8080"),
+        ("", "10.2.0.1/z1 10.2.0.2/z2", "10.2.0.1:8080"),
+        ("10.1.0.1/z2", "10.2.0.1/z1", "10.1.0.1:8080"),
+        // A node of theirs is not ours, whatever it is called, and what we say of an address counts.
+        ("10.1.0.1", "10.2.0.1%n1", "10.1.0.1:8080"),
+        ("10.1.0.1!unready", "10.1.0.1", "refused"),
+    ];
+    for (own, remote, expected) in cases {
+        let mut world = world();
+        world.services.insert(object("a"), service("ClusterIP", &["10.96.0.1"]));
+        world.slices.insert(object("a-own"), slice("a", own));
+        let mut abroad = slice("a", remote);
+        abroad.metadata.labels.insert("hawser.dev/remote".to_owned(), "east".to_owned());
+        world.slices.insert(object("a-abroad"), abroad);
+        check(&world, &[("10.96.0.1 80", expected)]);
+    }
+}
+
+#[test]
+fn an_endpoint_of_another_cluster_is_never_on_this_node() {
+    let mut world = world();
+    let mut facts = service("ClusterIP", &["10.96.0.1"]);
+    facts.spec.internal_traffic_policy = "Local".to_owned();
+    world.services.insert(object("a"), facts);
+    let mut abroad = slice("a", "10.2.0.1@n1");
+    abroad.metadata.labels.insert("hawser.dev/remote".to_owned(), "east".to_owned());
+    world.slices.insert(object("a-abroad"), abroad);
+    check(&world, &[("10.96.0.1 80", "dropped")]);
+}
+
+#[test]
+fn flows_to_another_cluster_outlive_the_return_of_an_own_endpoint() {
+    let mut world = world();
+    world.services.insert(object("a"), service("ClusterIP", &["10.96.0.1"]));
+    let mut abroad = slice("a", "10.2.0.1");
+    abroad.metadata.labels.insert("hawser.dev/remote".to_owned(), "east".to_owned());
+    world.slices.insert(object("a-abroad"), abroad);
+    let (mut compiler, _) = compiled(&world);
+    compiler.set_slice(object("a-own"), Some(slice("a", "10.1.0.1")));
+    compiler.commit();
+    let backends: Vec<(String, bool)> =
+        compiler.state().backends.values().map(|b| (b.addr.to_string(), b.leaving)).collect();
+    assert!(backends.contains(&("10.2.0.1:8080".to_owned(), true)), "{backends:?}");
+    assert!(backends.contains(&("10.1.0.1:8080".to_owned(), false)), "{backends:?}");
+}

@@ -192,8 +192,13 @@ fn slice() -> impl Strategy<Value = EndpointSliceFacts> {
     select(&["IPv4", "IPv4", "IPv6", "FQDN"][..]).prop_flat_map(|address_type| {
         let ports = proptest::collection::vec(slice_port(), 0..3);
         let endpoints = proptest::collection::vec(endpoint(address_type != "IPv6"), 0..5);
-        (labels(), text(&NAMES), ports, endpoints).prop_map(|(mut metadata, service, ports, endpoints)| {
+        let remote = prop::bool::weighted(0.3);
+        let all = (labels(), text(&NAMES), remote, ports, endpoints);
+        all.prop_map(|(mut metadata, service, remote, ports, endpoints)| {
             metadata.labels.insert("kubernetes.io/service-name".to_owned(), service);
+            if remote {
+                metadata.labels.insert("hawser.dev/remote".to_owned(), String::new());
+            }
             EndpointSliceFacts { metadata, address_type: address_type.to_owned(), ports, endpoints }
         })
     })

@@ -1,0 +1,193 @@
+//! From exports to the table that the data path reads: who gets what a pod sends to a ClusterSetIP.
+
+mod mcs_world;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use mcs_world::{cluster, facts, object};
+use mesh_core::mcs::{DerivedState, Endpoint, Facts, ImportKind, ServiceKind, decide, derived_name, is_ours};
+use mesh_core::policy::model::ObjectName;
+use mesh_core::prefix::Family;
+use mesh_core::service::model::OwnNode;
+use mesh_core::service::{Compiler, FrontendKey, Limits};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const IPS: [&str; 2] = ["10.96.0.9", "fd00:96::9"];
+
+fn web() -> ObjectName {
+    object("shop", "web")
+}
+
+/// The API server has given `shop/web` an address of each family.
+fn settled(mut facts: Facts) -> Facts {
+    facts.namespaces.insert("shop".to_owned());
+    facts.own.families = Family::BOTH.into();
+    let cluster_ips = IPS.iter().map(|ip| ip.parse().unwrap()).collect();
+    let state = DerivedState { of: Some("web".to_owned()), cluster_ips };
+    facts.derived.insert(object("shop", &derived_name("web")), state);
+    facts
+}
+
+fn node() -> OwnNode {
+    OwnNode { name: Some("n1".parse().unwrap()), zone: Some("z1".to_owned()), ..OwnNode::default() }
+}
+
+/// Tells a table everything of `shop/web`, what is gone included.
+fn tell(compiler: &mut Compiler, facts: &Facts, told: &mut BTreeSet<String>) {
+    let (plan, _) = decide(facts);
+    let decision = plan.services.get(&web()).cloned().unwrap_or_default();
+    let derived = object("shop", &derived_name("web"));
+    let ips: Vec<IpAddr> = IPS.iter().map(|ip| ip.parse().unwrap()).collect();
+    compiler.set_service(derived, decision.service.map(|service| service.facts(&ips)));
+    for (name, slice) in &decision.slices {
+        assert!(is_ours(&slice.labels()));
+        compiler.set_slice(object("shop", name), Some(slice.facts()));
+    }
+    for name in told.iter().filter(|name| !decision.slices.contains_key(*name)) {
+        compiler.set_slice(object("shop", name), None);
+    }
+    *told = decision.slices.into_keys().collect();
+    compiler.commit();
+}
+
+fn chosen(compiler: &Compiler, key: &FrontendKey) -> BTreeSet<SocketAddr> {
+    let state = compiler.state();
+    let Some(front) = state.frontends.get(key).filter(|front| front.count > 0) else {
+        return BTreeSet::new();
+    };
+    state.tables[&front.base].iter().map(|id| state.backends[id].addr).collect()
+}
+
+/// One endpoint of a port, as its exporter says it.
+struct Known<'a> {
+    at: SocketAddr,
+    own: bool,
+    facts: &'a Endpoint,
+}
+
+/// Endpoints behind a port of the ClusterSetIP, read from the exports.
+fn known<'a>(
+    facts: &'a Facts,
+    protocol: mesh_core::policy::model::Protocol,
+    port: u16,
+    family: Family,
+) -> Vec<Known<'a>> {
+    let mut found: Vec<Known<'a>> = Vec::new();
+    for (cluster, export) in facts.exports.get(&web()).into_iter().flatten() {
+        let Some(service) = &export.service else { continue };
+        let exported = service.ports.iter().find(|p| (p.protocol, p.port) == (protocol, port));
+        let barred = matches!(service.kind, ServiceKind::ExternalName | ServiceKind::Derived);
+        let Some(exported) = exported.filter(|_| !barred && !facts.own.silent.contains(cluster)) else {
+            continue;
+        };
+        for (numbers, members) in &export.endpoints {
+            let Some(at) = numbers.get(&exported.name).filter(|at| at.protocol == protocol) else { continue };
+            for (address, endpoint) in members.iter().filter(|(a, _)| Family::of(**a) == family) {
+                let own = *cluster == facts.own.cluster;
+                found.push(Known { at: SocketAddr::new(*address, at.number), own, facts: endpoint });
+            }
+        }
+    }
+    found
+}
+
+/// Local ones first; then by zone or node if the service prefers that; what ends only where nobody is ready.
+fn should_be_chosen(all: &[Known<'_>], local: bool, distribution: Option<&str>) -> BTreeSet<SocketAddr> {
+    let ending = |e: &Endpoint| e.serving && e.terminating;
+    for (ready, own) in [(true, true), (true, false), (false, true), (false, false)] {
+        let here = |k: &Known<'_>| k.own && k.facts.node.as_deref() == Some("n1");
+        let fits = |k: &&Known<'_>| {
+            k.own == own && (if ready { k.facts.ready } else { ending(k.facts) }) && (!local || here(k))
+        };
+        let level: Vec<&Known<'_>> = all.iter().filter(fits).collect();
+        if level.is_empty() {
+            continue;
+        }
+        let addresses = |of: &dyn Fn(&Known<'_>) -> bool| {
+            level.iter().filter(|k| of(k)).map(|k| k.at).collect::<BTreeSet<_>>()
+        };
+        if ready && !local {
+            let noded = level.iter().all(|k| k.own && k.facts.node.is_some());
+            let node = addresses(&|k| k.facts.node.as_deref() == Some("n1"));
+            if distribution == Some("PreferSameNode") && noded && !node.is_empty() {
+                return node;
+            }
+            let zoned = level.iter().all(|k| k.facts.zone.is_some());
+            let zone = addresses(&|k| k.facts.zone.as_deref() == Some("z1"));
+            if distribution.is_some() && zoned && !zone.is_empty() {
+                return zone;
+            }
+        }
+        return addresses(&|_| true);
+    }
+    BTreeSet::new()
+}
+
+/// Everything that the table says of `shop/web` is as the exports want it.
+fn agrees(compiler: &Compiler, facts: &Facts) -> Result<(), TestCaseError> {
+    let (plan, _) = decide(facts);
+    let Some(import) = plan.services.get(&web()).and_then(|decision| decision.import.as_ref()) else {
+        prop_assert!(compiler.state().frontends.is_empty());
+        return Ok(());
+    };
+    if import.kind == ImportKind::Headless {
+        prop_assert!(compiler.state().frontends.is_empty());
+        return Ok(());
+    }
+    for ip in IPS.iter().map(|ip| ip.parse::<IpAddr>().unwrap()) {
+        let family = Family::of(ip);
+        if !plan.services[&web()].service.as_ref().is_some_and(|s| s.families.contains(&family)) {
+            continue;
+        }
+        for port in &import.ports {
+            let all = known(facts, port.protocol, port.port, family);
+            // An address in several groups of one export is what says most for it: left to other tests.
+            let once: BTreeSet<SocketAddr> = all.iter().map(|k| k.at).collect();
+            if once.len() != all.len() {
+                continue;
+            }
+            let local = import.internal_traffic_policy == Some(mesh_core::mcs::InternalTrafficPolicy::Local);
+            let expected = should_be_chosen(&all, local, import.traffic_distribution.as_deref());
+            let key = FrontendKey { addr: ip, port: port.port, protocol: Some(port.protocol) };
+            prop_assert_eq!(chosen(compiler, &key), expected, "{} {}", ip, port.port);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 3000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_cluster_set_ip_leads_where_the_exports_say(
+        facts in facts(),
+        silent in select(vec!["east", "north", "south", "west"]),
+    ) {
+        let mut compiler = Compiler::new(Limits { frontends: 256, places: 1 << 12, backends: 256 });
+        compiler.set_node(node());
+        let mut told = BTreeSet::new();
+        let mut facts = settled(facts);
+        tell(&mut compiler, &facts, &mut told);
+        agrees(&compiler, &facts)?;
+        // A cluster falls silent, and the table follows.
+        if cluster(silent) != facts.own.cluster {
+            facts.own.silent.insert(cluster(silent));
+        }
+        tell(&mut compiler, &facts, &mut told);
+        agrees(&compiler, &facts)?;
+        // Its own endpoints go: traffic moves to the others.
+        let own = facts.own.cluster.clone();
+        if let Some(export) = facts.exports.get_mut(&web()).and_then(|exports| exports.get_mut(&own)) {
+            export.endpoints.clear();
+        }
+        tell(&mut compiler, &facts, &mut told);
+        agrees(&compiler, &facts)?;
+        // Everybody is back.
+        facts.own.silent.clear();
+        tell(&mut compiler, &facts, &mut told);
+        agrees(&compiler, &facts)?;
+        prop_assert!(compiler.problems().iter().all(|p| p.code() == "SctpPortChanged"), "{:?}", compiler.problems());
+    }
+}
