@@ -5,11 +5,11 @@ mod mcs_world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mcs_world::{CLUSTERS, cluster, exports, facts, label, object};
+use mcs_world::{CLUSTERS, cluster, exports, facts, facts_of, label, object, one_port};
 use mesh_core::mcs::{
     Condition, Decision, DerivedState, Endpoint, Export, ExportedService, Exports, Facts, Here, ImportKind,
-    MAX_ENDPOINTS, Own, Plan, PortName, PortNumber, ServiceKind, SessionAffinity, Slice, Status, decide,
-    decide_one, derived_name,
+    MAX_ENDPOINTS, MAX_PORTS, McsProblem, Own, Plan, PortName, PortNumber, ServiceKind, SessionAffinity,
+    Slice, Status, decide, decide_one, derived_name,
 };
 use mesh_core::policy::model::{ObjectName, Protocol};
 use mesh_core::prefix::Family;
@@ -473,4 +473,149 @@ fn the_cluster_ip_stays_while_the_oldest_export_goes() {
     let decision = &plan.services[&web];
     assert_eq!(decision.service.as_ref().unwrap().families, [Family::V4, Family::V6]);
     assert_eq!(decision.import.as_ref().unwrap().ips, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
+}
+
+/// `shop/web`, exported by `east` and changed, and the words for what is wrong.
+fn wrong(change: impl FnOnce(&mut Export)) -> (Decision, Vec<String>) {
+    let web = object("shop", "web");
+    let (name, mut export) = one_port(cluster("east"), "http", 80);
+    change(&mut export);
+    let facts = facts_of(&web, [(name, export)]);
+    let (plan, problems) = decide(&facts);
+    assert!(
+        problems.iter().all(|problem| *problem.name() == web && McsProblem::CODES.contains(&problem.code()))
+    );
+    let words = problems.iter().map(ToString::to_string).collect();
+    (plan.services.get(&web).cloned().unwrap_or_default(), words)
+}
+
+fn service(export: &mut Export) -> &mut ExportedService {
+    export.service.as_mut().unwrap()
+}
+
+#[test]
+fn an_export_that_no_api_server_would_take_does_not_count() {
+    let cases: [(&str, fn(&mut Export)); 5] = [
+        ("spec.ports=\"\"", |e| service(e).ports.clear()),
+        ("spec.ports[].port=\"0\"", |e| service(e).ports[0].port = 0),
+        ("spec.ports=\"two alike\"", |e| {
+            let again = service(e).ports[0].clone();
+            service(e).ports.push(again);
+        }),
+        ("spec.ipFamilies=\"\"", |e| service(e).families.clear()),
+        ("spec.ipFamilies=\"\"", |e| service(e).families = vec![Family::V4; 3]),
+    ];
+    for (field, change) in cases {
+        let (decision, words) = wrong(change);
+        assert_eq!(decision, Decision::default());
+        assert!(
+            words.len() == 1 && words[0].contains(field) && words[0].contains("cluster east"),
+            "{words:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_part_costs_that_part() {
+    let (decision, words) = wrong(|export| {
+        let members = export.endpoints.values_mut().next().unwrap();
+        let endpoint = members.values().next().unwrap().clone();
+        members.insert("127.0.0.1".parse().unwrap(), endpoint);
+    });
+    assert!(words.len() == 1 && words[0].contains("127.0.0.1"), "{words:?}");
+    assert_eq!(decision.slices.values().map(|s| s.endpoints.len()).sum::<usize>(), 1);
+
+    let (decision, words) = wrong(|export| {
+        for (key, value) in
+            [("team", "a"), ("team2", "a b"), ("app.kubernetes.io/managed-by", "me"), ("x.hawser.dev/y", "")]
+        {
+            export.labels.insert(key.to_owned(), value.to_owned());
+        }
+        export.annotations.insert("large".to_owned(), "x".repeat(200_000));
+    });
+    let import = decision.import.unwrap();
+    assert_eq!(words.len(), 4, "{words:?}");
+    let labels: Vec<_> = import.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(labels, ["app.kubernetes.io/managed-by=clustermesh.hawser.dev", "team=a"]);
+    assert!(import.annotations.is_empty());
+
+    let (decision, words) = wrong(|export| {
+        let port = service(export).ports[0].clone();
+        let more = (1..=120).map(|i| mesh_core::mcs::ExportedPort {
+            name: Some(label(&format!("p{i}"))),
+            port: 1_000 + i,
+            ..port.clone()
+        });
+        service(export).ports.extend(more);
+    });
+    assert_eq!(decision.import.unwrap().ports.len(), MAX_PORTS);
+    assert!(words.len() == 1 && words[0].contains("22 ports"), "{words:?}");
+}
+
+#[test]
+fn a_name_that_no_service_can_have_is_refused() {
+    let name = object("shop", "Web");
+    let exports = [one_port(cluster("east"), "http", 80), one_port(cluster("west"), "http", 80)];
+    let (plan, problems) = decide(&facts_of(&name, exports));
+    let decision = &plan.services[&name];
+    assert!(decision.import.is_none() && decision.service.is_none() && decision.slices.is_empty());
+    assert_eq!(condition(decision, "Valid").map(|c| c.reason.as_str()), Some("InvalidServiceType"));
+    assert_eq!(problems.len(), 2);
+}
+
+#[test]
+fn names_of_derived_services_are_labels_and_apart() {
+    let long = |last: &str| format!("{}{last}", "a".repeat(62));
+    let all = ["web", "0", &long("b"), &long("c")].map(derived_name);
+    for name in &all {
+        let fits =
+            name.len() <= 63 && name.starts_with("mcs-") && name.parse::<mesh_core::mcs::DnsLabel>().is_ok();
+        assert!(fits, "{name}");
+    }
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+    // Objects of a running cluster are found by it: it must stay what it is.
+    assert_eq!(derived_name("web"), "mcs-web-4b5e57f6eb2f42b9");
+}
+
+#[test]
+fn slices_bear_the_labels_of_the_api_and_no_node_of_another_cluster() {
+    let web = object("shop", "web");
+    let mut exports = [one_port(cluster("east"), "http", 80), one_port(cluster("west"), "http", 80)];
+    for (_, export) in &mut exports {
+        service(export).traffic_distribution = Some("PreferSameNode".to_owned());
+    }
+    let (plan, _) = decide(&facts_of(&web, exports));
+    let slices = &plan.services[&web].slices;
+    assert_eq!(slices.len(), 2);
+    for slice in slices.values() {
+        let own = slice.source == cluster("west");
+        let labels = slice.labels();
+        let get = |key: &str| labels.get(key).map(String::as_str);
+        assert_eq!(get("multicluster.kubernetes.io/service-name"), Some("web"));
+        assert_eq!(get("multicluster.kubernetes.io/source-cluster"), Some(slice.source.as_str()));
+        assert_eq!(get("endpointslice.kubernetes.io/managed-by"), Some("clustermesh.hawser.dev"));
+        assert_eq!(get("kubernetes.io/service-name"), Some(derived_name("web").as_str()));
+        assert_eq!(get("hawser.dev/remote").is_some(), !own);
+        let endpoint = slice.endpoints.values().next().unwrap();
+        assert_eq!((endpoint.node.is_some(), endpoint.for_node.is_some()), (own, own));
+        assert_eq!(endpoint.for_zone.as_deref(), Some("z1"));
+    }
+}
+
+#[test]
+fn a_conflict_says_what_is_used_and_who_disagrees() {
+    let web = object("shop", "web");
+    let oldest = one_port(cluster("east"), "http", 80);
+    let (name, mut younger) = one_port(cluster("west"), "http", 81);
+    younger.created += 1;
+    service(&mut younger).headless = true;
+    let (plan, _) = decide(&facts_of(&web, [oldest, (name, younger)]));
+    let conflict = condition(&plan.services[&web], "Conflict").unwrap();
+    assert_eq!(conflict.reason, "PortConflict,TypeConflict");
+    assert_eq!(
+        conflict.message,
+        "conflicting ports: the union is used, in a dispute the oldest export's port, in cluster east; 1/2 clusters \
+         disagree: west. conflicting type: using \"ClusterSetIP\" of the oldest export, in cluster east; 1/2 clusters \
+         disagree: west."
+    );
 }

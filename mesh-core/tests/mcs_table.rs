@@ -191,3 +191,48 @@ proptest! {
         prop_assert!(compiler.problems().iter().all(|p| p.code() == "SctpPortChanged"), "{:?}", compiler.problems());
     }
 }
+
+#[test]
+fn a_port_without_a_name_serves_on_while_it_gets_one() {
+    let large = |port: &str| mcs_world::one_port(cluster("east"), port, 80);
+    let mut facts = settled(mcs_world::facts_of(&web(), [large("")]));
+    let mut compiler = Compiler::new(Limits::default());
+    let mut told = BTreeSet::new();
+    tell(&mut compiler, &facts, &mut told);
+    let key = FrontendKey {
+        addr: IPS[0].parse().unwrap(),
+        port: 80,
+        protocol: Some(mesh_core::policy::model::Protocol::Tcp),
+    };
+    let before = chosen(&compiler, &key);
+    assert_eq!(before.len(), 1);
+    // Another cluster adds a port. The Service is written first, then the slices, or the other way round.
+    let exports = facts.exports.get_mut(&web()).unwrap();
+    let (name, mut export) = mcs_world::one_port(cluster("north"), "metrics", 9090);
+    export.created += 1;
+    exports.insert(name, export);
+    let ips: Vec<IpAddr> = IPS.iter().map(|ip| ip.parse().unwrap()).collect();
+    let decision = decide(&facts).0.services[&web()].clone();
+    let service = decision.service.unwrap();
+    assert!(service.ports.iter().all(|port| port.name.is_some()));
+    for service_first in [true, false] {
+        let mut compiler = compiler.clone();
+        let mut steps: Vec<Box<dyn Fn(&mut Compiler)>> = Vec::new();
+        let (service, ips) = (service.clone(), ips.clone());
+        let written = move |c: &mut Compiler| {
+            c.set_service(object("shop", &derived_name("web")), Some(service.facts(&ips)));
+        };
+        steps.push(Box::new(written));
+        for (name, slice) in decision.slices.clone() {
+            steps.push(Box::new(move |c| c.set_slice(object("shop", &name), Some(slice.facts()))));
+        }
+        if !service_first {
+            steps.reverse();
+        }
+        for step in steps {
+            step(&mut compiler);
+            compiler.commit();
+            assert_eq!(chosen(&compiler, &key), before);
+        }
+    }
+}

@@ -198,3 +198,52 @@ prop_compose! {
         Facts { own, namespaces, exports, derived: derived.into_iter().collect() }
     }
 }
+
+/// An export with one endpoint and one TCP port; an empty name is none.
+pub(crate) fn one_port(of: ClusterName, name: &str, port: u16) -> (ClusterName, Export) {
+    let name: PortName = name.parse().ok();
+    let endpoint = Endpoint {
+        ready: true,
+        serving: true,
+        terminating: false,
+        hostname: None,
+        node: Some("n1".to_owned()),
+        zone: Some("z1".to_owned()),
+    };
+    let service = ExportedService {
+        kind: ServiceKind::ClusterIp,
+        headless: false,
+        ports: vec![ExportedPort { name: name.clone(), protocol: Protocol::Tcp, app_protocol: None, port }],
+        session_affinity: SessionAffinity::None,
+        internal_traffic_policy: InternalTrafficPolicy::Cluster,
+        traffic_distribution: None,
+        families: vec![Family::V4, Family::V6],
+    };
+    let numbers = BTreeMap::from([(name, PortNumber { protocol: Protocol::Tcp, number: 8080 })]);
+    let members = BTreeMap::from([("10.1.0.1".parse().unwrap(), endpoint)]);
+    let export = Export {
+        uid: "u".to_owned(),
+        generation: 1,
+        created: 1_000,
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        service: Some(service),
+        endpoints: BTreeMap::from([(numbers, members)]),
+    };
+    (of, export)
+}
+
+/// A cluster set with one service, seen from `west`.
+pub(crate) fn facts_of(name: &ObjectName, exports: impl IntoIterator<Item = (ClusterName, Export)>) -> Facts {
+    Facts {
+        own: Own {
+            cluster: cluster("west"),
+            families: Family::BOTH.into(),
+            serving: true,
+            silent: BTreeSet::new(),
+        },
+        namespaces: BTreeSet::from([name.namespace.clone()]),
+        exports: BTreeMap::from([(name.clone(), exports.into_iter().collect())]),
+        derived: BTreeMap::new(),
+    }
+}
