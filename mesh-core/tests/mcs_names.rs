@@ -47,7 +47,7 @@ impl Written {
                 import.ips.iter().for_each(|ip| all.address(&service, *ip));
                 for port in import.ports.iter().filter(|port| !port.unnamed) {
                     let proto = port.protocol.name().to_lowercase();
-                    let owner = format!("_{}._{proto}.{service}", port.name.as_ref().unwrap());
+                    let owner = format!("_{}._{proto}.{service}", port.name.as_ref().expect("as written"));
                     let data = format!("{} {service}.", port.port);
                     all.write(&owner, RecordKind::Srv, data.clone());
                     all.write(&service, RecordKind::Srv, data);
@@ -56,7 +56,7 @@ impl Written {
             }
             for slice in decision.slices.values() {
                 for (address, endpoint) in slice.endpoints.iter().filter(|(_, e)| e.ready) {
-                    let id = address.to_string().replace('.', "-").replace(':', "-");
+                    let id = address.to_string().replace(['.', ':'], "-");
                     let host = endpoint.hostname.as_ref().map_or(id, ToString::to_string);
                     let host = format!("{host}.{}.{service}", slice.source);
                     all.address(&service, *address);
@@ -222,7 +222,7 @@ fn headless(hosts: &[(&str, Option<&str>)], cluster_name: &str) -> Facts {
             node: None,
             zone: None,
         };
-        (address.parse::<IpAddr>().unwrap(), endpoint)
+        (address.parse::<IpAddr>().expect("as written"), endpoint)
     });
     let export = Export {
         uid: "u".to_owned(),
@@ -285,8 +285,9 @@ fn of_too_many_endpoints_some_stand_for_all_and_each_has_its_name() {
     let name = object("db", "etcd");
     let problems = zone.set(&name, &decide(&facts).0.services[&name]);
     assert_eq!(problems.iter().map(|p| p.code()).collect::<Vec<_>>(), ["EndpointNamesTooMany"]);
-    let whole = found(&ask(&zone, "etcd.db.svc.clusterset.local", RecordKind::A)).unwrap();
-    let ports = found(&ask(&zone, "_peer._tcp.etcd.db.svc.clusterset.local", RecordKind::Srv)).unwrap();
+    let whole = found(&ask(&zone, "etcd.db.svc.clusterset.local", RecordKind::A)).expect("as written");
+    let ports =
+        found(&ask(&zone, "_peer._tcp.etcd.db.svc.clusterset.local", RecordKind::Srv)).expect("as written");
     assert_eq!((whole.len(), ports.len()), (MAX_NAMED, MAX_NAMED));
     for address in &addresses {
         let own = format!("{}.east.etcd.db.svc.clusterset.local", address.replace('.', "-"));
@@ -299,7 +300,7 @@ fn of_too_many_endpoints_some_stand_for_all_and_each_has_its_name() {
 fn a_name_that_no_message_can_carry_costs_its_endpoint_that_name_alone() {
     let long = "h".repeat(63);
     let mut facts = headless(&[("10.1.0.1", Some(&long)), ("10.1.0.2", Some("a"))], &"c".repeat(63));
-    let exports = facts.exports.remove(&object("db", "etcd")).unwrap();
+    let exports = facts.exports.remove(&object("db", "etcd")).expect("as written");
     let name = object("db", &"s".repeat(63));
     let long_namespace = object(&"n".repeat(63), &name.name);
     facts.namespaces.insert(long_namespace.namespace.clone());
@@ -308,8 +309,8 @@ fn a_name_that_no_message_can_carry_costs_its_endpoint_that_name_alone() {
     let problems = zone.set(&long_namespace, &decide(&facts).0.services[&long_namespace]);
     assert_eq!(problems.iter().map(|p| p.code()).collect::<Vec<_>>(), ["EndpointNameTooLong"]);
     let service = format!("{}.{}.svc.{ZONE}", long_namespace.name, long_namespace.namespace);
-    let whole = found(&ask(&zone, &service, RecordKind::A)).unwrap();
+    let whole = found(&ask(&zone, &service, RecordKind::A)).expect("as written");
     assert_eq!(whole.len(), 2);
-    let ports = found(&ask(&zone, &format!("_peer._tcp.{service}"), RecordKind::Srv)).unwrap();
+    let ports = found(&ask(&zone, &format!("_peer._tcp.{service}"), RecordKind::Srv)).expect("as written");
     assert_eq!(ports.len(), 1);
 }

@@ -386,7 +386,7 @@ impl Large {
             node: None,
             zone: None,
         };
-        let members = (0..u16::try_from(count).unwrap()).map(|at| (host(at), up(true))).collect();
+        let members = (0..u16::try_from(count).expect("as written")).map(|at| (host(at), up(true))).collect();
         let export = Export {
             uid: "u".to_owned(),
             generation: 1,
@@ -413,8 +413,14 @@ impl Large {
     }
 
     fn members(&mut self) -> &mut BTreeMap<IpAddr, Endpoint> {
-        let exports = self.facts.exports.get_mut(&object("shop", "web")).unwrap();
-        exports.get_mut(&cluster("east")).unwrap().endpoints.values_mut().next().unwrap()
+        let exports = self.facts.exports.get_mut(&object("shop", "web")).expect("as written");
+        exports
+            .get_mut(&cluster("east"))
+            .expect("as written")
+            .endpoints
+            .values_mut()
+            .next()
+            .expect("as written")
     }
 
     /// Comes, goes, or changes its readiness.
@@ -460,19 +466,22 @@ fn the_cluster_ip_stays_while_the_oldest_export_goes() {
     let web = object("shop", "web");
     let state = |ips: &[&str]| DerivedState {
         of: Some("web".to_owned()),
-        cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        cluster_ips: ips.iter().map(|ip| ip.parse().expect("as written")).collect(),
     };
     large.facts.derived.insert(object("shop", &derived_name("web")), state(&["10.96.0.7"]));
-    let exports = large.facts.exports.get_mut(&web).unwrap();
+    let exports = large.facts.exports.get_mut(&web).expect("as written");
     let mut younger = exports[&cluster("east")].clone();
     younger.created = 9;
-    younger.service.as_mut().unwrap().families = vec![Family::V6, Family::V4];
+    younger.service.as_mut().expect("as written").families = vec![Family::V6, Family::V4];
     exports.insert(cluster("north"), younger);
     exports.remove(&cluster("east"));
     let (plan, _) = decide(&large.facts);
     let decision = &plan.services[&web];
-    assert_eq!(decision.service.as_ref().unwrap().families, [Family::V4, Family::V6]);
-    assert_eq!(decision.import.as_ref().unwrap().ips, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
+    assert_eq!(decision.service.as_ref().expect("as written").families, [Family::V4, Family::V6]);
+    assert_eq!(
+        decision.import.as_ref().expect("as written").ips,
+        ["10.96.0.7".parse::<IpAddr>().expect("as written")]
+    );
 }
 
 /// `shop/web`, exported by `east` and changed, and the words for what is wrong.
@@ -490,12 +499,15 @@ fn wrong(change: impl FnOnce(&mut Export)) -> (Decision, Vec<String>) {
 }
 
 fn service(export: &mut Export) -> &mut ExportedService {
-    export.service.as_mut().unwrap()
+    export.service.as_mut().expect("as written")
 }
+
+/// Spoils an export.
+type Change = fn(&mut Export);
 
 #[test]
 fn an_export_that_no_api_server_would_take_does_not_count() {
-    let cases: [(&str, fn(&mut Export)); 5] = [
+    let cases: [(&str, Change); 5] = [
         ("spec.ports=\"\"", |e| service(e).ports.clear()),
         ("spec.ports[].port=\"0\"", |e| service(e).ports[0].port = 0),
         ("spec.ports=\"two alike\"", |e| {
@@ -518,9 +530,9 @@ fn an_export_that_no_api_server_would_take_does_not_count() {
 #[test]
 fn what_is_wrong_with_a_part_costs_that_part() {
     let (decision, words) = wrong(|export| {
-        let members = export.endpoints.values_mut().next().unwrap();
-        let endpoint = members.values().next().unwrap().clone();
-        members.insert("127.0.0.1".parse().unwrap(), endpoint);
+        let members = export.endpoints.values_mut().next().expect("as written");
+        let endpoint = members.values().next().expect("as written").clone();
+        members.insert("127.0.0.1".parse().expect("as written"), endpoint);
     });
     assert!(words.len() == 1 && words[0].contains("127.0.0.1"), "{words:?}");
     assert_eq!(decision.slices.values().map(|s| s.endpoints.len()).sum::<usize>(), 1);
@@ -533,7 +545,7 @@ fn what_is_wrong_with_a_part_costs_that_part() {
         }
         export.annotations.insert("large".to_owned(), "x".repeat(200_000));
     });
-    let import = decision.import.unwrap();
+    let import = decision.import.expect("as written");
     assert_eq!(words.len(), 4, "{words:?}");
     let labels: Vec<_> = import.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     assert_eq!(labels, ["app.kubernetes.io/managed-by=clustermesh.hawser.dev", "team=a"]);
@@ -548,7 +560,7 @@ fn what_is_wrong_with_a_part_costs_that_part() {
         });
         service(export).ports.extend(more);
     });
-    assert_eq!(decision.import.unwrap().ports.len(), MAX_PORTS);
+    assert_eq!(decision.import.expect("as written").ports.len(), MAX_PORTS);
     assert!(words.len() == 1 && words[0].contains("22 ports"), "{words:?}");
 }
 
@@ -596,7 +608,7 @@ fn slices_bear_the_labels_of_the_api_and_no_node_of_another_cluster() {
         assert_eq!(get("endpointslice.kubernetes.io/managed-by"), Some("clustermesh.hawser.dev"));
         assert_eq!(get("kubernetes.io/service-name"), Some(derived_name("web").as_str()));
         assert_eq!(get("hawser.dev/remote").is_some(), !own);
-        let endpoint = slice.endpoints.values().next().unwrap();
+        let endpoint = slice.endpoints.values().next().expect("as written");
         assert_eq!((endpoint.node.is_some(), endpoint.for_node.is_some()), (own, own));
         assert_eq!(endpoint.for_zone.as_deref(), Some("z1"));
     }
@@ -610,7 +622,7 @@ fn a_conflict_says_what_is_used_and_who_disagrees() {
     younger.created += 1;
     service(&mut younger).headless = true;
     let (plan, _) = decide(&facts_of(&web, [oldest, (name, younger)]));
-    let conflict = condition(&plan.services[&web], "Conflict").unwrap();
+    let conflict = condition(&plan.services[&web], "Conflict").expect("as written");
     assert_eq!(conflict.reason, "PortConflict,TypeConflict");
     assert_eq!(
         conflict.message,
@@ -618,4 +630,23 @@ fn a_conflict_says_what_is_used_and_who_disagrees() {
          disagree: west. conflicting type: using \"ClusterSetIP\" of the oldest export, in cluster east; 1/2 clusters \
          disagree: west."
     );
+}
+
+#[test]
+fn an_address_that_is_known_twice_is_what_says_more_for_it() {
+    // Two pods on one host network: the second group's other port is none of the service's.
+    let (decision, words) = wrong(|export| {
+        let (numbers, members) = export.endpoints.pop_first().expect("one group");
+        let mut more = numbers.clone();
+        more.insert(Some(label("other")), PortNumber { protocol: Protocol::Tcp, number: 1 });
+        let down =
+            |(at, endpoint): (&IpAddr, &Endpoint)| (*at, Endpoint { ready: false, ..endpoint.clone() });
+        let ended = members.iter().map(down).collect();
+        let (first, second) = if numbers < more { (ended, members) } else { (members, ended) };
+        export.endpoints.extend([(numbers, first), (more, second)]);
+    });
+    assert_eq!(words, Vec::<String>::new());
+    let endpoints: Vec<bool> =
+        decision.slices.values().flat_map(|s| s.endpoints.values().map(|e| e.ready)).collect();
+    assert_eq!(endpoints, [true]);
 }

@@ -20,11 +20,11 @@ use proptest::sample::{select, subsequence};
 pub(crate) const CLUSTERS: [&str; 4] = ["east", "north", "south", "west"];
 
 pub(crate) fn cluster(name: &str) -> ClusterName {
-    name.parse().unwrap()
+    name.parse().expect("as written")
 }
 
 pub(crate) fn label(text: &str) -> DnsLabel {
-    text.parse().unwrap()
+    text.parse().expect("as written")
 }
 
 pub(crate) fn object(namespace: &str, name: &str) -> ObjectName {
@@ -115,10 +115,16 @@ prop_compose! {
     }
 }
 
+/// Mostly with every name, or next to no endpoint would be behind any port.
 fn numbers() -> impl Strategy<Value = PortNumbers> {
-    let number =
-        (protocol(), select(vec![8080, 9090])).prop_map(|(protocol, number)| PortNumber { protocol, number });
-    btree_map(port_name(), number, 0..3)
+    let number = || {
+        (protocol(), select(vec![8080, 9090])).prop_map(|(protocol, number)| PortNumber { protocol, number })
+    };
+    let all = select(vec![8080, 9090]).prop_map(|number| {
+        let names = [None, Some("http"), Some("dns"), Some("unnamed")];
+        names.map(|name| (name.map(label), PortNumber { protocol: Protocol::Tcp, number })).into()
+    });
+    prop_oneof![3 => all, 1 => btree_map(port_name(), number(), 0..3)]
 }
 
 /// Addresses of a cluster: its own, and some that no host has.
@@ -126,7 +132,7 @@ fn address(cluster: usize) -> impl Strategy<Value = IpAddr> {
     (1..6_u8, prop::bool::weighted(0.4)).prop_map(move |(host, v6)| {
         let text =
             if v6 { format!("fd00:{}::{host}", cluster + 1) } else { format!("10.{}.0.{host}", cluster + 1) };
-        text.parse().unwrap()
+        text.parse().expect("as written")
     })
 }
 
@@ -177,7 +183,7 @@ fn derived(name: &'static str) -> impl Strategy<Value = Option<DerivedState>> {
     let of = select(vec![Some(name), Some(name), Some("other"), None]);
     option::of((ips, of).prop_map(|(ips, of)| DerivedState {
         of: of.map(str::to_owned),
-        cluster_ips: ips.into_iter().map(|ip| ip.parse().unwrap()).collect(),
+        cluster_ips: ips.into_iter().map(|ip| ip.parse().expect("as written")).collect(),
     }))
 }
 
@@ -220,7 +226,7 @@ pub(crate) fn one_port(of: ClusterName, name: &str, port: u16) -> (ClusterName, 
         families: vec![Family::V4, Family::V6],
     };
     let numbers = BTreeMap::from([(name, PortNumber { protocol: Protocol::Tcp, number: 8080 })]);
-    let members = BTreeMap::from([("10.1.0.1".parse().unwrap(), endpoint)]);
+    let members = BTreeMap::from([("10.1.0.1".parse().expect("as written"), endpoint)]);
     let export = Export {
         uid: "u".to_owned(),
         generation: 1,
