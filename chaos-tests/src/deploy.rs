@@ -8,10 +8,11 @@ use crate::Lab;
 use crate::cluster::node_name;
 
 /// Name and text, in the order in which `kubectl apply -f deploy/` needs no second try.
-pub const MANIFESTS: [(&str, &str); 4] = [
+pub const MANIFESTS: [(&str, &str); 5] = [
     ("namespace.yaml", include_str!("../../deploy/namespace.yaml")),
     ("rbac.yaml", include_str!("../../deploy/rbac.yaml")),
     ("audit.yaml", include_str!("../../deploy/audit.yaml")),
+    ("cli.yaml", include_str!("../../deploy/cli.yaml")),
     ("admission.yaml", include_str!("../../deploy/admission.yaml")),
 ];
 

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use ed25519_dalek::SigningKey;
-use kube::Client;
-use mesh_core::numbers::PORT_METRICS;
+
+use crate::agents::{self, AgentArgs, AgentError, Targets, Way};
+use crate::api::{AUDITOR, Access, ApiError, Cluster};
+use crate::output::{EXIT_CODES, Progress};
 
 pub mod canonical;
 pub mod collect;
 pub mod controls;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod judge;
 pub mod key;
 pub mod namespaces;
@@ -24,9 +26,8 @@ pub mod report;
 pub mod seal;
 pub mod text;
 
-use collect::{AgentAddress, Targets, Way};
-use judge::{Collected, Inputs, judge};
-use report::{Shown, Verdict};
+use judge::{Announced, Collected, Inputs, judge};
+use report::Shown;
 
 /// Nodes are asked this often in all when pairs do not agree: the two sides are not asked in one moment, and a rotation moves
 /// pairs one side after the other.
@@ -55,7 +56,7 @@ pub enum AuditCommand {
     Verify(VerifyArgs),
 }
 
-/// Form of the output.
+/// Form of the output. No YAML: what was signed is JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Form {
     /// For people.
@@ -66,25 +67,15 @@ enum Form {
 
 /// Whom to ask, and what to write.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Exit codes: 0 everything holds and all evidence is there; 1 no report; 3 something does not hold; 4 evidence is missing, and nothing else speaks against it."
-)]
+#[command(after_help = EXIT_CODES)]
 pub struct ReportArgs {
-    /// A kubeconfig; without it KUBECONFIG, ~/.kube/config or the pod's service account.
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    access: Access,
     /// Do not ask the API: what only it knows is named as missing.
-    #[arg(long, requires = "agents", conflicts_with = "kubeconfig")]
+    #[arg(long, requires = "agents", conflicts_with_all = ["kubeconfig", "context"])]
     no_api: bool,
-    /// Ask this agent directly, in place of the API server's proxy to pods; may be given for each node.
-    #[arg(long = "agent", value_name = "[NODE=]http://ADDRESS:PORT")]
-    agents: Vec<AgentAddress>,
-    /// Port of the agents' metrics.
-    #[arg(long, default_value_t = PORT_METRICS)]
-    agent_port: u16,
-    /// Seconds for each answer.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
-    timeout: u64,
+    #[command(flatten)]
+    agents: AgentArgs,
     /// A namespace that need not deny by default; the report names it. May be given several times.
     #[arg(long, value_name = "NAMESPACE")]
     exempt_namespace: Vec<String>,
@@ -108,9 +99,8 @@ pub struct ReportArgs {
 /// Where to make the key.
 #[derive(Args, Debug)]
 pub struct InitArgs {
-    /// A kubeconfig; without it KUBECONFIG, ~/.kube/config or the pod's service account.
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    access: Access,
 }
 
 /// What to check, and against which key.
@@ -119,19 +109,18 @@ pub struct VerifyArgs {
     /// The report, as `hawser audit -o json` wrote it.
     file: PathBuf,
     /// The public key (PEM) that has to have signed it; without it the one of the cluster.
-    #[arg(long, conflicts_with = "kubeconfig")]
+    #[arg(long, conflicts_with_all = ["kubeconfig", "context"])]
     public_key: Option<PathBuf>,
-    /// A kubeconfig; without it KUBECONFIG, ~/.kube/config or the pod's service account.
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    access: Access,
 }
 
 /// Why there is no report, or none that can be trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// No configuration of the API.
-    #[error("no way to the API server: {0}; give --kubeconfig, or --no-api with --agent for every node")]
-    Kubeconfig(String),
+    /// The API gives nothing.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// No key.
     #[error(transparent)]
     Key(#[from] key::KeyError),
@@ -158,25 +147,11 @@ pub enum AuditError {
         source: seal::VerifyError,
     },
     /// An agent's address of which no client can be made.
-    #[error("--agent {address}: {why}")]
-    Agent {
-        /// Which.
-        address: String,
-        /// Why.
-        why: String,
-    },
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// The output cannot be written.
     #[error("could not write: {0}")]
     Output(#[from] std::io::Error),
-}
-
-/// Exit code of a report.
-pub const fn exit_code(verdict: Verdict) -> u8 {
-    match verdict {
-        Verdict::Holds => 0,
-        Verdict::DoesNotHold => 3,
-        Verdict::Incomplete => 4,
-    }
 }
 
 /// Runs the command; its exit code.
@@ -191,12 +166,11 @@ pub async fn run(args: &AuditArgs, out: &mut (dyn Write + Send)) -> Result<u8, A
     }
 }
 
-async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, AuditError> {
-    crate::api::client(kubeconfig.map(PathBuf::as_path)).await.map_err(AuditError::Kubeconfig)
-}
+/// For the few small objects of the key.
+const KEY_DEADLINE: Duration = Duration::from_secs(20);
 
 async fn init(args: &InitArgs, out: &mut (dyn Write + Send)) -> Result<(), AuditError> {
-    let made = key::init(&client(args.kubeconfig.as_ref()).await?).await?;
+    let made = key::init(&args.access.cluster(AUDITOR, KEY_DEADLINE).await?).await?;
     let what = if made.fresh { "made" } else { "was there already" };
     writeln!(
         out,
@@ -212,7 +186,7 @@ async fn verify(args: &VerifyArgs, out: &mut (dyn Write + Send)) -> Result<(), A
     let file = std::fs::read(&args.file).map_err(|source| AuditError::File { path: path(), source })?;
     let trusted = match &args.public_key {
         Some(file) => key::public_from_file(file)?,
-        None => key::public_of_cluster(&client(args.kubeconfig.as_ref()).await?).await?,
+        None => key::public_of_cluster(&args.access.cluster(AUDITOR, KEY_DEADLINE).await?).await?,
     };
     let found =
         seal::verify(&file, &trusted).map_err(|source| AuditError::Verify { path: path(), source })?;
@@ -222,7 +196,8 @@ async fn verify(args: &VerifyArgs, out: &mut (dyn Write + Send)) -> Result<(), A
 }
 
 async fn report(args: &ReportArgs, out: &mut (dyn Write + Send)) -> Result<u8, AuditError> {
-    let api = if args.no_api { None } else { Some(client(args.kubeconfig.as_ref()).await?) };
+    let api =
+        if args.no_api { None } else { Some(args.access.cluster(AUDITOR, args.agents.deadline()).await?) };
     // Before anything is asked for, so that nobody waits for a report that cannot be sealed.
     let key = signing_key(args, api.as_ref()).await?;
     let report = judge(collect_all(args, api.as_ref()).await?);
@@ -244,66 +219,83 @@ async fn report(args: &ReportArgs, out: &mut (dyn Write + Send)) -> Result<u8, A
             write!(out, "{}", text::seal(&sealed["seal"]))?;
         }
     }
-    Ok(exit_code(verdict))
+    Ok(verdict.exit_code())
 }
 
-async fn signing_key(args: &ReportArgs, api: Option<&Client>) -> Result<Option<SigningKey>, AuditError> {
+async fn signing_key(args: &ReportArgs, api: Option<&Cluster>) -> Result<Option<SigningKey>, AuditError> {
     match (&args.key, args.unsigned, api) {
         (Some(path), ..) => Ok(Some(key::from_file(path)?)),
         (None, true, _) => Ok(None),
-        (None, false, Some(client)) => Ok(Some(key::of_cluster(client).await?)),
+        (None, false, Some(cluster)) => Ok(Some(key::of_cluster(cluster).await?)),
         (None, false, None) => Err(key::KeyError::Absent.into()),
     }
 }
 
-/// Asks everybody; again those that are moving or whose pairs do not agree.
-async fn collect_all(args: &ReportArgs, api: Option<&Client>) -> Result<Inputs, AuditError> {
-    let deadline = Duration::from_secs(args.timeout);
+/// What the audit asks for.
+async fn collect_all(args: &ReportArgs, api: Option<&Cluster>) -> Result<Inputs, AuditError> {
     let exempt: BTreeSet<String> = args.exempt_namespace.iter().cloned().collect();
-    let mut targets = named_by_hand(&args.agents)?;
-    let mut nobody = "no agent was named for it with --agent".to_owned();
-    let (mut nodes_unread, mut namespaces) = (Some(NO_API.to_owned()), Err(NO_API.to_owned()));
-    if let Some(client) = api {
-        nodes_unread = match within(deadline, collect::nodes(client)).await {
-            Ok(nodes) => {
-                targets.nodes = Some(nodes);
-                None
-            }
-            Err(why) => Some(format!("{why}; listing Nodes must be allowed to you")),
-        };
-        namespaces = within(deadline, collect::namespaces(client, &exempt)).await;
-        if args.agents.is_empty() {
-            nobody =
-                "no pod of mesh-agent in hawser-system is on it; see the DaemonSet mesh-agent".to_owned();
-            let kubeconfig = args.kubeconfig.as_deref();
-            let proxy =
-                crate::api::client_that_asks_once(kubeconfig).await.map_err(AuditError::Kubeconfig)?;
-            match within(deadline, collect::agents(client, &proxy, args.agent_port)).await {
-                Ok(ways) => targets.ways = ways,
-                Err(why) => nobody = format!("the pods of mesh-agent could not be listed: {why}"),
-            }
+    let (announced, namespaces) = match api {
+        Some(cluster) => (
+            collect::nodes(cluster).await.map_err(|why| why.to_string()),
+            collect::namespaces(cluster, &exempt).await.map_err(|why| why.to_string()),
+        ),
+        None => (Err(NO_API.to_owned()), Err(NO_API.to_owned())),
+    };
+    let inputs = gather(&args.agents, api, announced, LOOKS).await?;
+    Ok(Inputs { namespaces, shown: args.pairs, ..inputs })
+}
+
+/// Asks every agent; `looks` times in all those that are moving or whose pairs do not agree. `announced`: what the Nodes of
+/// the API announce, or why that is not known. Namespaces are not asked for.
+///
+/// # Errors
+/// An agent's address cannot be used.
+pub async fn gather(
+    args: &AgentArgs,
+    api: Option<&Cluster>,
+    announced: Result<BTreeMap<String, Announced>, String>,
+    looks: usize,
+) -> Result<Inputs, AgentError> {
+    let deadline = args.deadline();
+    let mut targets = Targets::named_by_hand(&args.agents)?;
+    let (mut announced, nodes_unread) = match announced {
+        Ok(announced) => {
+            targets.nodes = Some(announced.keys().cloned().collect());
+            (announced, None)
         }
+        Err(why) => (BTreeMap::new(), Some(why)),
+    };
+    if let Some(cluster) = api {
+        targets.find(cluster, args.agent_port).await;
     }
-    let (nodes, strangers) = first_look(&mut targets, deadline, &nobody).await;
+    let progress = Progress::on_terminal();
+    progress.say(&format!("asking {} agents", targets.ways.len() + targets.unnamed.len()));
+    let heard = targets.first_look(deadline).await;
+    let collected = |(name, answer): (String, agents::Answer)| {
+        let announced = announced.remove(&name).unwrap_or(Announced::Unread);
+        (name, Collected { announced, answer })
+    };
     let mut inputs = Inputs {
         generated_at: String::new(),
         now: 0,
         generated_by: format!("hawser {}", env!("CARGO_PKG_VERSION")),
-        nodes,
+        nodes: heard.nodes.into_iter().map(collected).collect(),
         nodes_unread,
-        strangers,
-        namespaces,
-        shown: args.pairs,
+        strangers: heard.strangers,
+        namespaces: Ok(Vec::new()),
+        shown: Shown::All,
     };
-    for _ in 1..LOOKS {
+    for _ in 1..looks {
         let again = judge::disagreeing(&inputs);
         let ways = targets.ways.iter().filter(|(node, _)| again.contains(*node));
         let ways: Vec<(String, Way)> = ways.map(|(node, way)| (node.clone(), way.clone())).collect();
         if ways.is_empty() {
             break;
         }
+        progress
+            .say(&format!("{} nodes do not agree yet, or change something: asking them again", ways.len()));
         tokio::time::sleep(LOOK_AGAIN).await;
-        for (node, answer) in collect::ask(ways, deadline).await {
+        for (node, answer) in agents::ask(ways, deadline).await {
             // Who has answered once and does not now keeps its first answer: it was evidence.
             let fits = answer.as_ref().is_ok_and(|evidence| evidence.node.as_str() == node);
             if let Some(collected) = inputs.nodes.get_mut(&node).filter(|_| fits) {
@@ -315,49 +307,4 @@ async fn collect_all(args: &ReportArgs, api: Option<&Client>) -> Result<Inputs, 
     inputs.generated_at = format!("{now:.0}");
     inputs.now = u64::try_from(now.as_second()).unwrap_or(0);
     Ok(inputs)
-}
-
-/// Agents that were given by their addresses.
-fn named_by_hand(agents: &[AgentAddress]) -> Result<Targets, AuditError> {
-    let mut targets = Targets::default();
-    for address in agents {
-        let way =
-            Way::direct(address).map_err(|why| AuditError::Agent { address: address.to_string(), why })?;
-        let Some(node) = &address.node else {
-            targets.unnamed.push(way);
-            continue;
-        };
-        if targets.ways.insert(node.clone(), way).is_some() {
-            targets.strangers.push(format!("--agent is given twice for node {node}; the last one was asked"));
-        }
-    }
-    Ok(targets)
-}
-
-/// Asks everybody once, and learns whose the agents are that were named without a node.
-async fn first_look(
-    targets: &mut Targets,
-    deadline: Duration,
-    nobody: &str,
-) -> (BTreeMap<String, Collected>, Vec<String>) {
-    let named = targets.ways.iter().map(|(node, way)| (node.clone(), way.clone())).collect();
-    let unnamed = targets.unnamed.iter().map(|way| (way.clone(), way.clone())).collect();
-    let named = collect::ask(named, deadline).await;
-    let mut answers = Vec::new();
-    for (way, answer) in collect::ask(unnamed, deadline).await {
-        let by = format!("{way:?}");
-        if let Ok(evidence) = &answer {
-            targets.ways.entry(evidence.node.to_string()).or_insert(way);
-        }
-        answers.push((by, answer));
-    }
-    collect::assign(targets, named, answers, nobody)
-}
-
-async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    // A list of thousands comes in pages, each of which may take its time.
-    let whole = deadline * 10;
-    tokio::time::timeout(whole, work)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer in {} s", whole.as_secs())))
 }

@@ -3,22 +3,24 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use k8s_openapi::api::core::v1::Node;
 use keyring::codec::{self, AnnouncementError};
 use kube::ResourceExt as _;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use mesh_core::announcement::Announcement;
+use mesh_core::numbers::{ANNOTATION_ROTATE as ROTATE, ANNOTATION_WIREGUARD as WIREGUARD};
+use serde::Serialize;
 use serde_json::json;
 
-/// Annotation by which a node is asked for new keys; two values are two requests.
-const ROTATE: &str = "hawser.dev/rotate";
-/// Annotation in which a node announces its keys.
-const WIREGUARD: &str = "hawser.dev/wireguard";
+use crate::api::{Access, ApiError, Asked, Cluster, OPERATOR};
+use crate::output::{self, EXIT_CODES, Form, Progress};
+
+/// For each answer of the API.
+const ANSWER: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -34,6 +36,7 @@ pub enum KeysCommand {
 
 /// Which nodes, and how long to wait.
 #[derive(Args, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub struct RotateArgs {
     /// Names of nodes.
     #[arg(required_unless_present = "all")]
@@ -47,28 +50,27 @@ pub struct RotateArgs {
     /// Seconds to wait for all of them.
     #[arg(long, default_value_t = 1800, conflicts_with = "no_wait")]
     timeout: u64,
-    /// A kubeconfig; without it KUBECONFIG, ~/.kube/config or the pod's service account.
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    access: Access,
+    /// Form of the output; other than text it comes when all is done.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Form,
 }
 
 /// Why keys were not replaced, or may not be yet.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// No configuration of the API.
-    #[error("no way to the API server: {0}; give --kubeconfig")]
-    Kubeconfig(String),
-    /// The API refused.
-    #[error("node {node}: could not set {ROTATE}: {source}; patching Nodes must be allowed to you")]
+    /// The API gives nothing.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// One node could not be asked.
+    #[error("node {node}: {source}")]
     Patch {
         /// Which.
         node: String,
         /// Why.
-        source: Box<kube::Error>,
+        source: ApiError,
     },
-    /// The nodes cannot be listed.
-    #[error("could not list Nodes: {0}")]
-    List(Box<kube::Error>),
     /// There is no such node.
     #[error("there is no node {0}; `kubectl get nodes` has their names")]
     NoNode(String),
@@ -97,7 +99,8 @@ pub enum KeysError {
 }
 
 /// How far a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Stage {
     /// It has neither begun nor finished.
     Asked,
@@ -156,12 +159,42 @@ fn chosen(args: &RotateArgs, nodes: &[Listed]) -> Result<BTreeMap<String, Announ
     args.nodes.iter().map(one).collect()
 }
 
-async fn list(api: &Api<Node>) -> Result<Vec<Listed>, KeysError> {
-    Ok(api
-        .list_metadata(&ListParams::default())
-        .await
-        .map_err(|error| KeysError::List(Box::new(error)))?
-        .items)
+/// How far a node is, for programs.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    stage: Stage,
+    epochs_before: [u64; 2],
+    epochs: [u64; 2],
+}
+
+fn epochs(of: &Announcement) -> [u64; 2] {
+    of.slots.each_ref().map(|slot| slot.epoch.0)
+}
+
+async fn list(cluster: &Cluster) -> Result<Vec<Listed>, ApiError> {
+    cluster.all_metadata::<Node>("nodes").await
+}
+
+/// Asks every node.
+async fn ask(
+    cluster: &Cluster,
+    nodes: &BTreeMap<String, Announcement>,
+    request: &str,
+    mut say: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<(), KeysError> {
+    let api: Api<Node> = Api::all(cluster.client.clone());
+    let asked = Asked { verb: "patch", resource: "nodes", namespace: None };
+    for node in nodes.keys() {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {ROTATE: request}}}));
+        let params = PatchParams::default();
+        cluster
+            .within(asked, api.patch_metadata(node, &params, &patch))
+            .await
+            .map_err(|source| KeysError::Patch { node: node.clone(), source })?;
+        say(&format!("{node}: asked ({ROTATE}={request})"))?;
+    }
+    Ok(())
 }
 
 /// Runs the command.
@@ -169,44 +202,50 @@ async fn list(api: &Api<Node>) -> Result<Vec<Listed>, KeysError> {
 /// # Errors
 /// See [`KeysError`].
 pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<(), KeysError> {
-    let api: Api<Node> =
-        Api::all(crate::api::client(args.kubeconfig.as_deref()).await.map_err(KeysError::Kubeconfig)?);
-    let before = chosen(args, &list(&api).await?)?;
+    let cluster = args.access.cluster(OPERATOR, ANSWER).await?;
+    let before = chosen(args, &list(&cluster).await?)?;
     let request = jiff::Timestamp::now().to_string();
-    for node in before.keys() {
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {ROTATE: request}}}));
-        api.patch_metadata(node, &PatchParams::default(), &patch)
-            .await
-            .map_err(|source| KeysError::Patch { node: node.clone(), source: Box::new(source) })?;
-        writeln!(out, "{node}: asked ({ROTATE}={request})")?;
-    }
-    if args.no_wait {
-        return Ok(());
-    }
+    let progress = Progress::on_terminal();
+    let (form, mut late) = (args.output, Vec::new());
+    let told = |(node, old): (&String, &Announcement)| {
+        let epochs = epochs(old);
+        (node.clone(), Told { stage: Stage::Asked, epochs_before: epochs, epochs })
+    };
+    let mut told: BTreeMap<String, Told> = before.iter().map(told).collect();
+    let mut say = |text: &str| match form {
+        Form::Text => writeln!(out, "{text}"),
+        Form::Json | Form::Yaml => {
+            progress.say(text);
+            Ok(())
+        }
+    };
+    ask(&cluster, &before, &request, &mut say).await?;
     let begun = Instant::now();
-    let mut told: BTreeMap<String, Stage> = before.keys().map(|node| (node.clone(), Stage::Asked)).collect();
-    loop {
+    while !args.no_wait {
         // A request that fails is asked again: the nodes do not wait for this.
-        for node in list(&api).await.unwrap_or_default() {
+        for node in list(&cluster).await.unwrap_or_default() {
             let (name, Ok(now)) = (node.name_any(), announced(&node)) else { continue };
             let (Some(old), Some(last)) = (before.get(&name), told.get_mut(&name)) else { continue };
             let seen = stage(old, &now);
-            if std::mem::replace(last, seen) != seen {
-                let epochs =
-                    |of: &Announcement| of.slots.each_ref().map(|slot| slot.epoch.0.to_string()).join(", ");
-                writeln!(out, "{name}: {seen} (epochs {}, were {})", epochs(&now), epochs(old))?;
+            last.epochs = epochs(&now);
+            if std::mem::replace(&mut last.stage, seen) != seen {
+                let words = |of: [u64; 2]| of.map(|epoch| epoch.to_string()).join(", ");
+                let (now, were) = (words(last.epochs), words(last.epochs_before));
+                say(&format!("{name}: {seen} (epochs {now}, were {were})"))?;
             }
         }
-        let late: Vec<String> =
-            told.iter().filter(|(_, seen)| **seen != Stage::Done).map(|(node, _)| node.clone()).collect();
-        if late.is_empty() {
-            return Ok(());
-        }
-        if begun.elapsed() >= Duration::from_secs(args.timeout) {
-            return Err(KeysError::Late { seconds: args.timeout, nodes: late });
+        let behind = told.iter().filter(|(_, told)| told.stage != Stage::Done);
+        late = behind.map(|(node, _)| node.clone()).collect();
+        if late.is_empty() || begun.elapsed() >= Duration::from_secs(args.timeout) {
+            break;
         }
         tokio::time::sleep(LOOK).await;
     }
+    if form != Form::Text {
+        let document = json!({"request": request, "nodes": told});
+        output::write(out, form, &document, String::new)?;
+    }
+    if late.is_empty() { Ok(()) } else { Err(KeysError::Late { seconds: args.timeout, nodes: late }) }
 }
 
 #[cfg(test)]

@@ -3,10 +3,16 @@
 //! For flows one thread waits for all sockets; [`merge`] and [`render`] decide, [`client`] and [`flows`] do. [`keys`] and
 //! [`audit`] speak with the API server.
 
+pub mod agents;
 pub mod api;
 pub mod audit;
 pub mod client;
+pub mod completion;
 pub mod flows;
 pub mod keys;
 pub mod merge;
+pub mod output;
+pub mod plan;
+pub mod policy;
 pub mod render;
+pub mod status;

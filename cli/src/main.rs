@@ -1,16 +1,21 @@
-//! `hawser`: the operator's command line.
+//! `hawser`: the operator's command line. Called `kubectl-hawser` it is kubectl's plugin, `kubectl hawser`.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cli::audit::{self, AuditArgs};
+use cli::completion::{self, CompletionArgs};
 use cli::flows::{self, FlowArgs};
 use cli::keys::{self, KeysCommand};
+use cli::output::EXIT_CODES;
+use cli::plan::{self, PlanArgs};
+use cli::policy::{self, PolicyCommand};
+use cli::status::{self, StatusArgs};
 
 /// Looks at a Hawser cluster, proves what it sees, and has its keys replaced.
 #[derive(Parser)]
-#[command(name = "hawser", version, about)]
+#[command(name = "hawser", version, about, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -18,46 +23,71 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The whole mesh at a glance: nodes, versions, keys, peers, what is wrong and who is silent.
+    Status(StatusArgs),
     /// What happened to flows: new ones, drops with their reason, changed and revoked ones.
     Flows(FlowArgs),
     /// Evidence about encryption, keys and policy, judged and signed.
     Audit(AuditArgs),
+    /// Network policy.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// WireGuard keys of nodes.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Before installation: what fits into the planned addresses, what overlaps, and how far it grows.
+    Plan(PlanArgs),
+    /// Completions for a shell.
+    Completion(CompletionArgs),
 }
 
 /// Runs what talks with the API server.
 fn with_api<T, E>(work: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
 where
-    anyhow::Error: From<E>,
+    E: std::fmt::Display + std::fmt::Debug + Send + Sync + 'static,
 {
     // Fails only where there is one already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(work)?)
+    // Their errors name their causes themselves.
+    runtime.block_on(work).map_err(anyhow::Error::msg)
+}
+
+/// The command line, under the name by which it was called.
+fn arguments() -> Arguments {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let mut command = Arguments::command();
+    if completion::is_plugin(&called) {
+        command = command.bin_name("kubectl hawser");
+    }
+    let matches = command.get_matches();
+    Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn run(command: &Command, out: &mut (dyn Write + Send), terminal: bool) -> anyhow::Result<u8> {
+    match command {
+        Command::Status(args) => with_api(status::run(args, out)),
+        Command::Flows(args) => Ok(flows::run(args, terminal, out, &mut io::stderr()).map(|()| 0)?),
+        Command::Audit(args) => with_api(audit::run(args, out)),
+        Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(args, out)).map(|()| 0),
+        Command::Policy(PolicyCommand::Explain(args)) => with_api(policy::explain(args, out)),
+        Command::Plan(args) => Ok(plan::run(args, out)?),
+        Command::Completion(args) => {
+            completion::write(args, &mut Arguments::command(), out)?;
+            Ok(0)
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    let Arguments { command } = Arguments::parse();
+    let Arguments { command } = arguments();
     let mut stdout = io::stdout();
     let terminal = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let done = match command {
-        Command::Flows(args) => {
-            let run = flows::run(&args, terminal, &mut stdout.lock(), &mut io::stderr());
-            run.map(|()| 0).map_err(anyhow::Error::from)
-        }
-        // Its errors name their causes themselves.
-        Command::Audit(args) => {
-            with_api(async { audit::run(&args, &mut stdout).await.map_err(anyhow::Error::msg) })
-        }
-        Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(&args, &mut stdout)).map(|()| 0),
-    };
-    match done {
+    match run(&command, &mut stdout, terminal) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Where even this fails, the exit code is left.
-            let _ = writeln!(io::stderr(), "hawser: {:#}", error);
+            let _ = writeln!(io::stderr(), "hawser: {error:#}");
             ExitCode::FAILURE
         }
     }

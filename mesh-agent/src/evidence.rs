@@ -35,13 +35,25 @@ pub async fn gather(sources: &Sources) -> Option<NodeEvidence> {
     }
     let snapshot = snapshots.borrow().clone()?;
     let plane = sources.plane.borrow().clone();
+    let readiness = sources.readiness.borrow().clone();
     let record = sources.state_dir.join("audit").join("keys.jsonl");
     let work = move || {
         let Snapshot { view, desired, observed, pending, facts, .. } = &*snapshot;
-        let counters = counters(&facts.firewall_counts, &plane);
+        let counters = Counters {
+            kernel: kernel(),
+            obstacles: readiness.obstacles,
+            limits: readiness.limits,
+            ..counters(&facts.firewall_counts, &plane)
+        };
         assemble(facts, (view, desired, observed, pending.len()), counters, destroyed(&record))
     };
     tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// The release of the kernel.
+fn kernel() -> Option<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    Some(release.trim().to_owned())
 }
 
 /// Rules that refuse what would cross between nodes in clear.

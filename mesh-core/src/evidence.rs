@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::announcement::Epoch;
 use crate::diff::{Observed, ObservedPeer};
 use crate::host::HostPath;
+use crate::ipam::Usage;
 use crate::key::PublicKey;
+use crate::leftover;
 use crate::name::NodeName;
 use crate::pair::Link;
 use crate::plan::{self, Desired};
@@ -64,6 +66,49 @@ pub struct NodeEvidence {
     pub destroyed: Destroyed,
     /// What is wrong at present.
     pub problems: Vec<Note>,
+    /// The node itself; none: its agent is of a release that says nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostEvidence>,
+}
+
+/// The node itself, as far as pods depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostEvidence {
+    /// Release of its kernel, as `uname -r` has it; none: it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// MTU of the device that holds its InternalIP, in bytes; none: there is no such device.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "uplinkMTU")]
+    pub uplink_mtu: Option<u32>,
+    /// MTU of the slots and of pods, in bytes.
+    #[serde(rename = "tunnelMTU")]
+    pub tunnel_mtu: u32,
+    /// Addresses for pods, by pod CIDR.
+    pub pools: Vec<PoolEvidence>,
+    /// Why no pod can be connected; empty: pods can.
+    pub obstacles: Vec<String>,
+    /// Why pods that run have limited connectivity; empty: they have not.
+    pub limits: Vec<String>,
+    /// Devices that bear a name of another network's ([`leftover::owner`]), the first [`FOREIGN_LINKS`] of them.
+    pub foreign_links: Vec<String>,
+}
+
+/// How many devices of another network are named: enough to know whose they are, since some have one for each pod.
+pub const FOREIGN_LINKS: usize = 16;
+
+/// How full a pod CIDR is. Counts are at most [`MAX_NUMBER`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolEvidence {
+    /// The pod CIDR.
+    pub cidr: IpNet,
+    /// Addresses of pods.
+    pub used: u64,
+    /// Addresses in quarantine.
+    pub resting: u64,
+    /// Addresses that pods can have.
+    pub capacity: u64,
 }
 
 /// Whose WireGuard it is.
@@ -355,6 +400,8 @@ pub struct Facts {
     pub exempt: Vec<IpNet>,
     /// What is wrong.
     pub problems: Vec<Note>,
+    /// How full the pod CIDRs are.
+    pub pools: Vec<Usage>,
 }
 
 /// What is read when the report is asked for.
@@ -372,6 +419,12 @@ pub struct Counters {
     pub world_flows: Option<u64>,
     /// [`Exemptions::passed`].
     pub passed: Option<u64>,
+    /// [`HostEvidence::kernel`].
+    pub kernel: Option<String>,
+    /// [`HostEvidence::obstacles`].
+    pub obstacles: Vec<String>,
+    /// [`HostEvidence::limits`].
+    pub limits: Vec<String>,
 }
 
 /// Makes the report.
@@ -432,7 +485,30 @@ pub fn gather(
         },
         destroyed,
         problems: facts.problems.clone(),
+        host: Some(HostEvidence {
+            kernel: counters.kernel,
+            uplink_mtu: view.local.uplink_mtu,
+            tunnel_mtu: desired.mtu,
+            pools: facts.pools.iter().map(pool).collect(),
+            obstacles: counters.obstacles,
+            limits: counters.limits,
+            foreign_links: foreign_links(observed),
+        }),
     }
+}
+
+fn pool(usage: &Usage) -> PoolEvidence {
+    PoolEvidence {
+        cidr: usage.cidr,
+        used: usage.used.min(MAX_NUMBER),
+        resting: usage.resting.min(MAX_NUMBER),
+        capacity: usage.capacity.min(MAX_NUMBER),
+    }
+}
+
+fn foreign_links(observed: &Observed) -> Vec<String> {
+    let foreign = observed.links.iter().filter(|name| leftover::owner(name).is_some());
+    foreign.take(FOREIGN_LINKS).cloned().collect()
 }
 
 /// How this node stands with one other.

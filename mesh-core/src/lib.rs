@@ -11,6 +11,7 @@ pub mod host;
 pub mod ipam;
 pub mod key;
 pub mod mcs;
+pub mod leftover;
 pub mod name;
 pub mod numbers;
 pub mod pair;

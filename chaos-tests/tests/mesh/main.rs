@@ -6,6 +6,7 @@
 //! they have the kernel's WireGuard.
 
 mod audit;
+mod cli;
 mod drift;
 mod host_traffic;
 mod membership;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::announcement::Epoch;
 use mesh_core::evidence::{
-    Configured, DataPath, Destroyed, Engine, Entry, Exemptions, Guard, NodeEvidence, OwnSlot, PeerEvidence,
-    PeerSlot, PskEvidence, PskState, Rotation, VERSION,
+    Configured, DataPath, Destroyed, Engine, Entry, Exemptions, Guard, HostEvidence, NodeEvidence, OwnSlot,
+    PeerEvidence, PeerSlot, PoolEvidence, PskEvidence, PskState, Rotation, VERSION,
 };
 use mesh_core::host::HostPath;
 use mesh_core::key::PublicKey;
@@ -16,7 +16,7 @@ use super::judge::{Announced, Collected, Inputs};
 use super::report::{DefaultRule, Namespace, Shown};
 
 /// When everybody was asked: 2026-11-28T10:00:00Z.
-pub(super) const NOW: u64 = 1_795_860_000;
+pub(crate) const NOW: u64 = 1_795_860_000;
 
 fn key(node: u8, slot: Slot) -> PublicKey {
     let mut bytes = [node; 32];
@@ -63,7 +63,7 @@ fn name(node: u8) -> String {
 }
 
 /// The evidence of a node of a healthy cluster of `nodes`.
-pub(super) fn evidence(node: u8, nodes: u8) -> NodeEvidence {
+pub(crate) fn evidence(node: u8, nodes: u8) -> NodeEvidence {
     let own = |slot: Slot| OwnSlot {
         device: slot.device().to_owned(),
         epoch: Epoch(u64::from(node) * 10),
@@ -118,17 +118,33 @@ pub(super) fn evidence(node: u8, nodes: u8) -> NodeEvidence {
         },
         destroyed: Destroyed { count: Some(2), last: None, unread: None },
         problems: Vec::new(),
+        host: Some(host(node)),
+    }
+}
+
+fn host(node: u8) -> HostEvidence {
+    HostEvidence {
+        kernel: Some("6.12.48".into()),
+        uplink_mtu: Some(1500),
+        tunnel_mtu: 1420,
+        pools: vec![PoolEvidence {
+            cidr: format!("10.244.{node}.0/24").parse().unwrap(),
+            used: 7,
+            resting: 1,
+            capacity: 253,
+        }],
+        ..HostEvidence::default()
     }
 }
 
 /// A namespace that denies by default.
-pub(super) fn namespace(name: &str) -> Namespace {
+pub(crate) fn namespace(name: &str) -> Namespace {
     let rule = || DefaultRule { denied_by: vec!["default-deny".into()], opened_by: Vec::new() };
     Namespace { name: name.into(), ingress: rule(), egress: rule(), audited: false, exempt: false }
 }
 
 /// What is collected of a healthy cluster.
-pub(super) fn inputs(nodes: u8) -> Inputs {
+pub(crate) fn inputs(nodes: u8) -> Inputs {
     let collected = |node: u8| {
         let answer = Ok(Box::new(evidence(node, nodes)));
         (name(node), Collected { announced: Announced::Valid, answer })
@@ -146,11 +162,11 @@ pub(super) fn inputs(nodes: u8) -> Inputs {
 }
 
 /// The evidence of a node among what was collected.
-pub(super) fn of(inputs: &mut Inputs, node: u8) -> &mut NodeEvidence {
+pub(crate) fn of(inputs: &mut Inputs, node: u8) -> &mut NodeEvidence {
     inputs.nodes.get_mut(&name(node)).unwrap().answer.as_mut().unwrap()
 }
 
 /// What a node says of another.
-pub(super) fn says(inputs: &mut Inputs, node: u8, of_node: u8) -> &mut PeerEvidence {
+pub(crate) fn says(inputs: &mut Inputs, node: u8, of_node: u8) -> &mut PeerEvidence {
     of(inputs, node).peers.get_mut(&name(of_node).parse().unwrap()).unwrap()
 }

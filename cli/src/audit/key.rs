@@ -15,10 +15,12 @@ use ed25519_dalek::pkcs8::{
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::ResourceExt as _;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Client, ResourceExt as _};
 use mesh_core::numbers::NAMESPACE;
 use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::api::{ApiError, Asked, Cluster};
 
 /// Name of the Secret and of the ConfigMap.
 pub const NAME: &str = "hawser-audit-key";
@@ -38,16 +40,9 @@ pub enum KeyError {
         "there is no ConfigMap {NAMESPACE}/{NAME} with the public key; hawser audit init makes it beside the Secret, or give --public-key"
     )]
     NoPublic,
-    /// The API refused.
-    #[error("{doing} {kind} {NAMESPACE}/{NAME}: {why}; it must be allowed to you")]
-    Api {
-        /// What was tried.
-        doing: &'static str,
-        /// With what.
-        kind: &'static str,
-        /// Why not.
-        why: String,
-    },
+    /// The API gives nothing.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// Not a key.
     #[error(
         "{place}: field {field}: it is no Ed25519 key in PEM ({what}); give another one, or delete it and run hawser audit init"
@@ -78,8 +73,8 @@ pub enum KeyError {
     Random(#[from] getrandom::Error),
 }
 
-fn api(doing: &'static str, kind: &'static str) -> impl FnOnce(kube::Error) -> KeyError {
-    move |error| KeyError::Api { doing, kind, why: super::collect::chain(&error) }
+fn asked(verb: &'static str, resource: &'static str) -> Asked {
+    Asked { verb, resource, namespace: Some(NAMESPACE) }
 }
 
 /// The public key in PEM.
@@ -138,9 +133,9 @@ fn place(kind: &str) -> String {
 ///
 /// # Errors
 /// There is none, or it may not be read.
-pub async fn of_cluster(client: &Client) -> Result<SigningKey, KeyError> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-    let found = secrets.get_opt(NAME).await.map_err(api("reading", "Secret"))?;
+pub async fn of_cluster(cluster: &Cluster) -> Result<SigningKey, KeyError> {
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let found = cluster.within(asked("get", "secrets"), secrets.get_opt(NAME)).await?;
     let mut secret = found.ok_or(KeyError::Absent)?;
     from_secret(&mut secret)
 }
@@ -155,9 +150,9 @@ fn from_secret(secret: &mut Secret) -> Result<SigningKey, KeyError> {
 ///
 /// # Errors
 /// There is none, or it may not be read.
-pub async fn public_of_cluster(client: &Client) -> Result<VerifyingKey, KeyError> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
-    let found = maps.get_opt(NAME).await.map_err(api("reading", "ConfigMap"))?;
+pub async fn public_of_cluster(cluster: &Cluster) -> Result<VerifyingKey, KeyError> {
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let found = cluster.within(asked("get", "configmaps"), maps.get_opt(NAME)).await?;
     public_of(&found.ok_or(KeyError::NoPublic)?)
 }
 
@@ -179,26 +174,27 @@ pub struct Made {
 ///
 /// # Errors
 /// The API refuses, or what is there does not fit together.
-pub async fn init(client: &Client) -> Result<Made, KeyError> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
-    let found = secrets.get_opt(NAME).await.map_err(api("reading", "Secret"))?;
+pub async fn init(cluster: &Cluster) -> Result<Made, KeyError> {
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let found = cluster.within(asked("get", "secrets"), secrets.get_opt(NAME)).await?;
     let fresh = found.is_none();
     let key = match found {
         Some(mut secret) => from_secret(&mut secret)?,
         None => {
             let key = generate()?;
             let mut secret = secret(&key);
-            let created = secrets.create(&PostParams::default(), &secret).await;
+            let params = PostParams::default();
+            let created = cluster.within(asked("create", "secrets"), secrets.create(&params, &secret)).await;
             for ByteString(bytes) in secret.data.iter_mut().flat_map(BTreeMap::values_mut) {
                 bytes.zeroize();
             }
-            created.map_err(api("creating", "Secret"))?;
+            created?;
             key
         }
     };
     let public = key.verifying_key();
-    match maps.get_opt(NAME).await.map_err(api("reading", "ConfigMap"))? {
+    match cluster.within(asked("get", "configmaps"), maps.get_opt(NAME)).await? {
         Some(map) if public_of(&map)? != public => return Err(KeyError::Halves),
         Some(_) => {}
         None => {
@@ -207,8 +203,8 @@ pub async fn init(client: &Client) -> Result<Made, KeyError> {
                 data: Some(BTreeMap::from([(PUBLIC.to_owned(), pem(&public))])),
                 ..ConfigMap::default()
             };
-            let made =
-                maps.create(&PostParams::default(), &map).await.map_err(api("creating", "ConfigMap"))?;
+            let params = PostParams::default();
+            let made = cluster.within(asked("create", "configmaps"), maps.create(&params, &map)).await?;
             debug_assert_eq!(made.name_any(), NAME);
         }
     }

@@ -7,31 +7,10 @@ use mesh_core::evidence::{Configured, NodeEvidence, Note, PeerEvidence};
 use mesh_core::slot::Slot;
 use serde::Serialize;
 
+pub use crate::output::Verdict;
+
 /// What the document is, and its version: another one where a field changes its meaning or goes.
 pub const FORMAT: &str = "hawser.dev/audit/v1";
-
-/// What can be said of something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Verdict {
-    /// All evidence is there and none speaks against it.
-    Holds,
-    /// Evidence is missing, and what there is does not speak against it.
-    Incomplete,
-    /// Some evidence speaks against it.
-    DoesNotHold,
-}
-
-impl Verdict {
-    /// For people.
-    pub const fn words(self) -> &'static str {
-        match self {
-            Self::Holds => "holds",
-            Self::Incomplete => "evidence missing",
-            Self::DoesNotHold => "does not hold",
-        }
-    }
-}
 
 /// The whole.
 #[derive(Clone, Debug, Serialize)]

@@ -1,20 +1,16 @@
 //! The report for people: what holds, what does not, what is missing; then controls, nodes, pairs and namespaces.
 
-use std::fmt::Write as _;
-
-use mesh_core::evidence::{DataPath, Engine, NodeEvidence};
+use mesh_core::evidence::{DataPath, NodeEvidence};
 use mesh_core::slot::Slot;
 use serde_json::Value;
 
 use super::judge::added;
 use super::pairs::psk_words;
 use super::report::{Effect, Node, Pair, PairState, PostQuantum, Report, Summary};
-use crate::render::printable;
+use crate::output::{duration, engine, line, section, table};
 
 /// Pairs that are listed though nothing is wrong with them; the document has all.
 const PAIRS: usize = 60;
-/// A column that one long cell would push away stays this narrow; the cell is never cut.
-const WIDEST: usize = 48;
 
 /// The whole text, without its seal.
 pub fn render(report: &Report) -> String {
@@ -59,37 +55,6 @@ pub fn seal(seal: &Value) -> String {
     };
     section(&mut out, "Seal", vec![format!("SHA-256 {}", text(&seal["sha256"])), signed]);
     out
-}
-
-fn line(out: &mut String, text: &str) {
-    out.push_str(printable(text).trim_end());
-    out.push('\n');
-}
-
-fn section(out: &mut String, title: &str, lines: Vec<String>) {
-    writeln!(out, "\n{title}").expect("invariant: writing to a string does not fail");
-    for text in lines {
-        line(out, &format!("  {text}"));
-    }
-}
-
-/// Aligned columns; the last one is not padded.
-fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
-    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
-    let all: Vec<&Vec<String>> = std::iter::once(&head).filter(|head| !head.is_empty()).chain(rows).collect();
-    let columns = all.iter().map(|row| row.len()).max().unwrap_or(0);
-    let mut widths = vec![0; columns];
-    for row in &all {
-        for (width, cell) in widths.iter_mut().zip(row.iter()) {
-            *width = (*width).max(cell.chars().count().min(WIDEST));
-        }
-    }
-    let aligned = |row: &&Vec<String>| {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    all.iter().map(aligned).collect()
 }
 
 fn summary(s: &Summary) -> Vec<String> {
@@ -209,11 +174,7 @@ fn of_node(name: &str, node: &NodeEvidence) -> Vec<String> {
     vec![
         name.to_owned(),
         node.agent_version.clone(),
-        match node.wireguard {
-            Engine::Kernel => "kernel",
-            Engine::Userspace => "userspace",
-        }
-        .to_owned(),
+        engine(node.wireguard).to_owned(),
         match node.guard.data_path {
             DataPath::Off => "off",
             DataPath::Failed { .. } => "failed",
@@ -348,17 +309,6 @@ fn namespaces(report: &Report) -> Vec<String> {
         })
         .collect();
     table(&["NAMESPACE", "INGRESS", "EGRESS", "POLICY"], &rows)
-}
-
-/// Seconds in two units at most.
-fn duration(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86400, seconds % 86400 / 3600, seconds % 3600 / 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
-        (0, ..) => format!("{hours}h{minutes}m"),
-        _ => format!("{days}d{hours}h"),
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a turn contributes to this node's evidence ([`mesh_core::evidence`]).
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_core::diff::Observed;
@@ -95,6 +96,7 @@ impl Agent {
             firewall_counts: self.guard.counted(),
             exempt: crate::plane::exempt(&crate::guard::nft_input(&self.config, desired)).unwrap_or_default(),
             problems: wrong.chain(found).collect(),
+            pools: self.table.lock().unwrap_or_else(PoisonError::into_inner).ipam.usage(crate::cni::now()),
         }
     }
 }

@@ -162,3 +162,20 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<NodeEvidence>(&text).unwrap(), report);
     }
 }
+
+#[test]
+fn a_report_tells_of_its_host_and_an_older_one_that_does_not_is_read() {
+    let (view, mut observed) = scene();
+    observed.links.extend(["eth0".to_owned(), "flannel.1".to_owned()]);
+    observed.links.extend((0..40).map(|number| format!("cali{number:02}")));
+    let cidr = "fd00::/64".parse().unwrap();
+    let usage = Usage { cidr, used: 3, resting: 1, capacity: u64::MAX };
+    let report = report(&Facts { pools: vec![usage], ..Facts::default() }, &view, &observed);
+    let host = report.host.clone().unwrap();
+    assert_eq!(host.pools, [PoolEvidence { cidr, used: 3, resting: 1, capacity: MAX_NUMBER }]);
+    assert_eq!((host.foreign_links.len(), host.foreign_links[0].as_str()), (FOREIGN_LINKS, "cali00"));
+    let mut older = serde_json::to_value(&report).unwrap();
+    older.as_object_mut().unwrap().remove("host");
+    let read: NodeEvidence = serde_json::from_value(older).unwrap();
+    assert_eq!(read, NodeEvidence { host: None, ..report });
+}

@@ -1,5 +1,5 @@
-use super::super::fixture::evidence;
 use super::*;
+use crate::audit::fixture::evidence;
 use serde_json::json;
 
 #[test]
@@ -30,7 +30,7 @@ fn an_agents_address_is_a_plain_url_with_a_port_and_may_name_its_node() {
 #[test]
 fn the_way_through_the_api_server_names_namespace_scheme_pod_and_port() {
     assert_eq!(
-        proxy_path("mesh-agent-x7k2p", 51891),
+        proxy_path("mesh-agent-x7k2p", 51891, "/audit"),
         "/api/v1/namespaces/hawser-system/pods/http:mesh-agent-x7k2p:51891/proxy/audit"
     );
 }
@@ -70,8 +70,8 @@ fn evidence_of_another_version_is_named_before_its_shape_is_looked_at() {
 }
 
 fn targets(nodes: &[&str]) -> Targets {
-    let nodes = nodes.iter().map(|name| ((*name).to_owned(), Announced::Valid)).collect();
-    Targets { nodes: Some(nodes), ..Targets::default() }
+    let nodes = nodes.iter().map(|name| (*name).to_owned()).collect();
+    Targets { nodes: Some(nodes), nobody: "nobody".to_owned(), ..Targets::default() }
 }
 
 fn answer(node: u8) -> Result<Box<NodeEvidence>, String> {
@@ -81,17 +81,11 @@ fn answer(node: u8) -> Result<Box<NodeEvidence>, String> {
 #[test]
 fn every_node_of_the_api_has_an_answer_or_a_reason() {
     let named = vec![("node-1".to_owned(), answer(1)), ("node-3".to_owned(), Err("refused".to_owned()))];
-    let (nodes, strangers) = assign(
-        &targets(&["node-1", "node-2", "node-3", "node-4"]),
-        named,
-        vec![("x".into(), answer(2))],
-        "nobody",
-    );
+    let Heard { nodes, strangers } =
+        assign(&targets(&["node-1", "node-2", "node-3", "node-4"]), named, vec![("x".into(), answer(2))]);
     let words: Vec<(&str, Result<&str, &str>)> = nodes
         .iter()
-        .map(|(name, node)| {
-            (name.as_str(), node.answer.as_ref().map(|e| e.node.as_str()).map_err(String::as_str))
-        })
+        .map(|(name, node)| (name.as_str(), node.as_ref().map(|e| e.node.as_str()).map_err(String::as_str)))
         .collect();
     assert_eq!(
         words,
@@ -107,35 +101,30 @@ fn every_node_of_the_api_has_an_answer_or_a_reason() {
 
 #[test]
 fn who_answers_under_another_name_is_no_evidence_and_is_named() {
-    let (nodes, strangers) = assign(
-        &targets(&["node-1"]),
-        vec![("node-1".into(), answer(2))],
-        vec![("x".into(), answer(2))],
-        "nobody",
-    );
-    assert!(nodes["node-1"].answer.as_ref().unwrap_err().contains("answers as node node-2"));
+    let Heard { nodes, strangers } =
+        assign(&targets(&["node-1"]), vec![("node-1".into(), answer(2))], vec![("x".into(), answer(2))]);
+    assert!(nodes["node-1"].as_ref().unwrap_err().contains("answers as node node-2"));
     assert!(strangers[0].contains("node-2, which the API does not list"), "{strangers:?}");
     // Two that say they are one.
     let twice = vec![("x".into(), answer(1)), ("y".into(), answer(1))];
-    let (nodes, strangers) = assign(&targets(&["node-1"]), Vec::new(), twice, "nobody");
-    assert!(nodes["node-1"].answer.is_ok() && strangers[0].contains("has answered already"), "{strangers:?}");
-    let (_, strangers) =
-        assign(&targets(&["node-1"]), Vec::new(), vec![("x".into(), Err("no".into()))], "nobody");
+    let Heard { nodes, strangers } = assign(&targets(&["node-1"]), Vec::new(), twice);
+    assert!(nodes["node-1"].is_ok() && strangers[0].contains("has answered already"), "{strangers:?}");
+    let Heard { strangers, .. } =
+        assign(&targets(&["node-1"]), Vec::new(), vec![("x".into(), Err("no".into()))]);
     assert!(strangers[0].contains("silent: no"), "{strangers:?}");
 }
 
 #[test]
 fn without_the_api_those_who_answer_are_the_nodes() {
-    let (nodes, strangers) = assign(
+    let Heard { nodes, strangers } = assign(
         &Targets::default(),
         vec![("node-9".into(), Err("away".into()))],
         vec![("x".into(), answer(1))],
-        "nobody",
     );
     assert_eq!(nodes.keys().collect::<Vec<_>>(), ["node-1", "node-9"]);
-    assert!(nodes.values().all(|node| node.announced == Announced::Unread) && strangers.is_empty());
+    assert!(strangers.is_empty());
     // A list that was read and is empty is another thing: nobody who answers is of that cluster.
-    let (nodes, strangers) = assign(&targets(&[]), Vec::new(), vec![("x".into(), answer(1))], "nobody");
+    let Heard { nodes, strangers } = assign(&targets(&[]), Vec::new(), vec![("x".into(), answer(1))]);
     assert!(nodes.is_empty() && strangers.len() == 1, "{strangers:?}");
 }
 

@@ -1,0 +1,214 @@
+//! The commands of `hawser` against a lab, as somebody runs them who has the rights that `deploy/cli.yaml` gives: what each says
+//! is what API, devices and agents say, and each failure names its remedy.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use chaos_tests::Lab;
+use chaos_tests::cluster::node_name;
+use chaos_tests::objects::{apply, ingress_only, network_policy};
+use kubeapi::User;
+use mesh_core::numbers::{NAMESPACE, PORT_METRICS};
+use serde_json::Value;
+
+use crate::audit::{ADMIN, pods_of_agents};
+use crate::psk::{all_agreed, started};
+
+const NODES: [u8; 3] = [1, 2, 3];
+const VIEWER: &str = "/etc/hawser/viewer";
+const STRANGER: &str = "/etc/hawser/stranger";
+/// For a command that asks twice and waits for a silent agent.
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// Runs `hawser` on node 1 under a name: exit code, output, errors.
+fn run_as(lab: &Lab, name: Option<&str>, words: &[&str]) -> Result<(i32, String, String)> {
+    let program = lab.binaries.hawser()?;
+    let mut command = match name {
+        // A link, as a plugin of kubectl is installed.
+        Some(name) => {
+            let mut shell = Command::new("sh");
+            let link =
+                format!("ln -sf {} /etc/hawser/{name} && exec /etc/hawser/{name} \"$@\"", program.display());
+            shell.args(["-c", &link, name]);
+            shell
+        }
+        None => Command::new(program),
+    };
+    command.args(words).env("NO_COLOR", "1").env_remove("KUBECONFIG").env("HOME", "/nonexistent");
+    let output = lab.node(1).namespace.exec(command, COMMAND)?;
+    let code = output.status.code().with_context(|| format!("{words:?} ended by a signal"))?;
+    Ok((code, output.stdout_text(), output.stderr_text()))
+}
+
+fn hawser(lab: &Lab, words: &[&str]) -> Result<(i32, String, String)> {
+    run_as(lab, None, words)
+}
+
+/// The same with a kubeconfig.
+fn with(lab: &Lab, kubeconfig: &str, words: &[&str]) -> Result<(i32, String, String)> {
+    hawser(lab, &[words, &["--kubeconfig", kubeconfig, "--timeout", "5"]].concat())
+}
+
+/// Checks an answer, and shows all of it where it is another one.
+fn answered((code, out, err): &(i32, String, String), wanted: i32, words: &[&str]) -> Result<()> {
+    let said = format!("{out}{err}");
+    let missing: Vec<&&str> = words.iter().filter(|word| !said.contains(**word)).collect();
+    ensure!(*code == wanted && missing.is_empty(), "wanted {wanted} and {missing:?}, got {code}: {said}");
+    Ok(())
+}
+
+/// A document, which has to be the same in both forms but for what passes with time.
+fn document(lab: &Lab, wanted: i32, words: &[&str]) -> Result<Value> {
+    let (code, json, err) = with(lab, VIEWER, &[words, &["-o", "json"]].concat())?;
+    ensure!(code == wanted, "{words:?}: {code}: {json}{err}");
+    let (_, yaml, err) = with(lab, VIEWER, &[words, &["-o", "yaml"]].concat())?;
+    let parsed: Value = serde_json::from_str(&json).with_context(|| json.clone())?;
+    let other: Value = serde_saphyr::from_str(&yaml).with_context(|| format!("{yaml}{err}"))?;
+    let members = |value: &Value| value.as_object().map(|all| all.keys().cloned().collect::<Vec<_>>());
+    ensure!(members(&parsed) == members(&other), "{json}{yaml}");
+    Ok(parsed)
+}
+
+#[test]
+fn each_command_says_what_the_lab_is_and_what_a_user_lacks() -> Result<()> {
+    let mut lab = started("cli", 3, 1, &format!("metricsAddress: '0.0.0.0:{PORT_METRICS}'\n"))?;
+    let pods = [lab.add_pod(1, "web")?, lab.add_pod(1, "cron")?, lab.add_pod(2, "db")?];
+    all_agreed(&lab, &NODES)?;
+    pods_of_agents(&lab)?;
+    lab.node(1).write_file(ADMIN, &lab.kubeconfig(&User::admin()))?;
+    lab.node(1).write_file(VIEWER, &lab.kubeconfig(&User::service_account(NAMESPACE, "hawser-viewer")))?;
+    lab.node(1).write_file(STRANGER, &lab.kubeconfig(&User::service_account("default", "stranger")))?;
+
+    status(&lab)?;
+    explain(&lab, &pods)?;
+    conduct(&lab)?;
+
+    // An agent that is gone, then all that there is to ask.
+    lab.node_mut(3).stop_agent()?;
+    let silent = with(&lab, VIEWER, &["status"])?;
+    println!("{}", silent.1);
+    answered(&silent, 4, &["2 of 3 agents answered", "node-silent", "mesh-agent-3", "503"])?;
+    lab.stop_api();
+    for words in [&["status"][..], &["policy", "explain", "default/web", "default/db", "--port", "80"]] {
+        let away = with(&lab, VIEWER, words)?;
+        answered(&away, 1, &["could not list nodes", "does not answer", "is it running"])?;
+        ensure!(away.1.is_empty(), "{}", away.1);
+    }
+    Ok(())
+}
+
+/// The mesh at a glance is what devices and the API say.
+fn status(lab: &Lab) -> Result<()> {
+    let text = with(lab, VIEWER, &["status"])?;
+    println!("{}", text.1);
+    answered(&text, 0, &["3 of 3 agents answered; all is well", "userspace", "enforced", "2/2"])?;
+    let document = document(lab, 0, &["status"])?;
+    ensure!(document["verdict"] == "holds" && document["problems"] == serde_json::json!([]), "{document}");
+    for node in NODES {
+        let said = &document["nodes"][usize::from(node) - 1];
+        ensure!(said["name"] == node_name(node) && said["ready"] == true, "{said}");
+        let agent = &said["agent"];
+        ensure!(agent["peers"]["known"] == 2 && agent["peers"]["silent"] == 0, "{said}");
+        ensure!(agent["version"] == env!("CARGO_PKG_VERSION"), "{said}");
+        let peers = lab.node(node).peers()?;
+        for slot in agent["slots"].as_array().context("slots")? {
+            let of_slot = peers.iter().filter(|peer| slot["device"] == peer.device.as_str());
+            ensure!(of_slot.count() == 2 && slot["epoch"].is_u64(), "{said}");
+        }
+        let used = lab.node(node).metric(&format!(
+            "hawser_pool_addresses{{cidr=\"{}\",state=\"used\"}}",
+            lab.pod_cidrs(node)[0]
+        ))?;
+        let pool = agent["pools"]
+            .as_array()
+            .context("pools")?
+            .iter()
+            .find(|pool| pool["cidr"] == lab.pod_cidrs(node)[0]);
+        ensure!(pool.is_some_and(|pool| pool["used"].as_f64() == Some(used)), "{said}: {used}");
+    }
+    Ok(())
+}
+
+/// Policy as it is explained is policy as packets meet it.
+fn explain(lab: &Lab, pods: &[chaos_tests::Pod; 3]) -> Result<()> {
+    apply(lab, &network_policy("db", ingress_only("db", &["web"])))?;
+    let words = |from: &'static str| ["policy", "explain", from, "default/db", "--port", "80"];
+    let allowed = with(lab, VIEWER, &words("default/web"))?;
+    println!("{}", allowed.1);
+    answered(
+        &allowed,
+        0,
+        &["default/web to default/db: it may pass", "NetworkPolicy default/db ingress[0]"],
+    )?;
+    let denied = document(lab, 3, &words("default/cron"))?;
+    let [_, cron, db] = pods;
+    for v4 in [true, false] {
+        let (from, to) = (cron.ip(v4).context("an address")?, db.ip(v4).context("an address")?);
+        let flows = denied["flows"].as_array().context("flows")?;
+        let flow =
+            flows.iter().find(|flow| flow["flow"]["source"] == from.to_string()).context("its flow")?;
+        ensure!(flow["flow"]["destination"] == to.to_string() && flow["passes"] == false, "{flow}");
+        ensure!(flow["egress"]["passes"] == true && flow["ingress"]["verdict"] == "Deny", "{flow}");
+    }
+    answered(&with(lab, VIEWER, &words("default/nobody"))?, 1, &["no pod default/nobody", "kubectl get pods"])
+}
+
+/// What all commands have in common.
+fn conduct(lab: &Lab) -> Result<()> {
+    // Rights, kubeconfigs, contexts, flags.
+    answered(
+        &with(lab, STRANGER, &["status"])?,
+        1,
+        &["you may not list nodes", "forbidden", "deploy/cli.yaml"],
+    )?;
+    answered(
+        &hawser(lab, &["keys", "rotate", "--all", "--kubeconfig", VIEWER])?,
+        1,
+        &["you may not patch nodes", "deploy/cli.yaml"],
+    )?;
+    answered(
+        &hawser(lab, &["status"])?,
+        1,
+        &["no way to the API server", "--kubeconfig FILE", "KUBECONFIG"],
+    )?;
+    answered(&hawser(lab, &["status", "--kubeconfig", "/nowhere"])?, 1, &["/nowhere", "--kubeconfig FILE"])?;
+    let context = lab.node(1).sh(&format!("sed -n 's/^current-context: //p' {VIEWER}"))?;
+    let context = context.trim().trim_matches(['"', '\'']);
+    answered(&with(lab, VIEWER, &["status", "--context", context])?, 0, &["all is well"])?;
+    answered(&with(lab, VIEWER, &["status", "--context", "mars"])?, 1, &["no context \"mars\"", context])?;
+    answered(
+        &hawser(lab, &["status", "--outptu", "json"])?,
+        2,
+        &["--outptu", "--output", "Usage: hawser status"],
+    )?;
+    let portless = ["policy", "explain", "default/web", "default/db"];
+    answered(&with(lab, VIEWER, &portless)?, 1, &["TCP has ports: give --port"])?;
+
+    // Without a cluster.
+    let plan = ["plan", "--nodes", "3", "--pod-cidr", &lab.pod_cidrs(1)[0], "--node-mask", "26"];
+    answered(&hawser(lab, &plan)?, 3, &["this does not fit", "pods-do-not-fit", "--node-mask 25"])?;
+    answered(
+        &hawser(lab, &["plan", "--nodes", "3", "--pod-cidr", "10.244.0.0/16"])?,
+        0,
+        &["this fits", "256"],
+    )?;
+    for shell in ["bash", "zsh", "fish"] {
+        let script = hawser(lab, &["completion", shell])?;
+        answered(&script, 0, &["explain", "rotate", "sysdump"])?;
+    }
+    let (_, script, _) = hawser(lab, &["completion", "bash"])?;
+    lab.node(1).write_file("/etc/hawser/completion", &script)?;
+    let complete = "set -e; . /etc/hawser/completion; COMP_WORDS=(hawser sta); COMP_CWORD=1; _hawser hawser sta hawser; echo ${COMPREPLY[@]}";
+    let mut bash = Command::new("bash");
+    bash.args(["-c", complete]);
+    ensure!(lab.node(1).run(bash)?.trim() == "status");
+
+    // As kubectl's plugin.
+    answered(
+        &run_as(lab, Some("kubectl-hawser"), &["--help"])?,
+        0,
+        &["Usage: kubectl hawser <COMMAND>", "Exit codes"],
+    )?;
+    answered(&run_as(lab, Some("kubectl-hawser"), &["status", "--no"])?, 2, &["Usage: kubectl hawser status"])
+}

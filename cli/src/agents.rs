@@ -1,0 +1,383 @@
+//! The agents: where each is, and what it answers. Everything has a deadline, and only so many are asked at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use futures::StreamExt as _;
+use http_body_util::{BodyExt as _, Limited};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Client, Config, ResourceExt as _};
+use mesh_core::evidence::{NodeEvidence, PATH, VERSION};
+use mesh_core::numbers::{NAMESPACE, PORT_METRICS};
+use serde_json::Value;
+
+use crate::api::{ApiError, Cluster, chain};
+use crate::audit::canonical::canonical;
+
+/// Agents asked at the same time: each answer of a large cluster is about a megabyte.
+const AT_ONCE: usize = 16;
+/// Longest answer, in bytes: evidence about 5,000 peers is about 6 MB.
+const ANSWER_MAX: usize = 32 << 20;
+/// By which pods of agents are known.
+const LABEL: &str = "app.kubernetes.io/name=mesh-agent";
+
+/// How agents are asked.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// Ask this agent directly, in place of the API server's proxy to pods; may be given for each node.
+    #[arg(long = "agent", value_name = "[NODE=]http://ADDRESS:PORT")]
+    pub agents: Vec<AgentAddress>,
+    /// Port of the agents' metrics.
+    #[arg(long, default_value_t = PORT_METRICS)]
+    pub agent_port: u16,
+    /// Seconds for each answer.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub timeout: u64,
+}
+
+impl AgentArgs {
+    /// For each answer.
+    pub const fn deadline(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
+/// An agent's address of which no client can be made.
+#[derive(Debug, thiserror::Error)]
+#[error("--agent {address}: {why}")]
+pub struct AgentError {
+    /// Which.
+    pub address: String,
+    /// Why.
+    pub why: String,
+}
+
+/// What an agent said, or why it said nothing.
+pub type Answer = Result<Box<NodeEvidence>, String>;
+
+/// An agent that is asked directly: `[NODE=]http://ADDRESS:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentAddress {
+    /// Whose it is; none: it will say.
+    pub node: Option<String>,
+    /// Where it serves its metrics.
+    pub url: http::Uri,
+}
+
+/// Why a text is not the address of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not an agent's address: wanted [NODE=]http://ADDRESS:PORT of its metrics, without a path or a password"
+)]
+pub struct AddressError(String);
+
+impl FromStr for AgentAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || AddressError(text.chars().take(120).collect());
+        let (node, url) = match text.split_once('=') {
+            Some((node, url)) => (Some(node.to_owned()), url),
+            None => (None, text),
+        };
+        let url: http::Uri = url.parse().map_err(|_| wrong())?;
+        let plain = url.scheme_str() == Some("http")
+            && url.port().is_some()
+            && !url.authority().is_some_and(|authority| authority.as_str().contains('@'))
+            && url.path() == "/"
+            && url.query().is_none();
+        let named = node.as_ref().is_none_or(|node| node.parse::<mesh_core::name::NodeName>().is_ok());
+        if plain && named { Ok(Self { node, url }) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for AgentAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.url.authority().map_or("", |authority| authority.as_str()))
+    }
+}
+
+/// Where the API server hands requests on to a pod's port.
+pub fn proxy_path(pod: &str, port: u16, path: &str) -> String {
+    format!("/api/v1/namespaces/{NAMESPACE}/pods/http:{pod}:{port}/proxy{path}")
+}
+
+/// How an agent is asked.
+#[derive(Clone)]
+pub struct Way {
+    client: Client,
+    /// Its pod and port; none: the client's server is the agent.
+    pod: Option<(String, u16)>,
+    /// For messages.
+    by: String,
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.by)
+    }
+}
+
+impl Way {
+    /// By its address.
+    ///
+    /// # Errors
+    /// No client can be made.
+    pub fn direct(address: &AgentAddress) -> Result<Self, AgentError> {
+        let mut config = Config::new(address.url.clone());
+        config.default_retry = false;
+        let wrong = |error: kube::Error| AgentError { address: address.to_string(), why: error.to_string() };
+        Ok(Self { client: Client::try_from(config).map_err(wrong)?, pod: None, by: address.to_string() })
+    }
+
+    /// By the API server.
+    pub fn by_api(client: &Client, pod: &str, port: u16) -> Self {
+        let by = format!("pod {NAMESPACE}/{pod}, port {port}, by the API server's proxy");
+        Self { client: client.clone(), pod: Some((pod.to_owned(), port)), by }
+    }
+
+    /// Asks for its evidence.
+    ///
+    /// # Errors
+    /// There is none: why.
+    pub async fn ask(&self, deadline: Duration) -> Answer {
+        let bytes = self.get(PATH, deadline).await?;
+        parse(&bytes).map_err(|why| format!("{}: {why}", self.by))
+    }
+
+    /// Asks for what it has at a path.
+    ///
+    /// # Errors
+    /// There is no answer: why.
+    pub async fn get(&self, path: &str, deadline: Duration) -> Result<Vec<u8>, String> {
+        let by = &self.by;
+        match tokio::time::timeout(deadline, self.fetch(path)).await {
+            Ok(answer) => answer.map_err(|why| format!("{by}: {why}")),
+            Err(_) => Err(format!("{by}: no answer in {} s", deadline.as_secs())),
+        }
+    }
+
+    async fn fetch(&self, path: &str) -> Result<Vec<u8>, String> {
+        let path = match &self.pod {
+            Some((pod, port)) => proxy_path(pod, *port, path),
+            None => path.to_owned(),
+        };
+        let request =
+            http::Request::get(path).body(kube::client::Body::empty()).map_err(|e| e.to_string())?;
+        let answer = self.client.send(request).await.map_err(|error| chain(&error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
+        let body = body.map_err(|error| {
+            format!("its answer breaks off or is longer than {ANSWER_MAX} bytes: {error}")
+        })?;
+        let body = body.to_bytes();
+        if status.is_success() {
+            return Ok(body.to_vec());
+        }
+        let text: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
+        let hint = match status.as_u16() {
+            403 => "; get on pods/proxy must be allowed to you (deploy/cli.yaml, deploy/audit.yaml)",
+            404 => "; its agent is older than this program",
+            502..=504 => "; metricsAddress of its agent must be one that the API server reaches",
+            _ => "",
+        };
+        Err(format!("{status}: {text}{hint}"))
+    }
+}
+
+/// Reads an answer; its version first, since another one need not have this one's shape.
+fn parse(bytes: &[u8]) -> Result<Box<NodeEvidence>, String> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        v: u32,
+    }
+    let wrong = |error: serde_json::Error| {
+        format!("its answer is no evidence ({error}); is it the metrics address of mesh-agent?")
+    };
+    let Version { v } = serde_json::from_slice(bytes).map_err(wrong)?;
+    if v != VERSION {
+        return Err(format!(
+            "it gives evidence of version {v}, this program reads {VERSION}; use the hawser of its release"
+        ));
+    }
+    // A number that no report can hold would cost everybody the report.
+    let whole: Value = serde_json::from_slice(bytes).map_err(wrong)?;
+    canonical(&whole).map_err(|error| format!("its answer is no evidence: {error}"))?;
+    serde_json::from_value(whole).map_err(wrong)
+}
+
+/// The nodes and how each is asked.
+#[derive(Debug)]
+pub struct Targets {
+    /// By node.
+    pub ways: BTreeMap<String, Way>,
+    /// Nodes of the API; none: they were not read.
+    pub nodes: Option<BTreeSet<String>>,
+    /// Agents of which it is not known whose they are.
+    pub unnamed: Vec<Way>,
+    /// What fits to nothing.
+    pub strangers: Vec<String>,
+    /// Why there is nobody to be asked for a node.
+    pub nobody: String,
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            ways: BTreeMap::new(),
+            nodes: None,
+            unnamed: Vec::new(),
+            strangers: Vec::new(),
+            nobody: "no agent was named for it with --agent".to_owned(),
+        }
+    }
+}
+
+/// What all agents said.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// By node: of each Node of the API, or of each that answered where the API was not asked.
+    pub nodes: BTreeMap<String, Answer>,
+    /// Who answers and is nobody's.
+    pub strangers: Vec<String>,
+}
+
+impl Targets {
+    /// Agents that were given by their addresses.
+    ///
+    /// # Errors
+    /// Of one no client can be made.
+    pub fn named_by_hand(agents: &[AgentAddress]) -> Result<Self, AgentError> {
+        let mut targets = Self::default();
+        for address in agents {
+            let way = Way::direct(address)?;
+            let Some(node) = &address.node else {
+                targets.unnamed.push(way);
+                continue;
+            };
+            if targets.ways.insert(node.clone(), way).is_some() {
+                targets
+                    .strangers
+                    .push(format!("--agent is given twice for node {node}; the last one was asked"));
+            }
+        }
+        Ok(targets)
+    }
+
+    /// The pods of agents, where none were named by hand: one for each node, of two the one that is not on its way out. Why they
+    /// cannot be listed is what their nodes' silence is explained by.
+    pub async fn find(&mut self, cluster: &Cluster, port: u16) {
+        if !self.ways.is_empty() || !self.unnamed.is_empty() {
+            return;
+        }
+        match pods(cluster).await {
+            Ok(pods) => {
+                self.nobody =
+                    format!("no pod of mesh-agent in {NAMESPACE} is on it; see the DaemonSet mesh-agent");
+                let ways = chosen(&pods).into_iter();
+                self.ways = ways.map(|(node, pod)| (node, Way::by_api(&cluster.proxy, &pod, port))).collect();
+            }
+            Err(why) => self.nobody = format!("the pods of mesh-agent could not be listed: {why}"),
+        }
+    }
+
+    /// Asks everybody once, and learns whose the agents are that were named without a node.
+    pub async fn first_look(&mut self, deadline: Duration) -> Heard {
+        let named = self.ways.iter().map(|(node, way)| (node.clone(), way.clone())).collect();
+        let unnamed = self.unnamed.iter().map(|way| (way.clone(), way.clone())).collect();
+        let named = ask(named, deadline).await;
+        let mut answers = Vec::new();
+        for (way, answer) in ask(unnamed, deadline).await {
+            let by = format!("{way:?}");
+            if let Ok(evidence) = &answer {
+                self.ways.entry(evidence.node.to_string()).or_insert(way);
+            }
+            answers.push((by, answer));
+        }
+        assign(self, named, answers)
+    }
+}
+
+/// The pods of agents.
+///
+/// # Errors
+/// They cannot be listed.
+pub async fn pods(cluster: &Cluster) -> Result<Vec<Pod>, ApiError> {
+    cluster.all(("pods", Some(NAMESPACE)), Some(LABEL)).await
+}
+
+fn chosen(pods: &[Pod]) -> BTreeMap<String, String> {
+    let mut by_node: BTreeMap<String, (bool, String)> = BTreeMap::new();
+    for pod in pods {
+        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { continue };
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let lives = pod.metadata.deletion_timestamp.is_none() && phase == Some("Running");
+        let better = by_node.get(&node).is_none_or(|(before, _)| lives && !before);
+        if better {
+            by_node.insert(node, (lives, pod.name_any()));
+        }
+    }
+    by_node.into_iter().map(|(node, (_, pod))| (node, pod)).collect()
+}
+
+/// Asks some agents, each by its way.
+pub async fn ask<T: Clone>(ways: Vec<(T, Way)>, deadline: Duration) -> Vec<(T, Answer)> {
+    futures::stream::iter(ways)
+        .map(|(who, way)| async move { (who, way.ask(deadline).await) })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await
+}
+
+/// Brings answers to their nodes.
+fn assign(targets: &Targets, named: Vec<(String, Answer)>, unnamed: Vec<(String, Answer)>) -> Heard {
+    let mut strangers = targets.strangers.clone();
+    let mut answers: BTreeMap<String, Answer> = BTreeMap::new();
+    for (node, answer) in named {
+        let answer = answer.and_then(|evidence| {
+            if evidence.node.as_str() == node {
+                return Ok(evidence);
+            }
+            Err(format!("what was asked for it answers as node {}", evidence.node))
+        });
+        answers.insert(node, answer);
+    }
+    for (by, answer) in unnamed {
+        match answer {
+            Ok(evidence) => {
+                let node = evidence.node.to_string();
+                if answers.get(&node).is_some_and(Result::is_ok) {
+                    strangers.push(format!("{by}: answers as node {node}, which has answered already"));
+                } else {
+                    answers.insert(node, Ok(evidence));
+                }
+            }
+            Err(why) => strangers.push(format!("an agent of no known node is silent: {why}")),
+        }
+    }
+    let mut nodes: BTreeMap<String, Answer> = targets
+        .nodes
+        .iter()
+        .flatten()
+        .map(|name| {
+            let answer = answers.remove(name).unwrap_or_else(|| Err(targets.nobody.clone()));
+            (name.clone(), answer)
+        })
+        .collect();
+    // With a list of Nodes, an answer of another one is not the cluster's.
+    for (name, answer) in answers {
+        if targets.nodes.is_none() {
+            nodes.insert(name, answer);
+        } else {
+            strangers
+                .push(format!("an agent was asked or answers as node {name}, which the API does not list"));
+        }
+    }
+    Heard { nodes, strangers }
+}
+
+#[cfg(test)]
+mod tests;

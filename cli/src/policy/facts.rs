@@ -1,0 +1,253 @@
+//! From the API's objects to what policy is decided from, as agents do it:
+//!
+//! - A pod is known by `hawser.dev/ips`, which its node's agent wrote; its addresses are believed inside the pod CIDR of a
+//!   node. Pods in their node's network are that node.
+//! - Of two nodes that claim one address or CIDR the older keeps it, then the smaller name.
+//! - A node has its InternalIPs outside pod CIDRs and its mesh addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod, Service};
+use kube::ResourceExt as _;
+use kube::api::DynamicObject;
+use kube::core::PartialObjectMeta;
+use mesh_core::name::NodeName;
+use mesh_core::numbers::{ANNOTATION_IPS, ANNOTATION_POLICY, POLICY_AUDIT};
+use mesh_core::policy::model::{
+    NamedPort, NamespaceFacts, NodePolicyFacts, ObjectName, PodFacts, PolicyFacts, Protocol,
+};
+use mesh_core::prefix;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Addresses, ExplainError, Party};
+
+/// Everything that was read.
+#[derive(Debug, Default)]
+pub struct Objects {
+    /// Pod CIDRs of the cluster.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Nodes.
+    pub nodes: Vec<NodeObject>,
+    /// Pods.
+    pub pods: Vec<Pod>,
+    /// Namespaces.
+    pub namespaces: Vec<PartialObjectMeta<Namespace>>,
+    /// Services, to know their addresses.
+    pub services: Vec<Service>,
+    /// NetworkPolicies.
+    pub policies: Vec<DynamicObject>,
+    /// ClusterNetworkPolicies.
+    pub cluster_policies: Vec<DynamicObject>,
+}
+
+/// What policy is decided from, and what else there is to say.
+#[derive(Debug, Default)]
+pub struct World {
+    /// For policy.
+    pub facts: PolicyFacts,
+    /// The node of each pod.
+    pub node_of: BTreeMap<ObjectName, String>,
+    /// Pods in their node's network.
+    pub host_network: BTreeSet<ObjectName>,
+    /// Pods that the API has and policy does not know.
+    pub unconnected: BTreeSet<ObjectName>,
+    /// Addresses of Services, which are nobody's.
+    pub services: BTreeMap<IpAddr, String>,
+    /// What is not known, and what follows.
+    pub doubts: Vec<String>,
+}
+
+impl World {
+    /// The addresses of a party.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn addresses(&self, party: &Party) -> Result<Addresses, ExplainError> {
+        match party {
+            Party::Address(address) => match self.services.get(address) {
+                Some(service) => Err(ExplainError::Service { address: *address, service: service.clone() }),
+                None => Ok(Addresses::from([*address])),
+            },
+            Party::Node(name) => self.of_node(name),
+            Party::Pod(name) if self.host_network.contains(name) => self
+                .node_of
+                .get(name)
+                .map_or_else(|| Err(ExplainError::NoAddress(name.clone())), |node| self.of_node(node)),
+            Party::Pod(name) => match self.facts.pods.get(name) {
+                Some(pod) => Ok(pod.ips.clone()),
+                None if self.unconnected.contains(name) => Err(ExplainError::NoAddress(name.clone())),
+                None => Err(ExplainError::NoPod(name.clone())),
+            },
+        }
+    }
+
+    fn of_node(&self, name: &str) -> Result<Addresses, ExplainError> {
+        let none = || ExplainError::NoNode(name.to_owned());
+        let node = self.facts.nodes.iter().find(|(known, _)| known.as_str() == name).ok_or_else(none)?;
+        // By its InternalIPs: it has the mesh address only towards pods of others.
+        let outside = |ip: &&IpAddr| !self.facts.guarded.iter().any(|net| net.contains(*ip));
+        let addresses: Addresses = node.1.ips.iter().filter(outside).copied().collect();
+        if addresses.is_empty() { Err(none()) } else { Ok(addresses) }
+    }
+
+    /// The pod that has all these addresses.
+    pub fn pod_at(&self, addresses: &Addresses) -> Option<ObjectName> {
+        let pod = self.facts.pods.iter().find(|(_, pod)| addresses.is_subset(&pod.ips))?;
+        Some(pod.0.clone())
+    }
+
+    /// Is this an address of the node on which the pod runs?
+    pub fn is_own_node(&self, pod: &ObjectName, address: IpAddr) -> bool {
+        let node = self.node_of.get(pod);
+        let facts = node.and_then(|node| self.facts.nodes.iter().find(|(name, _)| name.as_str() == node));
+        facts.is_some_and(|(_, facts)| facts.ips.contains(&address))
+    }
+}
+
+/// Reads everything.
+pub fn world(objects: &Objects) -> World {
+    let mut world = World::default();
+    world.facts.guarded.clone_from(&objects.pod_cidrs);
+    for namespace in &objects.namespaces {
+        let audit = namespace.annotations().get(ANNOTATION_POLICY).is_some_and(|value| value == POLICY_AUDIT);
+        let facts = NamespaceFacts { labels: namespace.labels().clone(), audit };
+        world.facts.namespaces.insert(namespace.name_any(), facts);
+    }
+    let cidrs = nodes(objects, &mut world);
+    for pod in &objects.pods {
+        read_pod(pod, &cidrs, &mut world);
+    }
+    for service in &objects.services {
+        let spec = service.spec.as_ref();
+        let ips = spec.and_then(|spec| spec.cluster_ips.as_ref()).into_iter().flatten();
+        let one = spec.and_then(|spec| spec.cluster_ip.as_ref());
+        for ip in ips.chain(one).filter_map(|ip| ip.parse().ok()) {
+            world
+                .services
+                .insert(ip, format!("{}/{}", service.namespace().unwrap_or_default(), service.name_any()));
+        }
+    }
+    policies(objects, &mut world);
+    world
+}
+
+/// A Node's pod CIDRs.
+pub fn cidrs_of(node: &NodeObject) -> Vec<IpNet> {
+    let spec = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.as_ref());
+    spec.into_iter().flatten().filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.trunc()).collect()
+}
+
+/// A Node's InternalIPs.
+pub fn internal_ips(node: &NodeObject) -> Vec<IpAddr> {
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    let internal = addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
+    internal.filter_map(|address| address.address.parse().ok()).collect()
+}
+
+/// Nodes, the oldest first; the CIDRs that they own.
+fn nodes(objects: &Objects, world: &mut World) -> Vec<IpNet> {
+    let age = |node: &&NodeObject| {
+        let created = node.metadata.creation_timestamp.as_ref();
+        (created.map_or(i64::MAX, |time| time.0.as_second()), node.name_any())
+    };
+    let mut nodes: Vec<&NodeObject> = objects.nodes.iter().collect();
+    nodes.sort_by_key(age);
+    let (mut taken, mut cidrs) = (Addresses::new(), Vec::new());
+    for node in nodes {
+        let Ok(name) = node.name_any().parse::<NodeName>() else { continue };
+        let fits =
+            |cidr: &IpNet| prefix::inside(&objects.pod_cidrs, cidr) && prefix::mesh_address(cidr).is_some();
+        let own: Vec<IpNet> = cidrs_of(node).into_iter().filter(fits).collect();
+        let usable =
+            |ip: &IpAddr| prefix::is_unicast(*ip) && !objects.pod_cidrs.iter().any(|net| net.contains(ip));
+        let internal = internal_ips(node).into_iter().filter(usable);
+        let all = internal.chain(own.iter().filter_map(prefix::mesh_address));
+        let ips: Addresses = all.filter(|ip| taken.insert(*ip)).collect();
+        let labels = node.labels().clone();
+        world.facts.nodes.insert(name, NodePolicyFacts { labels, ips });
+        cidrs.extend(own);
+    }
+    cidrs
+}
+
+fn read_pod(pod: &Pod, cidrs: &[IpNet], world: &mut World) {
+    let name = ObjectName { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() };
+    let spec = pod.spec.as_ref();
+    if let Some(node) = spec.and_then(|spec| spec.node_name.clone()) {
+        world.node_of.insert(name.clone(), node);
+    }
+    if spec.is_some_and(|spec| spec.host_network == Some(true)) {
+        world.host_network.insert(name);
+        return;
+    }
+    let text = pod.annotations().get(ANNOTATION_IPS).map(String::as_str).unwrap_or_default();
+    let believed = |ip: &IpAddr| cidrs.iter().any(|net| net.contains(ip));
+    let ips: Addresses =
+        text.split(',').filter_map(|part| part.trim().parse().ok()).filter(believed).collect();
+    if ips.is_empty() {
+        world.unconnected.insert(name);
+        return;
+    }
+    let facts = PodFacts { labels: pod.labels().clone(), ips, ports: ports(pod) };
+    world.facts.pods.insert(name, facts);
+}
+
+/// Ports that the containers name. Of init containers only those run beside the others that are restarted always (KEP-753).
+fn ports(pod: &Pod) -> BTreeSet<NamedPort> {
+    let Some(spec) = &pod.spec else { return BTreeSet::new() };
+    let init = spec.init_containers.iter().flatten();
+    let beside = init.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(beside).flat_map(|container| container.ports.iter().flatten());
+    let named = ports.filter_map(|port| {
+        let wanted = port.protocol.as_deref().unwrap_or("TCP");
+        Some(NamedPort {
+            name: port.name.clone().filter(|name| !name.is_empty())?,
+            protocol: Protocol::ALL.into_iter().find(|known| known.name() == wanted)?,
+            port: u16::try_from(port.container_port).ok().filter(|port| *port != 0)?,
+        })
+    });
+    named.collect()
+}
+
+fn policies(objects: &Objects, world: &mut World) {
+    let World { facts, doubts, .. } = world;
+    let mut doubt = |kind: &str, name: &str, why: &str| {
+        doubts.push(format!(
+            "{kind} {name} cannot be read ({why}): agents keep to its former version, or close whom it selects; it is left out here"
+        ));
+    };
+    for object in &objects.policies {
+        let name = ObjectName { namespace: object.namespace().unwrap_or_default(), name: object.name_any() };
+        match spec(object) {
+            Ok(spec) => drop(facts.network_policies.insert(name, spec)),
+            Err(why) => doubt("NetworkPolicy", &format!("{}/{}", name.namespace, name.name), &why),
+        }
+    }
+    for object in &objects.cluster_policies {
+        match spec(object) {
+            Ok(spec) => drop(facts.cluster_policies.insert(object.name_any(), spec)),
+            Err(why) => doubt("ClusterNetworkPolicy", &object.name_any(), &why),
+        }
+    }
+}
+
+/// The specification of an object. A field that is null is one that is not there.
+fn spec<T: DeserializeOwned>(object: &DynamicObject) -> Result<T, String> {
+    let mut spec = object.data.get("spec").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    without_nulls(&mut spec);
+    serde_json::from_value(spec).map_err(|error| error.to_string().chars().take(120).collect())
+}
+
+fn without_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
