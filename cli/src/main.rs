@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cli::audit::{self, AuditArgs};
 use cli::completion::{self, CompletionArgs};
+use cli::doctor::{self, DoctorArgs};
 use cli::flows::{self, FlowArgs};
 use cli::keys::{self, KeysCommand};
 use cli::output::EXIT_CODES;
 use cli::plan::{self, PlanArgs};
 use cli::policy::{self, PolicyCommand};
 use cli::status::{self, StatusArgs};
+use cli::sysdump::{self, SysdumpArgs};
 
 /// Looks at a Hawser cluster, proves what it sees, and has its keys replaced.
 #[derive(Parser)]
@@ -25,6 +27,8 @@ struct Arguments {
 enum Command {
     /// The whole mesh at a glance: nodes, versions, keys, peers, what is wrong and who is silent.
     Status(StatusArgs),
+    /// What is wrong with hosts, tunnels, prefixes and addresses, each with its remedy.
+    Doctor(DoctorArgs),
     /// What happened to flows: new ones, drops with their reason, changed and revoked ones.
     Flows(FlowArgs),
     /// Evidence about encryption, keys and policy, judged and signed.
@@ -35,6 +39,8 @@ enum Command {
     /// WireGuard keys of nodes.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// An archive for those who help: objects, evidence, metrics, plans and logs, without secrets.
+    Sysdump(SysdumpArgs),
     /// Before installation: what fits into the planned addresses, what overlaps, and how far it grows.
     Plan(PlanArgs),
     /// Completions for a shell.
@@ -67,10 +73,12 @@ fn arguments() -> Arguments {
 fn run(command: &Command, out: &mut (dyn Write + Send), terminal: bool) -> anyhow::Result<u8> {
     match command {
         Command::Status(args) => with_api(status::run(args, out)),
+        Command::Doctor(args) => with_api(doctor::run(args, out)),
         Command::Flows(args) => Ok(flows::run(args, terminal, out, &mut io::stderr()).map(|()| 0)?),
         Command::Audit(args) => with_api(audit::run(args, out)),
         Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(args, out)).map(|()| 0),
         Command::Policy(PolicyCommand::Explain(args)) => with_api(policy::explain(args, out)),
+        Command::Sysdump(args) => with_api(sysdump::run(args, out)),
         Command::Plan(args) => Ok(plan::run(args, out)?),
         Command::Completion(args) => {
             completion::write(args, &mut Arguments::command(), out)?;

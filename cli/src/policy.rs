@@ -304,7 +304,7 @@ pub async fn explain(args: &ExplainArgs, out: &mut (dyn Write + Send)) -> Result
 }
 
 /// ClusterNetworkPolicies; none where the kind is not installed.
-async fn cluster_policies(cluster: &Cluster) -> Result<Vec<kube::api::DynamicObject>, ApiError> {
+pub(crate) async fn cluster_policies(cluster: &Cluster) -> Result<Vec<kube::api::DynamicObject>, ApiError> {
     let kind = ApiResource {
         group: "policy.networking.k8s.io".to_owned(),
         version: "v1alpha2".to_owned(),

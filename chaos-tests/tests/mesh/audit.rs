@@ -137,7 +137,7 @@ fn compare(
 }
 
 /// No key that must not leave the node is in the text.
-fn no_secret(lab: &Lab, text: &str) -> Result<()> {
+pub(super) fn no_secret(lab: &Lab, text: &str) -> Result<()> {
     for node in NODES {
         for device in ["hawser0", "hawser1"] {
             let private = lab.node(node).sh(&format!("wg show {device} private-key"))?;

@@ -1,23 +1,28 @@
 //! The commands of `hawser` against a lab, as somebody runs them who has the rights that `deploy/cli.yaml` gives: what each says
 //! is what API, devices and agents say, and each failure names its remedy.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chaos_tests::Lab;
 use chaos_tests::cluster::node_name;
+use chaos_tests::matrix::{ECHO_PORT, Party, canary};
 use chaos_tests::objects::{apply, ingress_only, network_policy};
+use chaos_tests::{Lab, Pod};
 use kubeapi::User;
 use mesh_core::numbers::{NAMESPACE, PORT_METRICS};
-use serde_json::Value;
+use netlab::probe::Canary;
+use serde_json::{Value, json};
 
-use crate::audit::{ADMIN, pods_of_agents};
+use crate::audit::{ADMIN, no_secret, pods_of_agents};
 use crate::psk::{all_agreed, started};
 
 const NODES: [u8; 3] = [1, 2, 3];
 const VIEWER: &str = "/etc/hawser/viewer";
 const STRANGER: &str = "/etc/hawser/stranger";
+/// For a policy to be in force, and for an agent to look again.
+const POLICY: Duration = Duration::from_secs(20);
 /// For a command that asks twice and waits for a silent agent.
 const COMMAND: Duration = Duration::from_secs(60);
 
@@ -82,6 +87,8 @@ fn each_command_says_what_the_lab_is_and_what_a_user_lacks() -> Result<()> {
 
     status(&lab)?;
     explain(&lab, &pods)?;
+    doctor(&lab)?;
+    sysdump(&lab)?;
     conduct(&lab)?;
 
     // An agent that is gone, then all that there is to ask.
@@ -89,8 +96,15 @@ fn each_command_says_what_the_lab_is_and_what_a_user_lacks() -> Result<()> {
     let silent = with(&lab, VIEWER, &["status"])?;
     println!("{}", silent.1);
     answered(&silent, 4, &["2 of 3 agents answered", "node-silent", "mesh-agent-3", "503"])?;
+    let half = with(&lab, VIEWER, &["doctor"])?;
+    answered(
+        &half,
+        4,
+        &["2 of 3 do", "node-silent", "mesh-agent-3", "remedy", "kubectl -n hawser-system get pods"],
+    )?;
     lab.stop_api();
-    for words in [&["status"][..], &["policy", "explain", "default/web", "default/db", "--port", "80"]] {
+    let explain = ["policy", "explain", "default/web", "default/db", "--port", "80"];
+    for words in [&["status"][..], &["doctor"], &["sysdump"], &explain] {
         let away = with(&lab, VIEWER, words)?;
         answered(&away, 1, &["could not list nodes", "does not answer", "is it running"])?;
         ensure!(away.1.is_empty(), "{}", away.1);
@@ -131,9 +145,23 @@ fn status(lab: &Lab) -> Result<()> {
 }
 
 /// Policy as it is explained is policy as packets meet it.
-fn explain(lab: &Lab, pods: &[chaos_tests::Pod; 3]) -> Result<()> {
+fn explain(lab: &Lab, pods: &[Pod; 3]) -> Result<()> {
+    let [web, cron, db] = pods;
     apply(lab, &network_policy("db", ingress_only("db", &["web"])))?;
-    let words = |from: &'static str| ["policy", "explain", from, "default/db", "--port", "80"];
+    let _echo = Party::pod(db)?;
+    let port = ECHO_PORT.to_string();
+    let words =
+        |from: &'static str| ["policy", "explain", from, "default/db", "--protocol", "udp", "--port", &port];
+    let answers = |from: &Pod, v4: bool| -> Result<bool> {
+        let canary = Canary::new(canary()).tries(1).deadline(Duration::from_millis(500));
+        let at = SocketAddr::new(db.ip(v4).context("an address")?, ECHO_PORT);
+        Ok(netlab::probe::udp(&from.namespace, at, &canary).is_ok())
+    };
+    netlab::eventually(POLICY, "the policy is in force", || match answers(cron, true) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err("an answer".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
     let allowed = with(lab, VIEWER, &words("default/web"))?;
     println!("{}", allowed.1);
     answered(
@@ -142,8 +170,8 @@ fn explain(lab: &Lab, pods: &[chaos_tests::Pod; 3]) -> Result<()> {
         &["default/web to default/db: it may pass", "NetworkPolicy default/db ingress[0]"],
     )?;
     let denied = document(lab, 3, &words("default/cron"))?;
-    let [_, cron, db] = pods;
     for v4 in [true, false] {
+        ensure!(answers(web, v4)? && !answers(cron, v4)?, "packets meet another policy");
         let (from, to) = (cron.ip(v4).context("an address")?, db.ip(v4).context("an address")?);
         let flows = denied["flows"].as_array().context("flows")?;
         let flow =
@@ -152,6 +180,97 @@ fn explain(lab: &Lab, pods: &[chaos_tests::Pod; 3]) -> Result<()> {
         ensure!(flow["egress"]["passes"] == true && flow["ingress"]["verdict"] == "Deny", "{flow}");
     }
     answered(&with(lab, VIEWER, &words("default/nobody"))?, 1, &["no pod default/nobody", "kubectl get pods"])
+}
+
+/// A device of another network and an API server that is no node are found; the rest is well.
+fn doctor(lab: &Lab) -> Result<()> {
+    let (v4, _) = lab.underlay_of(1);
+    for (name, address) in [("kubernetes", v4.to_string()), ("elsewhere", "198.51.100.9".to_owned())] {
+        let endpoints = json!([{"addresses": [address]}]);
+        apply(
+            lab,
+            &json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+                "endpoints": endpoints, "ports": [],
+            }),
+        )?;
+    }
+    let well = document(lab, 0, &["doctor"])?;
+    let codes = |document: &Value| -> Vec<String> {
+        let checks = document["checks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let findings = checks.iter().flat_map(|check| check["findings"].as_array().into_iter().flatten());
+        findings.map(|finding| finding["code"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    ensure!(codes(&well) == ["control-plane-outside", "wireguard-userspace"], "{well}");
+    lab.node(2).sh("ip link add flannel.1 type dummy")?;
+    let found = netlab::eventually(POLICY, "the device is found", || {
+        let found = with(lab, VIEWER, &["doctor"]).map_err(|error| format!("{error:#}"))?;
+        if found.0 == 3 { Ok(found) } else { Err(found.1) }
+    })?;
+    println!("{}", found.1);
+    let words =
+        ["leftovers: FAULT", "node node-2: flannel.1 of Flannel", "uninstall it", "198.51.100.9 is no node"];
+    answered(&found, 3, &words)?;
+    lab.node(2).sh("ip link del flannel.1")?;
+    Ok(())
+}
+
+/// What is planted as secret is in no file of the archive; what helps is.
+fn sysdump(lab: &Lab) -> Result<()> {
+    const PLANTED: &str = "plantedSecretOfTheTest0";
+    let metadata = |name: &str| {
+        json!({"name": name, "namespace": NAMESPACE, "annotations": {
+            "kubectl.kubernetes.io/last-applied-configuration": format!("{{\"env\":\"{PLANTED}1\"}}"), "note": format!("token={PLANTED}2")}})
+    };
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{PLANTED}3\n-----END PRIVATE KEY-----");
+    let objects = [
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata("planted"), "stringData": {"k": format!("{PLANTED}4")}}),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("planted"),
+            "data": {"config.yaml": format!("clusterName: visible\npassword: {PLANTED}5\n"), "key.pem": key}}),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata("planted"), "spec": {"nodeName": node_name(1), "hostNetwork": true,
+            "containers": [{"name": "c", "args": ["--token", format!("{PLANTED}8"), format!("--api-key={PLANTED}6")], "env": [{"name": "LEVEL", "value": format!("{PLANTED}7")}]}]}}),
+    ];
+    for object in &objects {
+        apply(lab, object)?;
+    }
+    let dump = with(lab, VIEWER, &["sysdump", "--file", "/etc/hawser/dump.tar.gz"])?;
+    println!("{}", dump.1);
+    // Nobody serves logs here: no kubelet runs.
+    answered(&dump, 4, &["dump.tar.gz", "logs/mesh-agent-1/mesh-agent.log", "read it before"])?;
+    let again = with(lab, VIEWER, &["sysdump", "--file", "/etc/hawser/dump.tar.gz"])?;
+    answered(&again, 1, &["dump.tar.gz", "exists", "--file"])?;
+    lab.node(1).sh("tar -xzf /etc/hawser/dump.tar.gz -C /etc/hawser")?;
+    let files = lab.node(1).sh("find /etc/hawser/hawser-sysdump -type f -size +1c")?;
+    for wanted in [
+        "index.json",
+        "objects/nodes.json",
+        "objects/networkpolicies.json",
+        "agents/node-3/audit.json",
+        "agents/node-3/metrics.txt",
+        "agents/node-3/plan.json",
+    ] {
+        ensure!(files.contains(wanted), "no {wanted}: {files}");
+    }
+    ensure!(!files.to_lowercase().contains("secret"), "{files}");
+    let mut all = String::new();
+    for file in files.lines() {
+        all.push_str(&lab.node(1).sh(&format!("cat {file}"))?);
+    }
+    ensure!(
+        all.contains("clusterName: visible") && !all.contains(PLANTED),
+        "a planted secret, or nothing at all"
+    );
+    no_secret(lab, &all)?;
+    let token = lab.kubeconfig(&User::service_account(NAMESPACE, "hawser-viewer"));
+    let token: Value = serde_saphyr::from_str(&token)?;
+    let token = token["users"][0]["user"]["token"].as_str().context("a token")?;
+    ensure!(!all.contains(token), "the user's own token");
+    // Public keys are there: without them nothing can be told apart.
+    for peer in lab.node(1).peers()? {
+        ensure!(all.contains(&peer.public_key), "{peer:?}");
+    }
+    Ok(())
 }
 
 /// What all commands have in common.
@@ -173,8 +292,8 @@ fn conduct(lab: &Lab) -> Result<()> {
         &["no way to the API server", "--kubeconfig FILE", "KUBECONFIG"],
     )?;
     answered(&hawser(lab, &["status", "--kubeconfig", "/nowhere"])?, 1, &["/nowhere", "--kubeconfig FILE"])?;
-    let context = lab.node(1).sh(&format!("sed -n 's/^current-context: //p' {VIEWER}"))?;
-    let context = context.trim().trim_matches(['"', '\'']);
+    let file: Value = serde_saphyr::from_str(&lab.kubeconfig(&User::admin()))?;
+    let context = file["current-context"].as_str().context("a context")?;
     answered(&with(lab, VIEWER, &["status", "--context", context])?, 0, &["all is well"])?;
     answered(&with(lab, VIEWER, &["status", "--context", "mars"])?, 1, &["no context \"mars\"", context])?;
     answered(

@@ -1,0 +1,515 @@
+//! From what was collected to findings with their remedies: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use mesh_core::evidence::{Engine, NodeEvidence};
+use mesh_core::ipam::WARN_PERCENT;
+use mesh_core::leftover;
+use mesh_core::numbers::{OVERHEAD, SLOT_PORTS};
+use mesh_core::prefix::{inside, overlap};
+
+use super::{Check, Diagnosis, Examination, FORMAT, Said};
+use crate::audit::judge::{Inputs, judge, verdict};
+use crate::audit::report::{Effect, Finding};
+use crate::output::Verdict;
+
+/// The oldest kernel on which Hawser is tested (major, minor).
+const KERNEL: (u64, u64) = (6, 1);
+/// Findings of one code that are written out; the rest is counted.
+const NAMED: usize = 20;
+/// Fewer free prefixes for nodes than this share of all is worth a word, in percent.
+const SCARCE_PERCENT: u64 = 10;
+
+/// The check that asks no agent.
+const CONTROL_PLANE: &str = "control plane";
+
+/// Findings of one check.
+struct Findings {
+    all: Vec<Diagnosis>,
+}
+
+impl Findings {
+    fn push(&mut self, effect: Effect, code: &str, text: String, remedy: &str) {
+        self.all.push(Diagnosis { effect, code: code.to_owned(), text, remedy: remedy.to_owned() });
+    }
+}
+
+fn check(name: &'static str, looked: String, find: impl FnOnce(&mut Findings)) -> Check {
+    let mut findings = Findings { all: Vec::new() };
+    find(&mut findings);
+    let mut all = findings.all;
+    all.sort();
+    let verdict = verdict(all.iter().map(|finding| finding.effect));
+    // Of many nodes with the same fault some are named.
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut kept = Vec::new();
+    for finding in all {
+        let count = counts.entry(finding.code.clone()).or_insert(0);
+        *count += 1;
+        if *count <= NAMED {
+            kept.push(finding);
+        }
+    }
+    for (code, count) in counts.into_iter().filter(|(_, count)| *count > NAMED) {
+        let like = kept.iter().rposition(|finding| finding.code == code).unwrap_or(0);
+        let more = Diagnosis { text: format!("and {} more", count - NAMED), ..kept[like].clone() };
+        kept.insert(like + 1, more);
+    }
+    Check { name, looked, verdict, findings: kept }
+}
+
+/// Examines.
+pub fn examine(inputs: Inputs, said: &Said) -> Examination {
+    let answers = inputs.nodes.iter();
+    let heard: BTreeMap<String, NodeEvidence> = answers
+        .filter_map(|(name, node)| Some((name.clone(), (**node.answer.as_ref().ok()?).clone())))
+        .collect();
+    let all = inputs.nodes.len();
+    let report = judge(inputs);
+    let of = |list: &'static [&'static str]| {
+        let matches = move |finding: &&Finding| list.iter().any(|code| finding.code.starts_with(code));
+        report.findings.iter().filter(matches).cloned().collect::<Vec<Finding>>()
+    };
+    let judged = |name, looked: String, list| {
+        let found = of(list);
+        check(name, looked, |findings| {
+            for finding in found {
+                let effect = if finding.code == "problem" { Effect::Against } else { finding.effect };
+                findings.push(effect, &finding.code, finding.text, remedy(&finding.code));
+            }
+        })
+    };
+    let of_heard = format!("of {} of {all} nodes", heard.len());
+    let mut checks = vec![
+        judged(
+            "agents",
+            format!("whether each node's agent answers and is in step: {} of {all} do", heard.len()),
+            &AGENTS,
+        ),
+        control_plane(said),
+        kernels(&heard, said),
+        judged("data path", format!("policy, guards and firewall {of_heard}"), &DATA_PATH),
+        judged(
+            "hosts",
+            format!("what agents report of themselves and their hosts, {of_heard}"),
+            &["problem"],
+        ),
+        judged(
+            "tunnel",
+            format!(
+                "sessions of all pairs by UDP {} and {}, both sides, {of_heard}",
+                SLOT_PORTS[0], SLOT_PORTS[1]
+            ),
+            &["pair-"],
+        ),
+        judged("keys", format!("keys and pre-shared keys {of_heard}"), &KEYS),
+        mtu(&heard),
+        prefixes(&heard, said),
+        headroom(&heard, said),
+        leftovers(&heard),
+    ];
+    // Of who is silent nothing is known, whatever the others say; what the API alone says is known all the same.
+    if heard.len() < all {
+        let by_agents = checks.iter_mut().filter(|check| check.name != CONTROL_PLANE);
+        by_agents.for_each(|check| check.verdict = check.verdict.max(Verdict::Incomplete));
+    }
+    let verdict = checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Incomplete);
+    Examination { format: FORMAT, generated_at: report.generated_at, verdict, checks }
+}
+
+/// Codes of the judge, by check.
+const AGENTS: [&str; 9] = [
+    "node-",
+    "nodes-unread",
+    "no-node",
+    "stranger",
+    "settings-differ",
+    "not-settled",
+    "evidence-stale",
+    "announcement-differs",
+    "counters-unread",
+];
+const DATA_PATH: [&str; 3] = ["data-path", "policy-not-in-force", "guard-missing"];
+const KEYS: [&str; 6] = [
+    "psk-",
+    "device-key-differs",
+    "key-over-age",
+    "key-age-unknown",
+    "key-destroyed-overdue",
+    "record-unread",
+];
+
+/// What to do about a finding of the judge.
+fn remedy(code: &str) -> &'static str {
+    match code {
+        "node-silent" => {
+            "kubectl -n hawser-system get pods -o wide: is a pod of mesh-agent on that node, and does it run? Its log says why not; where none is, see tolerations and nodeSelector of the DaemonSet; where it runs, metricsAddress of its configuration has to be one that the API server reaches"
+        }
+        "node-unannounced" => {
+            "see the log of mesh-agent on that node; admission policies of deploy/admission.yaml have to be installed with it"
+        }
+        "node-unsynced" | "not-settled" => {
+            "ask again in some seconds; if it stays so, see the log of mesh-agent on that node"
+        }
+        "nodes-unread" => "have an administrator bind you to the roles of deploy/cli.yaml",
+        "stranger" => "two programs answer for one node: end the one that is no pod of the DaemonSet",
+        "settings-differ" => {
+            "give all nodes one ConfigMap hawser-config, and restart the agents that have another"
+        }
+        "evidence-stale" => "set the clocks right (NTP); if they are, see the log of mesh-agent on that node",
+        "announcement-differs" => {
+            "find who patches that Node besides its agent, and install deploy/admission.yaml"
+        }
+        "data-path-off" => {
+            "set dataPath: enforce in the configuration, unless another program enforces policy"
+        }
+        "data-path-failed" => {
+            "see the log of mesh-agent: the kernel has to have BPF with BTF, cgroup v2 and clsact or tcx; the agent needs CAP_BPF and CAP_NET_ADMIN, and /sys/fs/bpf"
+        }
+        "guard-missing" => {
+            "see the log of mesh-agent; the kernel has to have nf_tables, and nobody else may delete table inet hawser"
+        }
+        "pair-without-handshake" | "pair-unanswered" | "pair-old-handshake" => {
+            "let UDP 51880 and 51881 pass between the two nodes, both ways (firewalls, security groups); where one is behind NAT, set hawser.dev/endpoint on it"
+        }
+        "pair-not-a-peer" => {
+            "see the problems that the agents of the two report: one refuses what the other announces"
+        }
+        "pair-device-key" | "device-key-differs" => {
+            "somebody else configures hawser0 or hawser1: find who; the agent puts it back within a minute"
+        }
+        code if code.starts_with("pair-") => {
+            "ask again in some seconds: a rotation may be under way; if it stays so, see the logs of both agents"
+        }
+        code if code.starts_with("psk-") => {
+            "agents agree on keys over the mesh (TCP 51892 on mesh addresses): let it pass, and see the logs of both agents"
+        }
+        "key-over-age" => {
+            "hawser keys rotate NODE; Events of the node (RotationOverdue) say who was in the way"
+        }
+        "problem" => "as it says; hawser.dev Events of that Node have its history",
+        _ => "see the log of mesh-agent on that node",
+    }
+}
+
+fn control_plane(said: &Said) -> Check {
+    let addresses = said.api_servers.as_ref().map(|all| all.len()).unwrap_or(0);
+    check(
+        "control plane",
+        format!("whether API servers are nodes of the mesh: {addresses} addresses"),
+        |findings| {
+            let servers = match &said.api_servers {
+                Ok(servers) => servers,
+                Err(why) => {
+                    let text = format!("where the API servers are is not known: {why}");
+                    findings.push(
+                        Effect::Missing,
+                        "api-servers-unread",
+                        text,
+                        "have an administrator bind you to the roles of deploy/cli.yaml",
+                    );
+                    return;
+                }
+            };
+            if servers.is_empty() {
+                findings.push(
+                    Effect::Missing,
+                    "api-servers-unread",
+                    "the Service default/kubernetes has no endpoints: the API servers are not named"
+                        .to_owned(),
+                    "see --endpoint-reconciler-type of the API servers",
+                );
+            }
+            for server in servers {
+                if !said.nodes.values().any(|node| node.internal_ips.contains(server)) {
+                    findings.push(
+                    Effect::Note,
+                    "control-plane-outside",
+                    format!("the API server at {server} is no node: it cannot reach pods, so webhooks and aggregated APIs that are pods do not work"),
+                    "join its host as a Node with a pod of mesh-agent, or run webhooks in the nodes' network (hostNetwork); without either nothing is to be done",
+                );
+                }
+            }
+        },
+    )
+}
+
+fn kernels(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
+    check(
+        "kernels",
+        format!("releases, tested are {}.{} and later, and WireGuard", KERNEL.0, KERNEL.1),
+        |findings| {
+            for (name, node) in &said.nodes {
+                let evidence = heard.get(name).and_then(|evidence| evidence.host.as_ref());
+                let release = evidence.and_then(|host| host.kernel.as_ref()).or(node.kernel.as_ref());
+                let Some(release) = release else {
+                    findings.push(
+                        Effect::Missing,
+                        "kernel-unknown",
+                        format!("node {name}: its kernel is not known"),
+                        "its agent, once it answers, says it",
+                    );
+                    continue;
+                };
+                if version(release).is_none_or(|version| version < KERNEL) {
+                    findings.push(
+                        Effect::Note,
+                        "kernel-untested",
+                        format!("node {name}: Linux {release}: Hawser is not tested on it"),
+                        "update the kernel of that node; until then see whether its data path is in force",
+                    );
+                }
+            }
+            let slow: Vec<&str> = heard
+                .iter()
+                .filter(|(_, node)| node.wireguard == Engine::Userspace)
+                .map(|(name, _)| name.as_str())
+                .collect();
+            if !slow.is_empty() {
+                findings.push(
+                Effect::Note,
+                "wireguard-userspace",
+                format!("{} run WireGuard in user space (mesh-tunnel)", listed(&slow)),
+                "where throughput matters, give them a kernel with the module wireguard; nothing else depends on it",
+            );
+            }
+        },
+    )
+}
+
+/// Major and minor number of a release.
+fn version(release: &str) -> Option<(u64, u64)> {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn listed(names: &[&str]) -> String {
+    let shown = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
+    let looked = "MTUs of tunnels and of the devices beneath them, as agents see them; routers between nodes were not probed";
+    check("mtu", looked.to_owned(), |findings| {
+        let mut uplinks: Vec<(u32, &str)> = Vec::new();
+        let mut tunnels: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+        for (name, node) in heard {
+            let Some(host) = &node.host else {
+                findings.push(
+                    Effect::Missing,
+                    "mtu-unknown",
+                    format!("node {name}: its agent is of an older release and says no MTU"),
+                    "update its agent",
+                );
+                continue;
+            };
+            tunnels.entry(host.tunnel_mtu).or_default().push(name);
+            match host.uplink_mtu {
+                Some(mtu) => uplinks.push((mtu, name)),
+                None => findings.push(
+                    Effect::Missing,
+                    "mtu-unknown",
+                    format!("node {name}: no device holds its InternalIP, so the MTU beneath its tunnel is not known"),
+                    "correct status.addresses of the Node (--node-ip of its kubelet)",
+                ),
+            }
+        }
+        // Whoever has the smallest device beneath is reached through it by all others.
+        if let (Some((least, narrow)), Some((most, wide))) = (uplinks.iter().min(), tunnels.last_key_value())
+            && most + OVERHEAD > *least
+        {
+            findings.push(
+                Effect::Against,
+                "mtu-too-large",
+                format!("tunnels of {} have an MTU of {most}, with {OVERHEAD} bytes of WireGuard that is more than the {least} of {narrow}: large packets to it are fragmented or lost", listed(wide)),
+                "set mtu in the configuration of all agents to the smallest MTU between nodes less 80, or give all nodes one MTU",
+            );
+        }
+        if tunnels.len() > 1 {
+            let words: Vec<String> =
+                tunnels.iter().map(|(mtu, names)| format!("{mtu} on {}", listed(names))).collect();
+            findings.push(
+                Effect::Note,
+                "mtu-differs",
+                format!("tunnels have different MTUs: {}", words.join("; ")),
+                "set mtu in the configuration of all agents to the least of them, so that no packet is too large anywhere",
+            );
+        }
+    })
+}
+
+fn prefixes(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
+    let looked =
+        "pod CIDRs of configuration and nodes against InternalIPs, addresses of Services, and each other";
+    check("prefixes", looked.to_owned(), |findings| {
+        let configured: BTreeSet<IpNet> =
+            heard.values().flat_map(|node| node.settings.pod_cidrs.iter().copied()).collect();
+        let of_nodes: Vec<(&String, IpNet)> = said
+            .nodes
+            .iter()
+            .flat_map(|(name, node)| node.pod_cidrs.iter().map(move |cidr| (name, *cidr)))
+            .collect();
+        if configured.is_empty() {
+            findings.push(
+                Effect::Missing,
+                "pod-cidrs-unknown",
+                "no agent has said which pod CIDRs are configured".to_owned(),
+                "see the check of agents",
+            );
+        }
+        let configured: Vec<IpNet> = configured.into_iter().collect();
+        let pods: Vec<IpNet> =
+            configured.iter().copied().chain(of_nodes.iter().map(|(_, cidr)| *cidr)).collect();
+        for (name, node) in &said.nodes {
+            for ip in node.internal_ips.iter().filter(|ip| configured.iter().any(|net| net.contains(*ip))) {
+                findings.push(
+                    Effect::Against,
+                    "node-inside-pods",
+                    format!("node {name}: InternalIP {ip} lies in a pod CIDR of the cluster, so it is refused as a node's"),
+                    "give the cluster a pod CIDR that does not overlap the nodes' network (hawser plan says which do)",
+                );
+            }
+            if node.pod_cidrs.is_empty() {
+                findings.push(
+                    Effect::Against,
+                    "node-without-cidr",
+                    format!("node {name}: spec.podCIDRs is empty"),
+                    "run the controller manager with --allocate-node-cidrs and --cluster-cidr",
+                );
+            }
+        }
+        match &said.services {
+            Ok(services) => {
+                for (ip, service) in
+                    services.iter().filter(|(ip, _)| pods.iter().any(|net| net.contains(*ip)))
+                {
+                    findings.push(
+                        Effect::Against,
+                        "service-inside-pods",
+                        format!("Service {service}: its address {ip} lies in a pod CIDR"),
+                        "give API servers another --service-cluster-ip-range, and make the Service anew",
+                    );
+                }
+            }
+            Err(why) => {
+                let text = format!("addresses of Services are not known: {why}");
+                findings.push(
+                    Effect::Missing,
+                    "services-unread",
+                    text,
+                    "have an administrator bind you to the roles of deploy/cli.yaml",
+                );
+            }
+        }
+        for (index, (name, cidr)) in of_nodes.iter().enumerate() {
+            if !configured.is_empty() && !inside(&configured, cidr) {
+                findings.push(
+                    Effect::Against,
+                    "cidr-outside",
+                    format!("node {name}: pod CIDR {cidr} is outside podCIDRs of the configuration"),
+                    "add its prefix to podCIDRs of all agents, or correct --cluster-cidr of the controller manager",
+                );
+            }
+            for (other, theirs) in of_nodes[index + 1..].iter().filter(|(_, theirs)| overlap(cidr, theirs)) {
+                findings.push(
+                    Effect::Against,
+                    "cidr-twice",
+                    format!("pod CIDR {cidr} of node {name} overlaps {theirs} of node {other}"),
+                    "recreate the Node object of the younger one, so that it is given another",
+                );
+            }
+        }
+    })
+}
+
+fn headroom(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
+    check(
+        "headroom",
+        "addresses left for pods on each node, and pod CIDRs left for nodes".to_owned(),
+        |findings| {
+            for (name, node) in heard {
+                let Some(host) = &node.host else {
+                    findings.push(
+                        Effect::Missing,
+                        "pool-unknown",
+                        format!(
+                            "node {name}: its agent is of an older release and says nothing of its addresses"
+                        ),
+                        "update its agent",
+                    );
+                    continue;
+                };
+                for pool in &host.pools {
+                    let taken = pool.used.saturating_add(pool.resting);
+                    if pool.capacity > 0
+                        && u128::from(taken) * 100 >= u128::from(pool.capacity) * u128::from(WARN_PERCENT)
+                    {
+                        findings.push(
+                        Effect::Against,
+                        "pool-nearly-full",
+                        format!("node {name}: {} of {} addresses of {} are in use, {} more rest after their pods", pool.used, pool.capacity, pool.cidr, pool.resting),
+                        "move pods away, lower maxPods of its kubelet, or plan larger pod CIDRs (hawser plan)",
+                    );
+                    }
+                }
+            }
+            let configured: BTreeSet<IpNet> =
+                heard.values().flat_map(|node| node.settings.pod_cidrs.iter().copied()).collect();
+            for cidr in configured {
+                let cut: Vec<u8> = said
+                    .nodes
+                    .values()
+                    .flat_map(|node| &node.pod_cidrs)
+                    .filter(|own| cidr.contains(*own))
+                    .map(IpNet::prefix_len)
+                    .collect();
+                let Some(mask) = cut.iter().max() else { continue };
+                let room = 1_u128.checked_shl((mask - cidr.prefix_len()).into()).unwrap_or(u128::MAX);
+                let used = u128::try_from(cut.len()).unwrap_or(u128::MAX);
+                let left = room.saturating_sub(used);
+                if left * 100 < room * u128::from(SCARCE_PERCENT) {
+                    findings.push(
+                        Effect::Note,
+                        "node-cidrs-scarce",
+                        format!("{cidr} has a /{mask} for {room} nodes, {used} are taken"),
+                        "before more nodes join, plan a larger pod CIDR (hawser plan)",
+                    );
+                }
+            }
+        },
+    )
+}
+
+fn leftovers(heard: &BTreeMap<String, NodeEvidence>) -> Check {
+    check("leftovers", "devices of other cluster networks on the nodes".to_owned(), |findings| {
+        for (name, node) in heard {
+            let Some(host) = &node.host else {
+                findings.push(
+                    Effect::Missing,
+                    "links-unknown",
+                    format!("node {name}: its agent is of an older release and names no devices"),
+                    "update its agent",
+                );
+                continue;
+            };
+            let mut by_owner: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for link in &host.foreign_links {
+                if let Some(owner) = leftover::owner(link) {
+                    by_owner.entry(owner).or_default().push(link);
+                }
+            }
+            for (owner, links) in by_owner {
+                findings.push(
+                    Effect::Against,
+                    "other-network",
+                    format!("node {name}: {} of {owner}", links.join(", ")),
+                    "uninstall it; delete its files in /etc/cni/net.d and restart pods that it connected, or reboot the node, which also takes its devices and rules away",
+                );
+            }
+        }
+    })
+}

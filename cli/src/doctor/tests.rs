@@ -1,0 +1,241 @@
+use expect_test::expect;
+use mesh_core::evidence::{DataPath, Note};
+
+use super::examine::examine;
+use super::*;
+use crate::audit::fixture::{inputs, of, says};
+use crate::audit::judge::Inputs;
+
+fn said(nodes: u8) -> Said {
+    let node = |node: u8| {
+        let said = NodeSaid {
+            internal_ips: vec![format!("192.0.2.{node}").parse().unwrap()],
+            pod_cidrs: vec![format!("10.244.{node}.0/24").parse().unwrap()],
+            kernel: Some("6.12.48".to_owned()),
+        };
+        (format!("node-{node}"), said)
+    };
+    Said {
+        nodes: (1..=nodes).map(node).collect(),
+        services: Ok(BTreeMap::from([("10.96.0.1".parse().unwrap(), "default/kubernetes".to_owned())])),
+        api_servers: Ok(BTreeSet::from(["192.0.2.1".parse().unwrap()])),
+    }
+}
+
+/// Codes of what is found, but for those of healthy clusters.
+fn codes(inputs: Inputs, said: &Said) -> (Vec<String>, u8) {
+    let found = examine(inputs, said);
+    let codes = found.checks.iter().flat_map(|check| &check.findings).map(|finding| finding.code.clone());
+    (codes.collect(), found.verdict.exit_code())
+}
+
+#[test]
+fn a_healthy_cluster_has_no_finding() {
+    let found = examine(inputs(3), &said(3));
+    expect![[r#"
+        11 checks: 11 well, 0 with faults, 0 not known
+
+        agents: well
+          whether each node's agent answers and is in step: 3 of 3 do
+
+        control plane: well
+          whether API servers are nodes of the mesh: 1 addresses
+
+        kernels: well
+          releases, tested are 6.1 and later, and WireGuard
+
+        data path: well
+          policy, guards and firewall of 3 of 3 nodes
+
+        hosts: well
+          what agents report of themselves and their hosts, of 3 of 3 nodes
+
+        tunnel: well
+          sessions of all pairs by UDP 51880 and 51881, both sides, of 3 of 3 nodes
+
+        keys: well
+          keys and pre-shared keys of 3 of 3 nodes
+
+        mtu: well
+          MTUs of tunnels and of the devices beneath them, as agents see them; routers between nodes were not probed
+
+        prefixes: well
+          pod CIDRs of configuration and nodes against InternalIPs, addresses of Services, and each other
+
+        headroom: well
+          addresses left for pods on each node, and pod CIDRs left for nodes
+
+        leftovers: well
+          devices of other cluster networks on the nodes
+    "#]].assert_eq(&render(&found));
+    assert_eq!(found.verdict.exit_code(), 0);
+}
+
+#[test]
+fn each_finding_comes_with_its_remedy() {
+    let (mut inputs, mut said) = (inputs(3), said(3));
+    inputs.nodes.get_mut("node-3").unwrap().answer =
+        Err("no pod of mesh-agent in hawser-system is on it".into());
+    says(&mut inputs, 1, 2).slots[0].entry.as_mut().unwrap().handshake_at = None;
+    let host = of(&mut inputs, 1).host.as_mut().unwrap();
+    host.foreign_links = vec!["cali12".into(), "flannel.1".into()];
+    host.pools[0].used = 240;
+    of(&mut inputs, 2).host.as_mut().unwrap().uplink_mtu = Some(1450);
+    said.api_servers = Ok(BTreeSet::from(["198.51.100.1".parse().unwrap()]));
+    let found = examine(inputs, &said);
+    expect![[r#"
+        11 checks: 1 well, 4 with faults, 6 not known
+
+        agents: not known
+          whether each node's agent answers and is in step: 2 of 3 do
+          not known  node-silent  node node-3: no pod of mesh-agent in hawser-system is on it
+                     remedy       kubectl -n hawser-system get pods -o wide: is a pod of mesh-agent on that node, and does it run? Its log says why not; where none is, see tolerations and nodeSelector of the DaemonSet; where it runs, metricsAddress of its configuration has to be one that the API server reaches
+
+        control plane: well
+          whether API servers are nodes of the mesh: 1 addresses
+          to know  control-plane-outside  the API server at 198.51.100.1 is no node: it cannot reach pods, so webhooks and aggregated APIs that are pods do not work
+                   remedy                 join its host as a Node with a pod of mesh-agent, or run webhooks in the nodes' network (hostNetwork); without either nothing is to be done
+
+        kernels: not known
+          releases, tested are 6.1 and later, and WireGuard
+
+        data path: not known
+          policy, guards and firewall of 2 of 3 nodes
+
+        hosts: not known
+          what agents report of themselves and their hosts, of 2 of 3 nodes
+
+        tunnel: FAULT
+          sessions of all pairs by UDP 51880 and 51881, both sides, of 2 of 3 nodes
+          fault  pair-without-handshake  node-1 has had no handshake with node-2 on hawser0; does UDP pass between them?
+                 remedy                  let UDP 51880 and 51881 pass between the two nodes, both ways (firewalls, security groups); where one is behind NAT, set hawser.dev/endpoint on it
+
+        keys: not known
+          keys and pre-shared keys of 2 of 3 nodes
+
+        mtu: FAULT
+          MTUs of tunnels and of the devices beneath them, as agents see them; routers between nodes were not probed
+          fault  mtu-too-large  tunnels of node-1, node-2 have an MTU of 1420, with 80 bytes of WireGuard that is more than the 1450 of node-2: large packets to it are fragmented or lost
+                 remedy         set mtu in the configuration of all agents to the smallest MTU between nodes less 80, or give all nodes one MTU
+
+        prefixes: not known
+          pod CIDRs of configuration and nodes against InternalIPs, addresses of Services, and each other
+
+        headroom: FAULT
+          addresses left for pods on each node, and pod CIDRs left for nodes
+          fault  pool-nearly-full  node node-1: 240 of 253 addresses of 10.244.1.0/24 are in use, 1 more rest after their pods
+                 remedy            move pods away, lower maxPods of its kubelet, or plan larger pod CIDRs (hawser plan)
+
+        leftovers: FAULT
+          devices of other cluster networks on the nodes
+          fault  other-network  node node-1: cali12 of Calico
+                 remedy         uninstall it; delete its files in /etc/cni/net.d and restart pods that it connected, or reboot the node, which also takes its devices and rules away
+          fault  other-network  node node-1: flannel.1 of Flannel
+                 remedy         uninstall it; delete its files in /etc/cni/net.d and restart pods that it connected, or reboot the node, which also takes its devices and rules away
+    "#]].assert_eq(&render(&found));
+    for finding in found.checks.iter().flat_map(|check| &check.findings) {
+        assert!(!finding.remedy.is_empty(), "{finding:?}");
+    }
+    assert_eq!(found.verdict.exit_code(), 3);
+}
+
+#[test]
+fn each_cause_is_found_by_its_check_and_nothing_else_is() {
+    type Break = fn(&mut Inputs, &mut Said);
+    let cases: [(Break, &[&str], u8); 14] = [
+        (
+            |_, said| said.api_servers = Ok(BTreeSet::from(["192.0.2.9".parse().unwrap()])),
+            &["control-plane-outside"],
+            0,
+        ),
+        (|_, said| said.api_servers = Err("no".into()), &["api-servers-unread"], 4),
+        (|_, said| said.services = Err("no".into()), &["services-unread"], 4),
+        (
+            |inputs, _| of(inputs, 1).host.as_mut().unwrap().kernel = Some("5.15.0-generic".into()),
+            &["kernel-untested"],
+            0,
+        ),
+        (
+            |inputs, _| of(inputs, 1).wireguard = mesh_core::evidence::Engine::Userspace,
+            &["wireguard-userspace"],
+            0,
+        ),
+        (
+            |inputs, _| of(inputs, 1).guard.data_path = DataPath::Failed { reason: "x".into() },
+            &["data-path-failed"],
+            3,
+        ),
+        (
+            |inputs, _| of(inputs, 1).problems = vec![Note { code: "X".into(), text: "x".into() }],
+            &["problem"],
+            3,
+        ),
+        (|inputs, _| of(inputs, 1).host.as_mut().unwrap().tunnel_mtu = 1400, &["mtu-differs"], 0),
+        (|inputs, _| of(inputs, 1).host.as_mut().unwrap().uplink_mtu = None, &["mtu-unknown"], 4),
+        (
+            |_, said| said.services = Ok(BTreeMap::from([("10.244.9.1".parse().unwrap(), "a/b".into())])),
+            // Whatever lies in the configured pod CIDRs: also where no node has that part yet.
+            &["service-inside-pods"],
+            3,
+        ),
+        (
+            |_, said| {
+                said.nodes.get_mut("node-1").unwrap().internal_ips = vec!["10.244.0.9".parse().unwrap()]
+            },
+            &["control-plane-outside", "node-inside-pods"],
+            3,
+        ),
+        (
+            |_, said| {
+                said.nodes.get_mut("node-1").unwrap().pod_cidrs = vec!["10.245.1.0/24".parse().unwrap()]
+            },
+            &["cidr-outside"],
+            3,
+        ),
+        (
+            |_, said| {
+                said.nodes.get_mut("node-1").unwrap().pod_cidrs = vec!["10.244.2.0/25".parse().unwrap()]
+            },
+            &["cidr-twice"],
+            3,
+        ),
+        (|_, said| said.nodes.get_mut("node-1").unwrap().pod_cidrs = Vec::new(), &["node-without-cidr"], 3),
+    ];
+    for (number, (change, wanted, code)) in cases.into_iter().enumerate() {
+        let (mut inputs, mut said) = (inputs(2), said(2));
+        change(&mut inputs, &mut said);
+        assert_eq!(
+            codes(inputs, &said),
+            (wanted.iter().map(|w| (*w).to_owned()).collect(), code),
+            "case {number}"
+        );
+    }
+}
+
+#[test]
+fn of_hundreds_of_nodes_with_one_fault_some_are_named_and_all_are_counted() {
+    let (mut inputs, said) = (inputs(30), said(30));
+    for node in 1..=30 {
+        of(&mut inputs, node).host.as_mut().unwrap().foreign_links = vec!["weave".into()];
+    }
+    let found = examine(inputs, &said);
+    let check = found.checks.iter().find(|check| check.name == "leftovers").unwrap();
+    assert_eq!(check.findings.len(), 21);
+    assert_eq!(check.findings[20].text, "and 10 more");
+}
+
+#[test]
+fn of_who_is_silent_no_check_says_that_all_is_well() {
+    for silent in 1..=3 {
+        let mut inputs = inputs(3);
+        inputs.nodes.get_mut(&format!("node-{silent}")).unwrap().answer = Err("away".into());
+        let found = examine(inputs, &said(3));
+        let well: Vec<&str> = found
+            .checks
+            .iter()
+            .filter(|check| check.verdict == Verdict::Holds)
+            .map(|check| check.name)
+            .collect();
+        assert_eq!((well, found.verdict), (vec!["control plane"], Verdict::Incomplete));
+    }
+}
