@@ -177,7 +177,11 @@ impl Way {
         if status.is_success() {
             return Ok(body.to_vec());
         }
-        let text: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
+        let text = String::from_utf8_lossy(&body);
+        // The API server's own words come as an object, those of an agent as text.
+        let said = serde_json::from_str::<Value>(&text).ok();
+        let said = said.as_ref().and_then(|status| status["message"].as_str());
+        let text: String = said.unwrap_or(&text).trim().chars().take(200).collect();
         let hint = match status.as_u16() {
             403 => "; get on pods/proxy must be allowed to you (deploy/cli.yaml, deploy/audit.yaml)",
             404 => "; its agent is older than this program",

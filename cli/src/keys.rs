@@ -69,7 +69,7 @@ pub enum KeysError {
         /// Which.
         node: String,
         /// Why.
-        source: ApiError,
+        source: Box<ApiError>,
     },
     /// There is no such node.
     #[error("there is no node {0}; `kubectl get nodes` has their names")]
@@ -191,7 +191,7 @@ async fn ask(
         cluster
             .within(asked, api.patch_metadata(node, &params, &patch))
             .await
-            .map_err(|source| KeysError::Patch { node: node.clone(), source })?;
+            .map_err(|source| KeysError::Patch { node: node.clone(), source: Box::new(source) })?;
         say(&format!("{node}: asked ({ROTATE}={request})"))?;
     }
     Ok(())
@@ -221,7 +221,10 @@ pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<(
     };
     ask(&cluster, &before, &request, &mut say).await?;
     let begun = Instant::now();
-    while !args.no_wait {
+    loop {
+        if args.no_wait {
+            break;
+        }
         // A request that fails is asked again: the nodes do not wait for this.
         for node in list(&cluster).await.unwrap_or_default() {
             let (name, Ok(now)) = (node.name_any(), announced(&node)) else { continue };

@@ -203,7 +203,7 @@ fn doctor(lab: &Lab) -> Result<()> {
         findings.map(|finding| finding["code"].as_str().unwrap_or_default().to_owned()).collect()
     };
     ensure!(codes(&well) == ["control-plane-outside", "wireguard-userspace"], "{well}");
-    lab.node(2).sh("ip link add flannel.1 type dummy")?;
+    lab.node(2).sh("ip link add flannel.1 type veth peer name stub")?;
     let found = netlab::eventually(POLICY, "the device is found", || {
         let found = with(lab, VIEWER, &["doctor"]).map_err(|error| format!("{error:#}"))?;
         if found.0 == 3 { Ok(found) } else { Err(found.1) }
@@ -213,6 +213,11 @@ fn doctor(lab: &Lab) -> Result<()> {
         ["leftovers: FAULT", "node node-2: flannel.1 of Flannel", "uninstall it", "198.51.100.9 is no node"];
     answered(&found, 3, &words)?;
     lab.node(2).sh("ip link del flannel.1")?;
+    netlab::eventually(POLICY, "the device is gone", || {
+        let found = with(lab, VIEWER, &["doctor"]).map_err(|error| format!("{error:#}"))?;
+        let links = lab.node(2).sh("ip -br link").unwrap_or_default();
+        if found.0 == 0 { Ok(()) } else { Err(format!("{}{links}", found.1)) }
+    })?;
     Ok(())
 }
 
