@@ -115,7 +115,6 @@ fn each_command_says_what_the_lab_is_and_what_a_user_lacks() -> Result<()> {
 /// The mesh at a glance is what devices and the API say.
 fn status(lab: &Lab) -> Result<()> {
     let text = with(lab, VIEWER, &["status"])?;
-    println!("{}", text.1);
     answered(&text, 0, &["3 of 3 agents answered; all is well", "userspace", "enforced", "2/2"])?;
     let document = document(lab, 0, &["status"])?;
     ensure!(document["verdict"] == "holds" && document["problems"] == serde_json::json!([]), "{document}");
@@ -163,7 +162,6 @@ fn explain(lab: &Lab, pods: &[Pod; 3]) -> Result<()> {
         Err(error) => Err(format!("{error:#}")),
     })?;
     let allowed = with(lab, VIEWER, &words("default/web"))?;
-    println!("{}", allowed.1);
     answered(
         &allowed,
         0,
@@ -208,7 +206,6 @@ fn doctor(lab: &Lab) -> Result<()> {
         let found = with(lab, VIEWER, &["doctor"]).map_err(|error| format!("{error:#}"))?;
         if found.0 == 3 { Ok(found) } else { Err(found.1) }
     })?;
-    println!("{}", found.1);
     let words =
         ["leftovers: FAULT", "node node-2: flannel.1 of Flannel", "uninstall it", "198.51.100.9 is no node"];
     answered(&found, 3, &words)?;
@@ -240,7 +237,6 @@ fn sysdump(lab: &Lab) -> Result<()> {
         apply(lab, object)?;
     }
     let dump = with(lab, VIEWER, &["sysdump", "--file", "/etc/hawser/dump.tar.gz"])?;
-    println!("{}", dump.1);
     // Nobody serves logs here: no kubelet runs.
     answered(&dump, 4, &["dump.tar.gz", "logs/mesh-agent-1/mesh-agent.log", "read it before"])?;
     let again = with(lab, VIEWER, &["sysdump", "--file", "/etc/hawser/dump.tar.gz"])?;
