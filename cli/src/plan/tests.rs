@@ -108,8 +108,9 @@ fn each_mistake_has_its_word() {
 #[test]
 fn the_limit_without_a_report_is_the_agents() {
     use mesh_core::ipam::{Ipam, Millis};
-    for mask in [24, 26, 28, 30] {
-        let cidr = IpNet::new("10.1.0.0".parse().unwrap(), mask).unwrap();
+    // The last has 30 addresses, of which 27 are exactly the share that is reported.
+    for cidr in ["10.1.0.0/24", "10.1.0.0/26", "10.1.0.0/28", "10.1.0.0/30", "fd00::/123"] {
+        let cidr = net(cidr);
         let mut ipam = Ipam::new("n".parse().unwrap(), &[cidr]);
         let mut quiet = 0;
         while ipam.allocate(&[], Millis(0)).is_ok() {
@@ -117,7 +118,7 @@ fn the_limit_without_a_report_is_the_agents() {
                 quiet += 1;
             }
         }
-        assert_eq!(calm(capacity(cidr).unwrap()), quiet, "/{mask}");
+        assert_eq!(calm(capacity(cidr).unwrap()), quiet, "{cidr}");
     }
 }
 
