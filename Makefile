@@ -9,17 +9,21 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Seconds for each fuzz target.
 SECONDS_EACH ?= 60
 
-.PHONY: help demo test test-policy test-rotation test-vm test-all bench fuzz clean tools
+.PHONY: help demo image test test-policy test-rotation test-vm test-all bench fuzz clean tools
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
 	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; ROUNDS=, NODES= for test-rotation; KERNELS=6.1,6.12, STEP=words for test-vm;'
-	@echo '            NAME=cni|datapath|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
+	@echo '            ARCH=, IMAGE=, LOAD=1 for image; NAME=cni|datapath|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
 	@$(XTASK) deps --for demo
 	@$(XTASK) demo
+
+image: tools ## Build the container image, a file (ARCH=amd64|arm64, IMAGE=name:tag, LOAD=1 for docker or podman)
+	@$(XTASK) deps --for build
+	@$(XTASK) image $(if $(ARCH),--arch $(ARCH)) $(if $(IMAGE),--name $(IMAGE)) $(if $(LOAD),--load)
 
 test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
 	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,bpf,netns,cri)

@@ -78,6 +78,8 @@ pub struct LabOptions {
     pub end_on_signal: bool,
     /// More lines of every agent's configuration.
     pub config: String,
+    /// Whether nodes begin with nothing of ours on them, for scenarios that install it.
+    pub bare: bool,
 }
 
 impl LabOptions {
@@ -96,6 +98,7 @@ impl LabOptions {
             cluster_cidrs: ["10.244.0.0/16", "fd00:10:244::/48"],
             end_on_signal: false,
             config: String::new(),
+            bare: false,
         }
     }
 

@@ -7,13 +7,16 @@ use serde_json::Value;
 use crate::Lab;
 use crate::cluster::node_name;
 
-/// Name and text, in the order in which `kubectl apply -f deploy/` needs no second try.
-pub const MANIFESTS: [(&str, &str); 5] = [
+/// Name and text, the namespace first. A link to it sorts before the others, so that `kubectl apply -f deploy/` needs no second try.
+pub const MANIFESTS: [(&str, &str); 8] = [
     ("namespace.yaml", include_str!("../../deploy/namespace.yaml")),
     ("rbac.yaml", include_str!("../../deploy/rbac.yaml")),
     ("audit.yaml", include_str!("../../deploy/audit.yaml")),
     ("cli.yaml", include_str!("../../deploy/cli.yaml")),
     ("admission.yaml", include_str!("../../deploy/admission.yaml")),
+    ("config.yaml", include_str!("../../deploy/config.yaml")),
+    ("mesh-agent.yaml", include_str!("../../deploy/mesh-agent.yaml")),
+    ("mesh-tunnel.yaml", include_str!("../../deploy/mesh-tunnel.yaml")),
 ];
 
 /// Installs them.

@@ -117,6 +117,9 @@ impl Node {
             dir: lab.dir.clone(),
             pins: pins(lab.dir.path(), number),
         };
+        if lab.options.bare {
+            return Ok(node);
+        }
         let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
         let cidrs = cidrs.replace(", ", "', '");

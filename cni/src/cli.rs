@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use proto::cni;
 
+use crate::prepare::Prepare;
+
 /// What `hawser-cni --help` prints.
 pub const USAGE: &str = "\
 hawser-cni: CNI plugin of the Hawser mesh. Container runtimes call it with CNI_COMMAND and JSON on stdin.
 
 hawser-cni install [OPTIONS]     put plugin and configuration where runtimes find them
 hawser-cni uninstall [OPTIONS]   remove exactly what install has put there
+hawser-cni prepare [OPTIONS]     mount the node's BPF file system, from a container that has its /proc
 hawser-cni --version
 hawser-cni --help
 
@@ -19,10 +22,14 @@ hawser-cni --help
   --conf-dir DIR         directory of CNI configurations                 [/etc/cni/net.d]
   --conf-name NAME       file name of ours; the lowest in order wins     [05-hawser.conflist]
 install only:
+  --repeat SECONDS       put it right again as often; 0 ends after once  [0]
   --wait-agent SECONDS   how long to wait for the agent; 0 does not ask  [120]
   --socket PATH          the agent's socket                              [/run/hawser/cni.sock]
   --pending-deletes DIR  notes for DELs that the agent could not take    [/var/lib/hawser/pending-deletes]
   --chain PLUGIN         portmap, bandwidth or tuning runs after ours and serves its capability in our place; repeatable
+prepare only:
+  --proc DIR             the node's /proc                                [/host/proc]
+  --bpffs DIR            where the BPF file system shall be              [/sys/fs/bpf]
 ";
 
 /// Where things are installed.
@@ -43,6 +50,8 @@ pub struct Install {
     pub places: Places,
     /// How long to wait for the agent; none does not ask it.
     pub wait_agent: Option<Duration>,
+    /// How often it is put right again; none ends after the first time.
+    pub repeat: Option<Duration>,
     /// The agent's socket.
     pub socket: PathBuf,
     /// Directory of notes.
@@ -95,6 +104,8 @@ pub enum Invocation {
     Install(Install),
     /// `uninstall`.
     Uninstall(Places),
+    /// `prepare`.
+    Prepare(Prepare),
 }
 
 /// A command line that we do not understand.
@@ -167,6 +178,19 @@ impl Options {
         }
     }
 
+    /// A number of seconds; none for 0.
+    fn seconds(&self, option: &str, default: &str) -> Result<Option<Duration>, UsageError> {
+        let value = self.one(option)?.unwrap_or_else(|| default.to_owned());
+        match value.parse() {
+            Ok(0) => Ok(None),
+            Ok(seconds) if seconds <= 86_400 => Ok(Some(Duration::from_secs(seconds))),
+            _ => {
+                let expected = "a number of seconds from 0 to 86400";
+                Err(UsageError::Value { option: option.to_owned(), value, expected })
+            }
+        }
+    }
+
     fn path(&self, option: &str, default: &str) -> Result<PathBuf, UsageError> {
         self.one(option)?.map_or_else(|| Ok(PathBuf::from(default)), |value| absolute(option, value))
     }
@@ -201,22 +225,19 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         "--version" | "-V" | "version" => Ok(Invocation::Version),
         "install" => install(rest).map(Invocation::Install),
         "uninstall" => Ok(Invocation::Uninstall(Options::parse(rest, &PLACES)?.places()?)),
+        "prepare" => {
+            let options = Options::parse(rest, &["--proc", "--bpffs"])?;
+            let proc = options.path("--proc", "/host/proc")?;
+            Ok(Invocation::Prepare(Prepare { proc, bpffs: options.path("--bpffs", "/sys/fs/bpf")? }))
+        }
         other => Err(UsageError::Unknown(other.to_owned())),
     }
 }
 
 fn install(arguments: &[String]) -> Result<Install, UsageError> {
     let mut known = PLACES.to_vec();
-    known.extend(["--wait-agent", "--socket", "--pending-deletes", "--chain"]);
+    known.extend(["--wait-agent", "--repeat", "--socket", "--pending-deletes", "--chain"]);
     let options = Options::parse(arguments, &known)?;
-    let wait = options.one("--wait-agent")?.unwrap_or_else(|| "120".to_owned());
-    let seconds: u64 = match wait.parse() {
-        Ok(seconds) if seconds <= 86_400 => seconds,
-        _ => {
-            let expected = "a number of seconds from 0 to 86400";
-            return Err(UsageError::Value { option: "--wait-agent".to_owned(), value: wait, expected });
-        }
-    };
     let mut chain = Vec::new();
     for name in options.all("--chain") {
         let Some(plugin) = Chained::ALL.into_iter().find(|plugin| plugin.as_str() == name) else {
@@ -235,7 +256,8 @@ fn install(arguments: &[String]) -> Result<Install, UsageError> {
     }
     Ok(Install {
         places: options.places()?,
-        wait_agent: (seconds != 0).then(|| Duration::from_secs(seconds)),
+        wait_agent: options.seconds("--wait-agent", "120")?,
+        repeat: options.seconds("--repeat", "0")?,
         socket,
         pending_deletes: options.path("--pending-deletes", cni::PENDING_DELETES)?,
         chain,

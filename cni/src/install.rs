@@ -150,12 +150,7 @@ pub fn install(install: &Install, binary: &[u8]) -> Result<Report, InstallError>
     let mut text = format!("{:#}", conflist(install));
     text.push('\n');
     put(conf_dir, conf_name, 0o644, text.as_bytes(), &mut report)?;
-    for name in earlier_configurations(conf_dir, conf_name)? {
-        report.warnings.push(format!(
-            "{} sorts before {conf_name}, so runtimes use it instead of Hawser; remove it or choose a lower --conf-name",
-            conf_dir.join(name).display()
-        ));
-    }
+    report.warnings.extend(other_configurations(conf_dir, conf_name)?);
     Ok(report)
 }
 
@@ -181,19 +176,45 @@ fn wait_for_agent(install: &Install, limit: Duration) -> Result<(), InstallError
     }
 }
 
-/// Configurations that runtimes take before ours: the lexically first `.conf`, `.conflist` or `.json` wins.
-fn earlier_configurations(dir: &Path, conf_name: &str) -> Result<Vec<String>, InstallError> {
+/// A sentence for each configuration of another network: the lexically first `.conf`, `.conflist` or `.json` wins.
+fn other_configurations(dir: &Path, conf_name: &str) -> Result<Vec<String>, InstallError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
         let name = entry.map_err(file_error("read", dir))?.file_name();
         let Some(name) = name.to_str() else { continue };
         let is_configuration = [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
-        if is_configuration && name < conf_name {
+        if is_configuration && name != conf_name {
             names.push(name.to_owned());
         }
     }
     names.sort();
-    Ok(names)
+    let sentence = |name: &String| {
+        let path = dir.join(name);
+        let (network, shown) = (network_of(&path), path.display().to_string());
+        if name.as_str() < conf_name {
+            format!(
+                "{shown} ({network}) sorts before {conf_name}, so runtimes use it instead of Hawser; remove it or choose a lower \
+                 --conf-name"
+            )
+        } else {
+            format!(
+                "{shown} ({network}) is another network's; runtimes use {conf_name} instead, but pods that it has connected \
+                 stay in it until they are made anew. Remove it when none is left"
+            )
+        }
+    };
+    Ok(names.iter().map(sentence).collect())
+}
+
+/// What a configuration calls itself and its plugin, for people.
+fn network_of(path: &Path) -> String {
+    let value = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let text = |pointer| value.as_ref()?.pointer(pointer)?.as_str();
+    match (text("/name"), text("/plugins/0/type").or_else(|| text("/type"))) {
+        (Some(name), Some(plugin)) => format!("network {name}, plugin {plugin}"),
+        (None, Some(plugin)) => format!("plugin {plugin}"),
+        _ => "of a form that is not understood".to_owned(),
+    }
 }
 
 /// Removes what [`install`] has put there: configuration first, so that no runtime calls what is gone. Files of

@@ -7,6 +7,7 @@
 //!
 //! * [`plan::plan`] decides: environment and stdin in, [`plan::Plan`] out. Pure.
 //! * [`run::run`] does: asks the agent, enters namespaces, writes notes.
+//! * [`prepare`] mounts what the agent's container needs of its node.
 //! * [`install`] puts binary and configuration where runtimes find them.
 //!
 //! # Chaining
@@ -41,6 +42,7 @@ pub mod netns;
 pub mod pending;
 pub mod plan;
 pub mod plugin;
+pub mod prepare;
 pub mod result;
 pub mod run;
 pub mod version;

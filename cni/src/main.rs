@@ -2,12 +2,15 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use cni::cli::{self, Invocation, USAGE};
+use cni::cli::{self, Install, Invocation, USAGE};
 use cni::environment::Environment;
 use cni::install::{Report, install, uninstall};
 use cni::plugin;
+use cni::prepare::{Prepared, prepare};
+use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
     let environment = Environment::of_process();
@@ -34,10 +37,65 @@ fn serve(invocation: &Invocation) -> anyhow::Result<()> {
         Invocation::Install(options) => {
             let binary =
                 std::fs::read("/proc/self/exe").context("reading this program from /proc/self/exe")?;
-            tell(&install(options, &binary)?, "installed")
+            match options.repeat {
+                None => tell(&install(options, &binary)?, "installed"),
+                Some(pause) => keep_installed(options, &binary, pause),
+            }
+        }
+        Invocation::Prepare(options) => {
+            let done = match prepare(options)? {
+                Prepared::AlreadyThere => "unchanged",
+                Prepared::Mounted => "mounted",
+            };
+            say(&format!("{done}: BPF file system {}\n", options.bpffs.display()))
         }
         Invocation::Uninstall(places) => tell(&uninstall(places)?, "removed"),
     }
+}
+
+/// Installs, and puts right again what others change. What is said once is not repeated.
+fn keep_installed(options: &Install, binary: &[u8], pause: Duration) -> anyhow::Result<()> {
+    end_at_signals()?;
+    let mut said = None;
+    loop {
+        let outcome = match install(options, binary) {
+            Ok(report) if report.changed.is_empty() && said.is_some() => Ok(report.warnings),
+            Ok(report) => {
+                tell(&Report { warnings: Vec::new(), ..report.clone() }, "installed")?;
+                Ok(report.warnings)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if said.as_ref() != Some(&outcome) {
+            match &outcome {
+                Ok(warnings) => {
+                    warnings.iter().try_for_each(|warning| say(&format!("warning: {warning}\n")))?
+                }
+                Err(error) => {
+                    writeln!(io::stderr().lock(), "hawser-cni: {error}").context("writing to stderr")?
+                }
+            }
+            said = Some(outcome);
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+/// Ends this process at SIGTERM or SIGINT: the first process of a container dies of neither by itself.
+#[expect(clippy::exit, reason = "files are changed by renames alone, so that there is nothing to finish")]
+fn end_at_signals() -> anyhow::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("blocking SIGTERM and SIGINT")?;
+    let wait = move || {
+        if signals.wait().is_ok() {
+            std::process::exit(0);
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .map(drop)
+        .context("no thread for signals")
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

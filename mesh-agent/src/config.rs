@@ -139,6 +139,8 @@ pub struct Config {
     pub data_path: DataPath,
     /// Where maps and programs are pinned.
     pub bpf_pin_dir: PathBuf,
+    /// Whether the agent mounts a BPF file system where it finds none. Not in a container: it would end with it.
+    pub mounts_bpffs: bool,
     /// Socket for readers of flows.
     pub flows_socket: PathBuf,
     /// When and how WireGuard keys are replaced.
@@ -312,6 +314,7 @@ impl ConfigFile {
             cni_socket,
             data_path,
             bpf_pin_dir: self.bpf_pin_dir.unwrap_or_else(|| PathBuf::from("/sys/fs/bpf/hawser")),
+            mounts_bpffs: true,
             flows_socket,
             rotation,
             post_quantum,

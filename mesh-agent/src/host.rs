@@ -130,11 +130,12 @@ pub enum HostError {
 pub struct Host {
     kernel: PathBuf,
     files: PathBuf,
+    proc_sys: PathBuf,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self::new("/", "/")
+        Self { proc_sys: crate::container::proc_sys().to_owned(), ..Self::new("/", "/") }
     }
 }
 
@@ -142,11 +143,8 @@ impl Host {
     /// `kernel`: the directory that holds `proc` and `sys`; `files`: the one that holds the host's `etc`, `run` and `usr`
     /// (where an agent in a container has them mounted).
     pub fn new(kernel: impl Into<PathBuf>, files: impl Into<PathBuf>) -> Self {
-        Self { kernel: kernel.into(), files: files.into() }
-    }
-
-    fn proc_sys(&self) -> PathBuf {
-        self.kernel.join("proc/sys")
+        let kernel = kernel.into();
+        Self { proc_sys: kernel.join("proc/sys"), kernel, files: files.into() }
     }
 
     /// Reads everything that [`judge`] looks at.
@@ -161,7 +159,7 @@ impl Host {
 
     /// What is read from files alone.
     fn observe_files(&self) -> HostFacts {
-        let proc_sys = self.proc_sys();
+        let proc_sys = &self.proc_sys;
         // The calling thread's own namespace, not its process's.
         let proc_net = self.kernel.join("proc/thread-self/net");
         let has_filter = |file| {
@@ -169,9 +167,10 @@ impl Host {
             names.lines().any(|name| name == "filter")
         };
         HostFacts {
-            proc_sys_writable: rustix::fs::statvfs(&proc_sys)
+            // Of all of it, what concerns networks: in a container that is what is mounted writable.
+            proc_sys_writable: rustix::fs::statvfs(proc_sys.join("net"))
                 .is_ok_and(|mount| !mount.f_flag.contains(StatVfsMountFlags::RDONLY)),
-            sysctls: sysctls(&proc_sys),
+            sysctls: sysctls(proc_sys),
             advertised: advertised(&std::fs::read_to_string(proc_net.join("ipv6_route")).unwrap_or_default()),
             foreign_chains: Ok(Vec::new()),
             legacy_filter_v4: has_filter("ip_tables_names"),
@@ -189,7 +188,7 @@ impl Host {
     /// It could not be set; the error says where, from what, to what, and the remedy.
     pub fn apply(&self, fix: &HostFix) -> Result<(), HostError> {
         match fix {
-            HostFix::Sysctl(sysctl) => Ok(sysctl::write(&self.proc_sys(), sysctl)?),
+            HostFix::Sysctl(sysctl) => Ok(sysctl::write(&self.proc_sys, sysctl)?),
             HostFix::AcceptPods { chain, veth_prefix } => firewall::let_pods_through(chain, veth_prefix)
                 .map_err(|source| HostError::Chain {
                     chain: chain.name(),
@@ -204,7 +203,7 @@ impl Host {
     /// # Errors
     /// As [`Self::apply`].
     pub fn set(&self, sysctls: &[Sysctl]) -> Result<(), SysctlError> {
-        sysctls.iter().try_for_each(|sysctl| sysctl::write(&self.proc_sys(), sysctl))
+        sysctls.iter().try_for_each(|sysctl| sysctl::write(&self.proc_sys, sysctl))
     }
 
     /// Whether the kernel has WireGuard: its module is loaded or built in, or loads when a link of that kind is made

@@ -27,6 +27,13 @@ struct Arguments {
     /// Where maps and programs are pinned, on a BPF file system; overrides bpfPinDir of the configuration.
     #[arg(long)]
     bpf_pin_dir: Option<PathBuf>,
+    /// Refuse a data path where no BPF file system is mounted, instead of mounting one: in a container it would end with the
+    /// container, and every program with it.
+    #[arg(long)]
+    bpffs_mounted: bool,
+    /// Where kernel settings are written: in a container, a mount of the node's /proc/sys/net beneath this directory.
+    #[arg(long, default_value = "/proc/sys", value_name = "DIR")]
+    proc_sys: PathBuf,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogForm::Pretty)]
     log: LogForm,
@@ -54,11 +61,16 @@ fn main() -> ExitCode {
         LogForm::Pretty => log.init(),
         LogForm::Json => log.json().flatten_event(true).init(),
     }
+    if mesh_agent::container::settings_are_at(arguments.proc_sys).is_err() {
+        tracing::error!("Kernel settings were asked for before it was known where they are");
+        return ExitCode::FAILURE;
+    }
     let options = Options {
         config: arguments.config,
         kubeconfig: arguments.kubeconfig,
         node: arguments.node_name,
         bpf_pin_dir: arguments.bpf_pin_dir,
+        mounts_bpffs: !arguments.bpffs_mounted,
         drift_interval: Duration::from_secs(arguments.drift_interval),
     };
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

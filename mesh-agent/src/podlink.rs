@@ -190,9 +190,10 @@ async fn create_pair(kernel: &Kernel, netns: &OwnedFd, link: &PodLink) -> Result
 /// Settings of the host's end, before it is up.
 fn host_sysctls(link: &PodLink) -> Result<(), PodLinkError> {
     let family = |v4: bool| link.ips.iter().any(|(address, _)| address.is_ipv4() == v4);
-    let kernel_ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
+    let proc_sys = crate::container::proc_sys();
+    let kernel_ipv6 = proc_sys.join("net/ipv6").exists();
     let mut settings = pod_veth_sysctls(&link.veth, family(true), family(false), kernel_ipv6);
-    settings.retain(|setting| std::path::Path::new("/proc/sys").join(&setting.key).exists());
+    settings.retain(|setting| proc_sys.join(&setting.key).exists());
     Ok(Host::default().set(&settings)?)
 }
 
@@ -209,8 +210,9 @@ async fn inside_pod(link: &PodLink) -> Result<(), PodLinkError> {
     let ipv6 = link.ips.iter().any(|(address, _)| address.is_ipv6());
     if ipv6 {
         // Some runtimes make namespaces without IPv6; duplicate address detection has nobody to ask on this link.
-        set("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "0")?;
-        let base = format!("/proc/sys/net/ipv6/conf/{}", link.ifname);
+        let conf = format!("{}/net/ipv6/conf", crate::container::proc_sys().display());
+        set(&format!("{conf}/lo/disable_ipv6"), "0")?;
+        let base = format!("{conf}/{}", link.ifname);
         set(&format!("{base}/disable_ipv6"), "0")?;
         set(&format!("{base}/accept_ra"), "0")?;
         set(&format!("{base}/accept_dad"), "0")?;

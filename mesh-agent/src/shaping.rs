@@ -177,7 +177,7 @@ async fn put_shaper(kernel: &Kernel, name: &str) -> Result<(u32, bool), ShapingE
     let result = kernel.handle().link().add(LinkIfb::new(name).build()).execute().await;
     tolerate(result, &[Errno::EXIST], || format!("Could not create the device {name} (ifb)"))?;
     let key = format!("net/ipv6/conf/{name}/disable_ipv6");
-    if std::path::Path::new("/proc/sys").join(&key).exists() {
+    if crate::container::proc_sys().join(&key).exists() {
         Host::default().set(&[Sysctl::new(key, "1")])?;
     }
     let index = kernel.index(name).await?;

@@ -49,6 +49,8 @@ pub struct Options {
     pub node: String,
     /// Where maps and programs are pinned; none: as configured.
     pub bpf_pin_dir: Option<PathBuf>,
+    /// Whether a BPF file system is mounted where there is none.
+    pub mounts_bpffs: bool,
     /// How often drift is looked for without a nudge of the kernel.
     pub drift_interval: Duration,
 }
@@ -67,6 +69,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(directory) = &options.bpf_pin_dir {
         config.bpf_pin_dir.clone_from(directory);
     }
+    config.mounts_bpffs = options.mounts_bpffs;
     // Before anything is refused; what is wrong with a kubeconfig is said when it is used.
     if let Some(port) = options.kubeconfig.as_deref().and_then(api_port) {
         config.settings.host_traffic.exempt_tcp.insert(port);
@@ -136,7 +139,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let board = Arc::new(Board::default());
     let sources = http::Sources {
         heartbeat,
-        readiness,
+        readiness: readiness.clone(),
         snapshot,
         metrics: metrics.clone(),
         plane: plane_state.clone(),
@@ -220,6 +223,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let (client, node) = (client.clone(), node.clone());
         async move {
             publish::announce(client, node, announce).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("start-up taint", {
+        let (client, node, readiness) = (client.clone(), node.clone(), readiness.clone());
+        async move {
+            crate::taint::keep_off(client, node, readiness).await;
             Ok(())
         }
     }));

@@ -1,3 +1,9 @@
-//! What the project's tools share with its benches.
+//! What the project's tools share with its benches and its lab.
 
 pub mod bench;
+pub mod deploy;
+pub mod elf;
+pub mod image;
+pub mod sbom;
+pub mod template;
+pub mod values;

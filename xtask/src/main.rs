@@ -5,6 +5,7 @@ mod artifacts;
 mod deps;
 mod harness;
 mod outcome;
+mod pack;
 mod run;
 mod test;
 mod tidy;
@@ -12,14 +13,15 @@ mod tier;
 mod vm;
 mod workspace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 use crate::artifacts::Profile;
 use crate::deps::Need;
+use crate::pack::{Architecture, Pack};
 use crate::run::Progress;
 use crate::tier::Tier;
 use crate::vm::Series;
@@ -101,6 +103,30 @@ enum Task {
         /// Cargo's profile.
         #[arg(long, value_enum, default_value = "release")]
         profile: Profile,
+    },
+    /// Build the container image: static programs, nothing else, into one file that docker, podman, buildah and containerd load.
+    Image {
+        /// For machines of this kind.
+        #[arg(long, value_enum, default_value_t = Architecture::of_this_machine())]
+        arch: Architecture,
+        /// Cargo's profile.
+        #[arg(long, value_enum, default_value = "image")]
+        profile: Profile,
+        /// The file; the default is target/image/hawser-VERSION-ARCH.tar.
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// The image's whole name.
+        #[arg(long, value_name = "NAME:TAG", default_value = pack::REFERENCE)]
+        name: String,
+        /// Hand it to docker or podman, whichever is here.
+        #[arg(long)]
+        load: bool,
+    },
+    /// Render deploy/ anew; or, with values, print the manifests that they give.
+    Manifests {
+        /// Values in YAML, as deploy/chart/hawser/values.yaml has them; the defaults where the file says nothing.
+        #[arg(long, value_name = "FILE")]
+        values: Option<PathBuf>,
     },
     /// Run every fuzz target.
     Fuzz {
@@ -187,10 +213,38 @@ fn execute(task: Task) -> Result<()> {
             println!("{}", artifacts::build_cni(&Workspace::load()?, profile)?.display());
             Ok(())
         }
+        Task::Image { arch, profile, output, name, load } => pack::pack(
+            &Workspace::load()?,
+            &Pack { architecture: arch, profile, output, name, load },
+            progress,
+        ),
+        Task::Manifests { values } => manifests(&Workspace::load()?, values.as_deref(), progress),
         Task::Fuzz { seconds } => artifacts::fuzz(&Workspace::load()?, seconds, progress),
         Task::Reap => artifacts::reap(&Workspace::load()?, progress),
         Task::Deny => deny(progress),
     }
+}
+
+fn manifests(workspace: &Workspace, values: Option<&Path>, progress: Progress) -> Result<()> {
+    use xtask::deploy;
+    if let Some(file) = values {
+        let text = std::fs::read_to_string(file).with_context(|| format!("--values {}", file.display()))?;
+        let values = deploy::parse_values(&text).with_context(|| format!("--values {}", file.display()))?;
+        let namespace = std::fs::read_to_string(workspace.path("deploy/namespace.yaml"))?;
+        let all = deploy::manifests(&workspace.path("deploy/chart/hawser"), &values)?;
+        let all: Vec<String> = std::iter::once(namespace).chain(all.into_values()).collect();
+        print!("{}", all.join("---\n"));
+        return Ok(());
+    }
+    for (path, text) in deploy::rendered(&workspace.workspace_root)? {
+        let file = workspace.path(&path);
+        if std::fs::read_to_string(&file).is_ok_and(|found| found == text) {
+            continue;
+        }
+        std::fs::write(&file, text).with_context(|| format!("cannot write {path}"))?;
+        progress.say(path);
+    }
+    Ok(())
 }
 
 fn deny(progress: Progress) -> Result<()> {

@@ -179,12 +179,16 @@ fn a_loopback_of_others_stays_and_configurations_before_ours_are_named() {
     let (agent, node) = (Agent::good(), Node::new());
     fs::create_dir(node.path("bin")).unwrap();
     fs::write(node.path("bin/loopback"), "theirs").unwrap();
-    for name in ["00-other.conf", "01-other.conflist", "02-notes.txt", "10-later.conflist"] {
+    for name in ["00-other.conf", "01-other.conflist", "02-notes.txt"] {
         fs::write(node.path("net.d").join(name), "{}").unwrap();
     }
+    let later = r#"{"name": "cbr0", "plugins": [{"type": "flannel"}]}"#;
+    fs::write(node.path("net.d/10-later.conflist"), later).unwrap();
     let output = node.install(&socket(&agent), &[]);
     let warnings: Vec<_> = output.stdout.lines().filter(|line| line.starts_with("warning")).collect();
-    assert_eq!(warnings.len(), 2, "{output:?}");
+    assert_eq!(warnings.len(), 3, "{output:?}");
+    let named = "10-later.conflist (network cbr0, plugin flannel) is another network's";
+    assert!(warnings[2].contains(named), "{warnings:?}");
     assert!(
         warnings[0].contains("00-other.conf ") && warnings[1].contains("01-other.conflist "),
         "{warnings:?}"
@@ -192,6 +196,29 @@ fn a_loopback_of_others_stays_and_configurations_before_ours_are_named() {
     assert_eq!(node.run("uninstall", &[]).exit, 0);
     assert_eq!(node.files().len(), 5, "{:?}", node.files().keys());
     assert_eq!(fs::read(node.path("bin/loopback")).unwrap(), b"theirs");
+}
+
+#[test]
+fn what_somebody_removes_is_put_back_and_a_signal_ends_it() {
+    let (agent, node) = (Agent::good(), Node::new());
+    let mut process = Command::new(BINARY);
+    process.env_clear().args(["install", "--repeat", "1", "--socket"]).arg(socket(&agent));
+    process.arg("--bin-dir").arg(node.path("bin")).arg("--conf-dir").arg(node.path("net.d"));
+    let mut child = process.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let conflist = node.path("net.d/05-hawser.conflist");
+    let appears = || {
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while !conflist.exists() {
+            assert!(std::time::Instant::now() < until, "no conflist");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    appears();
+    fs::remove_file(&conflist).unwrap();
+    appears();
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -51,6 +51,12 @@ pub(super) async fn open(config: &Config, kernel: &Kernel, register: &Arc<Regist
     if config.data_path == DataPath::Off {
         return PlaneState::Off;
     }
+    if !config.mounts_bpffs
+        && let Err(why) = crate::container::bpffs_is_mounted(&config.bpf_pin_dir)
+    {
+        tracing::error!(err = why, "There is no data path");
+        return PlaneState::Failed(why);
+    }
     let (pins, guarded) = (config.bpf_pin_dir.clone(), config.settings.pod_cidrs.clone());
     let opened = tokio::task::spawn_blocking(move || Plane::open(&pins, &guarded)).await;
     let opened = opened.map_err(|error| error.to_string()).and_then(|o| o.map_err(|error| error.to_string()));

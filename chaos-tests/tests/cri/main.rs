@@ -18,194 +18,8 @@ use netlab::{CaptureOptions, Output, Process, eventually};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-mod messages {
-    //! The part of `runtime.v1` (kubernetes/cri-api) that a kubelet needs for a pod of one container. Fields that
-    //! are not here are skipped, as protobuf demands.
-
-    use std::collections::HashMap;
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Empty {}
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Condition {
-        #[prost(string, tag = "1")]
-        pub(crate) kind: String,
-        #[prost(bool, tag = "2")]
-        pub(crate) status: bool,
-        #[prost(string, tag = "3")]
-        pub(crate) reason: String,
-        #[prost(string, tag = "4")]
-        pub(crate) message: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct RuntimeStatus {
-        #[prost(message, repeated, tag = "1")]
-        pub(crate) conditions: Vec<Condition>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Status {
-        #[prost(message, optional, tag = "1")]
-        pub(crate) status: Option<RuntimeStatus>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Image {
-        #[prost(string, tag = "1")]
-        pub(crate) image: String,
-    }
-
-    /// Asks for the status of an image.
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct ImageQuery {
-        #[prost(message, optional, tag = "1")]
-        pub(crate) image: Option<Image>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct FoundImage {
-        #[prost(string, tag = "1")]
-        pub(crate) id: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct ImageAnswer {
-        #[prost(message, optional, tag = "1")]
-        pub(crate) image: Option<FoundImage>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Metadata {
-        #[prost(string, tag = "1")]
-        pub(crate) name: String,
-        #[prost(string, tag = "2")]
-        pub(crate) uid: String,
-        #[prost(string, tag = "3")]
-        pub(crate) namespace: String,
-        #[prost(uint32, tag = "4")]
-        pub(crate) attempt: u32,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Linux {
-        #[prost(string, tag = "1")]
-        pub(crate) cgroup_parent: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct SandboxConfig {
-        #[prost(message, optional, tag = "1")]
-        pub(crate) metadata: Option<Metadata>,
-        #[prost(string, tag = "2")]
-        pub(crate) hostname: String,
-        #[prost(map = "string, string", tag = "7")]
-        pub(crate) annotations: HashMap<String, String>,
-        #[prost(message, optional, tag = "8")]
-        pub(crate) linux: Option<Linux>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct RunSandbox {
-        #[prost(message, optional, tag = "1")]
-        pub(crate) config: Option<SandboxConfig>,
-    }
-
-    /// The answer to several requests, and several requests themselves: an identifier, the first field.
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Id {
-        #[prost(string, tag = "1")]
-        pub(crate) id: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct PodIp {
-        #[prost(string, tag = "1")]
-        pub(crate) ip: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Network {
-        #[prost(string, tag = "1")]
-        pub(crate) ip: String,
-        #[prost(message, repeated, tag = "2")]
-        pub(crate) additional: Vec<PodIp>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct SandboxState {
-        #[prost(string, tag = "1")]
-        pub(crate) id: String,
-        #[prost(message, optional, tag = "2")]
-        pub(crate) metadata: Option<Metadata>,
-        /// 0: ready.
-        #[prost(int32, tag = "3")]
-        pub(crate) state: i32,
-        #[prost(message, optional, tag = "5")]
-        pub(crate) network: Option<Network>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct SandboxStatus {
-        #[prost(message, optional, tag = "1")]
-        pub(crate) status: Option<SandboxState>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct ListedSandboxes {
-        #[prost(message, repeated, tag = "1")]
-        pub(crate) items: Vec<Id>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct ContainerName {
-        #[prost(string, tag = "1")]
-        pub(crate) name: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct ContainerConfig {
-        #[prost(message, optional, tag = "1")]
-        pub(crate) metadata: Option<ContainerName>,
-        #[prost(message, optional, tag = "2")]
-        pub(crate) image: Option<Image>,
-        #[prost(string, repeated, tag = "3")]
-        pub(crate) command: Vec<String>,
-        #[prost(message, optional, tag = "15")]
-        pub(crate) linux: Option<Empty>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct CreateContainer {
-        #[prost(string, tag = "1")]
-        pub(crate) sandbox: String,
-        #[prost(message, optional, tag = "2")]
-        pub(crate) config: Option<ContainerConfig>,
-        #[prost(message, optional, tag = "3")]
-        pub(crate) sandbox_config: Option<SandboxConfig>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Exec {
-        #[prost(string, tag = "1")]
-        pub(crate) container: String,
-        #[prost(string, repeated, tag = "2")]
-        pub(crate) command: Vec<String>,
-        #[prost(int64, tag = "3")]
-        pub(crate) timeout: i64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(crate) struct Executed {
-        #[prost(bytes = "vec", tag = "1")]
-        pub(crate) stdout: Vec<u8>,
-        #[prost(bytes = "vec", tag = "2")]
-        pub(crate) stderr: Vec<u8>,
-        #[prost(int32, tag = "3")]
-        pub(crate) code: i32,
-    }
-}
+mod deploy;
+mod messages;
 
 use messages as m;
 
@@ -246,7 +60,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 
 /// A `docker save` archive of one layer with busybox alone. `mark` is in the environment of every process of it, by
 /// which a lab finds what a crash left.
-fn archive(directory: &Path, mark: (&str, &str)) -> Result<PathBuf> {
+///
+/// `programs` are put into its root, each with the libraries that it wants.
+fn archive(directory: &Path, mark: (&str, &str), programs: &[PathBuf]) -> Result<PathBuf> {
     let tar = |output: &Path, from: &Path| -> Result<()> {
         let status = Command::new("tar").arg("-C").arg(from).arg("-cf").arg(output).arg(".").status()?;
         ensure!(status.success(), "tar: {status}");
@@ -258,6 +74,9 @@ fn archive(directory: &Path, mark: (&str, &str)) -> Result<PathBuf> {
     }
     std::fs::copy("/bin/busybox", layer.join("bin/busybox"))?;
     std::os::unix::fs::symlink("busybox", layer.join("bin/sh"))?;
+    for program in programs {
+        with_libraries(program, &layer)?;
+    }
     tar(&image.join("layer.tar"), &layer)?;
     let digest = Sha256::digest(std::fs::read(image.join("layer.tar"))?);
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -272,6 +91,22 @@ fn archive(directory: &Path, mark: (&str, &str)) -> Result<PathBuf> {
     let path = directory.join("image.tar");
     tar(&path, &image)?;
     Ok(path)
+}
+
+/// Copies a program without what only a debugger reads, and its libraries where it looks for them.
+fn with_libraries(program: &Path, root: &Path) -> Result<()> {
+    let name = program.file_name().context("a program without a name")?;
+    let status = Command::new("strip").arg("-o").arg(root.join(name)).arg(program).status()?;
+    ensure!(status.success(), "strip {}: {status}", program.display());
+    // Fails for a static one, which needs none.
+    let listed = Command::new("ldd").arg(program).output()?;
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+        let place = root.join(library.trim_start_matches('/'));
+        std::fs::create_dir_all(place.parent().context("a library without a folder")?)?;
+        std::fs::copy(library, place)?;
+    }
+    Ok(())
 }
 
 /// containerd on a node. Dropping it ends its pods.
@@ -324,6 +159,13 @@ impl<'a> Containerd<'a> {
         })
     }
 
+    /// Takes one more image.
+    fn import(&self, image: &[u8]) -> Result<()> {
+        let (host, image) = (self.lab.node(self.node), image.to_owned());
+        host.namespace.run(move || std::fs::write(format!("{HOME}/more.tar"), image))?;
+        host.sh(&format!("ctr -a {SOCKET} -n k8s.io images import --no-unpack {HOME}/more.tar")).map(drop)
+    }
+
     fn call<Q, A>(&self, service: &str, method: &str, question: Q) -> Result<A>
     where
         Q: prost::Message + Send + Sync + 'static,
@@ -372,7 +214,8 @@ impl<'a> Containerd<'a> {
             metadata: Some(metadata.clone()),
             hostname: name.to_owned(),
             annotations: HashMap::from([("lab".to_owned(), "yes".to_owned())]),
-            linux: Some(m::Linux { cgroup_parent: self.cgroup.clone() }),
+            linux: Some(m::Linux { cgroup_parent: self.cgroup.clone(), security: None }),
+            ..m::SandboxConfig::default()
         };
         let begun = Instant::now();
         let sandbox: m::Id = self.ask("RunPodSandbox", m::RunSandbox { config: Some(config.clone()) })?;
@@ -381,7 +224,8 @@ impl<'a> Containerd<'a> {
             metadata: Some(m::ContainerName { name: "web".to_owned() }),
             image: Some(m::Image { image: IMAGE.to_owned() }),
             command: ["/bin/busybox", "sh", "-c", &script].map(str::to_owned).to_vec(),
-            linux: Some(m::Empty {}),
+            linux: Some(m::ContainerLinux::default()),
+            ..m::ContainerConfig::default()
         };
         let create = m::CreateContainer {
             sandbox: sandbox.id.clone(),
@@ -473,7 +317,7 @@ fn containerd_starts_pods_that_reach_each_other_through_the_mesh_and_leave_nothi
     }
     let work = tempfile::tempdir()?;
     let lab = Lab::up(LabOptions::new(netlab::unique_name("cri")).nodes(2))?;
-    let archive = archive(work.path(), lab.dir.mark())?;
+    let archive = archive(work.path(), lab.dir.mark(), &[])?;
     lab.await_settled(Duration::from_secs(60))?;
     let nodes = [Containerd::start(&lab, 1, &archive)?, Containerd::start(&lab, 2, &archive)?];
     nodes.iter().try_for_each(Containerd::await_ready)?;
@@ -538,7 +382,7 @@ fn containerd_starts_pods_that_reach_each_other_through_the_mesh_and_leave_nothi
                     namespace: NAMESPACE.to_owned(),
                     attempt: 0,
                 }),
-                linux: Some(m::Linux { cgroup_parent: nodes[0].cgroup.clone() }),
+                linux: Some(m::Linux { cgroup_parent: nodes[0].cgroup.clone(), security: None }),
                 ..m::SandboxConfig::default()
             }),
         },

@@ -1,0 +1,59 @@
+//! What is different where the agent runs in a container: it has `/proc/sys` read-only, and mounts that end with it.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Where kernels settings usually are.
+const PROC_SYS: &str = "/proc/sys";
+/// Magic number of the BPF file system (`linux/magic.h`).
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+static WRITABLE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Kernel settings are read and written beneath `directory` from now on, which holds `net` of the node's `/proc/sys`. As there, they
+/// are those of the network namespace of the thread that asks (`proc_sysctl.c`). Once, before anything else starts.
+///
+/// # Errors
+/// It was said before, or a setting was already asked for.
+pub fn settings_are_at(directory: PathBuf) -> Result<(), PathBuf> {
+    WRITABLE.set(directory)
+}
+
+/// Where kernel settings are read and written.
+pub(crate) fn proc_sys() -> &'static Path {
+    WRITABLE.get_or_init(|| PathBuf::from(PROC_SYS))
+}
+
+/// Fails, with the remedy, where no BPF file system is at or above `pins`. An agent would mount one; in a container that ended
+/// with the container, and with it every program that is pinned there: pods without policy, uplinks without guard.
+///
+/// # Errors
+/// A sentence for people.
+pub(crate) fn bpffs_is_mounted(pins: &Path) -> Result<(), String> {
+    let place = pins.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or_else(|| Path::new("/"));
+    let magic =
+        rustix::fs::statfs(place).map(|fs| u64::try_from(fs.f_type).unwrap_or_default() & 0xffff_ffff);
+    match magic {
+        Ok(BPF_FS_MAGIC) => Ok(()),
+        Ok(_) => Err(format!(
+            "{} is on no BPF file system, and one that this container mounts would end with it; mount it on the node \
+             (mount -t bpf bpf /sys/fs/bpf), or let hawser-cni prepare do so before the agent starts",
+            pins.display()
+        )),
+        Err(error) => Err(format!("{}: {error}; mount the node's /sys/fs/bpf there", place.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_on_an_ordinary_file_system_are_refused_with_the_remedy() {
+        let error = bpffs_is_mounted(Path::new("/tmp/hawser/pins")).unwrap_err();
+        assert!(
+            error.contains("/tmp/hawser/pins is on no BPF file system") && error.contains("mount -t bpf"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+use std::process::Command;
+
+use super::*;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn chart() -> std::path::PathBuf {
+    root().join("deploy/chart/hawser")
+}
+
+fn objects(manifests: &BTreeMap<String, String>) -> Vec<Value> {
+    let parsed = manifests.values().flat_map(|text| serde_saphyr::from_multiple::<Value>(text).unwrap());
+    parsed.filter(|object| !object.is_null()).collect()
+}
+
+#[test]
+fn what_is_committed_is_what_is_rendered() {
+    for (path, text) in rendered(root()).unwrap() {
+        let committed = std::fs::read_to_string(root().join(&path)).unwrap_or_default();
+        assert!(committed == text, "{path} is not as its source has it: cargo xtask manifests");
+    }
+}
+
+#[test]
+fn the_documented_defaults_are_the_defaults() {
+    assert_eq!(parse_values(&values_yaml().unwrap()).unwrap(), Values::default());
+    assert_eq!(parse_values("").unwrap(), Values::default());
+    let all = values_yaml().unwrap();
+    let undocumented = all
+        .lines()
+        .zip(all.lines().skip(1))
+        .find(|(before, line)| !line.trim_start().starts_with('#') && !before.trim_start().starts_with('#'));
+    assert_eq!(undocumented, None, "a value without a description");
+}
+
+#[test]
+fn the_image_is_the_one_that_is_built() {
+    let chart = std::fs::read_to_string(chart().join("Chart.yaml")).unwrap();
+    for field in ["version", "appVersion"] {
+        assert!(chart.contains(&format!("\n{field}: {}\n", env!("CARGO_PKG_VERSION"))), "{field}: {chart}");
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_by_name() {
+    let error = parse_values("podCIDR: [10.0.0.0/8]").unwrap_err().to_string();
+    assert!(error.contains("podCIDR"), "{error}");
+    let error = parse_values("dataPath: maybe").unwrap_err().to_string();
+    assert!(error.contains("maybe"), "{error}");
+    let refused = |text: &str, word: &str| {
+        let error = manifests(&chart(), &parse_values(text).unwrap()).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    };
+    refused("podCIDRs: []", "podCIDRs");
+    refused("metrics: {podMonitor: true}", "does not reach");
+    refused("agent: {maxUnavailable: '1'}", "is no share");
+}
+
+#[test]
+fn every_choice_is_in_the_manifests() {
+    let values = parse_values(
+        "{podCIDRs: [10.42.0.0/16], apiServers: ['192.0.2.9:6443'], nonMasqueradeCIDRs: [192.0.2.0/24], mtu: 1400, keepaliveSeconds: 0, \
+          tunnel: {enabled: false}, bpffs: {mount: false}, metrics: {address: '0.0.0.0:51891', podMonitor: true, dashboard: true}, \
+          nodeSelector: {pool: 'on'}, imagePullSecrets: [pull], cni: {chain: [portmap]}, agent: {memoryLimit: 256Mi}}").unwrap();
+    let rendered = manifests(&chart(), &values).unwrap();
+    assert!(!rendered.contains_key("mesh-tunnel.yaml"), "no tunnel");
+    let objects = objects(&rendered);
+    let find = |kind: &str, name: &str| {
+        objects
+            .iter()
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+            .unwrap()
+            .clone()
+    };
+    let config: Value =
+        serde_saphyr::from_str(find("ConfigMap", "hawser-config")["data"]["config.yaml"].as_str().unwrap())
+            .unwrap();
+    assert_eq!(config["podCIDRs"], serde_json::json!(["10.42.0.0/16"]));
+    assert_eq!(config["apiServers"], serde_json::json!(["192.0.2.9:6443"]));
+    assert_eq!((&config["mtu"], &config["keepaliveSeconds"]), (&1400.into(), &0.into()));
+    assert_eq!(config["wireguard"], "kernel");
+    let pod = find("DaemonSet", "mesh-agent")["spec"]["template"]["spec"].clone();
+    assert_eq!(pod["nodeSelector"]["pool"], "on");
+    assert_eq!(pod["imagePullSecrets"][0]["name"], "pull");
+    assert!(pod.get("initContainers").is_none(), "{pod}");
+    assert_eq!(pod["containers"][0]["resources"]["limits"]["memory"], "256Mi");
+    let args = pod["containers"][1]["args"].to_string();
+    assert!(args.contains("--chain=portmap"), "{args}");
+    find("PodMonitor", "mesh-agent");
+    let dashboard = find("ConfigMap", "hawser-dashboard")["data"]["hawser.json"].clone();
+    serde_json::from_str::<Value>(dashboard.as_str().unwrap()).unwrap();
+}
+
+#[test]
+fn nothing_of_ours_is_privileged_but_what_the_values_say() {
+    for object in objects(&manifests(&chart(), &Values::default()).unwrap()) {
+        let text = object.to_string();
+        for word in
+            ["\"privileged\":true", "hostPID", "mountPropagation", "SYS_RESOURCE", "SYS_MODULE", "hostIPC"]
+        {
+            assert!(!text.contains(word), "{word} in {}", object["metadata"]["name"]);
+        }
+        let containers =
+            ["initContainers", "containers"].map(|kind| &object["spec"]["template"]["spec"][kind]);
+        for container in containers.into_iter().filter_map(Value::as_array).flatten() {
+            let context = &container["securityContext"];
+            assert_eq!(context["readOnlyRootFilesystem"], true, "{container}");
+            assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{container}");
+        }
+    }
+}
+
+/// The same objects, by Helm itself. Without Helm the test says so and proves the rest: this interpreter's own tests.
+#[test]
+fn helm_renders_the_same_objects() {
+    let output = Command::new("helm").args(["template", "hawser"]).arg(chart()).output();
+    let Ok(output) = output else {
+        eprintln!("not run: helm is not installed; the chart is rendered by our own interpreter alone");
+        return;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let sorted = |mut objects: Vec<Value>| {
+        objects.retain(|object| !object.is_null());
+        objects.sort_by_key(|object| format!("{}/{}", object["kind"], object["metadata"]["name"]));
+        objects
+    };
+    let ours = objects(&manifests(&chart(), &Values::default()).unwrap());
+    assert_eq!(sorted(serde_saphyr::from_multiple(&text).unwrap()), sorted(ours));
+}

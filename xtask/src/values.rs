@@ -1,0 +1,303 @@
+//! What whoever installs Hawser may choose, in one place: the values of the chart, from which the plain manifests are rendered,
+//! too. Names are as in YAML; the documentation of each field is its description in `values.schema.json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// All values. Unknown ones are refused: a misspelt one would be a cluster that is not as somebody believes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Values {
+    /// The container image.
+    pub image: Image,
+    /// Names of Secrets in hawser-system by which the image is pulled.
+    pub image_pull_secrets: Vec<String>,
+    /// Name of this cluster, 1 to 63 of a-z, 0-9 and '-'; pre-shared keys of nodes are bound to it.
+    pub cluster_name: String,
+    /// Pod CIDRs of the cluster, both families where it has two: what is protected. The controller manager's --cluster-cidr.
+    #[serde(rename = "podCIDRs")]
+    #[schemars(length(min = 1))]
+    pub pod_cidrs: Vec<String>,
+    /// Destinations to which pods talk with their own address, in plaintext.
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    pub non_masquerade_cidrs: Vec<String>,
+    /// Addresses host:port of API servers, tried in order before the Service `kubernetes`. Needed where kube-proxy does not serve
+    /// that Service on every node before there is a pod network; the API server's certificate has to name the host.
+    pub api_servers: Vec<String>,
+    /// MTU of the tunnel in bytes, 1280 to 65455; null: the uplink's less 80.
+    #[schemars(range(min = 1280, max = 65455))]
+    pub mtu: Option<u32>,
+    /// Keepalive in seconds towards every peer; 0 is off, null: 25 where a node seems to be behind NAT.
+    pub keepalive_seconds: Option<u16>,
+    /// `enforce`: network policy, services and guards in eBPF. `off`: none of these, for kernels that cannot.
+    pub data_path: DataPath,
+    /// Post-quantum pre-shared keys.
+    pub post_quantum: PostQuantum,
+    /// Traffic of nodes themselves to each other.
+    pub host_traffic: HostTraffic,
+    /// Replacement of WireGuard keys.
+    pub rotation: Rotation,
+    /// Metrics and evidence of the agents.
+    pub metrics: Metrics,
+    /// The agent, mesh-agent.
+    pub agent: Agent,
+    /// Userspace WireGuard, mesh-tunnel.
+    pub tunnel: Tunnel,
+    /// Where the container runtime looks for plugins.
+    pub cni: Cni,
+    /// The node's BPF file system.
+    pub bpffs: Bpffs,
+    /// Labels that a node must have to get Hawser; none: every node does.
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// The container image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Image {
+    /// Its whole name with tag or digest.
+    pub name: String,
+    /// When a node pulls it. `Never` for an image that was put on every node by hand.
+    pub pull_policy: PullPolicy,
+}
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[expect(missing_docs, reason = "as Kubernetes calls them")]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// Whether there is a data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "Values::data_path says it")]
+pub enum DataPath {
+    Enforce,
+    Off,
+}
+
+/// Post-quantum pre-shared keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PostQuantum {
+    /// `prefer`: agreed with every node that takes part; `require`: no pod traffic without one; `off`.
+    pub mode: PostQuantumMode,
+}
+
+/// See [`PostQuantum::mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "PostQuantum::mode says it")]
+pub enum PostQuantumMode {
+    Prefer,
+    Require,
+    Off,
+}
+
+/// Traffic of nodes themselves to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct HostTraffic {
+    /// `off`: outside the tunnel; `on`: through it with every node that has it on, too; `require`: plaintext of such nodes is refused.
+    pub mode: HostTrafficMode,
+    /// TCP ports of nodes that stay outside, 16 at most; ports of apiServers always do.
+    #[serde(rename = "exemptTCPPorts")]
+    #[schemars(length(max = 16))]
+    pub exempt_tcp_ports: Vec<u16>,
+}
+
+/// See [`HostTraffic::mode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "HostTraffic::mode says it")]
+pub enum HostTrafficMode {
+    Off,
+    On,
+    Require,
+}
+
+/// Replacement of WireGuard keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Rotation {
+    /// No key gets older, in seconds, at least 600; 0: keys are replaced on demand alone (hawser keys rotate).
+    pub period_seconds: u64,
+    /// For how long a slot has to be silent before its key goes, in seconds, at least 1.
+    #[schemars(range(min = 1))]
+    pub quiet_seconds: u64,
+    /// When a key is replaced whoever still uses it, in seconds, at least 20 and more than quietSeconds.
+    #[schemars(range(min = 20))]
+    pub deadline_seconds: u64,
+}
+
+/// Metrics and evidence of the agents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address and port of /metrics, /audit and /debug/plan, plain HTTP. The default is for the node alone; 0.0.0.0:51891 or
+    /// [::]:51891 let Prometheus and the API server's proxy (hawser audit) in, and whoever reaches nodes.
+    pub address: String,
+    /// A PodMonitor (prometheus-operator); it needs an address that Prometheus reaches.
+    pub pod_monitor: bool,
+    /// A ConfigMap with a dashboard that Grafana's sidecar finds by its label grafana_dashboard.
+    pub dashboard: bool,
+}
+
+/// The agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Agent {
+    /// What is logged, in the words of tracing's EnvFilter.
+    pub log: String,
+    /// Which share of nodes' agents an upgrade replaces at once, at least one. Pods' traffic goes on meanwhile, new pods wait.
+    #[schemars(regex(pattern = "^([1-9][0-9]?|100)%$"))]
+    pub max_unavailable: String,
+    /// What a node keeps free for it.
+    pub requests: Requests,
+    /// Most memory that it may use, as Kubernetes writes it; empty: no limit.
+    pub memory_limit: String,
+}
+
+/// What a node keeps free for a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Requests {
+    /// As Kubernetes writes it, such as 100m.
+    pub cpu: String,
+    /// As Kubernetes writes it, such as 64Mi.
+    pub memory: String,
+}
+
+/// Userspace WireGuard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Tunnel {
+    /// Off where every node's kernel has WireGuard: that is used then. Not to be changed while a node has pods: drain it, and
+    /// restart it or remove hawser0 and hawser1 in between.
+    pub enabled: bool,
+    /// What is logged, in the words of tracing's EnvFilter.
+    pub log: String,
+    /// What a node keeps free for it.
+    pub requests: Requests,
+}
+
+/// Where the container runtime looks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Cni {
+    /// Directory of plugins.
+    pub bin_dir: String,
+    /// Directory of configurations.
+    pub conf_dir: String,
+    /// File name of ours; runtimes take the first in alphabetical order.
+    pub conf_name: String,
+    /// Reference plugins (portmap, bandwidth, tuning) that run after ours and serve their capability in its place.
+    pub chain: Vec<String>,
+}
+
+/// The node's BPF file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Bpffs {
+    /// Mount /sys/fs/bpf on nodes that have not: a container that enters the runtime's mount namespace, before the agent. Off where
+    /// systemd has mounted it on every node, and nobody should have the capabilities for that.
+    pub mount: bool,
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self {
+            image: Image::default(),
+            image_pull_secrets: Vec::new(),
+            cluster_name: "default".to_owned(),
+            pod_cidrs: vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/56".to_owned()],
+            non_masquerade_cidrs: Vec::new(),
+            api_servers: Vec::new(),
+            mtu: None,
+            keepalive_seconds: None,
+            data_path: DataPath::Enforce,
+            post_quantum: PostQuantum::default(),
+            host_traffic: HostTraffic::default(),
+            rotation: Rotation::default(),
+            metrics: Metrics::default(),
+            agent: Agent::default(),
+            tunnel: Tunnel::default(),
+            cni: Cni::default(),
+            bpffs: Bpffs::default(),
+            node_selector: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        let name = concat!("hawser.dev/hawser:", env!("CARGO_PKG_VERSION")).to_owned();
+        Self { name, pull_policy: PullPolicy::IfNotPresent }
+    }
+}
+
+impl Default for PostQuantum {
+    fn default() -> Self {
+        Self { mode: PostQuantumMode::Prefer }
+    }
+}
+
+impl Default for HostTraffic {
+    fn default() -> Self {
+        Self { mode: HostTrafficMode::Off, exempt_tcp_ports: vec![2379, 2380, 6443] }
+    }
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { period_seconds: 0, quiet_seconds: 15, deadline_seconds: 600 }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:51891".to_owned(), pod_monitor: false, dashboard: false }
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            log: "info,kube=warn".to_owned(),
+            max_unavailable: "10%".to_owned(),
+            requests: Requests { cpu: "50m".to_owned(), memory: "64Mi".to_owned() },
+            memory_limit: String::new(),
+        }
+    }
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            log: "info,boringtun=off".to_owned(),
+            requests: Requests { cpu: "50m".to_owned(), memory: "32Mi".to_owned() },
+        }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            bin_dir: "/opt/cni/bin".to_owned(),
+            conf_dir: "/etc/cni/net.d".to_owned(),
+            conf_name: "05-hawser.conflist".to_owned(),
+            chain: Vec::new(),
+        }
+    }
+}
+
+impl Default for Bpffs {
+    fn default() -> Self {
+        Self { mount: true }
+    }
+}
