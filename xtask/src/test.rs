@@ -78,7 +78,7 @@ fn check_tiers(workspace: &Workspace, tiers: &BTreeSet<Tier>) -> Result<()> {
             .flat_map(|package| package.targets.iter().filter_map(|target| place(&package.name, target)));
         if !places.any(|place| place.tier == *tier) {
             bail!(
-                "the tier {tier} has no tests: no test target belongs to it; see xtask/src/tier.rs (cri is chaos-tests/tests/cri.rs)"
+                "the tier {tier} has no tests: no test target belongs to it; see xtask/src/tier.rs (cri is chaos-tests/tests/cri)"
             );
         }
     }
