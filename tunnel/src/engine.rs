@@ -3,9 +3,13 @@
 //! Locks, and the order in which one is taken while another is held: `config`, then `registry` or
 //! `routes`, then one peer. None is held while a [`Sink`] is called.
 //!
-//! A packet to send: table → peer → `Tunn` → datagram. A datagram: MAC and load check → peer (by static key
-//! for an initiation, by receiver index for all else) → `Tunn` → the inner source must belong to that peer
-//! in the table *as it is after decryption* → TUN.
+//! A packet to send ([`transmit`]): table → peer → cut → `Tunn` → [`Outbox`]. A datagram ([`receive`]): MAC and load
+//! check → peer (by static key for an initiation, by receiver index for all else) → `Tunn` → the inner source must
+//! belong to that peer in the table *as it is after decryption* → [`Inbox`]. Both boxes collect what can cross a
+//! descriptor in one call, and whoever drives the engine empties them when there is no more to come at once.
+//!
+//! A peer's lock is held for the packets of one super-packet, or those that came in one call. Whoever drives the engine
+//! does both directions of it in one thread, so nobody waits for that lock but for requests and timers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,31 +17,32 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::noise::TunnResult;
 
 use crate::counters::{Counter, Counters};
 use crate::keys::PublicKey;
-use crate::packet;
+use crate::offload::vnet;
 use crate::state::State;
 use crate::table::{AllowedIps, Owner};
-use crate::uapi::canonical;
 
 mod configure;
 mod identity;
 mod load;
 mod peer;
+mod receive;
+mod transmit;
+
+pub use receive::Inbox;
+pub use transmit::Outbox;
 
 use identity::{Identity, derive_public};
 use load::SourceLimiter;
-use peer::{Encapsulated, Peer, PeerInner, QUEUE_LIMIT};
+use peer::{Peer, PeerInner, QUEUE_LIMIT};
 
 /// Longest datagram or inner packet.
 pub const MAX_PACKET: usize = 65535;
 /// Size of the buffers that the engine encrypts and decrypts into: a full packet and WireGuard's 32 bytes.
 pub const SCRATCH: usize = MAX_PACKET + 32;
-/// WireGuard paper, section 6.1: a counter from here on is not accepted.
-const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
 /// Where the engine hands packets to.
 pub trait Sink {
@@ -46,11 +51,17 @@ pub trait Sink {
     /// # Errors
     /// Those of the socket; the engine counts them.
     fn send_datagram(&mut self, to: SocketAddr, datagram: &[u8]) -> std::io::Result<()>;
-    /// Delivers an inner packet to the host.
+    /// Sends datagrams that lie in a row, each of `segment` bytes but the last, to one endpoint. How many the
+    /// underlay took.
+    fn send_train(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> usize {
+        datagrams.chunks(segment.max(1)).filter(|d| self.send_datagram(to, d).is_ok()).count()
+    }
+    /// Delivers to the host one packet, or several in one piece of which `header` tells; the bytes are those of all
+    /// `pieces`, of which there are at most [`coalesce::MAX_RUN`](crate::offload::coalesce::MAX_RUN).
     ///
     /// # Errors
     /// Those of the TUN device; the engine counts them.
-    fn write_tun(&mut self, packet: &[u8]) -> std::io::Result<()>;
+    fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> std::io::Result<()>;
 }
 
 /// The UDP side of the configuration, which the engine does not own.
@@ -143,86 +154,6 @@ impl Engine {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// Encrypts a packet that the host wants sent.
-    ///
-    /// `buffer[..len]` is the packet; the rest of `buffer` may be overwritten by padding. `scratch` holds
-    /// [`SCRATCH`] bytes.
-    pub fn handle_tun_packet(&self, buffer: &mut [u8], len: usize, scratch: &mut [u8], sink: &mut impl Sink) {
-        let Some(header) = buffer.get(..len).and_then(packet::parse) else {
-            return self.counters.add(Counter::Malformed);
-        };
-        let Some(peer) = read(&self.routes).lookup(header.destination).cloned() else {
-            return self.counters.add(Counter::NoPeer);
-        };
-        let padded = packet::padded_len(header.len, self.mtu.load(Ordering::Relaxed)).min(buffer.len());
-        buffer[header.len..padded].fill(0);
-        let outcome = lock(&peer.inner).encapsulate(&buffer[..padded], scratch);
-        match outcome {
-            Encapsulated::Send(to, n) => self.send(&peer, to, &scratch[..n], sink),
-            Encapsulated::Queued(start) => {
-                if let Some((to, n)) = start {
-                    self.send(&peer, to, &scratch[..n], sink);
-                }
-            }
-            Encapsulated::Dropped(counter) => self.counters.add(counter),
-        }
-    }
-
-    /// Handles a datagram from the underlay. `scratch` holds [`SCRATCH`] bytes.
-    pub fn handle_datagram(
-        &self,
-        datagram: &[u8],
-        from: SocketAddr,
-        scratch: &mut [u8],
-        sink: &mut impl Sink,
-    ) {
-        let from = canonical(from);
-        if datagram.len() > MAX_PACKET {
-            return self.counters.add(Counter::Malformed);
-        }
-        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else {
-            return self.counters.add(Counter::Malformed);
-        };
-        let Some(identity) = read(&self.identity).clone() else {
-            return self.counters.add(Counter::NoKey);
-        };
-        match packet {
-            Packet::HandshakeInit(ref init) => {
-                if !self.admit(&identity, datagram, from, scratch, sink) {
-                    return;
-                }
-                let Ok(half) = parse_handshake_anon(&identity.private, &identity.public, init) else {
-                    return self.counters.add(Counter::ReplayOrAuth);
-                };
-                let key = PublicKey::new(half.peer_static_public);
-                let Some(peer) = read(&self.registry).by_key.get(&key).cloned() else {
-                    return self.counters.add(Counter::UnknownPeer);
-                };
-                self.handle_initiation(&peer, datagram, from, scratch, sink);
-            }
-            Packet::HandshakeResponse(ref response) => {
-                if self.admit(&identity, datagram, from, scratch, sink)
-                    && let Some(peer) = self.by_receiver(response.receiver_idx)
-                {
-                    self.handle_response(&peer, datagram, from, scratch, sink);
-                }
-            }
-            Packet::PacketCookieReply(ref cookie) => {
-                if let Some(peer) = self.by_receiver(cookie.receiver_idx) {
-                    self.handle_cookie(&peer, datagram, scratch);
-                }
-            }
-            Packet::PacketData(ref data) => {
-                if counter_of(datagram) >= REJECT_AFTER_MESSAGES {
-                    return self.counters.add(Counter::ReplayOrAuth);
-                }
-                if let Some(peer) = self.by_receiver(data.receiver_idx) {
-                    self.handle_data(&peer, datagram, data.receiver_idx, from, scratch, sink);
-                }
-            }
-        }
-    }
-
     /// Checks the MACs of a handshake message and, under load, the cookie and the rate of its source.
     fn admit(
         &self,
@@ -259,14 +190,6 @@ impl Engine {
                 false
             }
         }
-    }
-
-    fn by_receiver(&self, receiver: u32) -> Option<Arc<Peer>> {
-        let peer = read(&self.registry).by_index.get(&(receiver >> 8)).cloned();
-        if peer.is_none() {
-            self.counters.add(Counter::UnknownSession);
-        }
-        peer
     }
 
     fn handle_initiation(
@@ -345,64 +268,6 @@ impl Engine {
         self.counters.add(if accepted { Counter::CookieReceived } else { Counter::ReplayOrAuth });
     }
 
-    fn handle_data(
-        &self,
-        peer: &Arc<Peer>,
-        datagram: &[u8],
-        receiver: u32,
-        from: SocketAddr,
-        scratch: &mut [u8],
-        sink: &mut impl Sink,
-    ) {
-        enum Inner {
-            Keepalive,
-            Packet(usize),
-            Malformed,
-        }
-        let (opened, confirmed) = {
-            let mut inner = lock(&peer.inner);
-            let opened = match inner.decapsulate(datagram, scratch) {
-                Some(TunnResult::Done) => Inner::Keepalive,
-                Some(TunnResult::WriteToTunnelV4(p, _) | TunnResult::WriteToTunnelV6(p, _)) => {
-                    Inner::Packet(p.len())
-                }
-                // `Tunn` says so only of what it has decrypted: the outer header has been parsed above.
-                Some(TunnResult::Err(boringtun::noise::errors::WireGuardError::InvalidPacket)) => {
-                    Inner::Malformed
-                }
-                None | Some(TunnResult::Err(_) | TunnResult::WriteToNetwork(_)) => {
-                    return self.counters.add(Counter::ReplayOrAuth);
-                }
-            };
-            self.roam(&mut inner, from);
-            (opened, inner.confirm(receiver))
-        };
-        peer.add_rx(datagram.len());
-        match opened {
-            Inner::Keepalive => self.counters.add(Counter::KeepaliveReceived),
-            Inner::Malformed => self.counters.add(Counter::Malformed),
-            Inner::Packet(n) => self.deliver(peer, &scratch[..n], sink),
-        }
-        if confirmed {
-            self.handshake_done(peer, scratch, sink);
-        }
-    }
-
-    fn deliver(&self, peer: &Arc<Peer>, packet: &[u8], sink: &mut impl Sink) {
-        let Some(header) = packet::parse(packet) else {
-            return self.counters.add(Counter::Malformed);
-        };
-        let owned = read(&self.routes).lookup(header.source).is_some_and(|owner| owner.id == peer.id);
-        let counter = if !owned {
-            Counter::WrongSource
-        } else if sink.write_tun(&packet[..header.len]).is_ok() {
-            Counter::DataDelivered
-        } else {
-            Counter::TunWrite
-        };
-        self.counters.add(counter);
-    }
-
     /// Makes the endpoint follow an authenticated packet.
     fn roam(&self, inner: &mut PeerInner, from: SocketAddr) {
         inner.active = true;
@@ -466,10 +331,6 @@ impl Engine {
     pub fn owner_of(&self, addr: IpAddr) -> Option<PublicKey> {
         read(&self.routes).lookup(addr).map(|p| p.public_key)
     }
-}
-
-fn counter_of(data: &[u8]) -> u64 {
-    data.get(8..).and_then(<[u8]>::first_chunk).map_or(u64::MAX, |b| u64::from_le_bytes(*b))
 }
 
 /// The UNIX time, zero if the clock is before 1970.

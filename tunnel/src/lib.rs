@@ -30,6 +30,7 @@ pub mod counters;
 pub mod engine;
 pub mod io;
 pub mod keys;
+pub mod offload;
 pub mod packet;
 pub mod state;
 pub mod table;

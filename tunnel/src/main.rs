@@ -22,12 +22,21 @@ struct Args {
     /// MTU in bytes that the interfaces start with
     #[arg(long, default_value_t = 1420, value_parser = clap::value_parser!(u32).range(576..=65535))]
     mtu: u32,
+    /// Packets and datagrams many at a time, or one per system call; `auto` takes what the kernel has
+    #[arg(long, value_enum, default_value_t = Offload::Auto)]
+    offload: Offload,
     /// Log format; the default is pretty on a terminal, else JSON
     #[arg(long, value_enum)]
     log: Option<LogFormat>,
     /// Directory of the sockets IFNAME.sock (configuration) and IFNAME.stats (counters as JSON)
     #[arg(long, default_value = "/var/run/wireguard", value_name = "DIR")]
     uapi_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Offload {
+    Auto,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -48,7 +57,12 @@ fn main() -> anyhow::Result<()> {
     names.sort();
     names.dedup();
     for name in names {
-        let options = Options { name: name.clone(), mtu: args.mtu, uapi_dir: args.uapi_dir.clone() };
+        let options = Options {
+            name: name.clone(),
+            mtu: args.mtu,
+            offload: args.offload == Offload::Auto,
+            uapi_dir: args.uapi_dir.clone(),
+        };
         let stop = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(name.clone())

@@ -20,7 +20,8 @@ const UNCONFIRMED: usize = 8;
 const ANSWERS: usize = 4;
 /// A session is used this long at most (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
 const SESSION: Duration = Duration::from_secs(180);
-const TYPE_DATA: u8 = 4;
+/// First byte of a data message.
+pub(super) const TYPE_DATA: u8 = 4;
 
 /// A datagram of this length in the scratch buffer, for this endpoint.
 pub(super) type Outgoing = (SocketAddr, usize);

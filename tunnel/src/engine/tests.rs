@@ -1,13 +1,19 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
+use boringtun::noise::Tunn;
 use boringtun::x25519;
 use ipnet::IpNet;
 use proptest::prelude::*;
 
+use super::receive::REJECT_AFTER_MESSAGES;
 use super::*;
 use crate::keys::{PresharedKey, PrivateKey};
+use crate::offload::{Offloads, split};
+use crate::packet;
 use crate::uapi::{PeerRequest, PrefixOp, SetRequest};
+
+mod batches;
 
 #[derive(Default)]
 struct FakeUnderlay {
@@ -39,7 +45,10 @@ impl Underlay for FakeUnderlay {
 #[derive(Default)]
 struct Out {
     udp: Vec<(SocketAddr, Vec<u8>)>,
+    /// Super-packets are cut again.
     tun: Vec<Vec<u8>>,
+    /// Of how many pieces each write was.
+    pieces: Vec<usize>,
 }
 
 impl Sink for Out {
@@ -47,8 +56,9 @@ impl Sink for Out {
         self.udp.push((to, datagram.to_vec()));
         Ok(())
     }
-    fn write_tun(&mut self, packet: &[u8]) -> std::io::Result<()> {
-        self.tun.push(packet.to_vec());
+    fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> std::io::Result<()> {
+        self.pieces.push(pieces.len());
+        self.tun.extend(split::tests::all(header, pieces.concat()).expect("what is delivered can be cut"));
         Ok(())
     }
 }
@@ -109,16 +119,26 @@ impl Node {
     }
 
     fn transmit(&self, packet: &[u8]) -> Out {
-        let mut out = Out::default();
+        self.transmit_super(&vnet::Header::PLAIN, packet)
+    }
+
+    fn transmit_super(&self, header: &vnet::Header, packet: &[u8]) -> Out {
+        let (mut out, mut outbox) = (Out::default(), Outbox::new());
         let mut buffer = vec![0xee; MAX_PACKET];
         buffer[..packet.len()].copy_from_slice(packet);
-        self.engine.handle_tun_packet(&mut buffer, packet.len(), &mut vec![0; SCRATCH], &mut out);
+        self.engine.handle_tun_packet(header, &mut buffer, packet.len(), &mut outbox, &mut out);
+        self.engine.flush(&mut outbox, &mut out);
         out
     }
 
     fn receive(&self, datagram: &[u8], from: SocketAddr) -> Out {
-        let mut out = Out::default();
-        self.engine.handle_datagram(datagram, from, &mut vec![0; SCRATCH], &mut out);
+        self.receive_many(datagram, datagram.len(), from)
+    }
+
+    fn receive_many(&self, datagrams: &[u8], segment: usize, from: SocketAddr) -> Out {
+        let (mut out, mut inbox) = (Out::default(), Inbox::new(Offloads::ALL));
+        self.engine.handle_datagrams(datagrams, segment, from, &mut inbox, &mut out);
+        self.engine.deliver(&mut inbox, &mut out);
         out
     }
 

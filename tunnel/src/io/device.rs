@@ -3,8 +3,8 @@
 //! Threads: one reads TUN, one per UDP socket, one runs timers, one accepts clients, one per client. All wait
 //! for their descriptor and for the stop flag. The first that fails raises the flag and leaves the cause.
 
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,13 +12,16 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::net::RecvFlags;
+use nix::errno::Errno;
 
 use super::listen::{ListenError, Listener};
 use super::tun::{TunError, open_tun};
-use super::udp::Sockets;
+use super::udp::{self, Sockets};
 use super::{Stop, link, ready, server};
-use crate::engine::{Engine, MAX_PACKET, SCRATCH, Sink, Underlay, lock, read, write};
+use crate::counters::Counter;
+use crate::engine::{Engine, Inbox, MAX_PACKET, Outbox, SCRATCH, Sink, Underlay, lock, read, write};
+use crate::offload::coalesce::MAX_RUN;
+use crate::offload::{Offloads, vnet};
 
 /// How often timers run; boringtun asks for at least every 250 ms.
 const TICK: Duration = Duration::from_millis(100);
@@ -36,6 +39,8 @@ pub struct Options {
     pub name: String,
     /// MTU in bytes that the interface starts with.
     pub mtu: u32,
+    /// Whether packets cross TUN and sockets many at a time, as far as the kernel has it.
+    pub offload: bool,
     /// Directory of the sockets `NAME.sock` and `NAME.stats`.
     pub uapi_dir: PathBuf,
 }
@@ -87,6 +92,7 @@ pub(super) struct Shared {
     pub(super) stop: Stop,
     index: u32,
     tun: OwnedFd,
+    offloads: Offloads,
     sockets: RwLock<Option<Arc<Sockets>>>,
     fwmark: AtomicU32,
     receivers: Mutex<Vec<JoinHandle<()>>>,
@@ -106,8 +112,8 @@ impl Device {
     /// # Errors
     /// The first thing that could not be had; whatever was made before it is undone.
     pub fn start(options: &Options) -> Result<Self, StartError> {
-        let Options { name, mtu, uapi_dir } = options;
-        let tun = open_tun(name)?;
+        let Options { name, mtu, offload, uapi_dir } = options;
+        let (tun, offloads) = open_tun(name, *offload)?;
         let resources = |source| StartError::Resources { name: name.clone(), source };
         let index = link::index_of(name).map_err(resources)?;
         link::configure(index, *mtu).map_err(|source| StartError::Link {
@@ -127,6 +133,7 @@ impl Device {
             name: name.clone(),
             index,
             tun,
+            offloads,
             sockets: RwLock::new(None),
             fwmark: AtomicU32::new(0),
             receivers: Mutex::new(Vec::new()),
@@ -230,29 +237,135 @@ impl Sink for Wire<'_> {
         sockets.ok_or(io::ErrorKind::NotConnected)?.send(to, datagram)
     }
 
-    fn write_tun(&mut self, packet: &[u8]) -> io::Result<()> {
-        rustix::io::write(&self.0.tun, packet)?;
+    fn send_train(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> usize {
+        let sockets = read(&self.0.sockets).clone();
+        sockets.map_or(0, |sockets| sockets.send_train(to, datagrams, segment))
+    }
+
+    fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> io::Result<()> {
+        let header = header.encode();
+        let mut all = [IoSlice::new(&[]); MAX_RUN + 1];
+        all[0] = IoSlice::new(&header);
+        for (to, from) in all[1..].iter_mut().zip(pieces) {
+            *to = IoSlice::new(from);
+        }
+        let first = usize::from(!self.0.offloads.vnet);
+        rustix::io::writev(&self.0.tun, &all[first..=pieces.len()])?;
         Ok(())
     }
 }
 
-fn read_tun(shared: &Arc<Shared>) -> io::Result<()> {
-    let mut buffer = vec![0; MAX_PACKET];
-    let mut scratch = vec![0; SCRATCH];
-    loop {
-        let [_, stop] = ready(&[shared.tun.as_fd(), shared.stop.as_fd()], None)?;
-        if stop {
-            return Ok(());
-        }
+/// What it takes to send.
+struct Outbound {
+    /// The header, then the packet.
+    frame: Vec<u8>,
+    outbox: Outbox,
+}
+
+impl Outbound {
+    fn new() -> Self {
+        Self { frame: vec![0; vnet::LEN + MAX_PACKET], outbox: Outbox::new() }
+    }
+
+    /// Sends what the host has, up to a burst; whether there was anything.
+    fn burst(&mut self, shared: &Shared) -> io::Result<bool> {
+        let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
+        let mut any = false;
         for _ in 0..BURST {
-            match rustix::io::read(&shared.tun, &mut buffer) {
-                Ok(n) => shared.engine.handle_tun_packet(&mut buffer, n, &mut scratch, &mut Wire(shared)),
+            match rustix::io::read(&shared.tun, &mut self.frame) {
+                Ok(n) => {
+                    any = true;
+                    let header = if at == 0 {
+                        Some(vnet::Header::PLAIN)
+                    } else {
+                        self.frame.first_chunk().and_then(vnet::Header::decode)
+                    };
+                    let packet = &mut self.frame[at..];
+                    let (Some(header), Some(len)) = (header, n.checked_sub(at)) else {
+                        shared.engine.counters().add(Counter::Malformed);
+                        continue;
+                    };
+                    shared.engine.handle_tun_packet(
+                        &header,
+                        packet,
+                        len,
+                        &mut self.outbox,
+                        &mut Wire(shared),
+                    );
+                    if self.outbox.is_due() {
+                        break;
+                    }
+                }
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::BADFD) => return Err(io::Error::other("the interface was deleted")),
                 Err(e) => return Err(e.into()),
             }
         }
+        shared.engine.flush(&mut self.outbox, &mut Wire(shared));
+        Ok(any)
+    }
+}
+
+/// What it takes to receive.
+struct Inbound {
+    datagrams: Vec<u8>,
+    control: Vec<u8>,
+    inbox: Inbox,
+    errors: u32,
+}
+
+impl Inbound {
+    fn new(offloads: Offloads) -> Self {
+        Self {
+            datagrams: vec![0; MAX_PACKET],
+            control: udp::control_room(),
+            inbox: Inbox::new(offloads),
+            errors: 0,
+        }
+    }
+
+    /// Receives what a socket has, up to a burst; whether there was anything.
+    fn burst(&mut self, shared: &Shared, socket: &UdpSocket) -> io::Result<bool> {
+        let mut any = false;
+        for _ in 0..BURST {
+            match udp::receive(socket, &mut self.datagrams, &mut self.control) {
+                Ok(received) => {
+                    any = true;
+                    self.errors = 0;
+                    let Some(udp::Received { from, len, segment }) = received else { continue };
+                    let datagrams = &self.datagrams[..len.min(MAX_PACKET)];
+                    let engine = &shared.engine;
+                    engine.handle_datagrams(datagrams, segment, from, &mut self.inbox, &mut Wire(shared));
+                    if self.inbox.is_due() {
+                        break;
+                    }
+                }
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(e) => {
+                    self.errors += 1;
+                    if self.errors > MAX_RECEIVE_ERRORS {
+                        return Err(e.into());
+                    }
+                    tracing::debug!(interface = shared.name, error = %e, "datagram not received");
+                    break;
+                }
+            }
+        }
+        shared.engine.deliver(&mut self.inbox, &mut Wire(shared));
+        Ok(any)
+    }
+}
+
+fn read_tun(shared: &Arc<Shared>) -> io::Result<()> {
+    let mut outbound = Outbound::new();
+    loop {
+        let [_, stop] = ready(&[shared.tun.as_fd(), shared.stop.as_fd()], None)?;
+        if stop {
+            return Ok(());
+        }
+        outbound.burst(shared)?;
     }
 }
 
@@ -269,35 +382,13 @@ fn read_udp(shared: &Shared, sockets: &Sockets, which: Underlying) -> io::Result
         Underlying::V6 => &sockets.v6,
     };
     let Some(socket) = socket else { return Ok(()) };
-    let mut buffer = vec![0; MAX_PACKET];
-    let mut scratch = vec![0; SCRATCH];
-    let mut errors = 0;
+    let mut inbound = Inbound::new(shared.offloads);
     loop {
         let [_, replaced, stop] = ready(&[socket.as_fd(), sockets.stop.as_fd(), shared.stop.as_fd()], None)?;
         if replaced || stop {
             return Ok(());
         }
-        for _ in 0..BURST {
-            match rustix::net::recvfrom(socket, &mut buffer[..], RecvFlags::DONTWAIT) {
-                Ok((n, _, from)) => {
-                    errors = 0;
-                    if let Some(from) = from.and_then(|a| SocketAddr::try_from(a).ok()) {
-                        let datagram = &buffer[..n.min(MAX_PACKET)];
-                        shared.engine.handle_datagram(datagram, from, &mut scratch, &mut Wire(shared));
-                    }
-                }
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => {
-                    errors += 1;
-                    if errors > MAX_RECEIVE_ERRORS {
-                        return Err(e.into());
-                    }
-                    tracing::debug!(interface = shared.name, error = %e, "datagram not received");
-                    break;
-                }
-            }
-        }
+        inbound.burst(shared, socket)?;
     }
 }
 
@@ -326,7 +417,7 @@ fn run_timers(shared: &Arc<Shared>) -> io::Result<()> {
 
 impl Underlay for Arc<Shared> {
     fn bind(&self, port: u16) -> io::Result<()> {
-        let sockets = Arc::new(Sockets::bind(port, self.fwmark())?);
+        let sockets = Arc::new(Sockets::bind(port, self.fwmark(), self.offloads.vnet)?);
         let port = sockets.port;
         let mut receivers = lock(&self.receivers);
         let mut fresh = Vec::new();

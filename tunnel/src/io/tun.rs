@@ -1,5 +1,5 @@
 //! Opening a TUN device.
-#![allow(unsafe_code, reason = "TUNSETIFF is an ioctl that no safe wrapper covers")]
+#![allow(unsafe_code, reason = "ioctls of /dev/net/tun, which no safe wrapper covers")]
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -7,9 +7,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::libc;
 use rustix::fs::{Mode, OFlags, open};
 
+use crate::offload::{Offloads, vnet};
+
 mod ioctl {
     nix::ioctl_write_ptr_bad!(set_iff, nix::libc::TUNSETIFF, nix::libc::ifreq);
     nix::ioctl_write_int_bad!(set_persist, nix::libc::TUNSETPERSIST);
+    nix::ioctl_write_int_bad!(set_offload, nix::libc::TUNSETOFFLOAD);
+    nix::ioctl_write_ptr_bad!(set_header_size, nix::libc::TUNSETVNETHDRSZ, nix::libc::c_int);
 }
 
 /// Why an interface could not be opened.
@@ -50,8 +54,20 @@ pub(super) fn valid_name(name: &str) -> bool {
         && name != ".."
 }
 
-/// Creates the interface: layer 3, no packet information, gone with the descriptor, which does not block.
-pub(super) fn open_tun(name: &str) -> Result<OwnedFd, TunError> {
+/// What a kernel may be asked to leave to us, best first: UDP since Linux 6.2.
+///
+/// Not `TUN_F_TSO_ECN`: segments with CWR are rare, and the kernel makes them as the connection wants them.
+const WANTED: [(libc::c_uint, Offloads); 2] = [
+    (
+        libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+        Offloads::ALL,
+    ),
+    (libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6, Offloads { vnet: true, tcp: true, udp: false }),
+];
+
+/// Creates the interface: layer 3, no packet information, gone with the descriptor, which does not block. With `offload`,
+/// packets have a [`vnet::Header`] in front, and may be super-packets as far as this kernel has them; says which.
+pub(super) fn open_tun(name: &str, offload: bool) -> Result<(OwnedFd, Offloads), TunError> {
     if !valid_name(name) {
         return Err(TunError::Name { name: name.to_owned() });
     }
@@ -61,7 +77,8 @@ pub(super) fn open_tun(name: &str) -> Result<OwnedFd, TunError> {
     for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    let iff = libc::IFF_TUN | libc::IFF_NO_PI;
+    let vnet_hdr = if offload { libc::IFF_VNET_HDR } else { 0 };
+    let iff = libc::IFF_TUN | libc::IFF_NO_PI | vnet_hdr;
     let ifru_flags = libc::c_short::try_from(iff).expect("invariant: the flags fit a short");
     let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
     // SAFETY: `fd` is an open descriptor of /dev/net/tun, and `request` is a complete `ifreq` with a
@@ -78,5 +95,19 @@ pub(super) fn open_tun(name: &str) -> Result<OwnedFd, TunError> {
     // SAFETY: `fd` is attached to a TUN interface; the argument is a plain integer.
     unsafe { ioctl::set_persist(fd.as_raw_fd(), 0) }
         .map_err(|e| TunError::Create { name: name.to_owned(), source: e.into() })?;
-    Ok(fd)
+    if !offload {
+        return Ok((fd, Offloads::NONE));
+    }
+    let size = libc::c_int::try_from(vnet::LEN).expect("invariant: the header is short");
+    // SAFETY: `fd` is attached to a TUN interface, and `size` is an int that lives until the call returns.
+    unsafe { ioctl::set_header_size(fd.as_raw_fd(), &raw const size) }
+        .map_err(|e| TunError::Create { name: name.to_owned(), source: e.into() })?;
+    for (features, offloads) in WANTED {
+        let features = libc::c_int::try_from(features).expect("invariant: the features fit an int");
+        // SAFETY: `fd` is attached to a TUN interface; the argument is a plain integer.
+        if unsafe { ioctl::set_offload(fd.as_raw_fd(), features) }.is_ok() {
+            return Ok((fd, offloads));
+        }
+    }
+    Ok((fd, Offloads { vnet: true, tcp: false, udp: false }))
 }

@@ -1,8 +1,14 @@
 //! The UDP sockets of a device: one for IPv4 and one for IPv6, on the same port.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Stop;
@@ -19,15 +25,54 @@ pub(super) struct Sockets {
     pub(super) v6: Option<UdpSocket>,
     pub(super) port: u16,
     pub(super) stop: Stop,
+    /// Whether a train leaves in one call; not any more where a device cannot sum what it would cut.
+    trains: AtomicBool,
+}
+
+/// Datagrams of one source that lie in a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Received {
+    pub(super) from: SocketAddr,
+    /// Bytes of all.
+    pub(super) len: usize,
+    /// Bytes of each but the last.
+    pub(super) segment: usize,
+}
+
+/// Receives, without waiting, what the kernel has joined of one source: at most an IP packet full, which `buffer` holds.
+/// `control` has [`control_room`].
+pub(super) fn receive(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+    control: &mut Vec<u8>,
+) -> nix::Result<Option<Received>> {
+    let mut pieces = [IoSliceMut::new(buffer)];
+    let message =
+        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut pieces, Some(control), MsgFlags::MSG_DONTWAIT)?;
+    let len = message.bytes;
+    let segment = message.cmsgs()?.find_map(|c| match c {
+        ControlMessageOwned::UdpGroSegments(bytes) => usize::try_from(bytes).ok(),
+        _ => None,
+    });
+    let from = message.address.as_ref().and_then(|address| {
+        let v4 = address.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
+    });
+    Ok(from.map(|from| Received { from, len, segment: segment.unwrap_or(len) }))
+}
+
+/// Room for what the kernel says beside the datagrams.
+pub(super) fn control_room() -> Vec<u8> {
+    nix::cmsg_space!(i32)
 }
 
 impl Sockets {
     /// Binds a port, or any if it is 0, in the families that the host has.
-    pub(super) fn bind(port: u16, fwmark: u32) -> io::Result<Self> {
+    pub(super) fn bind(port: u16, fwmark: u32, offload: bool) -> io::Result<Self> {
         let attempts = if port == 0 { PORT_ATTEMPTS } else { 1 };
         let mut last = None;
         for _ in 0..attempts {
-            match Self::bind_once(port, fwmark) {
+            match Self::bind_once(port, fwmark, offload) {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = Some(e),
                 other => return other,
             }
@@ -35,7 +80,7 @@ impl Sockets {
         Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
     }
 
-    fn bind_once(port: u16, fwmark: u32) -> io::Result<Self> {
+    fn bind_once(port: u16, fwmark: u32, offload: bool) -> io::Result<Self> {
         let v4 = optional(bind_one(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), fwmark))?;
         let port = match &v4 {
             Some(socket) => socket.local_addr()?.port(),
@@ -47,7 +92,15 @@ impl Sockets {
             (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
             (Some(_), _) => port,
         };
-        Ok(Self { v4, v6, port, stop: Stop::new()? })
+        if offload {
+            for socket in v4.iter().chain(&v6) {
+                // Linux 5.0; without it each datagram comes by itself.
+                if let Err(e) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
+                    tracing::debug!(error = %e, "datagrams are received one by one");
+                }
+            }
+        }
+        Ok(Self { v4, v6, port, stop: Stop::new()?, trains: AtomicBool::new(offload) })
     }
 
     /// Sets the mark of packets sent from now on.
@@ -64,6 +117,35 @@ impl Sockets {
         match socket {
             Some(socket) => socket.send_to(datagram, to).map(|_| ()),
             None => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+}
+
+impl Sockets {
+    /// Sends datagrams that lie in a row, each of `segment` bytes but the last: in one call where the kernel can
+    /// (Linux 4.18). How many it took.
+    pub(super) fn send_train(&self, to: SocketAddr, datagrams: &[u8], segment: usize) -> usize {
+        let one_by_one = || datagrams.chunks(segment).filter(|d| self.send(to, d).is_ok()).count();
+        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
+        let (Some(socket), Ok(bytes)) = (socket, u16::try_from(segment)) else { return one_by_one() };
+        if datagrams.len() <= segment || !self.trains.load(Ordering::Relaxed) {
+            return one_by_one();
+        }
+        let address = SockaddrStorage::from(to);
+        let pieces = [IoSlice::new(datagrams)];
+        let control = [ControlMessage::UdpGsoSegments(&bytes)];
+        match sendmsg(socket.as_raw_fd(), &pieces, &control, MsgFlags::empty(), Some(&address)) {
+            Ok(_) => datagrams.len().div_ceil(segment),
+            Err(Errno::EIO) => {
+                // The device cannot sum what the kernel would cut.
+                if self.trains.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the underlay takes no trains of datagrams (EIO): sending one by one");
+                }
+                one_by_one()
+            }
+            // A datagram is longer than the path takes: by itself it is fragmented.
+            Err(Errno::EINVAL | Errno::EMSGSIZE) => one_by_one(),
+            Err(_) => 0,
         }
     }
 }

@@ -1,0 +1,259 @@
+//! From the underlay to the host.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+
+use super::peer::{Peer, TYPE_DATA};
+use super::{Engine, MAX_PACKET, SCRATCH, Sink, lock, read};
+use crate::counters::Counter;
+use crate::keys::PublicKey;
+use crate::offload::Offloads;
+use crate::offload::coalesce::Coalescer;
+use crate::packet;
+use crate::uapi::canonical;
+
+/// Bytes of an inbox: what four full calls of a socket bring; it stays in a second-level cache.
+const INBOX: usize = 4 * SCRATCH;
+/// WireGuard paper, section 6.1: a counter from here on is not accepted.
+pub(super) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Least bytes of a data message: header and tag.
+const LEAST_DATA: usize = 32;
+
+/// Decrypted packets that wait for [`Engine::deliver`].
+#[derive(Debug)]
+pub struct Inbox {
+    buffer: Vec<u8>,
+    used: usize,
+    coalescer: Coalescer,
+    /// What was decrypted in one go and has not been looked at.
+    fresh: Vec<Range<usize>>,
+    scratch: Vec<u8>,
+}
+
+impl Inbox {
+    /// An empty one, which joins packets as the offloads permit.
+    #[must_use]
+    pub fn new(offloads: Offloads) -> Self {
+        Self {
+            buffer: vec![0; INBOX],
+            used: 0,
+            coalescer: Coalescer::new(offloads),
+            fresh: Vec::new(),
+            scratch: vec![0; SCRATCH],
+        }
+    }
+
+    /// Whether it is time to deliver, though there may be more: half of it is full.
+    #[must_use]
+    pub const fn is_due(&self) -> bool {
+        self.used >= INBOX / 2
+    }
+}
+
+/// What became of the datagrams of one go.
+#[derive(Default)]
+struct Opened {
+    keepalives: u64,
+    malformed: u64,
+    refused: u64,
+    /// Bytes of those that authenticated.
+    bytes: usize,
+    authentic: bool,
+    confirmed: bool,
+}
+
+/// The receiver index of what may be a data message.
+fn data_receiver(datagram: &[u8]) -> Option<u32> {
+    let [kind, 0, 0, 0, i0, i1, i2, i3] = *datagram.first_chunk()? else { return None };
+    (kind == TYPE_DATA && (LEAST_DATA..=MAX_PACKET).contains(&datagram.len()))
+        .then_some(u32::from_le_bytes([i0, i1, i2, i3]))
+}
+
+fn counter_of(data: &[u8]) -> u64 {
+    data.get(8..).and_then(<[u8]>::first_chunk).map_or(u64::MAX, |b| u64::from_le_bytes(*b))
+}
+
+impl Engine {
+    /// Handles datagrams from one source on the underlay, which lie in a row, each of `segment` bytes but the last.
+    ///
+    /// Packets for the host lie in `inbox` until [`Engine::deliver`], which is called here only when it is full.
+    pub fn handle_datagrams(
+        &self,
+        datagrams: &[u8],
+        segment: usize,
+        from: SocketAddr,
+        inbox: &mut Inbox,
+        sink: &mut impl Sink,
+    ) {
+        let from = canonical(from);
+        let segment = segment.max(1);
+        if datagrams.is_empty() {
+            return self.counters.add(Counter::Malformed);
+        }
+        let mut rest = datagrams;
+        while !rest.is_empty() {
+            let first = &rest[..segment.min(rest.len())];
+            let taken = if let Some(receiver) = data_receiver(first) {
+                let same = rest.chunks(segment).take_while(|d| data_receiver(d) == Some(receiver));
+                let taken = same.map(<[u8]>::len).sum();
+                self.handle_data(&rest[..taken], segment, receiver, from, inbox, sink);
+                taken
+            } else {
+                self.handle_other(first, from, &mut inbox.scratch, sink);
+                first.len()
+            };
+            rest = &rest[taken..];
+        }
+    }
+
+    /// Handles a datagram that is not data.
+    fn handle_other(&self, datagram: &[u8], from: SocketAddr, scratch: &mut [u8], sink: &mut impl Sink) {
+        if datagram.len() > MAX_PACKET {
+            return self.counters.add(Counter::Malformed);
+        }
+        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else {
+            return self.counters.add(Counter::Malformed);
+        };
+        let Some(identity) = read(&self.identity).clone() else {
+            return self.counters.add(Counter::NoKey);
+        };
+        match packet {
+            Packet::HandshakeInit(ref init) => {
+                if !self.admit(&identity, datagram, from, scratch, sink) {
+                    return;
+                }
+                let Ok(half) = parse_handshake_anon(&identity.private, &identity.public, init) else {
+                    return self.counters.add(Counter::ReplayOrAuth);
+                };
+                let key = PublicKey::new(half.peer_static_public);
+                let Some(peer) = read(&self.registry).by_key.get(&key).cloned() else {
+                    return self.counters.add(Counter::UnknownPeer);
+                };
+                self.handle_initiation(&peer, datagram, from, scratch, sink);
+            }
+            Packet::HandshakeResponse(ref response) => {
+                if self.admit(&identity, datagram, from, scratch, sink)
+                    && let Some(peer) = self.by_receiver(response.receiver_idx, 1)
+                {
+                    self.handle_response(&peer, datagram, from, scratch, sink);
+                }
+            }
+            Packet::PacketCookieReply(ref cookie) => {
+                if let Some(peer) = self.by_receiver(cookie.receiver_idx, 1) {
+                    self.handle_cookie(&peer, datagram, scratch);
+                }
+            }
+            // Data is told apart before.
+            Packet::PacketData(_) => self.counters.add(Counter::Malformed),
+        }
+    }
+
+    /// Decrypts data of one session.
+    fn handle_data(
+        &self,
+        datagrams: &[u8],
+        segment: usize,
+        receiver: u32,
+        from: SocketAddr,
+        inbox: &mut Inbox,
+        sink: &mut impl Sink,
+    ) {
+        let count = datagrams.len().div_ceil(segment) as u64;
+        if read(&self.identity).is_none() {
+            return self.counters.add_many(Counter::NoKey, count);
+        }
+        let spent = |d: &[u8]| counter_of(d) >= REJECT_AFTER_MESSAGES;
+        let refused = datagrams.chunks(segment).filter(|d| spent(d)).count() as u64;
+        self.counters.add_many(Counter::ReplayOrAuth, refused);
+        if refused == count {
+            return;
+        }
+        let Some(peer) = self.by_receiver(receiver, count - refused) else { return };
+        if inbox.buffer.len() - inbox.used < datagrams.len() {
+            self.deliver(inbox, sink);
+        }
+        let mut opened = Opened::default();
+        let mut inner = lock(&peer.inner);
+        for datagram in datagrams.chunks(segment).filter(|d| !spent(d)) {
+            match inner.decapsulate(datagram, &mut inbox.buffer[inbox.used..]) {
+                Some(TunnResult::Done) => opened.keepalives += 1,
+                Some(TunnResult::WriteToTunnelV4(p, _) | TunnResult::WriteToTunnelV6(p, _)) => {
+                    let end = inbox.used + p.len();
+                    inbox.fresh.push(inbox.used..end);
+                    inbox.used = end;
+                }
+                // `Tunn` says so only of what it has decrypted: the outer header has been parsed before.
+                Some(TunnResult::Err(WireGuardError::InvalidPacket)) => opened.malformed += 1,
+                None | Some(TunnResult::Err(_) | TunnResult::WriteToNetwork(_)) => {
+                    opened.refused += 1;
+                    continue;
+                }
+            }
+            opened.authentic = true;
+            opened.bytes += datagram.len();
+            opened.confirmed |= inner.confirm(receiver);
+        }
+        if opened.authentic {
+            self.roam(&mut inner, from);
+        }
+        drop(inner);
+        peer.add_rx(opened.bytes);
+        self.counters.add_many(Counter::KeepaliveReceived, opened.keepalives);
+        self.counters.add_many(Counter::Malformed, opened.malformed);
+        self.counters.add_many(Counter::ReplayOrAuth, opened.refused);
+        self.accept(&peer, inbox);
+        if opened.confirmed {
+            self.handshake_done(&peer, &mut inbox.scratch, sink);
+        }
+    }
+
+    /// Of what was decrypted, keeps what its peer may say.
+    fn accept(&self, peer: &Arc<Peer>, inbox: &mut Inbox) {
+        if inbox.fresh.is_empty() {
+            return;
+        }
+        let routes = read(&self.routes);
+        let mut last = None;
+        for at in inbox.fresh.drain(..) {
+            let Some(header) = packet::parse(&inbox.buffer[at.clone()]) else {
+                self.counters.add(Counter::Malformed);
+                continue;
+            };
+            // Most have the source of the one before.
+            let owned = match last {
+                Some((source, owned)) if source == header.source => owned,
+                _ => routes.lookup(header.source).is_some_and(|owner| owner.id == peer.id),
+            };
+            last = Some((header.source, owned));
+            if owned {
+                inbox.coalescer.push(&inbox.buffer, at.start..at.start + header.len);
+            } else {
+                self.counters.add(Counter::WrongSource);
+            }
+        }
+    }
+
+    /// Hands to the host what lies in the inbox.
+    pub fn deliver(&self, inbox: &mut Inbox, sink: &mut impl Sink) {
+        inbox.coalescer.drain(&mut inbox.buffer, |header, pieces, count| {
+            let taken = sink.write_tun(header, pieces).is_ok();
+            let counter = if taken { Counter::DataDelivered } else { Counter::TunWrite };
+            self.counters.add_many(counter, count as u64);
+        });
+        inbox.used = 0;
+    }
+
+    /// The peer that `count` datagrams are for, by their receiver index.
+    fn by_receiver(&self, receiver: u32, count: u64) -> Option<Arc<Peer>> {
+        let peer = read(&self.registry).by_index.get(&(receiver >> 8)).cloned();
+        if peer.is_none() {
+            self.counters.add_many(Counter::UnknownSession, count);
+        }
+        peer
+    }
+}

@@ -1,0 +1,172 @@
+//! From the host to the underlay.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::peer::{Encapsulated, Peer, PeerInner};
+use super::{Engine, SCRATCH, Sink, lock, read};
+use crate::counters::Counter;
+use crate::offload::split::{self, Plan, Segments};
+use crate::offload::train::Yard;
+use crate::offload::vnet::Header;
+use crate::packet;
+
+/// Bytes of an outbox: three full super-packets as they leave; it stays in a second-level cache.
+const OUTBOX: usize = 4 * SCRATCH;
+/// What WireGuard adds to a packet.
+const OVERHEAD: usize = 32;
+/// Bytes of an initiation, which may be what a packet becomes.
+const INITIATION: usize = 148;
+/// Padding reaches a multiple of this.
+const PADDING: usize = 16;
+
+/// Encrypted datagrams that wait for [`Engine::flush`].
+#[derive(Debug)]
+pub struct Outbox(Yard<Owner>);
+
+/// Whose a train is, and what its datagrams count as.
+#[derive(Clone)]
+struct Owner(Arc<Peer>, Counter);
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id && self.1 == other.1
+    }
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.0.public_key, self.1)
+    }
+}
+
+impl Outbox {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Yard::new(OUTBOX))
+    }
+
+    /// Whether it is time to send, though there may be more: half of it is full.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.0.waiting() >= OUTBOX / 2
+    }
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is encrypted of one packet of the host.
+enum Cut {
+    Whole(Option<usize>),
+    Segments(Segments),
+}
+
+impl Cut {
+    fn next_in(&mut self, buffer: &mut [u8]) -> Option<Range<usize>> {
+        match self {
+            Self::Whole(len) => len.take().map(|len| 0..len),
+            Self::Segments(segments) => segments.next_in(buffer),
+        }
+    }
+
+    fn longest(&self) -> usize {
+        match self {
+            Self::Whole(len) => len.unwrap_or_default(),
+            Self::Segments(segments) => segments.longest(),
+        }
+    }
+
+    fn remaining(&self) -> usize {
+        match self {
+            Self::Whole(len) => usize::from(len.is_some()),
+            Self::Segments(segments) => segments.remaining(),
+        }
+    }
+}
+
+impl Engine {
+    /// Encrypts what the host wants sent: one packet, or a super-packet that `header` tells how to cut.
+    ///
+    /// `buffer[..len]` is the packet; all of `buffer` may be overwritten. What goes to the underlay lies in `outbox` until
+    /// [`Engine::flush`], which is called here only when it is full.
+    pub fn handle_tun_packet(
+        &self,
+        header: &Header,
+        buffer: &mut [u8],
+        len: usize,
+        outbox: &mut Outbox,
+        sink: &mut impl Sink,
+    ) {
+        let planned = buffer.get_mut(..len).and_then(|p| split::plan(header, p));
+        let (Some(plan), Some(parsed)) = (planned, buffer.get(..len).and_then(packet::parse)) else {
+            return self.counters.add(Counter::Malformed);
+        };
+        let mut cut = match plan {
+            Plan::Whole(len) => Cut::Whole(Some(len)),
+            Plan::Segments(segments) => Cut::Segments(segments),
+        };
+        let Some(peer) = read(&self.routes).lookup(parsed.destination).cloned() else {
+            return self.counters.add_many(Counter::NoPeer, cut.remaining() as u64);
+        };
+        let needed = (cut.longest() + PADDING + OVERHEAD).max(INITIATION);
+        while cut.remaining() > 0 {
+            // Not with the lock held: sending may wait.
+            if outbox.0.room().len() < needed {
+                self.flush(outbox, sink);
+            }
+            let mut inner = lock(&peer.inner);
+            while outbox.0.room().len() >= needed {
+                let Some(at) = cut.next_in(buffer) else { break };
+                self.encrypt(&peer, &mut inner, buffer, at, outbox);
+            }
+        }
+    }
+
+    /// Encrypts `buffer[at]` into the outbox. What lies behind it in `buffer` stays as it is.
+    fn encrypt(
+        &self,
+        peer: &Arc<Peer>,
+        inner: &mut PeerInner,
+        buffer: &mut [u8],
+        at: Range<usize>,
+        outbox: &mut Outbox,
+    ) {
+        let padded = packet::padded_len(at.len(), self.mtu.load(Ordering::Relaxed));
+        let end = (at.start + padded).min(buffer.len());
+        let padding = at.end..end;
+        let mut behind = [0; PADDING];
+        let behind = &mut behind[..padding.len()];
+        behind.copy_from_slice(&buffer[padding.clone()]);
+        buffer[padding.clone()].fill(0);
+        let outcome = inner.encapsulate(&buffer[at.start..end], outbox.0.room());
+        buffer[padding].copy_from_slice(behind);
+        let owner = |counter| Owner(Arc::clone(peer), counter);
+        match outcome {
+            Encapsulated::Send(to, n) => outbox.0.commit(to, &owner(Counter::DataSent), n),
+            Encapsulated::Queued(Some((to, n))) => {
+                outbox.0.commit(to, &owner(Counter::InitiationSent), n);
+            }
+            Encapsulated::Queued(None) => {}
+            Encapsulated::Dropped(counter) => self.counters.add(counter),
+        }
+    }
+
+    /// Sends what lies in the outbox.
+    pub fn flush(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
+        outbox.0.drain(|train, datagrams| {
+            let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
+            let Owner(peer, counter) = &train.owner;
+            peer.add_tx((sent * train.segment).min(datagrams.len()));
+            self.counters.add_many(*counter, sent as u64);
+            if sent < train.count {
+                self.counters.add_many(Counter::UdpSend, (train.count - sent) as u64);
+            }
+        });
+    }
+}
