@@ -1,5 +1,6 @@
 //! Descriptors and threads. Nothing here decides about a packet.
 
+mod carry;
 pub mod device;
 mod link;
 mod listen;
@@ -33,6 +34,12 @@ impl Stop {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
+    /// Takes the flag down again, for who waits for events.
+    pub(crate) fn lower(&self) {
+        // Fails only if it is down.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+
     /// Whether the flag is up.
     #[must_use]
     pub fn is_raised(&self) -> bool {
@@ -54,7 +61,15 @@ impl AsFd for Stop {
 
 /// Waits until one of the descriptors can be read (or has failed), at most `timeout`; says which.
 fn ready<const N: usize>(fds: &[BorrowedFd<'_>; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
-    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    ready_for(&fds.map(|fd| (fd, PollFlags::IN)), timeout)
+}
+
+/// As [`ready`], for whatever each descriptor is asked for.
+fn ready_for<const N: usize>(
+    fds: &[(BorrowedFd<'_>, PollFlags); N],
+    timeout: Option<Duration>,
+) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
     let timeout = timeout.map(|t| Timespec::try_from(t).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));
     match poll(&mut polled, timeout.as_ref()) {
         Ok(_) => Ok(polled.each_ref().map(|p| !p.revents().is_empty())),

@@ -1,10 +1,9 @@
 //! One running device: its descriptors, its threads, its end.
 //!
-//! Threads: one reads TUN, one per UDP socket, one runs timers, one accepts clients, one per client. All wait
-//! for their descriptor and for the stop flag. The first that fails raises the flag and leaves the cause.
+//! Threads: one carries packets ([`carry`](super::carry)), one runs timers, one accepts clients, one per client. All wait
+//! for their descriptors and for the stop flag. The first that fails raises the flag and leaves the cause.
 
-use std::io::{self, IoSlice};
-use std::net::{SocketAddr, UdpSocket};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,25 +11,18 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-
+use super::carry::{self, Wire};
 use super::listen::{ListenError, Listener};
 use super::tun::{TunError, open_tun};
-use super::udp::{self, Sockets};
+use super::udp::Sockets;
 use super::{Stop, link, ready, server};
-use crate::counters::Counter;
-use crate::engine::{Engine, Inbox, MAX_PACKET, Outbox, SCRATCH, Sink, Underlay, lock, read, write};
-use crate::offload::coalesce::MAX_RUN;
-use crate::offload::{Offloads, vnet};
+use crate::engine::{Engine, MAX_PACKET, SCRATCH, Underlay, lock, read, write};
+use crate::offload::Offloads;
 
 /// How often timers run; boringtun asks for at least every 250 ms.
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two looks at the MTU and at the socket's path.
 const TICKS_PER_LOOK: u32 = 10;
-/// Packets handled before a thread looks at the stop flag again.
-const BURST: usize = 64;
-/// Failing receives in a row after which a socket is given up.
-const MAX_RECEIVE_ERRORS: u32 = 1000;
 
 /// What a device is made of.
 #[derive(Clone, Debug)]
@@ -91,11 +83,12 @@ pub(super) struct Shared {
     pub(super) stats: Listener,
     pub(super) stop: Stop,
     index: u32,
-    tun: OwnedFd,
-    offloads: Offloads,
-    sockets: RwLock<Option<Arc<Sockets>>>,
+    pub(super) tun: OwnedFd,
+    pub(super) offloads: Offloads,
+    pub(super) sockets: RwLock<Option<Arc<Sockets>>>,
+    /// Raised when `sockets` are others.
+    pub(super) rebound: Stop,
     fwmark: AtomicU32,
-    receivers: Mutex<Vec<JoinHandle<()>>>,
     failure: Mutex<Option<String>>,
 }
 
@@ -135,13 +128,13 @@ impl Device {
             tun,
             offloads,
             sockets: RwLock::new(None),
+            rebound: Stop::new().map_err(resources)?,
             fwmark: AtomicU32::new(0),
-            receivers: Mutex::new(Vec::new()),
             failure: Mutex::new(None),
         });
         let mut device = Self { shared, threads: Vec::new() };
         let bodies: [(&str, Body); 3] =
-            [("tun", read_tun), ("timers", run_timers), ("accept", server::serve)];
+            [("carry", carry::run), ("timers", run_timers), ("accept", server::serve)];
         for (what, body) in bodies {
             let thread = spawn(&device.shared, what, move |shared| body(&shared)).map_err(resources)?;
             device.threads.push(thread);
@@ -172,8 +165,6 @@ impl Drop for Device {
         for thread in self.threads.drain(..) {
             join(thread);
         }
-        let receivers = std::mem::take(&mut *lock(&self.shared.receivers));
-        receivers.into_iter().for_each(join);
         // Client threads see the flag at once. The last one to let go removes interface and sockets.
         let deadline = Instant::now() + Duration::from_secs(1);
         while Arc::strong_count(&self.shared) > 1 && Instant::now() < deadline {
@@ -228,170 +219,6 @@ fn spawn(
     })
 }
 
-/// Hands packets to the descriptors.
-struct Wire<'a>(&'a Shared);
-
-impl Sink for Wire<'_> {
-    fn send_datagram(&mut self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        let sockets = read(&self.0.sockets).clone();
-        sockets.ok_or(io::ErrorKind::NotConnected)?.send(to, datagram)
-    }
-
-    fn send_train(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> usize {
-        let sockets = read(&self.0.sockets).clone();
-        sockets.map_or(0, |sockets| sockets.send_train(to, datagrams, segment))
-    }
-
-    fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> io::Result<()> {
-        let header = header.encode();
-        let mut all = [IoSlice::new(&[]); MAX_RUN + 1];
-        all[0] = IoSlice::new(&header);
-        for (to, from) in all[1..].iter_mut().zip(pieces) {
-            *to = IoSlice::new(from);
-        }
-        let first = usize::from(!self.0.offloads.vnet);
-        rustix::io::writev(&self.0.tun, &all[first..=pieces.len()])?;
-        Ok(())
-    }
-}
-
-/// What it takes to send.
-struct Outbound {
-    /// The header, then the packet.
-    frame: Vec<u8>,
-    outbox: Outbox,
-}
-
-impl Outbound {
-    fn new() -> Self {
-        Self { frame: vec![0; vnet::LEN + MAX_PACKET], outbox: Outbox::new() }
-    }
-
-    /// Sends what the host has, up to a burst; whether there was anything.
-    fn burst(&mut self, shared: &Shared) -> io::Result<bool> {
-        let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
-        let mut any = false;
-        for _ in 0..BURST {
-            match rustix::io::read(&shared.tun, &mut self.frame) {
-                Ok(n) => {
-                    any = true;
-                    let header = if at == 0 {
-                        Some(vnet::Header::PLAIN)
-                    } else {
-                        self.frame.first_chunk().and_then(vnet::Header::decode)
-                    };
-                    let packet = &mut self.frame[at..];
-                    let (Some(header), Some(len)) = (header, n.checked_sub(at)) else {
-                        shared.engine.counters().add(Counter::Malformed);
-                        continue;
-                    };
-                    shared.engine.handle_tun_packet(
-                        &header,
-                        packet,
-                        len,
-                        &mut self.outbox,
-                        &mut Wire(shared),
-                    );
-                    if self.outbox.is_due() {
-                        break;
-                    }
-                }
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::BADFD) => return Err(io::Error::other("the interface was deleted")),
-                Err(e) => return Err(e.into()),
-            }
-        }
-        shared.engine.flush(&mut self.outbox, &mut Wire(shared));
-        Ok(any)
-    }
-}
-
-/// What it takes to receive.
-struct Inbound {
-    datagrams: Vec<u8>,
-    control: Vec<u8>,
-    inbox: Inbox,
-    errors: u32,
-}
-
-impl Inbound {
-    fn new(offloads: Offloads) -> Self {
-        Self {
-            datagrams: vec![0; MAX_PACKET],
-            control: udp::control_room(),
-            inbox: Inbox::new(offloads),
-            errors: 0,
-        }
-    }
-
-    /// Receives what a socket has, up to a burst; whether there was anything.
-    fn burst(&mut self, shared: &Shared, socket: &UdpSocket) -> io::Result<bool> {
-        let mut any = false;
-        for _ in 0..BURST {
-            match udp::receive(socket, &mut self.datagrams, &mut self.control) {
-                Ok(received) => {
-                    any = true;
-                    self.errors = 0;
-                    let Some(udp::Received { from, len, segment }) = received else { continue };
-                    let datagrams = &self.datagrams[..len.min(MAX_PACKET)];
-                    let engine = &shared.engine;
-                    engine.handle_datagrams(datagrams, segment, from, &mut self.inbox, &mut Wire(shared));
-                    if self.inbox.is_due() {
-                        break;
-                    }
-                }
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => {}
-                Err(e) => {
-                    self.errors += 1;
-                    if self.errors > MAX_RECEIVE_ERRORS {
-                        return Err(e.into());
-                    }
-                    tracing::debug!(interface = shared.name, error = %e, "datagram not received");
-                    break;
-                }
-            }
-        }
-        shared.engine.deliver(&mut self.inbox, &mut Wire(shared));
-        Ok(any)
-    }
-}
-
-fn read_tun(shared: &Arc<Shared>) -> io::Result<()> {
-    let mut outbound = Outbound::new();
-    loop {
-        let [_, stop] = ready(&[shared.tun.as_fd(), shared.stop.as_fd()], None)?;
-        if stop {
-            return Ok(());
-        }
-        outbound.burst(shared)?;
-    }
-}
-
-/// Which of the two sockets a thread reads.
-#[derive(Clone, Copy)]
-enum Underlying {
-    V4,
-    V6,
-}
-
-fn read_udp(shared: &Shared, sockets: &Sockets, which: Underlying) -> io::Result<()> {
-    let socket = match which {
-        Underlying::V4 => &sockets.v4,
-        Underlying::V6 => &sockets.v6,
-    };
-    let Some(socket) = socket else { return Ok(()) };
-    let mut inbound = Inbound::new(shared.offloads);
-    loop {
-        let [_, replaced, stop] = ready(&[socket.as_fd(), sockets.stop.as_fd(), shared.stop.as_fd()], None)?;
-        if replaced || stop {
-            return Ok(());
-        }
-        inbound.burst(shared, socket)?;
-    }
-}
-
 fn run_timers(shared: &Arc<Shared>) -> io::Result<()> {
     let mut scratch = vec![0; SCRATCH];
     let mut ticks = 0u32;
@@ -419,25 +246,10 @@ impl Underlay for Arc<Shared> {
     fn bind(&self, port: u16) -> io::Result<()> {
         let sockets = Arc::new(Sockets::bind(port, self.fwmark(), self.offloads.vnet)?);
         let port = sockets.port;
-        let mut receivers = lock(&self.receivers);
-        let mut fresh = Vec::new();
-        for (what, which) in [("udp4", Underlying::V4), ("udp6", Underlying::V6)] {
-            let mine = Arc::clone(&sockets);
-            match spawn(self, what, move |shared| read_udp(&shared, &mine, which)) {
-                Ok(thread) => fresh.push(thread),
-                Err(e) => {
-                    sockets.stop.raise();
-                    fresh.into_iter().for_each(join);
-                    return Err(e);
-                }
-            }
-        }
         let old = write(&self.sockets).replace(sockets);
-        let threads = std::mem::replace(&mut *receivers, fresh);
+        self.rebound.raise();
         if let Some(old) = old {
-            old.stop.raise();
-            threads.into_iter().for_each(join);
-            // A sender may hold the old sockets for one more packet. Their port must be free when we answer.
+            // Whoever carries packets holds the old ones for one more burst. Their port must be free when we answer.
             let deadline = Instant::now() + Duration::from_millis(100);
             while Arc::strong_count(&old) > 1 && Instant::now() < deadline {
                 std::thread::yield_now();

@@ -11,20 +11,20 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Stop;
-
 /// Room for about 60 ms of a 1 Gbit/s stream while the receiving thread waits for a processor.
-const BUFFER: usize = 8 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// Room for what waits in queues of the uplink; the kernel doubles it. A socket is writable with half of it free, and that
+/// holds a burst with the kernel's own overhead: so who waits for it is never kept waiting by a send.
+const SEND_BUFFER: usize = 1 << 20;
 /// Attempts to find a port that is free in both families.
 const PORT_ATTEMPTS: usize = 32;
 
-/// Sockets bound to one port, and the flag that ends the threads which read them.
+/// Sockets bound to one port.
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub(super) v4: Option<UdpSocket>,
     pub(super) v6: Option<UdpSocket>,
     pub(super) port: u16,
-    pub(super) stop: Stop,
     /// Whether a train leaves in one call; not any more where a device cannot sum what it would cut.
     trains: AtomicBool,
 }
@@ -100,7 +100,7 @@ impl Sockets {
                 }
             }
         }
-        Ok(Self { v4, v6, port, stop: Stop::new()?, trains: AtomicBool::new(offload) })
+        Ok(Self { v4, v6, port, trains: AtomicBool::new(offload) })
     }
 
     /// Sets the mark of packets sent from now on.
@@ -167,10 +167,12 @@ fn bind_one(addr: SocketAddr, fwmark: u32) -> io::Result<UdpSocket> {
         socket.set_only_v6(true)?;
     }
     // The forced sizes pass the host's limits and need CAP_NET_ADMIN; the plain ones are capped by them.
-    if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
-        socket.set_recv_buffer_size(BUFFER)?;
+    if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     }
-    socket.set_send_buffer_size(BUFFER)?;
+    if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+    }
     if fwmark != 0 {
         socket.set_mark(fwmark)?;
     }
