@@ -172,6 +172,8 @@ impl Keys {
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Program {
     Ours,
+    /// Ours with `--offload off`.
+    OursPlain,
     WireguardGo,
 }
 
@@ -226,6 +228,7 @@ impl Node {
     pub(crate) fn spawn(&self, arguments: &str) -> Proc {
         let program = match self.program {
             Program::Ours => env!("CARGO_BIN_EXE_mesh-tunnel").to_owned() + " --log json",
+            Program::OursPlain => env!("CARGO_BIN_EXE_mesh-tunnel").to_owned() + " --log json --offload off",
             Program::WireguardGo => "/usr/bin/wireguard-go -f".to_owned(),
         };
         if self.program == Program::WireguardGo {

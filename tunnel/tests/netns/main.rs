@@ -6,5 +6,6 @@ mod configuration;
 mod interop;
 mod lab;
 mod lifecycle;
+mod offload;
 mod peers;
 mod traffic;

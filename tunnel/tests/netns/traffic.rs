@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::lab::{Lab, Node, Ns, PORT, Stream, eventually};
 
 /// Bytes that repeat only after a long time, so that a lost, doubled or moved piece shows.
-fn pattern(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let word = || {
         state ^= state << 13;
@@ -18,7 +18,7 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     std::iter::repeat_with(word).flatten().take(len).collect()
 }
 
-fn tcp_both_ways(client: &Ns, server: &Ns, at: SocketAddr, bytes: usize) {
+pub(crate) fn tcp_both_ways(client: &Ns, server: &Ns, at: SocketAddr, bytes: usize) {
     let listener = server.within(move || TcpListener::bind(at).unwrap());
     let serve = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
