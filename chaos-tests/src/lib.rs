@@ -14,6 +14,7 @@
 
 pub mod bench_cni;
 pub mod bench_datapath;
+pub mod bench_tunnel;
 pub mod bench_watch;
 pub mod binaries;
 pub mod cluster;

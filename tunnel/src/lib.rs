@@ -7,13 +7,25 @@
 //! ```text
 //!   wg, agent ──► io::server ──► uapi::parse ──► state::State::apply ──► Changes ─┐
 //!                                                                                 ▼
-//!   TUN ──► io::device ──► engine::Engine::handle_tun_packet ──► Sink::send_datagram ──► UDP
-//!   UDP ──► io::device ──► engine::Engine::handle_datagram  ──► Sink::write_tun ──► TUN
+//!   TUN ──► io::carry ──► split ──► engine::Engine::handle_tun_packet ──► Outbox ──► Sink::send_train ──► UDP
+//!   UDP ──► io::carry ──► engine::Engine::handle_datagrams ──► Inbox, coalesce ──► Sink::write_tun ──► TUN
 //! ```
 //!
 //! [`engine`] knows neither sockets nor threads: it is handed packets and hands packets to a
 //! [`engine::Sink`], so tests and fuzz targets run it in memory. [`io`] owns descriptors and threads and
 //! takes no decision about a packet.
+//!
+//! # Many at a time
+//!
+//! System calls and the host's stack cost more than the cipher, so packets cross descriptors in bulk: the host hands over
+//! TCP and UDP payload of up to 64 KiB under one header and leaves the checksum to us ([`offload::split`]), datagrams of a
+//! peer leave and arrive as trains ([`offload::train`]), and what was decrypted is joined again before it is written
+//! ([`offload::coalesce`]). Segments are what the host's own kernel would have made, so the peer may be anybody. What a
+//! kernel does not have is not used: UDP on TUN needs Linux 6.2, trains need 4.18 to leave and 5.0 to arrive; a train
+//! that a device or path refuses is sent one by one. `--offload off` does without all of it.
+//!
+//! One thread carries both directions of a device ([`io`]). Memory: 0.8 MiB of buffers for each device, the same for any number of
+//! peers; a peer without a session keeps at most 256 packets.
 //!
 //! # What `Tunn` does not do, and what follows
 //!

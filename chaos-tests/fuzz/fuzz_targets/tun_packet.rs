@@ -1,4 +1,5 @@
-//! Any bytes from the TUN device. Only well-formed packets for a peer are sent, and the peer gets them intact.
+//! Any bytes from the TUN device, with any header before them. Only well-formed packets for a peer are sent, and the peer
+//! gets what the kernel would have made of them.
 #![no_main]
 
 #[path = "tunnel_common.rs"]
@@ -9,27 +10,38 @@ use std::cell::RefCell;
 
 use boringtun::noise::TunnResult;
 use libfuzzer_sys::fuzz_target;
-use tunnel::engine::MAX_PACKET;
-use tunnel_common::{Out, Pair};
+use tunnel::engine::{MAX_PACKET, Outbox};
+use tunnel::offload::vnet::{Header, LEN};
+use tunnel_common::{Out, Pair, cut};
 
 thread_local! {
-    static STATE: RefCell<(Pair, Vec<u8>)> = RefCell::new((Pair::connected(), vec![0; MAX_PACKET]));
+    static STATE: RefCell<(Pair, Outbox, Vec<u8>)> =
+        RefCell::new((Pair::connected(), Outbox::new(), vec![0; MAX_PACKET]));
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    STATE.with_borrow_mut(|(pair, buffer)| {
+    // Half of them without anything to cut, so that plain packets are met often.
+    let Some((first, rest)) = bytes.split_first_chunk::<LEN>() else { return };
+    let (header, bytes) =
+        if first[0] & 0x80 == 0 { (Header::decode(first), rest) } else { (Some(Header::PLAIN), bytes) };
+    let Some(header) = header else { return };
+    STATE.with_borrow_mut(|(pair, outbox, buffer)| {
         let len = bytes.len().min(buffer.len());
         buffer[..len].copy_from_slice(&bytes[..len]);
         let mut out = Out::default();
-        pair.engine.handle_tun_packet(buffer, len, &mut pair.scratch, &mut out);
-        let Some((_, datagram)) = out.udp.first() else { return };
-        let header = tunnel::packet::parse(&bytes[..len]).expect("a malformed packet was sent");
-        let mut plain = vec![0; datagram.len()];
-        match pair.tunn.decapsulate(None, datagram, &mut plain) {
-            TunnResult::WriteToTunnelV4(p, _) | TunnResult::WriteToTunnelV6(p, _) => {
-                assert_eq!(p, &bytes[..header.len]);
+        pair.engine.handle_tun_packet(&header, buffer, len, outbox, &mut out);
+        pair.engine.flush(outbox, &mut out);
+        let made = cut(&header, bytes[..len].to_vec()).unwrap_or_default();
+        assert!(out.udp.is_empty() || out.udp.len() == made.len());
+        for ((_, datagram), made) in out.udp.iter().zip(made) {
+            let header = tunnel::packet::parse(&made).expect("a malformed packet was sent");
+            let mut plain = vec![0; datagram.len()];
+            match pair.tunn.decapsulate(None, datagram, &mut plain) {
+                TunnResult::WriteToTunnelV4(p, _) | TunnResult::WriteToTunnelV6(p, _) => {
+                    assert_eq!(p, &made[..header.len]);
+                }
+                other => panic!("the peer did not understand: {other:?}"),
             }
-            other => panic!("the peer did not understand: {other:?}"),
         }
     });
 });

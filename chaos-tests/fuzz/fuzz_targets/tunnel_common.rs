@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
-use tunnel::engine::{Engine, SCRATCH, Sink, Underlay};
+use tunnel::engine::{Engine, Inbox, Sink, Underlay};
+use tunnel::offload::split::{self, Plan};
+use tunnel::offload::{Offloads, vnet};
 use tunnel::uapi::{self, Request};
 
 /// The port is the only thing that these targets have of an underlay.
@@ -40,9 +42,24 @@ impl Sink for Out {
         self.udp.push((to, datagram.to_vec()));
         Ok(())
     }
-    fn write_tun(&mut self, packet: &[u8]) -> std::io::Result<()> {
-        self.tun.push(packet.to_vec());
+    fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> std::io::Result<()> {
+        self.tun.extend(cut(header, pieces.concat()).expect("what is delivered in one piece can be cut"));
         Ok(())
+    }
+}
+
+/// The packets that a kernel would make of a super-packet.
+#[must_use]
+pub fn cut(header: &vnet::Header, mut packet: Vec<u8>) -> Option<Vec<Vec<u8>>> {
+    match split::plan(header, &mut packet)? {
+        Plan::Whole(len) => Some(vec![packet[..len].to_vec()]),
+        Plan::Segments(mut segments) => {
+            let mut made = Vec::new();
+            while let Some(at) = segments.next_in(&mut packet) {
+                made.push(packet[at].to_vec());
+            }
+            Some(made)
+        }
     }
 }
 
@@ -50,7 +67,7 @@ pub struct Pair {
     pub engine: Engine,
     pub net: Net,
     pub tunn: Tunn,
-    pub scratch: Vec<u8>,
+    pub inbox: Inbox,
 }
 
 pub fn peer_addr() -> SocketAddr {
@@ -80,7 +97,7 @@ impl Pair {
         );
         set(&engine, &net, &lines);
         let tunn = Tunn::new(theirs, x25519::PublicKey::from(&ours), None, None, 1, None);
-        let mut pair = Self { engine, net, tunn, scratch: vec![0; SCRATCH] };
+        let mut pair = Self { engine, net, tunn, inbox: Inbox::new(Offloads::ALL) };
         let mut buf = vec![0; 2048];
         let TunnResult::WriteToNetwork(initiation) = pair.tunn.format_handshake_initiation(&mut buf, false) else {
             unreachable!("invariant: a new Tunn starts a handshake")
@@ -97,7 +114,8 @@ impl Pair {
 
     pub fn receive(&mut self, datagram: &[u8]) -> Out {
         let mut out = Out::default();
-        self.engine.handle_datagram(datagram, peer_addr(), &mut self.scratch, &mut out);
+        self.engine.handle_datagrams(datagram, datagram.len(), peer_addr(), &mut self.inbox, &mut out);
+        self.engine.deliver(&mut self.inbox, &mut out);
         out
     }
 

@@ -68,9 +68,9 @@ enum Verb {
     Reap,
     /// Measures.
     Bench {
-        /// `cni`, `datapath` or `watch`.
+        /// `cni`, `datapath`, `tunnel` or `watch`.
         bench: String,
-        /// In about a minute, with wider spread (`datapath`); among a tenth of the objects (`watch`).
+        /// In about a minute, with wider spread (`datapath`, `tunnel`); among a tenth of the objects (`watch`).
         #[arg(long)]
         quick: bool,
         /// Also write the results here.
@@ -150,8 +150,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 ("cni", false) => chaos_tests::bench_cni::run(&mut say)?,
                 ("cni", true) => bail!("the bench cni has no --quick"),
                 ("datapath", quick) => chaos_tests::bench_datapath::run(*quick, &mut say)?,
+                ("tunnel", quick) => chaos_tests::bench_tunnel::run(*quick, &mut say)?,
                 ("watch", quick) => chaos_tests::bench_watch::run(*quick, &mut say)?,
-                _ => bail!("no bench is called {bench:?}; there are: cni, datapath, watch"),
+                _ => bail!("no bench is called {bench:?}; there are: cni, datapath, tunnel, watch"),
             };
             println!("{}", xtask::bench::table(&results));
             if let Some(file) = file {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::lab::{Lab, Node, Program, eventually};
+use crate::lab::{Lab, Node, Program, Stream, eventually};
 use crate::traffic::{pattern, tcp_both_ways};
 
 /// A pair whose sides run these, and know each other.
@@ -153,4 +153,28 @@ fn a_device_that_is_down_drops_and_counts_and_carries_on_when_it_is_up() {
     b.ns.run("ip link set hawser0 up");
     b.ns.run("ip route add 10.0.0.0/8 dev hawser0");
     a.ns.reaches(&b.inner4());
+}
+
+#[test]
+fn a_side_that_is_killed_under_load_and_comes_back_carries_it_again() {
+    let mut lab = pair([Program::Ours, Program::Ours]);
+    let ends = (inner(&lab.nodes[0], false), inner(&lab.nodes[1], false));
+    let stream = Stream::start((&lab.nodes[0].ns, ends.0), (&lab.nodes[1].ns, ends.1), 1000);
+    for _ in 0..3 {
+        stream.flows(200);
+        lab.nodes[1].kill();
+        lab.nodes[1].start();
+        let (a, b) = lab.two();
+        b.configure();
+        b.knows(a, Some(a.v4()), "persistent_keepalive_interval=1\n");
+    }
+    stream.flows(200);
+    let (sent, arrived) = stream.finish();
+    assert!(arrived < sent, "while it was dead nothing came through");
+    let descriptors = |n: &Node| {
+        let pid = n.process.as_ref().unwrap().0.id();
+        n.ns.run(&format!("ls /proc/{pid}/fd")).lines().count()
+    };
+    let (a, b) = lab.two();
+    assert!(descriptors(a).abs_diff(descriptors(b)) <= 1, "nothing leaks at the side that stayed");
 }

@@ -1,0 +1,101 @@
+//! What may join two nodes.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::binaries::Binaries;
+
+/// What joins nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// Routes alone, in clear.
+    Routed,
+    /// The kernel's VXLAN, in clear.
+    Vxlan,
+    /// `mesh-tunnel`.
+    Ours,
+    /// `mesh-tunnel` with one packet per system call.
+    OursPlain,
+    /// Cloudflare's `boringtun-cli`.
+    Boringtun,
+    /// Mullvad's `gotatun`.
+    Gotatun,
+    /// Debian's `wireguard-go`.
+    WireguardGo,
+    /// Debian's `nebula`, with the cipher that WireGuard has.
+    Nebula,
+}
+
+impl Subject {
+    /// All, in the order in which they are shown.
+    pub(super) const ALL: [Self; 8] = [
+        Self::Routed,
+        Self::Vxlan,
+        Self::Ours,
+        Self::OursPlain,
+        Self::Boringtun,
+        Self::Gotatun,
+        Self::WireguardGo,
+        Self::Nebula,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::Vxlan => "vxlan",
+            Self::Ours => "hawser",
+            Self::OursPlain => "hawser --offload off",
+            Self::Boringtun => "boringtun-cli",
+            Self::Gotatun => "gotatun",
+            Self::WireguardGo => "wireguard-go",
+            Self::Nebula => "nebula",
+        }
+    }
+
+    /// Why it cannot be run here: a program that is not in PATH, and where it is to be had.
+    pub(super) fn missing(self) -> Option<String> {
+        let needed: &[(&str, &str)] = match self {
+            Self::Routed | Self::Vxlan => &[],
+            Self::Ours | Self::OursPlain => {
+                return Binaries::find().err().map(|error| format!("{error:#}"));
+            }
+            Self::Boringtun => &[("boringtun-cli", "cargo install boringtun-cli")],
+            Self::Gotatun => &[("gotatun", "cargo install gotatun-cli")],
+            Self::WireguardGo => &[("wireguard-go", "apt-get install wireguard-go")],
+            Self::Nebula => {
+                &[("nebula", "apt-get install nebula"), ("nebula-cert", "apt-get install nebula")]
+            }
+        };
+        let missing = needed.iter().find(|(program, _)| find(program).is_none());
+        missing.map(|(program, remedy)| format!("{program} is not in PATH: {remedy}"))
+    }
+
+    /// What serves a WireGuard interface of this name, until it is configured by its socket.
+    pub(super) fn wireguard(self, interface: &str) -> anyhow::Result<Option<Command>> {
+        let command = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
+            command.args(arguments).arg(interface);
+            command
+        };
+        Ok(Some(match self {
+            Self::Routed | Self::Vxlan | Self::Nebula => return Ok(None),
+            Self::Ours | Self::OursPlain => {
+                let mut command = Command::new(Binaries::find()?.tunnel);
+                if self == Self::OursPlain {
+                    command.args(["--offload", "off"]);
+                }
+                command.args(["--log", "json", interface]);
+                command
+            }
+            Self::Boringtun => command("boringtun-cli", &["-f", "--disable-drop-privileges"]),
+            Self::Gotatun => command("gotatun", &["-f", "--disable-drop-privileges"]),
+            Self::WireguardGo => command("wireguard-go", &["-f"]),
+        }))
+    }
+}
+
+/// Where PATH has a program.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
