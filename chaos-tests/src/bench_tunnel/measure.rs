@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::topology::{FIRST_SERVER, SERVERS, Topology};
+use super::topology::{FIRST_SERVER, MANY_STREAMS, Topology};
 use super::udp;
 use crate::load::{self, Exchange};
 
@@ -62,7 +62,7 @@ pub(super) fn in_turns(made: &[Topology], plan: Plan) -> Result<Vec<Values>> {
 fn one(made: &Topology, plan: Plan) -> Result<[f64; METRICS.len()]> {
     let (one, cpu_one) = streams(made, 1, plan.bulk)?;
     // With more peers, as many streams as peers: four would leave most of them idle.
-    let (four, cpu_four) = streams(made, usize::from(SERVERS).max(made.servers.len()), plan.bulk)?;
+    let (four, cpu_four) = streams(made, usize::from(MANY_STREAMS).max(made.servers.len()), plan.bulk)?;
     let to = SocketAddr::new(made.servers[0].1.into(), FIRST_SERVER);
     let times = made.client.run(move || load::measure(Exchange::Rr, to, plan.exchange))?;
     let server = (&made.servers[0].0, made.servers[0].1);
@@ -76,7 +76,7 @@ fn streams(made: &Topology, count: usize, duration: Duration) -> Result<(f64, f6
     let before = processor(made)?;
     let running: Vec<_> = (0..count)
         .map(|n| {
-            let port = u16::try_from(n / made.servers.len()).unwrap_or_default() % SERVERS;
+            let port = u16::try_from(n / made.servers.len()).unwrap_or_default();
             let address = made.servers[n % made.servers.len()].1;
             let to = SocketAddr::new(address.into(), FIRST_SERVER + port);
             made.client.thread(move || load::bulk(to, duration))
@@ -88,7 +88,9 @@ fn streams(made: &Topology, count: usize, duration: Duration) -> Result<(f64, f6
     }
     let seconds = processor(made)? - before;
     let gigabytes = bits * duration.as_secs_f64() / 8e9;
-    Ok((bits / 1e9, seconds / gigabytes))
+    // Who has no process of its own has no row of this.
+    let each = if made.tunnels.is_empty() { f64::NAN } else { seconds / gigabytes };
+    Ok((bits / 1e9, each))
 }
 
 /// Seconds of processor that a subject's tunnels have had, user and system.

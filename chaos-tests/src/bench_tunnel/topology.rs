@@ -19,8 +19,8 @@ const MTU: u32 = 1420;
 /// Name of the tunnel's device on every node.
 const DEVICE: &str = "hawser0";
 const PORT: u16 = 51880;
-/// TCP servers behind each node: one stream each.
-pub(super) const SERVERS: u16 = 4;
+/// Streams at once, to one peer; to several, one each. A server has one of them.
+pub(super) const MANY_STREAMS: u16 = 4;
 pub(super) const FIRST_SERVER: u16 = 9000;
 /// How long one command may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -120,10 +120,11 @@ impl Topology {
             | Subject::WireguardGo => tunnels = wireguard(subject, &mut nodes)?,
             Subject::Nebula => tunnels = nebula(dir, &nodes)?,
         }
+        let ports = FIRST_SERVER..FIRST_SERVER + if peers == 1 { MANY_STREAMS } else { 1 };
         let (mut servers, mut processes) = (Vec::new(), Vec::new());
         for node in &nodes[1..] {
             let place = end(dir, node)?;
-            for port in FIRST_SERVER..FIRST_SERVER + SERVERS {
+            for port in ports.clone() {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.args(["load", "--serve", &format!("{}:{port}", host_of(node.n, 2))]);
                 processes.push(place.spawn(command, Output::Null)?);
@@ -132,7 +133,7 @@ impl Topology {
         }
         let made = Self { subject, client, servers, tunnels, _servers: processes, _nodes: nodes };
         for (_, address) in &made.servers {
-            for port in FIRST_SERVER..FIRST_SERVER + SERVERS {
+            for port in ports.clone() {
                 let to = SocketAddr::new((*address).into(), port);
                 netlab::eventually(Duration::from_secs(60), &format!("{to} answers"), || {
                     let tried = made.client.run(move || load::measure(Exchange::Rr, to, Duration::ZERO));

@@ -62,6 +62,7 @@ impl Default for Outbox {
 }
 
 /// What is encrypted of one packet of the host.
+#[allow(clippy::large_enum_variant, reason = "on the stack for one packet; a box would be made for each")]
 enum Cut {
     Whole(Option<usize>),
     Segments(Segments),

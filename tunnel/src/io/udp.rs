@@ -44,21 +44,23 @@ pub(super) struct Received {
 pub(super) fn receive(
     socket: &UdpSocket,
     buffer: &mut [u8],
-    control: &mut Vec<u8>,
+    control: &mut [u8],
 ) -> nix::Result<Option<Received>> {
     let mut pieces = [IoSliceMut::new(buffer)];
     let message =
         recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut pieces, Some(control), MsgFlags::MSG_DONTWAIT)?;
     let len = message.bytes;
-    let segment = message.cmsgs()?.find_map(|c| match c {
-        ControlMessageOwned::UdpGroSegments(bytes) => usize::try_from(bytes).ok(),
-        _ => None,
-    });
+    let mut segment = len;
+    for said in message.cmsgs()? {
+        if let ControlMessageOwned::UdpGroSegments(bytes) = said {
+            segment = usize::try_from(bytes).unwrap_or(len);
+        }
+    }
     let from = message.address.as_ref().and_then(|address| {
         let v4 = address.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
         v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
     });
-    Ok(from.map(|from| Received { from, len, segment: segment.unwrap_or(len) }))
+    Ok(from.map(|from| Received { from, len, segment }))
 }
 
 /// Room for what the kernel says beside the datagrams.

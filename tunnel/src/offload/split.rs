@@ -17,6 +17,7 @@ const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
 /// What is to be done with a packet of the host.
+#[allow(clippy::large_enum_variant, reason = "on the stack for one packet; a box would be made for each")]
 #[derive(Debug)]
 pub enum Plan {
     /// It is one packet of so many bytes, complete now.

@@ -156,8 +156,7 @@ proptest! {
                 prop_assert_eq!(&segment[4..6], &id.to_be_bytes());
             }
             // All else of the headers is the whole's.
-            let changed: &[Range<usize>] =
-                if whole.six { &[4..6] } else { &[2..6, 10..12] };
+            let changed = if whole.six { [4..6, 4..6] } else { [2..6, 10..12] };
             let moved = if whole.protocol == TCP { [4..8, 13..14, 16..18] } else { [4..6, 6..8, 8..8] };
             for at in 0..headers {
                 let counted = changed.iter().any(|r| r.contains(&at))
