@@ -5,6 +5,7 @@
 //! equal plans, byte for byte.
 
 pub mod announcement;
+pub mod clusters;
 pub mod diff;
 pub mod evidence;
 pub mod host;
