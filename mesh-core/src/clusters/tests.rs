@@ -51,6 +51,7 @@ fn node(keys: [u8; 2], created: i64, cidrs: &[&str], endpoints: &[&str]) -> Arc<
             slots: [slot(keys[0], 51880), slot(keys[1], 51881)],
             endpoints: endpoints.iter().map(|address| ip(address)).collect(),
             kem: None,
+            kem_required: false,
             host_traffic: false,
         },
     })
