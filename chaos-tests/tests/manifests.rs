@@ -94,7 +94,7 @@ fn selectors_volumes_and_ports_fit_together() {
         for (key, value) in spec.selector.match_labels.unwrap() {
             assert_eq!(labels.get(&key), Some(&value), "{name}: the selector does not match its own pods");
         }
-        let rolling = spec.update_strategy.unwrap().rolling_update.unwrap();
+        let surge = spec.update_strategy.unwrap().rolling_update.and_then(|rolling| rolling.max_surge);
         let pod: PodSpec = spec.template.spec.unwrap();
         let volumes: BTreeSet<String> =
             pod.volumes.iter().flatten().map(|volume| volume.name.clone()).collect();
@@ -102,7 +102,7 @@ fn selectors_volumes_and_ports_fit_together() {
         for container in pod.init_containers.iter().flatten().chain(&pod.containers) {
             let mounts = container.volume_mounts.iter().flatten();
             mounted.extend(mounts.map(|mount| mount.name.clone()));
-            if rolling.max_surge.is_some() {
+            if surge.is_some() {
                 assert!(container.ports.is_none(), "{name}: two pods of one node cannot have one port");
             }
             assert!(
