@@ -383,6 +383,10 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
         reaches(0, 1, false).and_then(|()| reaches(1, 0, false)).map_err(|error| format!("{error:#}"))
     })?;
     objects::delete_policy(&lab, "closed")?;
+    // Every agent has to know of it, before one is taken away.
+    eventually(LONG, "what the policy denied is open again", || {
+        reaches(0, 1, true).and_then(|()| reaches(1, 0, true)).map_err(|error| format!("{error:#}"))
+    })?;
 
     // A new agent's pod finds what the former has left in the kernel, and pods go on without it.
     kubelets[1].stop(&pods[1].1)?;
