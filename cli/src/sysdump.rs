@@ -114,7 +114,17 @@ impl Collected {
     /// Text, or why there is none.
     fn text(&mut self, redactor: &Redactor, path: String, text: Result<String, String>) {
         match text {
-            Ok(text) => drop(self.files.insert(path, redactor.text(&text).into_bytes())),
+            Ok(text) => {
+                // What is JSON stays JSON.
+                let clean = match serde_json::from_str::<Value>(&text) {
+                    Ok(mut value) => {
+                        redactor.value(&mut value);
+                        value.to_string()
+                    }
+                    Err(_) => redactor.text(&text),
+                };
+                self.files.insert(path, clean.into_bytes());
+            }
             Err(why) => drop(self.missing.insert(path, redactor.text(&why))),
         }
     }

@@ -1,9 +1,9 @@
 //! What must not leave a cluster is taken out of what does: pure.
 //!
-//! Taken out is by shape whatever looks like a secret: PEM blocks with private keys, tokens (JWT, `Bearer`, `Basic`),
-//! passwords in URLs, values beside a name that says secret, and 32 bytes in base64, which is how WireGuard writes keys, but
-//! for public keys that are known as such. Of objects all values of environment variables besides, and what others wrote
-//! there for themselves (`managedFields`, `last-applied-configuration`). Rather too much than too little.
+//! Taken out is by shape whatever looks like a secret: PEM blocks with private keys, in base64 once more, too, tokens (JWT,
+//! `Bearer`, `Basic`), who and with what in URLs, values beside a name that says secret, and 32 bytes or more in padded base64, which
+//! is how WireGuard writes keys, but for public keys that are known as such. Of objects all values of environment variables
+//! besides, and what others wrote there for themselves (`managedFields`, copies of the whole object). Rather too much than too little.
 
 use std::collections::BTreeSet;
 
@@ -14,14 +14,17 @@ use serde_json::Value;
 pub const REDACTED: &str = "REDACTED";
 
 /// Names that say that what is beside them is secret.
-const NAMES: &str = r"password|passwd|passphrase|secret|token|private[_.-]?key|preshared[_.-]?key|api[_.-]?key|access[_.-]?key|credential|authorization";
-/// Annotations that hold a whole object once more.
-const COPIES: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
+const NAMES: &str = r"password|passwd|passphrase|secret|token|private[_.-]?key|preshared[_.-]?key|api[_.-]?key|access[_.-]?key|key[_.-]?data|tls\.key|pwd|credential|authorization";
+
+/// Is it an annotation that holds a whole object once more, maybe packed? Of kubectl, k3s and Rancher, kapp, and others like them.
+fn is_copy(name: &str) -> bool {
+    name.contains("last-applied") || name.ends_with("/applied") || name.ends_with("/original")
+}
 
 /// Takes secrets out.
 #[derive(Debug)]
 pub struct Redactor {
-    shapes: [(Regex, &'static str); 5],
+    shapes: [(Regex, &'static str); 9],
     key: Regex,
     name: Regex,
     public: BTreeSet<String>,
@@ -42,9 +45,27 @@ impl Redactor {
                     ),
                     REDACTED,
                 ),
+                (regex(r"LS0tLS1CRUdJTi[A-Za-z0-9+/=_-]*"), REDACTED),
                 (regex(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*)?"), REDACTED),
                 (regex(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), "$1 REDACTED"),
-                (regex(r#"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@"']*:[^/\s@"']*@"#), "${1}REDACTED@"),
+                (regex(r#"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@"']+@"#), "${1}REDACTED@"),
+                // YAML: a block with all that is indented after it, and a line to its end.
+                (
+                    regex(&format!(
+                        r"(?im)^([ \t-]*[A-Za-z0-9_.-]*(?:{NAMES})[A-Za-z0-9_.-]*:[ \t]*)[|>][0-9+-]*[ \t]*(?:\n[ \t]+[^\n]*)+"
+                    )),
+                    "${1}REDACTED",
+                ),
+                (
+                    regex(&format!(
+                        r#"(?im)^([ \t-]*[A-Za-z0-9_.-]*(?:{NAMES})[A-Za-z0-9_.-]*:[ \t]+)[^\s"'{{\[|>&][^\n]*$"#
+                    )),
+                    "${1}REDACTED",
+                ),
+                (
+                    regex(&format!(r"(?i)(--?[A-Za-z0-9-]*(?:{NAMES})[A-Za-z0-9-]*)[ \t]+[^\s-]\S*")),
+                    "${1} REDACTED",
+                ),
                 (
                     regex(&format!(
                         r#"(?i)([A-Za-z0-9_.-]*(?:{NAMES})[A-Za-z0-9_.-]*\\?["']?\s*[=:]\s*)(\\?"[^"\\]*\\?"|'[^']*'|[^\s"',;&}}]+)"#
@@ -52,7 +73,7 @@ impl Redactor {
                     "${1}REDACTED",
                 ),
             ],
-            key: regex(r"[A-Za-z0-9+/]{43}="),
+            key: regex(r"[A-Za-z0-9+/]{43,}={1,2}"),
             name: regex(&format!("(?i)(?:{NAMES})")),
             public,
         }
@@ -78,13 +99,14 @@ impl Redactor {
         if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
             metadata.remove("managedFields");
             if let Some(Value::Object(annotations)) = metadata.get_mut("annotations") {
-                annotations.retain(|name, _| !COPIES.contains(&name.as_str()));
+                annotations.retain(|name, _| !is_copy(name));
             }
         }
         self.value(object);
     }
 
-    fn value(&self, value: &mut Value) {
+    /// JSON without secrets.
+    pub fn value(&self, value: &mut Value) {
         match value {
             Value::String(text) => *text = self.text(text),
             Value::Array(items) => {
@@ -111,6 +133,9 @@ impl Redactor {
             }
             Value::Object(fields) => {
                 for (name, field) in fields {
+                    if self.is_secret(name) {
+                        beneath(field);
+                    }
                     match field {
                         Value::String(text) if self.is_secret(name) => *text = REDACTED.to_owned(),
                         Value::Array(variables) if name == "env" => {
@@ -134,6 +159,23 @@ impl Redactor {
     fn is_secret(&self, name: &str) -> bool {
         let names_one = ["Name", "Ref", "Path"].iter().any(|end| name.ends_with(end));
         self.name.is_match(name) && !names_one
+    }
+}
+
+/// What stands in a list under a secret's name, or there as `value` or `data`.
+fn beneath(field: &mut Value) {
+    let blank = |value: &mut Value| {
+        if let Value::String(text) = value {
+            *text = REDACTED.to_owned();
+        }
+    };
+    if let Value::Array(items) = field {
+        items.iter_mut().for_each(blank);
+    }
+    for name in ["value", "data"] {
+        if let Some(value) = field.get_mut(name) {
+            blank(value);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ fn redactor(public: &[&str]) -> Redactor {
 fn what_is_no_secret_stays_and_a_known_public_key_does() {
     let public = BASE64_STANDARD.encode([7; 32]);
     for text in [
+        "key: value\n  tolerations: none\n",
         "node-1 hawser0 epoch 7, listening on UDP 51880",
         "hawser_preshared_keys{kind=\"waiting\"} 0",
         "image: registry.example/hawser@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
@@ -28,9 +29,19 @@ fn what_is_no_secret_stays_and_a_known_public_key_does() {
 }
 
 #[test]
+fn lists_and_values_under_a_secrets_name_are_taken_out_and_long_base64_is_whole() {
+    let mut object = json!({"passwords": ["a", "b"], "credentials": {"value": "c", "kind": "kept"}, "tokenCount": 7, "x": null});
+    redactor(&[]).value(&mut object);
+    let wanted = json!({"passwords": [REDACTED, REDACTED], "credentials": {"value": REDACTED, "kind": "kept"}, "tokenCount": 7, "x": null});
+    assert_eq!(object, wanted);
+    assert_eq!(redactor(&[]).text(&BASE64_STANDARD.encode([9; 64])), REDACTED);
+}
+
+#[test]
 fn objects_keep_their_shape_and_lose_their_secrets() {
     let mut object = json!({
         "metadata": {"name": "p", "managedFields": [{"a": 1}], "annotations": {
+            "objectset.rio.cattle.io/applied": "H4sIAAAAAAAA", "kapp.k14s.io/original": "{}",
             "kubectl.kubernetes.io/last-applied-configuration": "{\"env\":[{\"value\":\"copied\"}]}", "hawser.dev/ips": "10.0.0.1"}},
         "spec": {"containers": [{"args": ["--token=planted", "--v=1", "--password", "planted", "kept"], "env": [{"name": "LEVEL", "value": "hidden"},
             {"name": "FROM", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}],
@@ -42,7 +53,7 @@ fn objects_keep_their_shape_and_lose_their_secrets() {
 }
 
 /// Where secrets are found in practice; `@` is the secret.
-const PLACES: [&str; 16] = [
+const PLACES: [&str; 21] = [
     "Authorization: Bearer @",
     "password=@ user=x",
     "\"password\": \"@\",",
@@ -58,6 +69,11 @@ const PLACES: [&str; 16] = [
     "-----BEGIN RSA PRIVATE KEY-----\\n@\\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN EC PRIVATE KEY-----\n@\ncut off",
     "Basic @",
+    "https://@@db.example/x",
+    "--token @",
+    "a:\n  password: two @\nb: 1",
+    "a:\n  db-password: |\n    one\n    @\nb: 1",
+    "tls.key: \"LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t@\"",
     "eyJhbGciOiJSUzI1NiJ9.@.signature",
 ];
 
