@@ -61,19 +61,21 @@ pub(super) fn run(shared: &Arc<Shared>) -> io::Result<()> {
     let mut outbound = Outbound::new();
     let mut inbound = Inbound::new(shared.offloads);
     let mut sockets: Option<Arc<Sockets>> = None;
-    let mut full = false;
+    // Which socket has no room.
+    let mut full = [false; 2];
     loop {
         let stop = shared.stop.as_fd();
         let v4 = sockets.as_ref().and_then(|s| s.v4.as_ref());
         let v6 = sockets.as_ref().and_then(|s| s.v6.as_ref());
-        let writable = if full { PollFlags::OUT } else { PollFlags::empty() };
-        let host = if full { PollFlags::empty() } else { PollFlags::IN };
+        // Only of the full one: the other always has room, and would never let this thread wait.
+        let wanted = full.map(|full| if full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN });
+        let host = if full.contains(&true) { PollFlags::empty() } else { PollFlags::IN };
         let fds = [
             (stop, PollFlags::IN),
             (shared.rebound.as_fd(), PollFlags::IN),
             (shared.tun.as_fd(), host),
-            poll_for(v4, PollFlags::IN | writable, stop),
-            poll_for(v6, PollFlags::IN | writable, stop),
+            poll_for(v4, wanted[0], stop),
+            poll_for(v6, wanted[1], stop),
         ];
         let [stopped, rebound, tun, from_v4, from_v6] = ready_for(&fds, None)?;
         if stopped {
@@ -82,16 +84,18 @@ pub(super) fn run(shared: &Arc<Shared>) -> io::Result<()> {
         if rebound {
             shared.rebound.lower();
             sockets.clone_from(&read(&shared.sockets));
+            // They are others.
+            full = [false; 2];
             continue;
         }
         for socket in [v4.filter(|_| from_v4), v6.filter(|_| from_v6)].into_iter().flatten() {
             inbound.burst(shared, socket)?;
         }
-        if tun || full {
+        if tun || full.contains(&true) {
             let room = [poll_for(v4, PollFlags::OUT, stop), poll_for(v6, PollFlags::OUT, stop)];
             let [in_v4, in_v6] = ready_for(&room, Some(Duration::ZERO))?;
-            full = v4.is_some() && !in_v4 || v6.is_some() && !in_v6;
-            if !full {
+            full = [v4.is_some() && !in_v4, v6.is_some() && !in_v6];
+            if full == [false; 2] {
                 outbound.burst(shared)?;
             }
         }

@@ -12,6 +12,7 @@ use crate::packet;
 
 /// Most bytes of IP and TCP headers: 40, 60 and what IPv6 extension headers are likely to need.
 const MAX_HEADERS: usize = 256;
+const ICMPV6: u8 = 58;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
@@ -51,7 +52,11 @@ pub fn plan(header: &Header, packet: &mut [u8]) -> Option<Plan> {
     let packet = packet.get_mut(..ip.len)?;
     if header.segmentation == Segmentation::None {
         if let Some((start, offset)) = header.checksum {
-            complete(packet, usize::from(start), usize::from(offset))?;
+            let (start, offset) = (usize::from(start), usize::from(offset));
+            if !may_complete(packet, start, offset) {
+                return None;
+            }
+            complete(packet, start, offset)?;
         }
         return Some(Plan::Whole(ip.len));
     }
@@ -86,6 +91,17 @@ pub fn plan(header: &Header, packet: &mut [u8]) -> Option<Plan> {
         segment: usize::from(header.segment),
         made: 0,
     }))
+}
+
+/// Is that the place of a checksum? The header is not the kernel's word alone: a pod with a packet socket says where a checksum
+/// belongs, and must not have an address or a port written so after policy has judged them.
+fn may_complete(packet: &[u8], start: usize, offset: usize) -> bool {
+    let Some((protocol, transport)) = transport_of(packet) else { return false };
+    if start == transport {
+        return matches!((protocol, offset), (TCP, 16) | (UDP, 6) | (ICMPV6, 2));
+    }
+    // Of a packet in the packet: behind the headers that were judged.
+    start >= transport + if protocol == TCP { 20 } else { 8 }
 }
 
 /// Sums what a partial checksum covers into its field.

@@ -225,6 +225,49 @@ fn what_does_not_fit_its_header_is_refused() {
     assert!(all(&good, fragment).is_none(), "a fragment is not cut");
 }
 
+/// What a pod with a packet socket may say of a packet: its address or port would be another one than policy has judged.
+#[test]
+fn a_checksum_that_belongs_into_an_address_or_a_port_is_refused() {
+    for (six, protocol) in [(true, TCP), (true, UDP), (false, TCP), (false, UDP)] {
+        let whole = Whole {
+            six,
+            protocol,
+            options: vec![],
+            ip_options: vec![],
+            flags: 0x10,
+            payload: vec![3; 100],
+            segment: 900,
+            id: 0,
+            sequence: 1,
+        };
+        let (header, packet) = whole.build();
+        let (start, offset) = header.checksum.unwrap();
+        let claim = |start, offset| Header {
+            segmentation: Segmentation::None,
+            segment: 0,
+            checksum: Some((start, offset)),
+            ..header
+        };
+        assert!(all(&claim(start, offset), packet.clone()).is_some());
+        let addresses = [(start - 20, 2), (start - 20, 18), (start - 4, 2), (start - 2, 0)];
+        for (start, offset) in
+            addresses.into_iter().chain([(start, 0), (start, 2), (start, 4), (start + 2, 0)])
+        {
+            assert!(
+                all(&claim(start, offset), packet.clone()).is_none(),
+                "{six} {protocol} {start} {offset}"
+            );
+        }
+        // In what the packet carries it is the pod's own.
+        assert!(all(&claim(start + 20, 4), packet.clone()).is_some());
+        let mut fragment = packet.clone();
+        if !six {
+            fragment[6] = 0x20;
+            assert!(all(&claim(start, offset), fragment).is_none(), "a fragment has no whole checksum");
+        }
+    }
+}
+
 #[test]
 fn tcp_behind_extension_headers_of_ipv6_is_found() {
     let (header, packet) = Whole {
