@@ -209,6 +209,18 @@ pub enum ExplainError {
         /// Namespace and name.
         service: String,
     },
+    /// Not a backend, either.
+    #[error(
+        "port {port} of {address} is a node port of Service {service}: policy is judged on the backend that is chosen; ask for one of its pods"
+    )]
+    NodePort {
+        /// The node's address.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+        /// Namespace and name.
+        service: String,
+    },
     /// Nothing in common.
     #[error("{from} and {to} have no address of one family")]
     Families {
@@ -358,8 +370,14 @@ pub fn explained(
     compiler.set_subjects(subjects.iter().flatten().cloned().collect());
     compiler.commit();
     let mut flows = Vec::new();
-    for source in &sources {
-        for destination in destinations.iter().filter(|ip| ip.is_ipv4() == source.is_ipv4()) {
+    for destination in &destinations {
+        if let (Transport::Ports(protocol), Some(port)) = (protocol, port)
+            && let Some(service) = world.node_port(*destination, protocol, port)
+        {
+            return Err(ExplainError::NodePort { address: *destination, port, service: service.clone() });
+        }
+        let sources = world.sources(from, *destination)?;
+        for source in sources.iter().filter(|ip| ip.is_ipv4() == destination.is_ipv4()) {
             let number = protocol.number(source.is_ipv6());
             let flow = Flow { source: *source, destination: *destination, protocol: number, port };
             flows.push(one(world, &compiler, &subjects, flow)?);

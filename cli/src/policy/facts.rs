@@ -56,6 +56,8 @@ pub struct World {
     pub unconnected: BTreeSet<ObjectName>,
     /// Addresses of Services, which are nobody's.
     pub services: BTreeMap<IpAddr, String>,
+    /// Ports at which every node serves one.
+    pub node_ports: BTreeMap<(Protocol, u16), String>,
     /// What is not known, and what follows.
     pub doubts: Vec<String>,
 }
@@ -84,12 +86,41 @@ impl World {
         }
     }
 
+    /// The addresses by which a party speaks to a destination: a node has its mesh address towards pods of other nodes.
+    ///
+    /// # Errors
+    /// As [`World::addresses`].
+    pub fn sources(&self, party: &Party, destination: IpAddr) -> Result<Addresses, ExplainError> {
+        let node = match party {
+            Party::Node(name) => Some(name),
+            Party::Pod(name) if self.host_network.contains(name) => self.node_of.get(name),
+            Party::Pod(_) | Party::Address(_) => None,
+        };
+        let Some(node) = node.filter(|_| self.is_guarded(destination)) else { return self.addresses(party) };
+        let local =
+            self.pod_at(&[destination].into()).is_some_and(|pod| self.node_of.get(&pod) == Some(node));
+        if local {
+            return self.addresses(party);
+        }
+        let facts = self.facts.nodes.iter().find(|(known, _)| known.as_str() == node);
+        let all = facts.into_iter().flat_map(|(_, facts)| &facts.ips);
+        Ok(all.filter(|ip| self.is_guarded(**ip)).copied().collect())
+    }
+
+    /// The service that a node serves there.
+    pub fn node_port(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<&String> {
+        let nodes = || self.facts.nodes.values().any(|node| node.ips.contains(&address));
+        self.node_ports.get(&(protocol, port)).filter(|_| nodes())
+    }
+
+    fn is_guarded(&self, address: IpAddr) -> bool {
+        self.facts.guarded.iter().any(|net| net.contains(&address))
+    }
+
     fn of_node(&self, name: &str) -> Result<Addresses, ExplainError> {
         let none = || ExplainError::NoNode(name.to_owned());
         let node = self.facts.nodes.iter().find(|(known, _)| known.as_str() == name).ok_or_else(none)?;
-        // By its InternalIPs: it has the mesh address only towards pods of others.
-        let outside = |ip: &&IpAddr| !self.facts.guarded.iter().any(|net| net.contains(*ip));
-        let addresses: Addresses = node.1.ips.iter().filter(outside).copied().collect();
+        let addresses: Addresses = node.1.ips.iter().filter(|ip| !self.is_guarded(**ip)).copied().collect();
         if addresses.is_empty() { Err(none()) } else { Ok(addresses) }
     }
 
@@ -121,17 +152,35 @@ pub fn world(objects: &Objects) -> World {
         read_pod(pod, &cidrs, &mut world);
     }
     for service in &objects.services {
-        let spec = service.spec.as_ref();
-        let ips = spec.and_then(|spec| spec.cluster_ips.as_ref()).into_iter().flatten();
-        let one = spec.and_then(|spec| spec.cluster_ip.as_ref());
-        for ip in ips.chain(one).filter_map(|ip| ip.parse().ok()) {
-            world
-                .services
-                .insert(ip, format!("{}/{}", service.namespace().unwrap_or_default(), service.name_any()));
+        let name = format!("{}/{}", service.namespace().unwrap_or_default(), service.name_any());
+        for ip in service_addresses(service) {
+            world.services.insert(ip, name.clone());
+        }
+        for port in service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()) {
+            let wanted = port.protocol.as_deref().unwrap_or("TCP");
+            let protocol = Protocol::ALL.into_iter().find(|known| known.name() == wanted);
+            let number = port.node_port.and_then(|port| u16::try_from(port).ok());
+            if let (Some(protocol), Some(number)) = (protocol, number) {
+                world.node_ports.insert((protocol, number), name.clone());
+            }
         }
     }
     policies(objects, &mut world);
     world
+}
+
+/// At which agents translate it.
+fn service_addresses(service: &Service) -> Addresses {
+    let (spec, status) = (service.spec.iter(), service.status.iter());
+    let of_spec = spec.flat_map(|spec| {
+        let lists = [&spec.cluster_ips, &spec.external_ips].into_iter().flatten().flatten();
+        lists.chain(&spec.cluster_ip)
+    });
+    let ingress = status.filter_map(|status| status.load_balancer.as_ref()?.ingress.as_ref()).flatten();
+    of_spec
+        .chain(ingress.filter_map(|ingress| ingress.ip.as_ref()))
+        .filter_map(|ip| ip.parse().ok())
+        .collect()
 }
 
 /// A Node's pod CIDRs.

@@ -137,13 +137,13 @@ fn both_sides_are_explained_with_the_rule_that_decides() {
 
         shop/monitor to shop/db: it is denied
 
-        192.0.2.1 to 10.244.2.3
+        10.244.1.1 to 10.244.2.3
           source: no pod of this cluster, so no policy of its own
-          ingress of shop/db from 192.0.2.1 (node node-1), TCP port 80: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
+          ingress of shop/db from 10.244.1.1 (node node-1), TCP port 80: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
 
-        2001:db8::1 to fd00:10:244:2::3
+        fd00:10:244:1::1 to fd00:10:244:2::3
           source: no pod of this cluster, so no policy of its own
-          ingress of shop/db from 2001:db8::1 (node node-1), TCP port 80: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
+          ingress of shop/db from fd00:10:244:1::1 (node node-1), TCP port 80: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
 
         198.51.100.7 to shop/db: it is denied
 
@@ -188,6 +188,47 @@ fn what_cannot_be_asked_for_is_named_with_its_remedy() {
     assert_eq!("6".parse(), Ok(Transport::Ports(Protocol::Tcp)));
     assert_eq!("47".parse(), Ok(Transport::Number(47)));
     assert!("gre".parse::<Transport>().is_err() && "256".parse::<Transport>().is_err());
+}
+
+#[test]
+fn a_node_speaks_to_pods_of_others_by_its_mesh_address_and_to_all_else_by_its_internal_ips() {
+    let mut objects = shop();
+    let nodes_only = json!([{"ipBlock": {"cidr": "192.0.2.0/24"}}, {"ipBlock": {"cidr": "2001:db8::/64"}}]);
+    let spec = json!({"podSelector": {"matchLabels": {"app": "cron"}}, "ingress": [{"from": nodes_only}]});
+    objects.policies.push(serde_json::from_value(policy("shop", "nodes-only", spec)).unwrap());
+    let sources = |from: &str, to: &str| -> Vec<String> {
+        let explained = ask(&objects, from, to, Some(80)).unwrap();
+        explained.flows.iter().map(|flow| format!("{} {}", flow.flow.source, flow.passes)).collect()
+    };
+    // What is on the wire bears the mesh address, which is not in the nodes' network.
+    assert_eq!(sources("node:node-2", "shop/cron"), ["10.244.2.1 false", "fd00:10:244:2::1 false"]);
+    // Pods of its own node it reaches whatever policy says.
+    assert_eq!(sources("shop/monitor", "shop/cron"), ["192.0.2.1 true", "2001:db8::1 true"]);
+    assert_eq!(sources("node:node-2", "node:node-1"), ["192.0.2.2 true", "2001:db8::2 true"]);
+    assert_eq!(sources("node:node-2", "10.244.1.77"), ["10.244.2.1 true"]);
+}
+
+#[test]
+fn every_address_and_node_port_of_a_service_is_asked_for_by_its_backends() {
+    let mut objects = shop();
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.10", "externalIPs": ["203.0.113.8"],
+        "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]});
+    objects.services.push(
+        serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}}))
+        .unwrap(),
+    );
+    let why = |to: &str, port| {
+        ask(&objects, "shop/cron", to, Some(port)).map(drop).map_err(|error| error.to_string())
+    };
+    for address in ["10.96.0.10", "203.0.113.7", "203.0.113.8"] {
+        assert!(why(address, 80).unwrap_err().contains("an address of Service shop/web"), "{address}");
+    }
+    for node in ["node:node-1", "192.0.2.2", "10.244.2.1"] {
+        assert!(why(node, 30080).unwrap_err().contains("node port of Service shop/web"), "{node}");
+    }
+    assert_eq!(why("node:node-1", 80), Ok(()));
+    assert_eq!(why("198.51.100.7", 30080), Ok(()));
 }
 
 #[test]
