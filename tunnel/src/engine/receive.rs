@@ -12,8 +12,8 @@ use super::peer::{Peer, TYPE_DATA};
 use super::{Engine, MAX_PACKET, SCRATCH, Sink, lock, read};
 use crate::counters::Counter;
 use crate::keys::PublicKey;
-use crate::offload::Offloads;
 use crate::offload::coalesce::Coalescer;
+use crate::offload::{Offloads, split, vnet};
 use crate::packet;
 use crate::uapi::canonical;
 
@@ -241,11 +241,28 @@ impl Engine {
     /// Hands to the host what lies in the inbox.
     pub fn deliver(&self, inbox: &mut Inbox, sink: &mut impl Sink) {
         inbox.coalescer.drain(&mut inbox.buffer, |header, pieces, count| {
-            let taken = sink.write_tun(header, pieces).is_ok();
-            let counter = if taken { Counter::DataDelivered } else { Counter::TunWrite };
-            self.counters.add_many(counter, count as u64);
+            let outcome = sink.write_tun(header, pieces);
+            match outcome {
+                Ok(()) => self.counters.add_many(Counter::DataDelivered, count as u64),
+                // Some kernels refuse super-packets that others take.
+                Err(e) if count > 1 && e.raw_os_error() == Some(nix::libc::EINVAL) => {
+                    self.deliver_each(header, pieces.concat(), sink);
+                }
+                Err(_) => self.counters.add_many(Counter::TunWrite, count as u64),
+            }
         });
         inbox.used = 0;
+    }
+
+    /// Hands to the host, one by one, what was joined.
+    fn deliver_each(&self, header: &vnet::Header, mut whole: Vec<u8>, sink: &mut impl Sink) {
+        let Some(split::Plan::Segments(mut segments)) = split::plan(header, &mut whole) else {
+            return self.counters.add(Counter::TunWrite);
+        };
+        while let Some(at) = segments.next_in(&mut whole) {
+            let taken = sink.write_tun(&vnet::Header::PLAIN, &[&whole[at]]).is_ok();
+            self.counters.add(if taken { Counter::DataDelivered } else { Counter::TunWrite });
+        }
     }
 
     /// The peer that `count` datagrams are for, by their receiver index.

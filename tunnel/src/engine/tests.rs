@@ -49,6 +49,8 @@ struct Out {
     tun: Vec<Vec<u8>>,
     /// Of how many pieces each write was.
     pieces: Vec<usize>,
+    /// It takes no super-packets, as some kernels do not.
+    picky: bool,
 }
 
 impl Sink for Out {
@@ -57,6 +59,9 @@ impl Sink for Out {
         Ok(())
     }
     fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> std::io::Result<()> {
+        if self.picky && *header != vnet::Header::PLAIN {
+            return Err(std::io::Error::from_raw_os_error(nix::libc::EINVAL));
+        }
         self.pieces.push(pieces.len());
         self.tun.extend(split::tests::all(header, pieces.concat()).expect("what is delivered can be cut"));
         Ok(())

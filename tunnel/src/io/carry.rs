@@ -5,7 +5,7 @@
 //! more. It takes turns: a burst from each socket, then a burst from the host.
 //!
 //! Back-pressure: the host's packets stay in the TUN device's queue while a socket has no room for a burst, and what that
-//! queue cannot hold is dropped there, where its discipline decides. Receiving goes on meanwhile.
+//! queue cannot hold the kernel drops there (`tx_dropped` of the interface). Receiving goes on meanwhile.
 
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
@@ -26,8 +26,10 @@ use crate::offload::{Offloads, vnet};
 
 /// Packets, or calls that bring datagrams, before it is the other side's turn.
 const BURST: usize = 64;
-/// Failing receives in a row after which a socket is given up.
-const MAX_RECEIVE_ERRORS: u32 = 1000;
+/// Datagrams before it is the other side's turn: a call may bring 64 of them, and each may be a handshake.
+const DATAGRAMS: usize = 256;
+/// Failing calls in a row after which a descriptor is given up.
+const MAX_ERRORS: u32 = 1000;
 
 /// Hands packets to the descriptors.
 pub(super) struct Wire<'a>(pub(super) &'a Shared);
@@ -116,11 +118,12 @@ struct Outbound {
     /// The header, then the packet.
     frame: Vec<u8>,
     outbox: Outbox,
+    errors: u32,
 }
 
 impl Outbound {
     fn new() -> Self {
-        Self { frame: vec![0; vnet::LEN + MAX_PACKET], outbox: Outbox::new() }
+        Self { frame: vec![0; vnet::LEN + MAX_PACKET], outbox: Outbox::new(), errors: 0 }
     }
 
     /// Sends what the host has, up to a burst.
@@ -128,11 +131,23 @@ impl Outbound {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
         for _ in 0..BURST {
             match rustix::io::read(&shared.tun, &mut self.frame) {
-                Ok(n) => self.encrypt(shared, at, n),
+                Ok(n) => {
+                    self.errors = 0;
+                    self.encrypt(shared, at, n);
+                }
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::BADFD) => return Err(io::Error::other("the interface was deleted")),
-                Err(e) => return Err(e.into()),
+                // A packet that the kernel cannot describe is gone already; the next one may be in order.
+                Err(e) => {
+                    self.errors += 1;
+                    if self.errors > MAX_ERRORS {
+                        return Err(e.into());
+                    }
+                    shared.engine.counters().add(Counter::Malformed);
+                    tracing::debug!(interface = shared.name, error = %e, "packet of the host not read");
+                    break;
+                }
             }
             if self.outbox.is_due() {
                 break;
@@ -177,6 +192,7 @@ impl Inbound {
 
     /// Receives what a socket has, up to a burst.
     fn burst(&mut self, shared: &Shared, socket: &UdpSocket) -> io::Result<()> {
+        let mut left = DATAGRAMS;
         for _ in 0..BURST {
             match udp::receive(socket, &mut self.datagrams, &mut self.control) {
                 Ok(received) => {
@@ -185,7 +201,8 @@ impl Inbound {
                     let datagrams = &self.datagrams[..len.min(MAX_PACKET)];
                     let engine = &shared.engine;
                     engine.handle_datagrams(datagrams, segment, from, &mut self.inbox, &mut Wire(shared));
-                    if self.inbox.is_due() {
+                    left = left.saturating_sub(len.div_ceil(segment.max(1)));
+                    if left == 0 || self.inbox.is_due() {
                         break;
                     }
                 }
@@ -193,7 +210,7 @@ impl Inbound {
                 Err(Errno::EINTR) => {}
                 Err(e) => {
                     self.errors += 1;
-                    if self.errors > MAX_RECEIVE_ERRORS {
+                    if self.errors > MAX_ERRORS {
                         return Err(e.into());
                     }
                     tracing::debug!(interface = shared.name, error = %e, "datagram not received");

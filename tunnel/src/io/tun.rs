@@ -96,6 +96,7 @@ pub(super) fn open_tun(name: &str, offload: bool) -> Result<(OwnedFd, Offloads),
     unsafe { ioctl::set_persist(fd.as_raw_fd(), 0) }
         .map_err(|e| TunError::Create { name: name.to_owned(), source: e.into() })?;
     if !offload {
+        leave_nothing_to_us(&fd);
         return Ok((fd, Offloads::NONE));
     }
     let size = libc::c_int::try_from(vnet::LEN).expect("invariant: the header is short");
@@ -109,5 +110,12 @@ pub(super) fn open_tun(name: &str, offload: bool) -> Result<(OwnedFd, Offloads),
             return Ok((fd, offloads));
         }
     }
+    leave_nothing_to_us(&fd);
     Ok((fd, Offloads { vnet: true, tcp: false, udp: false }))
+}
+
+/// An interface that somebody left behind has what was asked of it then. A kernel that refuses has no such thing.
+fn leave_nothing_to_us(fd: &OwnedFd) {
+    // SAFETY: `fd` is attached to a TUN interface; the argument is a plain integer.
+    let _ = unsafe { ioctl::set_offload(fd.as_raw_fd(), 0) };
 }

@@ -125,6 +125,48 @@ fn the_host_hands_over_and_takes_super_packets() {
     assert!(taken * 3 < packets, "{taken} calls for {packets} packets");
 }
 
+/// Processor time of a process in hundredths of a second.
+fn processor(node: &Node) -> u64 {
+    let pid = node.process.as_ref().unwrap().0.id();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn while_the_uplink_is_full_its_sender_waits_and_what_was_queued_arrives() {
+    let lab = pair([Program::Ours, Program::Ours]);
+    let (a, b) = lab.two();
+    // What is sent stays in the queue, and so in the socket's buffer.
+    a.ns.run("tc qdisc add dev u0 root tbf rate 2mbit burst 32kb limit 100mb");
+    let target = SocketAddr::new(inner(b, false), 7100);
+    let (sender, receiver) = (a.ns.udp(SocketAddr::new(inner(a, false), 0)), b.ns.udp(target));
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let queued = || a.ns.run("tc -s qdisc show dev u0").contains("backlog 0b");
+    // Until the device's own queue is full, too: nobody takes from it.
+    let dropped = || -> u64 {
+        let text = a.ns.run("ip -s -j link show dev hawser0");
+        let links: serde_json::Value = serde_json::from_str(&text).unwrap();
+        links[0]["stats64"]["tx"]["dropped"].as_u64().unwrap()
+    };
+    let packet = pattern(1200, 3);
+    eventually("the device's queue is full", Duration::from_secs(20), || {
+        for _ in 0..500 {
+            sender.send_to(&packet, target).unwrap();
+        }
+        dropped() > 0
+    });
+    assert!(!queued());
+    let (before, begun) = (processor(a), std::time::Instant::now());
+    let mut buffer = [0; 2000];
+    while begun.elapsed() < Duration::from_secs(2) {
+        let n = receiver.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..n], packet);
+    }
+    let used = processor(a) - before;
+    assert!(used < 100, "{used} hundredths of a second in two seconds of waiting");
+}
+
 #[test]
 fn a_path_that_datagrams_are_too_long_for_gets_them_one_by_one() {
     let lab = pair([Program::Ours, Program::Ours]);

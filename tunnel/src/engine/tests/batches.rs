@@ -54,6 +54,20 @@ fn a_super_packet_leaves_as_its_segments_and_is_delivered_in_one_piece() {
 }
 
 #[test]
+fn a_host_that_takes_no_super_packets_gets_each_packet_by_itself() {
+    let (a, b) = pair();
+    let (header, packet) = super_packet(60_000, 1380, 7);
+    let segments = split::tests::all(&header, packet.clone()).unwrap();
+    let row: Vec<u8> = a.transmit_super(&header, &packet).udp.into_iter().flat_map(|(_, d)| d).collect();
+    let (mut out, mut inbox) = (Out { picky: true, ..Out::default() }, Inbox::new(Offloads::ALL));
+    b.engine.handle_datagrams(&row, 1452, a.addr, &mut inbox, &mut out);
+    b.engine.deliver(&mut inbox, &mut out);
+    assert_eq!(out.tun, segments);
+    assert_eq!(out.pieces, [1; 44]);
+    assert_eq!((b.count(Counter::DataDelivered), b.count(Counter::TunWrite)), (44 + 1, 0));
+}
+
+#[test]
 fn segments_wait_for_a_session_and_drops_are_counted_by_segment() {
     let (a, b) = (Node::new(1), Node::new(2));
     let (header, packet) = super_packet(13_800, 1380, 1);
