@@ -7,9 +7,9 @@ use serde_json::Value;
 use crate::Lab;
 use crate::cluster::node_name;
 
-/// Name and text, the namespace first. A link to it sorts before the others, so that `kubectl apply -f deploy/` needs no second try.
+/// Name and text, in the order in which `kubectl apply -f deploy/` needs no second try.
 pub const MANIFESTS: [(&str, &str); 8] = [
-    ("namespace.yaml", include_str!("../../deploy/namespace.yaml")),
+    ("00-namespace.yaml", include_str!("../../deploy/00-namespace.yaml")),
     ("rbac.yaml", include_str!("../../deploy/rbac.yaml")),
     ("audit.yaml", include_str!("../../deploy/audit.yaml")),
     ("cli.yaml", include_str!("../../deploy/cli.yaml")),

@@ -230,7 +230,7 @@ fn manifests(workspace: &Workspace, values: Option<&Path>, progress: Progress) -
     if let Some(file) = values {
         let text = std::fs::read_to_string(file).with_context(|| format!("--values {}", file.display()))?;
         let values = deploy::parse_values(&text).with_context(|| format!("--values {}", file.display()))?;
-        let namespace = std::fs::read_to_string(workspace.path("deploy/namespace.yaml"))?;
+        let namespace = std::fs::read_to_string(workspace.path("deploy/00-namespace.yaml"))?;
         let all = deploy::manifests(&workspace.path("deploy/chart/hawser"), &values)?;
         let all: Vec<String> = std::iter::once(namespace).chain(all.into_values()).collect();
         print!("{}", all.join("---\n"));

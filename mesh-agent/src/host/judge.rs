@@ -162,7 +162,7 @@ fn not_settable(sysctl: &Sysctl, found: Option<&String>, writable: bool) -> Host
         (
             "sysctl-read-only",
             format!(
-                "run the agent privileged, or put `{line}` into /etc/sysctl.d/90-hawser.conf on the \
+                "mount the host's /proc/sys/net writable and name its place with --proc-sys, or put `{line}` into /etc/sysctl.d/90-hawser.conf on the \
             host and run `sysctl --system`"
             ),
         )

@@ -27,7 +27,7 @@ impl fmt::Display for Sysctl {
 /// A setting that could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot write {} to {} (now {}): {source}; run privileged with a writable /proc/sys, or set it on the host in \
+    "cannot write {} to {} (now {}): {source}; mount the host's /proc/sys/net writable and name its place with --proc-sys, or set it on the host in \
      /etc/sysctl.d", sysctl.value, path.display(), found.as_deref().unwrap_or("absent")
 )]
 pub struct SysctlError {

@@ -127,7 +127,7 @@ fn a_read_only_proc_sys_is_reported_with_path_values_and_remedy_but_not_where_th
     let mut read_only = facts(&["net/ipv4/ip_forward=0"]);
     read_only.proc_sys_writable = false;
     check(&read_only, &want(), &[], &["sysctl-read-only"]);
-    expect_test::expect![[r#"/proc/sys/net/ipv4/ip_forward: value is "0" and /proc/sys is read-only, wanted "1"; run the agent privileged, or put `net.ipv4.ip_forward = 1` into /etc/sysctl.d/90-hawser.conf on the host and run `sysctl --system`"#]]
+    expect_test::expect![[r#"/proc/sys/net/ipv4/ip_forward: value is "0" and /proc/sys is read-only, wanted "1"; mount the host's /proc/sys/net writable and name its place with --proc-sys, or put `net.ipv4.ip_forward = 1` into /etc/sysctl.d/90-hawser.conf on the host and run `sysctl --system`"#]]
     .assert_eq(&judge(&read_only, &want()).1[0].to_string());
     let mut vlan = facts(&["net/ipv6/conf/all/forwarding=0", "net/ipv6/conf/eth0.5/accept_ra=1"]);
     vlan.proc_sys_writable = false;

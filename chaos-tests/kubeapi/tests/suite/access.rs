@@ -71,7 +71,7 @@ async fn an_agent_reads_nodes_and_patches_but_does_not_create_delete_or_read_sec
 async fn server_with_rbac() -> Server {
     let server = server().await;
     for manifests in
-        [include_str!("../../../../deploy/namespace.yaml"), include_str!("../../../../deploy/rbac.yaml")]
+        [include_str!("../../../../deploy/00-namespace.yaml"), include_str!("../../../../deploy/rbac.yaml")]
     {
         server.store().apply_manifests(manifests).unwrap();
     }
@@ -189,7 +189,7 @@ fn own_node_only(request: &AdmissionRequest<'_>) -> Result<(), String> {
 async fn admission_denies_with_422_what_authorization_allowed() {
     let server = Server::builder().admission(Arc::new(own_node_only)).start().await.unwrap();
     for manifests in
-        [include_str!("../../../../deploy/namespace.yaml"), include_str!("../../../../deploy/rbac.yaml")]
+        [include_str!("../../../../deploy/00-namespace.yaml"), include_str!("../../../../deploy/rbac.yaml")]
     {
         server.store().apply_manifests(manifests).unwrap();
     }

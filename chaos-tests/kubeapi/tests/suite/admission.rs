@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-const NAMESPACE: &str = include_str!("../../../../deploy/namespace.yaml");
+const NAMESPACE: &str = include_str!("../../../../deploy/00-namespace.yaml");
 const RBAC: &str = include_str!("../../../../deploy/rbac.yaml");
 const ADMISSION: &str = include_str!("../../../../deploy/admission.yaml");
 
