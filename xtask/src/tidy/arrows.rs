@@ -61,8 +61,15 @@ const RULES: &[Rule] = &[
         banned: &["tokio", "kube"],
     },
     Rule {
+        package: "clustermesh",
+        members: &["mesh-core", "proto"],
+        test_members: &["netlab", "kubeapi"],
+        banned: &["openssl", "native-tls"],
+    },
+    Rule {
         package: "mesh-agent",
-        members: &["mesh-core", "keyring", "proto", "datapath"],
+        // Of clustermesh what follows, without its feature `daemon`.
+        members: &["mesh-core", "keyring", "proto", "datapath", "clustermesh"],
         test_members: &["netlab", "kubeapi"],
         banned: &["openssl", "native-tls"],
     },
@@ -89,6 +96,7 @@ const RULES: &[Rule] = &[
             "proto",
             "tunnel",
             "datapath",
+            "clustermesh",
             "mesh-agent",
             "cni",
             "netlab",

@@ -1,0 +1,8 @@
+//! Exchange between clusters (design D10).
+//!
+//! Each cluster's `clustermesh` serves its own state and mirrors those of the others; agents follow their own cluster's
+//! `clustermesh` alone. Whoever follows hears [`Told`], whatever happened to the stream in between.
+
+pub mod told;
+
+pub use told::Told;
