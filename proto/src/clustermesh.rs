@@ -30,7 +30,7 @@ pub use self::generated::cluster_mesh_client::ClusterMeshClient;
 pub use self::generated::cluster_mesh_server::{ClusterMesh, ClusterMeshServer};
 pub use self::generated::{Change as WireChange, FollowRequest, FollowResponse, Object as WireObject};
 pub use self::names::NodeNames;
-pub use self::read::{read_change, read_known, read_object};
+pub use self::read::{kind_of, read_change, read_known, read_object};
 pub use self::write::{counts, write_change, write_known, write_object};
 
 /// Revision of the contract that this speaks.
@@ -105,6 +105,8 @@ pub enum Say {
         to: Version,
         /// In order.
         changes: Vec<WireChange>,
+        /// Number of this message among those that lead there, from 0.
+        part: u32,
         /// More of the same follows.
         more: bool,
     },

@@ -98,6 +98,9 @@ pub struct Changes {
     /// The next message has more of the same; until the last one nothing of it counts.
     #[prost(bool, tag = "4")]
     pub more: bool,
+    /// Number of this message among those from `from` to `to`, from 0.
+    #[prost(uint32, tag = "5")]
+    pub part: u32,
 }
 /// The cluster was heard a moment ago: its state is this one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

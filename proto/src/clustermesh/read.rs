@@ -84,6 +84,7 @@ fn say(say: follow_response::Say) -> Result<Say, MessageError> {
             from: version("changes.from", changes.from)?,
             to: version("changes.to", changes.to)?,
             changes: changes.changes,
+            part: changes.part,
             more: changes.more,
         },
         follow_response::Say::Bookmark(bookmark) => {
@@ -447,5 +448,17 @@ fn backend(backend: wire::Backend, names: &NodeNames) -> Field<Backend> {
         node,
         zone: backend.zone.map(|zone| text("zone", zone, MAX_WORD)).transpose()?,
         ports: ports.collect::<Field<_>>()?,
+    })
+}
+
+/// Of what kind an object is; none: of one that is not known here.
+pub fn kind_of(object: &wire::Object) -> Option<Kind> {
+    Some(match object.kind.as_ref()? {
+        object::Kind::LabelSet(_) => Kind::LabelSet,
+        object::Kind::Namespace(_) => Kind::Namespace,
+        object::Kind::Node(_) => Kind::Node,
+        object::Kind::Endpoint(_) => Kind::Endpoint,
+        object::Kind::Service(_) => Kind::Service,
+        object::Kind::Backend(_) => Kind::Backend,
     })
 }

@@ -180,9 +180,15 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(move |objects| Say::SnapshotPart(objects.iter().map(put).collect())),
         (version(), counts)
             .prop_map(|(version, known)| Say::SnapshotEnd { version, counts: Counts { known, others: 0 } }),
-        (version(), version(), prop::collection::vec((object(), any::<bool>()), 0..3), any::<bool>())
-            .prop_map(move |(from, to, changes, more)| {
-                Say::Changes { from, to, changes: changes.iter().map(change).collect(), more }
+        (
+            version(),
+            version(),
+            prop::collection::vec((object(), any::<bool>()), 0..3),
+            any::<bool>(),
+            any::<u32>()
+        )
+            .prop_map(move |(from, to, changes, more, part)| {
+                Say::Changes { from, to, changes: changes.iter().map(change).collect(), part, more }
             }),
         version().prop_map(Say::Bookmark),
         Just(Say::Gone),
@@ -244,6 +250,7 @@ fn a_change_of_one_endpoint_is_short_whatever_its_names_are() {
         from: version(u64::MAX - 1),
         to: version(u64::MAX),
         changes: vec![write_change(&put, &names)],
+        part: 0,
         more: false,
     };
     let message = Message::Of("c".repeat(63).parse().unwrap(), say);
@@ -347,7 +354,7 @@ fn what_is_on_the_wire_stays_as_it_is() {
         Say::SnapshotBegin(at(2)),
         Say::SnapshotPart(vec![]),
         Say::SnapshotEnd { version: at(2), counts: Counts { known, others: 0 } },
-        Say::Changes { from: at(2), to: at(3), changes: vec![], more: true },
+        Say::Changes { from: at(2), to: at(3), changes: vec![], part: 4, more: true },
         Say::Bookmark(at(3)),
         Say::Gone,
     ] {
@@ -371,7 +378,7 @@ fn what_is_on_the_wire_stays_as_it_is() {
         0a046561737412060a0408011002
         0a04656173741a00
         0a0465617374220c0a0408011002120408041001
-        0a04656173742a0e0a04080110021204080110032001
+        0a04656173742a100a040801100212040801100320012804
         0a046561737432060a0408011003
         0a04656173743a00
         4200

@@ -36,10 +36,11 @@ fn say(say: Say) -> follow_response::Say {
             let counts = counts.collect();
             follow_response::Say::SnapshotEnd(wire::SnapshotEnd { version: Some(version(at)), counts })
         }
-        Say::Changes { from, to, changes, more } => follow_response::Say::Changes(wire::Changes {
+        Say::Changes { from, to, changes, part, more } => follow_response::Say::Changes(wire::Changes {
             from: Some(version(from)),
             to: Some(version(to)),
             changes,
+            part,
             more,
         }),
         Say::Bookmark(at) => follow_response::Say::Bookmark(wire::Bookmark { version: Some(version(at)) }),
