@@ -5,7 +5,9 @@
 
 #[cfg(feature = "daemon")]
 pub mod daemon;
+pub mod follow;
 pub mod session;
+pub mod tls;
 pub mod told;
 
 pub use told::Told;
