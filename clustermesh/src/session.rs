@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Kind, Object, Refusal, Version};
 use proto::clustermesh::{
-    Counts, FollowResponse, MAX_CLUSTERS, Message, MessageError, NodeNames, ObjectError, Say, Unread,
+    At, Counts, FollowResponse, MAX_CLUSTERS, Message, MessageError, NodeNames, ObjectError, Say, Unread,
     WireChange, WireObject, kind_of, most, read_change, read_object,
 };
 
@@ -45,7 +45,7 @@ pub struct Session {
 
 #[derive(Debug, Default)]
 struct Mirror {
-    at: Option<Version>,
+    at: Option<At>,
     state: ClusterState,
     names: NodeNames,
     pending: Option<Pending>,
@@ -53,8 +53,8 @@ struct Mirror {
 
 #[derive(Debug)]
 enum Pending {
-    Snapshot { version: Version, state: Box<ClusterState>, names: NodeNames, arrived: Counts },
-    Changes { from: Version, to: Version, parts: u32, changes: Vec<Change>, names: NodeNames },
+    Snapshot { version: At, state: Box<ClusterState>, names: NodeNames, arrived: Counts },
+    Changes { from: At, to: At, parts: u32, changes: Vec<Change>, names: NodeNames },
 }
 
 /// What came of one message.
@@ -211,7 +211,7 @@ impl Session {
     }
 
     /// What it has, for the next request. A stream that was under way is over: what it had begun is void.
-    pub fn begin(&mut self) -> BTreeMap<ClusterName, Version> {
+    pub fn begin(&mut self) -> BTreeMap<ClusterName, At> {
         self.clusters.retain(|_, mirror| {
             mirror.pending = None;
             mirror.at.is_some()
@@ -222,7 +222,7 @@ impl Session {
     /// What is known of a cluster.
     pub fn state(&self, cluster: &ClusterName) -> Option<(Version, &ClusterState)> {
         let mirror = self.clusters.get(cluster)?;
-        Some((mirror.at?, &mirror.state))
+        Some((mirror.at?.version, &mirror.state))
     }
 
     /// Takes in what a server said.
@@ -297,13 +297,15 @@ impl Turn<'_> {
         SessionError::Unexpected { cluster: self.cluster.clone(), what }
     }
 
-    fn other_version(&self, what: &'static str, found: Version) -> SessionError {
-        SessionError::OtherVersion { cluster: self.cluster.clone(), what, found }
+    fn other_version(&self, what: &'static str, found: At) -> SessionError {
+        SessionError::OtherVersion { cluster: self.cluster.clone(), what, found: found.version }
     }
 
-    fn snapshot_begin(&mut self, version: Version) -> Result<(), SessionError> {
-        if let Some(known) = self.mirror.at.filter(|known| version < *known) {
-            return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found: version });
+    fn snapshot_begin(&mut self, version: At) -> Result<(), SessionError> {
+        let known = self.mirror.at.map(|known| known.version);
+        if let Some(known) = known.filter(|known| version.version < *known) {
+            let found = version.version;
+            return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found });
         }
         self.mirror.pending = Some(Pending::Snapshot {
             version,
@@ -341,7 +343,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn snapshot_end(&mut self, end: Version, counts: &Counts) -> Result<(), SessionError> {
+    fn snapshot_end(&mut self, end: At, counts: &Counts) -> Result<(), SessionError> {
         let Some(Pending::Snapshot { version, state, names, arrived }) = self.mirror.pending.take() else {
             return Err(self.unexpected("the end of a snapshot"));
         };
@@ -366,7 +368,7 @@ impl Turn<'_> {
 
     fn changes(
         &mut self,
-        (from, to): (Version, Version),
+        (from, to): (At, At),
         wire: Vec<WireChange>,
         (part, more): (u32, bool),
     ) -> Result<(), SessionError> {
@@ -381,8 +383,9 @@ impl Turn<'_> {
             None | Some(Pending::Changes { .. }) => return Err(self.other_version("a change", from)),
             Some(Pending::Snapshot { .. }) => return Err(self.unexpected("a change inside a snapshot")),
         };
-        if to <= known {
-            return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found: to });
+        if to.version <= known.version {
+            let (known, found) = (known.version, to.version);
+            return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found });
         }
         if changes.len() + wire.len() > MAX_CHANGES {
             return Err(SessionError::TooManyChanges { cluster: self.cluster.clone() });
@@ -452,11 +455,12 @@ impl Turn<'_> {
         put
     }
 
-    fn reached(&mut self, version: Version, changes: Vec<Change>) {
-        if self.mirror.at != Some(version) || !changes.is_empty() {
+    fn reached(&mut self, at: At, changes: Vec<Change>) {
+        let version = at.version;
+        if self.mirror.at.is_none_or(|known| known.version != version) || !changes.is_empty() {
             self.outcome.told.push(Told::Changed { cluster: self.cluster.clone(), version, changes });
         }
-        self.mirror.at = Some(version);
+        self.mirror.at = Some(at);
     }
 }
 

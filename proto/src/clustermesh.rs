@@ -74,6 +74,22 @@ pub const fn most(kind: Kind) -> usize {
     }
 }
 
+/// A state of a cluster as one server tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct At {
+    /// The state.
+    pub version: Version,
+    /// What of it the server leaves out; 0: nothing. Means nothing but that the same number is the same view.
+    pub view: u64,
+}
+
+impl From<Version> for At {
+    /// All of it.
+    fn from(version: Version) -> Self {
+        Self { version, view: 0 }
+    }
+}
+
 /// What a server said, about one cluster or about all.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
@@ -87,22 +103,22 @@ pub enum Message {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Say {
     /// All of its state follows.
-    SnapshotBegin(Version),
+    SnapshotBegin(At),
     /// Some of it.
     SnapshotPart(Vec<WireObject>),
     /// That was all.
     SnapshotEnd {
         /// That of the beginning.
-        version: Version,
+        version: At,
         /// How many of each kind.
         counts: Counts,
     },
     /// What leads from one state to another.
     Changes {
         /// From here.
-        from: Version,
+        from: At,
         /// To there.
-        to: Version,
+        to: At,
         /// In order.
         changes: Vec<WireChange>,
         /// Number of this message among those that lead there, from 0.
@@ -111,7 +127,7 @@ pub enum Say {
         more: bool,
     },
     /// It was heard, and this is its state.
-    Bookmark(Version),
+    Bookmark(At),
     /// There is no such cluster any more.
     Gone,
 }

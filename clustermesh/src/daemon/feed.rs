@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Version};
+use mesh_core::clusters::{Change, ClusterName, ClusterState, Key};
 use mesh_core::ipam::Millis;
 use prost::Message as _;
 use proto::clustermesh::{
-    FollowResponse, MESSAGE, Message, NodeNames, Say, counts, write_change, write_object,
+    At, FollowResponse, MESSAGE, Message, NodeNames, Say, counts, write_change, write_object,
 };
 
 use super::store::{Since, Snapshot, Store};
@@ -57,17 +57,21 @@ impl Clusters {
         self.listed = true;
     }
 
-    /// A cluster moved on. The first version of it is all of its state. True: that is news.
-    pub fn changed(&mut self, cluster: &ClusterName, version: Version, changes: Vec<Change>) -> bool {
+    /// A cluster moved on, or is seen otherwise. The first version of it is all of its state. True: that is news.
+    pub fn changed(&mut self, cluster: &ClusterName, at: At, changes: Vec<Change>) -> bool {
         let Some(entry) = self.all.get_mut(cluster) else { return false };
         if let Some(store) = &mut entry.store {
-            return store.apply(version, changes);
+            if store.at().version == at.version && store.at().view != at.view {
+                store.review(at.view, changes);
+                return true;
+            }
+            return store.apply(at, changes);
         }
         let mut state = ClusterState::default();
         for change in changes {
             state.apply(change);
         }
-        entry.store = Some(Store::new(version, state));
+        entry.store = Some(Store::new(at, state));
         true
     }
 
@@ -120,7 +124,7 @@ pub struct Feed {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Has {
-    version: Option<Version>,
+    at: Option<At>,
     /// Value of the counter that it was told of; none: it has just come, and what was heard before counts not for it.
     heard: Option<u64>,
 }
@@ -134,8 +138,8 @@ enum Walk {
     },
     Changes {
         cluster: ClusterName,
-        from: Version,
-        to: Version,
+        from: At,
+        to: At,
         part: u32,
         changes: VecDeque<Change>,
         names: Arc<NodeNames>,
@@ -144,9 +148,8 @@ enum Walk {
 
 impl Feed {
     /// A follower that has these versions.
-    pub fn new(reach: Reach, known: BTreeMap<ClusterName, Version>) -> Self {
-        let has =
-            known.into_iter().map(|(name, version)| (name, Has { version: Some(version), heard: None }));
+    pub fn new(reach: Reach, known: BTreeMap<ClusterName, At>) -> Self {
+        let has = known.into_iter().map(|(name, at)| (name, Has { at: Some(at), heard: None }));
         Self { reach, has: has.collect(), complete: false, walk: None }
     }
 
@@ -169,9 +172,9 @@ impl Feed {
         let mut length = 0;
         match self.walk.take()? {
             Walk::Snapshot { cluster, of, mut keys } => {
-                let version = of.version;
+                let version = of.at;
                 if keys.is_empty() {
-                    self.has.entry(cluster.clone()).or_default().version = Some(version);
+                    self.has.entry(cluster.clone()).or_default().at = Some(version);
                     let counts = counts(&of.state);
                     return Some(Message::Of(cluster, Say::SnapshotEnd { version, counts }));
                 }
@@ -204,7 +207,7 @@ impl Feed {
                         Some(Walk::Changes { cluster, from, to, part, changes, names })
                     };
                 } else {
-                    self.has.entry(cluster.clone()).or_default().version = Some(to);
+                    self.has.entry(cluster.clone()).or_default().at = Some(to);
                 }
                 Some(Message::Of(cluster, Say::Changes { from, to, changes: some, part, more }))
             }
@@ -233,7 +236,7 @@ impl Feed {
             };
             let has = self.has.entry(name.clone()).or_default();
             let heard = *has.heard.get_or_insert(entry.heard);
-            match store.since(has.version) {
+            match store.since(has.at) {
                 Since::Changes { from, to, changes, names } => {
                     let changes = changes.into();
                     self.walk =
@@ -241,13 +244,13 @@ impl Feed {
                     return Begun::Walk;
                 }
                 Since::Snapshot(of) => {
-                    let (version, keys) = (of.version, of.state.keys().collect());
+                    let (version, keys) = (of.at, of.state.keys().collect());
                     self.walk = Some(Walk::Snapshot { cluster: name.clone(), of, keys });
                     return Begun::Message(Message::Of(name.clone(), Say::SnapshotBegin(version)));
                 }
-                Since::Nothing if heard != entry.heard && has.version == Some(store.version()) => {
+                Since::Nothing if heard != entry.heard && has.at == Some(store.at()) => {
                     has.heard = Some(entry.heard);
-                    return Begun::Message(Message::Of(name.clone(), Say::Bookmark(store.version())));
+                    return Begun::Message(Message::Of(name.clone(), Say::Bookmark(store.at())));
                 }
                 Since::Nothing => {}
             }

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mesh_core::clusters::{Change, ClusterName, Version};
+use mesh_core::clusters::{Change, ClusterName};
 use mesh_core::ipam::Millis;
-use proto::clustermesh::FollowResponse;
+use proto::clustermesh::{At, FollowResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -63,8 +63,8 @@ impl Hub {
     }
 
     /// See [`Clusters::changed`].
-    pub fn changed(&self, cluster: &ClusterName, version: Version, changes: Vec<Change>) -> bool {
-        let news = self.lock().changed(cluster, version, changes);
+    pub fn changed(&self, cluster: &ClusterName, at: At, changes: Vec<Change>) -> bool {
+        let news = self.lock().changed(cluster, at, changes);
         self.news(news)
     }
 

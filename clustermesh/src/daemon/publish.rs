@@ -80,7 +80,7 @@ impl Publish {
         let changes = ClusterState::default().changes_to(&state);
         let own = self.0.hub.read(|clusters| clusters.own().clone());
         let version = Version { incarnation: self.0.incarnation, sequence: 0 };
-        self.0.hub.changed(&own, version, changes);
+        self.0.hub.changed(&own, version.into(), changes);
         tracing::info!(cluster = %own, objects = state.len(), incarnation = self.0.incarnation, "The own cluster is served");
     }
 }

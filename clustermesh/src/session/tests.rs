@@ -68,10 +68,10 @@ fn say(say: Say) -> FollowResponse {
 /// A snapshot, one object a message.
 fn snapshot((version, state): &(Version, ClusterState)) -> Vec<FollowResponse> {
     let names = NodeNames::default();
-    let mut messages = vec![say(Say::SnapshotBegin(*version))];
+    let mut messages = vec![say(Say::SnapshotBegin((*version).into()))];
     let objects = state.keys().filter_map(|key| state.get(&key));
     messages.extend(objects.map(|object| say(Say::SnapshotPart(vec![write_object(&object, &names)]))));
-    messages.push(say(Say::SnapshotEnd { version: *version, counts: counts(state) }));
+    messages.push(say(Say::SnapshotEnd { version: (*version).into(), counts: counts(state) }));
     messages
 }
 
@@ -81,7 +81,13 @@ fn changes(from: &(Version, ClusterState), to: &(Version, ClusterState)) -> Vec<
     let message = |change: Option<&Change>, part: usize, more| {
         let part = u32::try_from(part).unwrap();
         let changes = change.map(|change| write_change(change, &NodeNames::default()));
-        say(Say::Changes { from: from.0, to: to.0, changes: changes.into_iter().collect(), part, more })
+        say(Say::Changes {
+            from: from.0.into(),
+            to: to.0.into(),
+            changes: changes.into_iter().collect(),
+            part,
+            more,
+        })
     };
     match all.split_last() {
         None => vec![message(None, 0, false)],
@@ -148,7 +154,7 @@ proptest! {
         let mut reached = None;
         for (moment, resume, fate) in &streams {
             let moment = moment.get(&history);
-            let known = session.begin().get(&cluster("east")).copied();
+            let known = session.begin().get(&cluster("east")).map(|known| known.version);
             let from = history.iter().find(|(version, _)| Some(*version) == known);
             let messages = match from.filter(|_| *resume) {
                 Some(from) => changes(from, moment),
@@ -219,7 +225,7 @@ fn an_empty_cluster_is_told_and_one_that_is_equal_after_a_new_leader_has_no_chan
     let mut session = followed(&[endpoint(1, 1)]);
     let again = hear_all(&mut session, snapshot(&(at(2, 0), state(&[endpoint(1, 1)]))));
     assert_eq!(again, Ok(vec![changed(at(2, 0), vec![])]));
-    let bookmark = session.hear(say(Say::Bookmark(at(2, 0)))).unwrap();
+    let bookmark = session.hear(say(Say::Bookmark(at(2, 0).into()))).unwrap();
     assert_eq!(bookmark.told, [Told::Heard { cluster: cluster("east") }]);
 }
 
@@ -247,7 +253,7 @@ fn what_makes_no_sense_ends_the_stream_and_is_named() {
         "OtherVersion: cluster east: a change is about version 1.4, which is not what is known; the stream is begun anew",
     );
     check(
-        vec![say(Say::Bookmark(at(1, 6)))],
+        vec![say(Say::Bookmark(at(1, 6).into()))],
         "OtherVersion: cluster east: a bookmark is about version 1.6, which is not what is known; the stream is begun anew",
     );
     check(
@@ -267,7 +273,7 @@ fn what_makes_no_sense_ends_the_stream_and_is_named() {
 #[test]
 fn a_cluster_that_speaks_for_another_is_not_heard_and_its_own_facts_are() {
     let mut session = followed(&[]);
-    let foreign = Message::Of(cluster("west"), Say::SnapshotBegin(at(1, 0))).into();
+    let foreign = Message::Of(cluster("west"), Say::SnapshotBegin(at(1, 0).into())).into();
     let outcome = session.hear(foreign).unwrap();
     assert_eq!((outcome.told, outcome.left_out[0].reason()), (vec![], "ForeignCluster"));
     let to = (at(1, 6), state(&[endpoint(1, 1)]));
@@ -284,8 +290,8 @@ fn an_object_that_cannot_be_read_costs_itself_alone_and_what_was_known_of_it() {
     let wrong = [&[0x0a, 12, 0x22, 10, 0x0a, 4, 10, 2, 0, 1, 0x1a, 2][..], b"n1"].concat();
     let wrong = WireChange::decode(wrong.as_slice()).unwrap();
     let message = Say::Changes {
-        from: at(1, 5),
-        to: at(1, 6),
+        from: at(1, 5).into(),
+        to: at(1, 6).into(),
         changes: vec![wrong, wire(&endpoint(3, 1)), WireChange { what: None }],
         part: 0,
         more: false,
@@ -306,9 +312,11 @@ fn an_object_that_cannot_be_read_costs_itself_alone_and_what_was_known_of_it() {
 fn a_mirror_tells_of_all_and_of_their_end() {
     let mut session = Session::new(Scope::All);
     for name in ["east", "west"] {
-        let begin = Message::Of(cluster(name), Say::SnapshotBegin(at(1, 0)));
-        let end =
-            Message::Of(cluster(name), Say::SnapshotEnd { version: at(1, 0), counts: Counts::default() });
+        let begin = Message::Of(cluster(name), Say::SnapshotBegin(at(1, 0).into()));
+        let end = Message::Of(
+            cluster(name),
+            Say::SnapshotEnd { version: at(1, 0).into(), counts: Counts::default() },
+        );
         assert_eq!(hear_all(&mut session, vec![begin.into(), end.into()]).unwrap().len(), 1);
     }
     assert_eq!(session.hear(Message::Complete.into()).unwrap().told, [Told::Complete]);
@@ -316,4 +324,21 @@ fn a_mirror_tells_of_all_and_of_their_end() {
     assert_eq!(gone(&mut session), [Told::Gone { cluster: cluster("east") }]);
     assert_eq!(gone(&mut session), []);
     assert_eq!(session.begin().into_keys().collect::<Vec<_>>(), [cluster("west")]);
+}
+
+#[test]
+fn a_snapshot_of_the_same_version_in_another_view_is_taken() {
+    let mut session = followed(&[endpoint(1, 1), endpoint(2, 1)]);
+    let at = At { version: at(1, 5), view: 7 };
+    let all = state(&[endpoint(1, 1)]);
+    let part = write_object(&endpoint(1, 1), &NodeNames::default());
+    let messages = [
+        Say::SnapshotBegin(at),
+        Say::SnapshotPart(vec![part]),
+        Say::SnapshotEnd { version: at, counts: counts(&all) },
+    ];
+    let told = hear_all(&mut session, messages.map(say).into()).unwrap();
+    let gone = vec![Change::Delete(endpoint(2, 1).key())];
+    assert_eq!(told, [Told::Changed { cluster: cluster("east"), version: at.version, changes: gone }]);
+    assert_eq!(session.begin().get(&cluster("east")), Some(&at));
 }

@@ -26,6 +26,10 @@ pub struct Version {
     /// Changes so far in this incarnation.
     #[prost(uint64, tag = "2")]
     pub sequence: u64,
+    /// What the server leaves out of that state, as a number that means nothing to others: who mirrors another cluster passes on
+    /// what it believes of it, and that may change while the cluster does not. 0: nothing.
+    #[prost(fixed64, tag = "3")]
+    pub view: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FollowResponse {

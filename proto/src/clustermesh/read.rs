@@ -19,7 +19,7 @@ use mesh_core::prefix::Family;
 
 use super::generated::{self as wire, backend, change, deleted, endpoint, follow_response, object};
 use super::{
-    Cause, Counts, MAX_ANNOTATION_VALUE, MAX_CLUSTERS, MAX_LABEL_KEY, MAX_LABEL_VALUE, MAX_LABELS,
+    At, Cause, Counts, MAX_ANNOTATION_VALUE, MAX_CLUSTERS, MAX_LABEL_KEY, MAX_LABEL_VALUE, MAX_LABELS,
     MAX_NAMED_PORTS, MAX_NODE_CIDRS, MAX_PORTS, MAX_UID, MAX_WORD, Message, MessageError, NodeNames,
     ObjectError, Say, Unread,
 };
@@ -31,16 +31,16 @@ fn shown(text: &str) -> String {
     text.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn version(field: &'static str, version: Option<wire::Version>) -> Result<Version, MessageError> {
-    let wire::Version { incarnation, sequence } = version.ok_or(MessageError::Missing { field })?;
-    Ok(Version { incarnation, sequence })
+fn version(field: &'static str, version: Option<wire::Version>) -> Result<At, MessageError> {
+    let wire::Version { incarnation, sequence, view } = version.ok_or(MessageError::Missing { field })?;
+    Ok(At { version: Version { incarnation, sequence }, view })
 }
 
 /// Reads a request. Of a cluster that is named twice the last counts.
 ///
 /// # Errors
 /// See [`MessageError`].
-pub fn read_known(request: wire::FollowRequest) -> Result<BTreeMap<ClusterName, Version>, MessageError> {
+pub fn read_known(request: wire::FollowRequest) -> Result<BTreeMap<ClusterName, At>, MessageError> {
     let found = request.known.len();
     if found > MAX_CLUSTERS {
         return Err(MessageError::TooMany { field: "known", found, limit: MAX_CLUSTERS });

@@ -163,8 +163,9 @@ fn names_of(object: &Object) -> NodeNames {
     names
 }
 
-fn version() -> impl Strategy<Value = Version> {
-    any::<[u64; 2]>().prop_map(|[incarnation, sequence]| Version { incarnation, sequence })
+fn version() -> impl Strategy<Value = At> {
+    any::<[u64; 3]>()
+        .prop_map(|[incarnation, sequence, view]| At { version: Version { incarnation, sequence }, view })
 }
 
 fn message() -> impl Strategy<Value = Message> {
@@ -220,7 +221,7 @@ proptest! {
 
     #[test]
     fn a_request_that_is_written_is_read(known in prop::collection::btree_map(name(63), version(), 0..5)) {
-        let known: BTreeMap<ClusterName, Version> =
+        let known: BTreeMap<ClusterName, At> =
             known.into_iter().map(|(name, version)| (name.parse().unwrap(), version)).collect();
         let written = write_known(known.iter().map(|(cluster, version)| (cluster, *version))).encode_to_vec();
         prop_assert_eq!(read_known(FollowRequest::decode(written.as_slice()).unwrap()), Ok(known));
@@ -245,7 +246,7 @@ fn a_change_of_one_endpoint_is_short_whatever_its_names_are() {
     names.insert(&node);
     let endpoint = RemoteEndpoint { node, labels: LabelSetId(u64::MAX) };
     let put = Change::Put(Object::Endpoint(IpAddr::from([0xfd; 16]), endpoint));
-    let version = |sequence| Version { incarnation: 1_800_000_000, sequence };
+    let version = |sequence| At { version: Version { incarnation: 1_800_000_000, sequence }, view: u64::MAX };
     let say = Say::Changes {
         from: version(u64::MAX - 1),
         to: version(u64::MAX),
@@ -256,7 +257,7 @@ fn a_change_of_one_endpoint_is_short_whatever_its_names_are() {
     let message = Message::Of("c".repeat(63).parse().unwrap(), say);
     let length = FollowResponse::from(message).encoded_len();
     // gRPC's prefix of 5 bytes, HTTP/2's header of 9, TLS's record of 22, IPv6 and TCP with options 72.
-    assert_eq!((length, length + 5 + 9 + 22 + 72 < 300), (147, true));
+    assert_eq!((length, length + 5 + 9 + 22 + 72 < 300), (165, true));
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -348,7 +349,7 @@ fn what_is_on_the_wire_stays_as_it_is() {
         let deletion = write_change(&Change::Delete(object.key()), &names);
         text += &format!("  {}\n", hex(&deletion.encode_to_vec()));
     }
-    let at = |sequence| Version { incarnation: 1, sequence };
+    let at = |sequence| At { version: Version { incarnation: 1, sequence }, view: 5 };
     let known = BTreeMap::from([(Kind::Endpoint, 1)]);
     for say in [
         Say::SnapshotBegin(at(2)),
@@ -375,11 +376,11 @@ fn what_is_on_the_wire_stays_as_it_is() {
           120d2a0b0a0473686f701203776562
         32390a130a0b0a0473686f70120377656212040a020107100118012a057765622d30317d26e74cb88b6b6742017a4a0b0a0468747470100118903f
           121532130a0b0a0473686f70120377656212040a020107
-        0a046561737412060a0408011002
+        0a0465617374120f0a0d08011002190500000000000000
         0a04656173741a00
-        0a0465617374220c0a0408011002120408041001
-        0a04656173742a100a040801100212040801100320012804
-        0a046561737432060a0408011003
+        0a046561737422150a0d08011002190500000000000000120408041001
+        0a04656173742a220a0d08011002190500000000000000120d0801100319050000000000000020012804
+        0a0465617374320f0a0d08011003190500000000000000
         0a04656173743a00
         4200
     "#]].assert_eq(&text);
@@ -457,10 +458,10 @@ fn a_short_name_that_two_nodes_have_is_not_used() {
 #[test]
 fn a_request_has_a_bound() {
     let known: Vec<ClusterName> = (0..=MAX_CLUSTERS).map(|n| format!("c{n}").parse().unwrap()).collect();
-    let request = write_known(known.iter().map(|cluster| (cluster, Version::default())));
+    let request = write_known(known.iter().map(|cluster| (cluster, At::default())));
     assert!(matches!(read_known(request), Err(MessageError::TooMany { found: 1025, .. })));
     let longest: Vec<ClusterName> = (0..MAX_CLUSTERS).map(|n| format!("{n:063}").parse().unwrap()).collect();
-    let most = Version { incarnation: u64::MAX, sequence: u64::MAX };
+    let most = At { version: Version { incarnation: u64::MAX, sequence: u64::MAX }, view: u64::MAX };
     assert!(write_known(longest.iter().map(|cluster| (cluster, most))).encoded_len() <= MAX_REQUEST);
     assert!(MESSAGE + MAX_OBJECT <= MAX_MESSAGE);
 }

@@ -11,7 +11,7 @@ use mesh_core::policy::model::{ObjectName, Protocol};
 use mesh_core::prefix::Family;
 
 use super::generated::{self as wire, backend, change, deleted, endpoint, follow_response, object};
-use super::{Counts, Message, NodeNames, REVISION, Say};
+use super::{At, Counts, Message, NodeNames, REVISION, Say};
 
 impl From<Message> for wire::FollowResponse {
     fn from(message: Message) -> Self {
@@ -48,8 +48,9 @@ fn say(say: Say) -> follow_response::Say {
     }
 }
 
-fn version(version: Version) -> wire::Version {
-    wire::Version { incarnation: version.incarnation, sequence: version.sequence }
+fn version(at: At) -> wire::Version {
+    let At { version: Version { incarnation, sequence }, view } = at;
+    wire::Version { incarnation, sequence, view }
 }
 
 fn kind_number(kind: Kind) -> i32 {
@@ -65,7 +66,7 @@ fn kind_number(kind: Kind) -> i32 {
 }
 
 /// A request: what the caller has already.
-pub fn write_known<'a>(known: impl IntoIterator<Item = (&'a ClusterName, Version)>) -> wire::FollowRequest {
+pub fn write_known<'a>(known: impl IntoIterator<Item = (&'a ClusterName, At)>) -> wire::FollowRequest {
     let known = known
         .into_iter()
         .map(|(cluster, at)| wire::Known { cluster: cluster.to_string(), version: Some(version(at)) });

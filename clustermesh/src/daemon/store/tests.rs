@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn at(incarnation: u64, sequence: u64) -> Version {
-    Version { incarnation, sequence }
+fn at(incarnation: u64, sequence: u64) -> At {
+    Version { incarnation, sequence }.into()
 }
 
 fn endpoint(which: u8, labels: u64) -> Object {
@@ -37,7 +37,7 @@ proptest! {
             for change in changes {
                 state.apply(change);
             }
-            version = if new_leader { at(version.incarnation + 1, 0) } else { at(version.incarnation, version.sequence + 1) };
+            version = if new_leader { at(version.version.incarnation + 1, 0) } else { at(version.version.incarnation, version.version.sequence + 1) };
             history.push((version, state.clone()));
             if seen {
                 let changes = store.state().changes_to(&state);
@@ -46,12 +46,12 @@ proptest! {
             prop_assert!(store.remembers() <= remembered);
             for (known, had) in &history {
                 match store.since(Some(*known)) {
-                    Since::Nothing => prop_assert!(*known >= store.version()),
+                    Since::Nothing => prop_assert!(known.version >= store.at().version),
                     Since::Snapshot(all) => {
-                        prop_assert_eq!((all.version, &*all.state), (store.version(), store.state()));
+                        prop_assert_eq!((all.at, &*all.state), (store.at(), store.state()));
                     }
                     Since::Changes { from, to, changes, .. } => {
-                        prop_assert_eq!((from, to), (*known, store.version()));
+                        prop_assert_eq!((from, to), (*known, store.at()));
                         let mut reached = had.clone();
                         for change in changes {
                             reached.apply(change);
@@ -94,4 +94,17 @@ fn of_an_incarnation_that_was_not_seen_to_its_end_nobody_is_told_a_difference() 
     store.apply(at(2, 0), vec![]);
     assert!(matches!(store.since(Some(at(1, 5))), Since::Changes { .. }));
     assert!(matches!(store.since(Some(at(1, 6))), Since::Snapshot(_)));
+}
+
+#[test]
+fn another_view_of_the_same_version_is_told_as_a_whole() {
+    let mut store = Store::new(at(1, 0), ClusterState::default());
+    store.apply(at(1, 1), vec![Change::Put(endpoint(1, 0)), Change::Put(endpoint(2, 0))]);
+    store.review(7, vec![Change::Delete(endpoint(2, 0).key())]);
+    let seven = At { view: 7, ..at(1, 1) };
+    let Since::Snapshot(all) = store.since(Some(at(1, 1))) else { panic!("a snapshot") };
+    assert_eq!((all.at, all.state.len()), (seven, 1));
+    assert!(matches!(store.since(Some(seven)), Since::Nothing));
+    store.apply(At { view: 9, ..at(1, 2) }, vec![Change::Put(endpoint(3, 0))]);
+    assert!(matches!(store.since(Some(seven)), Since::Changes { .. }));
 }

@@ -101,7 +101,7 @@ fn fields_of_a_later_version_are_left_out_and_its_kinds_told_from_ours() {
 fn a_snapshot_is_counted_with_the_kinds_of_a_later_version() {
     let count = |kind, objects| LaterCount { kind, objects };
     let end = LaterEnd {
-        version: Some(generated::Version { incarnation: 1, sequence: 2 }),
+        version: Some(generated::Version { incarnation: 1, sequence: 2, view: 0 }),
         counts: vec![count(2, 1), count(7, 4), count(8, 1)],
     };
     let Some(Message::Of(_, Say::SnapshotEnd { counts, .. })) =
