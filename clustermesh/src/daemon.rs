@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod feed;
 pub mod hub;
+pub mod judge;
 pub mod metrics;
 pub mod own;
 pub mod publish;
