@@ -30,7 +30,7 @@ pub use self::generated::cluster_mesh_client::ClusterMeshClient;
 pub use self::generated::cluster_mesh_server::{ClusterMesh, ClusterMeshServer};
 pub use self::generated::{Change as WireChange, FollowRequest, FollowResponse, Object as WireObject};
 pub use self::names::NodeNames;
-pub use self::read::{kind_of, read_change, read_known, read_object};
+pub use self::read::{begins_snapshot, kind_of, read_change, read_known, read_object};
 pub use self::write::{counts, write_change, write_known, write_object};
 
 /// Revision of the contract that this speaks.

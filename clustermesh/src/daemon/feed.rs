@@ -17,6 +17,9 @@ use super::store::{Since, Snapshot, Store};
 /// of all: three tries to connect.
 pub const PATIENCE: u64 = 30_000;
 
+/// Bytes around each object in a message, at most: its tag and its length.
+const FRAMING: usize = 4;
+
 /// All clusters of which anything is served.
 #[derive(Debug)]
 pub struct Clusters {
@@ -184,7 +187,7 @@ impl Feed {
                 {
                     if let Some(object) = of.state.get(&key) {
                         let object = write_object(&object, &of.names);
-                        length += object.encoded_len();
+                        length += object.encoded_len() + FRAMING;
                         part.push(object);
                     }
                 }
@@ -197,7 +200,7 @@ impl Feed {
                     && let Some(change) = changes.pop_front()
                 {
                     let change = write_change(&change, &names);
-                    length += change.encoded_len();
+                    length += change.encoded_len() + FRAMING;
                     some.push(change);
                 }
                 let more = !changes.is_empty();

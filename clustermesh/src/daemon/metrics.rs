@@ -34,6 +34,7 @@ pub struct Metrics {
     facts_refused: Gauges,
     sent: Counter,
     sent_bytes: Counter,
+    snapshots: Counter,
     leads: Gauge,
     certificate_ends: Gauge,
 }
@@ -84,6 +85,8 @@ impl Metrics {
             "Bytes of messages sent to followers, before TLS",
             sent_bytes.clone(),
         );
+        let snapshots = Counter::default();
+        r.register("snapshots_sent", "Snapshots begun for followers", snapshots.clone());
         let leads = Gauge::default();
         r.register("leader", "1 while this replica leads", leads.clone());
         let certificate_ends = Gauge::default();
@@ -104,6 +107,7 @@ impl Metrics {
             facts_refused,
             sent,
             sent_bytes,
+            snapshots,
             leads,
             certificate_ends,
         }
@@ -167,6 +171,21 @@ impl Metrics {
     pub fn sent(&self, bytes: usize) {
         self.sent.inc();
         self.sent_bytes.inc_by(u64::try_from(bytes).unwrap_or(0));
+    }
+
+    /// A snapshot was begun for a follower.
+    pub fn snapshot(&self) {
+        self.snapshots.inc();
+    }
+
+    /// Snapshots that were begun for followers.
+    pub fn snapshots(&self) -> u64 {
+        self.snapshots.get()
+    }
+
+    /// How often streams from other clusters ended for this reason.
+    pub fn interruptions(&self, reason: &str) -> u64 {
+        self.interrupted.get_or_create(&word(reason)).get()
     }
 
     /// Messages that went to followers.

@@ -18,7 +18,7 @@ use tokio::sync::watch as channel;
 
 use super::metrics::Metrics;
 use super::publish::Publish;
-use super::watch::{Seen, watch};
+use super::watch_api::{Seen, watch};
 
 pub mod state;
 

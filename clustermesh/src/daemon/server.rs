@@ -13,7 +13,8 @@ use futures::StreamExt as _;
 use mesh_core::clusters::ClusterName;
 use prost::Message as _;
 use proto::clustermesh::{
-    ClusterMesh, ClusterMeshServer, FollowRequest, FollowResponse, MAX_MESSAGE, MAX_REQUEST, read_known,
+    ClusterMesh, ClusterMeshServer, FollowRequest, FollowResponse, MAX_MESSAGE, MAX_REQUEST, begins_snapshot,
+    read_known,
 };
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -307,6 +308,9 @@ impl Stream {
                 () = tell.closed() => return,
                 message = hub.await_next(&mut self.feed, &mut changes) => {
                     let length = message.encoded_len();
+                    if begins_snapshot(&message) {
+                        self.serving.metrics.snapshot();
+                    }
                     match timeout(STUCK, tell.send(Ok(message))).await {
                         Ok(Ok(())) => self.serving.metrics.sent(length),
                         Ok(Err(_)) => return,

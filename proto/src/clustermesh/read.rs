@@ -462,3 +462,8 @@ pub fn kind_of(object: &wire::Object) -> Option<Kind> {
         object::Kind::Backend(_) => Kind::Backend,
     })
 }
+
+/// Does a snapshot begin with this? For counting them.
+pub const fn begins_snapshot(response: &wire::FollowResponse) -> bool {
+    matches!(response.say, Some(follow_response::Say::SnapshotBegin(_)))
+}
