@@ -1,0 +1,5 @@
+//! Clusters that exchange what they are, over real TLS on loopback, each with an API server of its own.
+
+mod healthy;
+mod impostors;
+mod world;
