@@ -305,7 +305,9 @@ impl Peers {
                 Event::Ended { address, why } => {
                     let reason = why.reason();
                     metrics.interrupted(reason);
-                    if matches!(why, FollowError::Impostor(_) | FollowError::Session(_)) {
+                    if matches!(why, FollowError::Impostor(_) | FollowError::Session(_))
+                        || reason == "MessageTooLong"
+                    {
                         metrics.refused(reason);
                     }
                     let address = address.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -134,7 +134,9 @@ async fn who_takes_nothing_up_holds_up_nobody_and_is_told_the_latest() {
         while let Some(one) = told.recv().await {
             messages += 1;
             if let Told::Changed { version, changes, .. } = one {
-                changes.into_iter().for_each(|change| drop(state.apply(change)));
+                for change in changes {
+                    state.apply(change);
+                }
                 if version == last {
                     break;
                 }
