@@ -284,5 +284,10 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
     tracing::info!(cluster = %settings.cluster, address = ?serves, incarnation, "Serving");
     let tokens = Tokens::new(client.clone(), settings.agents.iter().cloned());
     let serving = Serving { hub, trust, tokens, tls, metrics: metrics.clone() };
-    server::serve(listener, serving, end).await;
+    tokio::select! {
+        () = server::serve(listener, serving, end) => {}
+        ended = tasks.join_next() => {
+            tracing::error!(?ended, "A task of the leader ended; it leads anew");
+        }
+    }
 }

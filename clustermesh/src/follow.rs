@@ -32,7 +32,7 @@ pub const QUEUE: usize = 256;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a server may take to begin its answer; it asks its API server who we are.
 const ANSWER: Duration = Duration::from_secs(10);
-/// A server says something every three seconds ([`crate::daemon`]); one that says nothing for this long is gone.
+/// A server says something every three seconds; one that says nothing for this long is gone.
 const SILENCE: Duration = Duration::from_secs(12);
 /// A stream that lasted so long was a good one: the next pause is short.
 const GOOD: Duration = Duration::from_secs(10);

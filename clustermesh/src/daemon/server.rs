@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::Server;
@@ -36,8 +37,10 @@ use crate::tls::Impostor;
 
 /// How long a handshake may take: some round trips around the world.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes at once: each costs a signature, and who is let in is not known before.
-const HANDSHAKES: usize = 64;
+/// Handshakes at once: each costs some kilobytes and a signature, and who is let in is not known before.
+const HANDSHAKES: usize = 512;
+/// How long a connection may last that nobody was let in by.
+const UNKNOWN: Duration = Duration::from_secs(15);
 /// Connections at once: agents of 5,000 nodes, 1,024 clusters, and those that a restart leaves for a moment.
 const CONNECTIONS: usize = 8192;
 /// Streams of one connection: a follower opens one.
@@ -80,6 +83,8 @@ struct Caller {
     address: SocketAddr,
     /// The chain that was shown, leaf first, and whose it is.
     certificate: Option<(ClusterName, Arc<[CertificateDer<'static>]>)>,
+    /// It was let in once.
+    admitted: Arc<AtomicBool>,
 }
 
 /// A connection.
@@ -87,6 +92,8 @@ struct Caller {
 struct Connection {
     io: TlsStream<TcpStream>,
     caller: Caller,
+    /// Until somebody has to be let in.
+    patience: Pin<Box<Sleep>>,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
@@ -104,6 +111,9 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        if !self.caller.admitted.load(Ordering::Relaxed) && self.patience.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.io).poll_read(context, buffer)
     }
 }
@@ -198,8 +208,9 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                     // It was verified, so it has a name.
                     let certificate = certificate
                         .and_then(|chain| Some((crate::tls::claimed(chain.first()?).ok()?, chain)));
-                    let caller = Caller { address, certificate };
-                    drop(let_in.send(Connection { io, caller, _permit: permit }).await);
+                    let caller = Caller { address, certificate, admitted: Arc::default() };
+                    let patience = Box::pin(tokio::time::sleep(UNKNOWN));
+                    drop(let_in.send(Connection { io, caller, patience, _permit: permit }).await);
                 }
                 Ok(Err(error)) => {
                     let reason = Impostor::of(&error).map_or("TlsFailed", Impostor::reason);
@@ -260,6 +271,7 @@ impl ClusterMesh for Service {
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Told>, Status> {
         let (caller, reach) = self.admit(&request).await?;
+        caller.admitted.store(true, Ordering::Relaxed);
         let known = read_known(request.into_inner()).map_err(|error| {
             self.serving.metrics.refused("RequestMalformed");
             Status::invalid_argument(error.to_string())

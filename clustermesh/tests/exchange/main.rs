@@ -2,4 +2,6 @@
 
 mod healthy;
 mod impostors;
+mod program;
+mod renewal;
 mod world;

@@ -256,7 +256,9 @@ impl Cluster {
 
     pub(crate) fn join_with(&self, other: &Self) {
         let cidr = format!("10.{}.0.0/16", other.net);
-        self.join(other.name, &[&cidr], &[other.line.address], &other.bundle());
+        // Of two replicas the first does not lead.
+        let nobody = "127.0.0.1:1".parse().unwrap();
+        self.join(other.name, &[&cidr], &[nobody, other.line.address], &other.bundle());
     }
 
     /// `True Reason message` of a condition of a ClusterPeer.

@@ -96,14 +96,16 @@ fn a_peer_hears_of_the_own_cluster_alone_whatever_it_says_that_it_knows() {
 fn a_lost_stream_goes_on_without_a_snapshot_and_a_long_one_is_cut_into_messages() {
     let mut clusters = Clusters::new(cluster("here"), Millis(0));
     clusters.join(&[], Millis(0));
-    let many: Vec<Change> = (0..=255)
-        .flat_map(|host| (0..20).map(move |net| (host, net)))
-        .map(|(host, net)| {
-            let Object::Endpoint(_, endpoint) = endpoint(host, 1) else { unreachable!() };
+    let many = |labels| -> Vec<Change> {
+        let places = (0..=255).flat_map(|host| (0..20).map(move |net| (host, net)));
+        let put = |(host, net)| {
+            let node: Arc<NodeName> = Arc::new("n1".parse().unwrap());
+            let endpoint = RemoteEndpoint { node, labels: LabelSetId(labels) };
             Change::Put(Object::Endpoint(IpAddr::from([10, 2, net, host]), endpoint))
-        })
-        .collect();
-    clusters.changed(&cluster("here"), at(1, 0), many.clone());
+        };
+        places.map(put).collect()
+    };
+    clusters.changed(&cluster("here"), at(1, 0), many(1));
     let mut session = Session::new(Scope::All);
     let mut feed = Feed::new(Reach::All, session.begin());
     let mut parts = 0;
@@ -114,12 +116,12 @@ fn a_lost_stream_goes_on_without_a_snapshot_and_a_long_one_is_cut_into_messages(
     }
     assert!(parts > 4, "{parts}");
     // All of it changes while the line is cut.
-    let changed: Vec<Change> = many.iter().map(|change| Change::Delete(change.key())).collect();
-    clusters.advance(changed);
+    clusters.advance(many(2));
     let mut feed = Feed::new(Reach::All, session.begin());
     let first = feed.next(&clusters, Millis(0)).unwrap();
     assert!(!proto::clustermesh::begins_snapshot(&first));
     session.hear(first).unwrap();
-    assert_eq!(session.state(&cluster("here")).unwrap().1.len(), many.len(), "not before all of it is there");
+    let of_old = session.state(&cluster("here")).unwrap().1.endpoints.values();
+    assert!(of_old.clone().all(|endpoint| endpoint.labels == LabelSetId(1)), "not before all of it is there");
     assert_eq!(hear(&mut session, &mut feed, &clusters, 0), ["here 1.1 5120", "complete"]);
 }
