@@ -1,5 +1,7 @@
 //! The generated code is that of the .proto files. After a change of them: UPDATE_EXPECT=1 cargo test -p proto --test generated
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
 use expect_test::{ExpectFile, expect_file};
 
 fn check(file: &str, package: &str, expected: ExpectFile) {

@@ -463,5 +463,5 @@ fn a_request_has_a_bound() {
     let longest: Vec<ClusterName> = (0..MAX_CLUSTERS).map(|n| format!("{n:063}").parse().unwrap()).collect();
     let most = At { version: Version { incarnation: u64::MAX, sequence: u64::MAX }, view: u64::MAX };
     assert!(write_known(longest.iter().map(|cluster| (cluster, most))).encoded_len() <= MAX_REQUEST);
-    assert!(MESSAGE + MAX_OBJECT <= MAX_MESSAGE);
+    const { assert!(MESSAGE + MAX_OBJECT <= MAX_MESSAGE) };
 }

@@ -192,11 +192,11 @@ fn every_change_is_in_all_clusters_and_agents_after_the_heal() {
             step(&mut world, &mut chance, u64::try_from(now).unwrap());
         }
         // All lines are whole again.
-        for me in 0..world.len() {
-            for line in world[me].lines.values_mut() {
+        for member in &mut world {
+            for line in member.lines.values_mut() {
                 line.connect(Reach::Own);
             }
-            world[me].agent.connect(Reach::All);
+            member.agent.connect(Reach::All);
         }
         for now in STEPS..STEPS + 300 {
             let now = u64::try_from(now).unwrap();
