@@ -61,6 +61,8 @@ struct Party {
     said: ClusterState,
     believed: ClusterState,
     disbelieved: BTreeMap<Key, BTreeSet<Disbelief>>,
+    /// Nodes whose announcements were looked at, with what is wrong with them: a look costs two multiplications on a curve.
+    checked: BTreeMap<Arc<NodeName>, (Arc<RemoteNode>, Option<String>)>,
 }
 
 /// All that is judged.
@@ -151,13 +153,13 @@ impl Judge {
 
     /// Nodes of all clusters. Gives clusters of which something else is believed now.
     fn judge_nodes(&mut self) -> BTreeSet<ClusterName> {
+        self.parties.values_mut().for_each(Party::check);
         let sane: BTreeMap<&ClusterName, ClusterState> = self
             .parties
             .iter()
             .map(|(cluster, party)| {
-                let nodes = party.said.nodes.iter();
-                let sane = nodes.filter(|(_, node)| keyring::codec::check(&node.announcement).is_ok());
-                let nodes = sane.map(|(name, node)| (Arc::clone(name), Arc::clone(node))).collect();
+                let sane = party.checked.iter().filter(|(_, (_, wrong))| wrong.is_none());
+                let nodes = sane.map(|(name, (node, _))| (Arc::clone(name), Arc::clone(node))).collect();
                 (cluster, ClusterState { nodes, ..ClusterState::default() })
             })
             .collect();
@@ -170,11 +172,11 @@ impl Judge {
             }
         }
         for (cluster, party) in &self.parties {
-            for (name, node) in &party.said.nodes {
-                if let Err(error) = keyring::codec::check(&node.announcement) {
+            for (name, (_, wrong)) in &party.checked {
+                if let Some(reason) = wrong.clone() {
                     let (cluster, node) = (cluster.clone(), NodeName::clone(name));
                     let id = (cluster.clone(), node.clone());
-                    let wrong = Disbelief::Announcement { cluster, node, reason: error.to_string() };
+                    let wrong = Disbelief::Announcement { cluster, node, reason };
                     disbelieved.entry(id).or_default().insert(wrong);
                 }
             }
@@ -291,6 +293,17 @@ impl Judge {
 }
 
 impl Party {
+    /// Looks at the announcements that are new.
+    fn check(&mut self) {
+        self.checked.retain(|name, _| self.said.nodes.contains_key(name));
+        for (name, node) in &self.said.nodes {
+            if self.checked.get(name).is_none_or(|(known, _)| !Arc::ptr_eq(known, node)) {
+                let wrong = keyring::codec::check(&node.announcement).err().map(|error| error.to_string());
+                self.checked.insert(Arc::clone(name), (Arc::clone(node), wrong));
+            }
+        }
+    }
+
     /// The view is made of what is left out, so that the same is the same after a restart.
     fn at(&self) -> At {
         if self.disbelieved.is_empty() {

@@ -168,3 +168,19 @@ fn what_is_outside_is_left_out_by_itself_and_comes_back_with_the_rules() {
     assert_eq!(judge.disbelieved(&cluster("east")).count(), 0);
     assert!(judge.told(&cluster("north"), version, put(&[labels(1)])).is_empty(), "no peer");
 }
+
+#[test]
+fn a_node_with_a_key_that_nobody_can_own_is_left_out_until_it_has_another() {
+    let (here, peers) = rules(0);
+    let mut judge = Judge::new(here, peers);
+    let Object::Node(name, good) = node(1, 0, 0, "10.2.0.0/24") else { panic!("a node") };
+    let mut bad = RemoteNode::clone(&good);
+    bad.announcement.slots[1].public_key = PublicKey::from_bytes([0; 32]);
+    for (sequence, node, wrong) in [(1, Arc::new(bad), 1), (2, good, 0)] {
+        let put = Change::Put(Object::Node(Arc::clone(&name), node));
+        judge.told(&cluster("east"), Version { incarnation: 1, sequence }, vec![put]);
+        let reasons: Vec<_> = judge.disbelieved(&cluster("east")).map(Disbelief::reason).collect();
+        assert_eq!(reasons, vec!["NodeAnnouncement"; wrong]);
+        assert_eq!(judge.believed(&cluster("east")).unwrap().nodes.len(), 1 - wrong);
+    }
+}
