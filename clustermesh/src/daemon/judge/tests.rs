@@ -130,6 +130,21 @@ proptest! {
         for (name, said) in names.iter().zip(&said) {
             at_once.told(name, Version { incarnation: 1, sequence }, ClusterState::default().changes_to(said));
         }
+        // The rules themselves, asked about each fact.
+        let (own, peers) = rules(last);
+        let (borders, _) = Borders::judge(&own, &peers);
+        let (claims, _) = Claims::judge(&own, &borders, names.iter().zip(&said));
+        for (name, said) in names.iter().zip(&said) {
+            let Some(believed) = judge.believed(name) else { continue };
+            for (address, endpoint) in &said.endpoints {
+                let right = claims.endpoint(name, said, *address, endpoint).is_ok();
+                prop_assert_eq!(believed.endpoints.contains_key(address), right, "{} of {}", address, name);
+            }
+            for node in said.nodes.keys() {
+                let accepted = claims.of(name, node).map(|node| &node.pod_cidrs);
+                prop_assert_eq!(believed.nodes.get(node).map(|node| &node.pod_cidrs), accepted);
+            }
+        }
         // Clusters that said nothing are not known to the first.
         for name in names.iter().filter(|name| judge.believed(name).is_some()) {
             prop_assert_eq!(judge.believed(name), at_once.believed(name));
