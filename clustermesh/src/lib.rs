@@ -3,6 +3,11 @@
 //! Each cluster's `clustermesh` serves its own state and mirrors those of the others; agents follow their own cluster's
 //! `clustermesh` alone. Whoever follows hears [`Told`], whatever happened to the stream in between.
 
+#[cfg(feature = "daemon")]
+pub mod daemon;
+pub mod follow;
+pub mod session;
+pub mod tls;
 pub mod told;
 
 pub use told::Told;

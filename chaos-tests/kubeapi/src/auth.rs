@@ -236,6 +236,8 @@ pub fn default_policy(user: &User, what: &Attributes) -> bool {
 #[derive(Debug, Clone, Default)]
 pub struct Tokens {
     pub(crate) users: Arc<Mutex<BTreeMap<String, User>>>,
+    /// Tokens for others than the API server, with their audience: they open nothing here. Not kept across restarts.
+    pub(crate) projected: Arc<Mutex<BTreeMap<String, (String, User)>>>,
     /// Where they are kept across restarts.
     pub(crate) file: Option<Arc<std::path::PathBuf>>,
 }
@@ -250,10 +252,29 @@ impl Tokens {
         token
     }
 
+    /// Makes a token with which `user` may show who it is to `audience`, and to nobody else: what a projected volume has.
+    #[must_use]
+    pub fn issue_for(&self, audience: &str, user: User) -> String {
+        let token = URL_SAFE_NO_PAD.encode(util::random::<32>());
+        lock(&self.projected).insert(token.clone(), (audience.to_owned(), user));
+        token
+    }
+
+    /// What a TokenReview says of a token: whose it is, and which of `audiences` it is for; none of them asked for: the API
+    /// server's own.
+    pub(crate) fn review(&self, token: &str, audiences: &[String]) -> Option<(User, Vec<String>)> {
+        if audiences.is_empty() {
+            return self.user(token).map(|user| (user, Vec::new()));
+        }
+        let (audience, user) = lock(&self.projected).get(token).cloned()?;
+        audiences.contains(&audience).then(|| (user, vec![audience]))
+    }
+
     /// Makes the token unknown from now on; watches that run under it go on, as on a real server. Returns whose
     /// it was.
     pub fn revoke(&self, token: &str) -> Option<User> {
-        let user = lock(&self.users).remove(token);
+        let projected = lock(&self.projected).remove(token).map(|(_, user)| user);
+        let user = lock(&self.users).remove(token).or(projected);
         self.save();
         user
     }

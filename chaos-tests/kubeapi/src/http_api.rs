@@ -508,7 +508,7 @@ impl Api {
         Ok(response)
     }
 
-    /// `SelfSubjectAccessReview` and `SelfSubjectReview`, which `kubectl auth` asks.
+    /// `SelfSubjectAccessReview` and `SelfSubjectReview`, which `kubectl auth` asks, and `TokenReview`.
     fn review(&self, what: &Attributes, call: &Call) -> Result<Option<Answer>, ApiError> {
         let status = match (what.group.as_str(), what.resource.as_str(), what.verb) {
             ("authorization.k8s.io", "selfsubjectaccessreviews", Verb::Create) => {
@@ -534,6 +534,18 @@ impl Api {
                 let user = &call.user;
                 json!({"userInfo": {"username": user.name, "uid": user.uid, "groups": user.groups,
                     "extra": user.extra}})
+            }
+            ("authentication.k8s.io", "tokenreviews", Verb::Create) => {
+                let spec = body(call)?["spec"].clone();
+                let asked: Vec<String> =
+                    serde_json::from_value(spec["audiences"].clone()).unwrap_or_default();
+                match self.tokens.review(spec["token"].as_str().unwrap_or_default(), &asked) {
+                    Some((user, audiences)) => json!({"authenticated": true, "audiences": audiences, "user":
+                        {"username": user.name, "uid": user.uid, "groups": user.groups, "extra": user.extra}}),
+                    None => {
+                        json!({"authenticated": false, "error": "the token is unknown, or not for this audience"})
+                    }
+                }
             }
             _ => return Ok(None),
         };

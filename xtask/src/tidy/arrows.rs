@@ -62,9 +62,11 @@ const RULES: &[Rule] = &[
     },
     Rule {
         package: "clustermesh",
-        members: &["mesh-core", "proto"],
+        // Reads what nodes announce.
+        members: &["mesh-core", "proto", "keyring"],
         test_members: &["netlab", "kubeapi"],
-        banned: &["openssl", "native-tls"],
+        // Without its feature `daemon`: an agent that follows needs no API client, authority or server for that.
+        banned: &["openssl", "native-tls", "kube", "rcgen", "axum"],
     },
     Rule {
         package: "mesh-agent",

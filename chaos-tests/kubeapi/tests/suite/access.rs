@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
@@ -30,6 +31,29 @@ async fn no_token_and_an_unknown_or_revoked_one_are_401() {
         let nodes: Api<Node> = Api::all(Client::try_from(config.clone()).unwrap());
         assert_eq!(code(&nodes.list(&ListParams::default()).await.unwrap_err()), 401);
     }
+}
+
+#[tokio::test]
+async fn a_token_for_an_audience_is_confirmed_for_that_one_and_opens_nothing_here() {
+    let server = server().await;
+    let agent = User::service_account("hawser-system", "mesh-agent");
+    let token = server.tokens().issue_for("mesh", agent.clone());
+    let api: Api<TokenReview> = Api::all(client(&server).await);
+    let review = async |token: &str, audience: &str| {
+        let spec = TokenReviewSpec { token: Some(token.into()), audiences: Some(vec![audience.into()]) };
+        let asked = TokenReview { spec, ..TokenReview::default() };
+        let status = api.create(&PostParams::default(), &asked).await.unwrap().status.unwrap();
+        (status.authenticated.unwrap_or(false), status.audiences.unwrap_or_default())
+    };
+    assert_eq!(review(&token, "mesh").await, (true, vec!["mesh".to_owned()]));
+    assert_eq!(review(&token, "other").await, (false, vec![]));
+    assert_eq!(review("unknown", "mesh").await, (false, vec![]));
+    let mut config = config(&server, &User::admin()).await;
+    config.auth_info.token = Some(token.clone().into());
+    let nodes: Api<Node> = Api::all(Client::try_from(config).unwrap());
+    assert_eq!(code(&nodes.list(&ListParams::default()).await.unwrap_err()), 401);
+    server.tokens().revoke(&token);
+    assert_eq!(review(&token, "mesh").await, (false, vec![]));
 }
 
 #[tokio::test]

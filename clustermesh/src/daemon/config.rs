@@ -1,0 +1,213 @@
+//! Configuration: the file of the agents (ConfigMap `hawser-config`), read once at start; flags override it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use mesh_core::clusters::ClusterName;
+use mesh_core::numbers::{NAMESPACE, PORT_CLUSTERMESH, PORT_HEALTH, PORT_METRICS};
+use serde::Deserialize;
+
+/// What is read of the file. Fields that are not here are the agents', which refuse those that nobody knows.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConfigFile {
+    cluster_name: Option<String>,
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+    #[serde(default, rename = "clustermesh")]
+    mesh: MeshFile,
+}
+
+/// `clustermesh` of the file. Unknown fields are refused.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct MeshFile {
+    listen_address: Option<String>,
+    health_address: Option<String>,
+    metrics_address: Option<String>,
+    agents: Option<Vec<String>>,
+}
+
+/// The configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of this cluster.
+    pub cluster: ClusterName,
+    /// Its pod CIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Where it serves.
+    pub listen: SocketAddr,
+    /// Health endpoint.
+    pub health: SocketAddr,
+    /// Metrics endpoint.
+    pub metrics: SocketAddr,
+    /// Users whose tokens are let in.
+    pub agents: Vec<String>,
+}
+
+/// Flags that go before the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `listenAddress`.
+    pub listen: Option<SocketAddr>,
+    /// `healthAddress`.
+    pub health: Option<SocketAddr>,
+    /// `metricsAddress`.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {source}; mount the ConfigMap hawser-config there or give --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not the YAML expected.
+    #[error("configuration {path}: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A field has a value that cannot be.
+    #[error("configuration {path}: field {field}: {value:?} {reason}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong, and what would be right.
+        reason: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text, overrides)
+    }
+
+    /// Checks a text; `path` is for errors.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let file: ConfigFile = serde_saphyr::from_str(text).map_err(|error| {
+            let reason = error.to_string().lines().next().unwrap_or_default().chars().take(300).collect();
+            ConfigError::Parse { path: path.to_owned(), reason }
+        })?;
+        let wrong = |field, value: &str, reason| ConfigError::Field {
+            path: path.to_owned(),
+            field,
+            value: value.to_owned(),
+            reason,
+        };
+        // Two clusters of one name could not be joined.
+        let name = file.cluster_name.as_deref().unwrap_or("default");
+        let cluster = name.parse().map_err(|_| {
+            wrong(
+                "clusterName",
+                name,
+                "must be 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
+            )
+        })?;
+        let mut pod_cidrs: Vec<IpNet> = Vec::new();
+        for text in &file.pod_cidrs {
+            let net = text.parse::<IpNet>().ok().filter(|net| *net == net.trunc() && net.prefix_len() > 0);
+            let net = net.ok_or_else(|| {
+                wrong(
+                    "podCIDRs",
+                    text,
+                    "is not a prefix of pods; write it as 10.244.0.0/16 or fd00:10:244::/56",
+                )
+            })?;
+            pod_cidrs.push(net);
+        }
+        if pod_cidrs.is_empty() {
+            return Err(wrong(
+                "podCIDRs",
+                "[]",
+                "must name the pod CIDRs of the cluster: other clusters are told of nothing else",
+            ));
+        }
+        let address =
+            |field, text: &Option<String>, given: Option<SocketAddr>, default: ([u8; 4], u16)| match (
+                given, text,
+            ) {
+                (Some(given), _) => Ok(given),
+                (None, None) => Ok(SocketAddr::from(default)),
+                (None, Some(text)) => text.parse::<SocketAddr>().map_err(|_| {
+                    wrong(field, text, "is not an address and port; write it as 0.0.0.0:51893 or [::]:51893")
+                }),
+            };
+        let mesh = &file.mesh;
+        let listen = "clustermesh.listenAddress";
+        Ok(Self {
+            listen: address(listen, &mesh.listen_address, overrides.listen, ([0; 4], PORT_CLUSTERMESH))?,
+            health: address(
+                "clustermesh.healthAddress",
+                &mesh.health_address,
+                overrides.health,
+                ([0; 4], PORT_HEALTH),
+            )?,
+            metrics: address(
+                "clustermesh.metricsAddress",
+                &mesh.metrics_address,
+                overrides.metrics,
+                ([127, 0, 0, 1], PORT_METRICS),
+            )?,
+            agents: mesh
+                .agents
+                .clone()
+                .unwrap_or_else(|| vec![format!("system:serviceaccount:{NAMESPACE}:mesh-agent")]),
+            cluster,
+            pod_cidrs,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("c.yaml"), text, &Overrides::default()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_agents_file_is_read_and_the_own_part_is_checked() {
+        let config = parse(
+            "clusterName: east\npodCIDRs: [10.1.0.0/16]\nmtu: null\nclustermesh: {listenAddress: '[::]:1'}",
+        )
+        .unwrap();
+        assert_eq!((config.cluster.as_str(), config.listen.to_string().as_str()), ("east", "[::]:1"));
+        assert_eq!(config.agents, ["system:serviceaccount:hawser-system:mesh-agent"]);
+        for (text, expected) in [
+            ("clusterName: E\npodCIDRs: [10.1.0.0/16]", "field clusterName: \"E\" must be"),
+            ("podCIDRs: []", "field podCIDRs: \"[]\" must name"),
+            ("podCIDRs: [10.1.0.1/16]", "field podCIDRs: \"10.1.0.1/16\" is not"),
+            (
+                "podCIDRs: [10.1.0.0/16]\nclustermesh: {listenAddress: x}",
+                "field clustermesh.listenAddress: \"x\" is not",
+            ),
+            ("podCIDRs: [10.1.0.0/16]\nclustermesh: {listen: x}", "unknown field"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

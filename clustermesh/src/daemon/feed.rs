@@ -1,0 +1,297 @@
+//! What one follower is told next, of all clusters that it may hear of. Pure: [`Clusters`] is what there is, a [`Feed`] is
+//! how much of it one follower has.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use mesh_core::clusters::{Change, ClusterName, ClusterState, Key};
+use mesh_core::ipam::Millis;
+use prost::Message as _;
+use proto::clustermesh::{
+    At, FollowResponse, MESSAGE, Message, NodeNames, Say, counts, write_change, write_object,
+};
+
+use super::store::{Since, Snapshot, Store};
+
+/// How long a new follower waits, in milliseconds, for clusters that were not reached yet before it is told that it has heard
+/// of all: three tries to connect.
+pub const PATIENCE: u64 = 30_000;
+
+/// Bytes around each object in a message, at most: its tag and its length.
+const FRAMING: usize = 4;
+
+/// All clusters of which anything is served.
+#[derive(Debug)]
+pub struct Clusters {
+    own: ClusterName,
+    all: BTreeMap<ClusterName, Entry>,
+    /// Which clusters are joined is known.
+    listed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    store: Option<Store>,
+    /// How often it was heard.
+    heard: u64,
+    /// Since when it is joined.
+    since: Millis,
+}
+
+impl Clusters {
+    /// The own cluster alone, of which nothing is known yet.
+    pub fn new(own: ClusterName, now: Millis) -> Self {
+        let entry = Entry { store: None, heard: 0, since: now };
+        Self { all: BTreeMap::from([(own.clone(), entry)]), own, listed: false }
+    }
+
+    /// The own cluster's name.
+    pub const fn own(&self) -> &ClusterName {
+        &self.own
+    }
+
+    /// Which clusters are joined besides the own one. Others are forgotten.
+    pub fn join(&mut self, peers: &[ClusterName], now: Millis) {
+        let own = &self.own;
+        self.all.retain(|name, _| name == own || peers.contains(name));
+        for peer in peers {
+            self.all.entry(peer.clone()).or_insert(Entry { store: None, heard: 0, since: now });
+        }
+        self.listed = true;
+    }
+
+    /// A cluster moved on, or is seen otherwise. The first version of it is all of its state. True: that is news.
+    pub fn changed(&mut self, cluster: &ClusterName, at: At, changes: Vec<Change>) -> bool {
+        let Some(entry) = self.all.get_mut(cluster) else { return false };
+        if let Some(store) = &mut entry.store {
+            if store.at().version == at.version && store.at().view != at.view {
+                store.review(at.view, changes);
+                return true;
+            }
+            return store.apply(at, changes);
+        }
+        let mut state = ClusterState::default();
+        for change in changes {
+            state.apply(change);
+        }
+        entry.store = Some(Store::new(at, state));
+        true
+    }
+
+    /// A cluster was heard, and is what it was. True: it is one of which something is known.
+    pub fn heard(&mut self, cluster: &ClusterName) -> bool {
+        let known = self.all.get_mut(cluster).filter(|entry| entry.store.is_some());
+        known.is_some_and(|entry| {
+            entry.heard += 1;
+            true
+        })
+    }
+
+    /// The own cluster moves on. Nothing, before it is known ([`Clusters::changed`]).
+    pub fn advance(&mut self, changes: Vec<Change>) -> bool {
+        let entry = self.all.get_mut(&self.own);
+        entry.and_then(|entry| entry.store.as_mut()).is_some_and(|store| store.advance(changes))
+    }
+
+    /// What is known of a cluster.
+    pub fn store(&self, cluster: &ClusterName) -> Option<&Store> {
+        self.all.get(cluster)?.store.as_ref()
+    }
+
+    /// All clusters that are known of, by name.
+    pub fn names(&self) -> impl Iterator<Item = &ClusterName> {
+        self.all.keys()
+    }
+}
+
+/// Of whom a follower is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Of the own cluster alone: a peer.
+    Own,
+    /// Of the joined clusters alone: who imports their services.
+    Others,
+    /// Of all: own agents.
+    All,
+}
+
+/// How much one follower has.
+#[derive(Debug)]
+pub struct Feed {
+    reach: Reach,
+    has: BTreeMap<ClusterName, Has>,
+    complete: bool,
+    /// What was begun goes before everything else.
+    walk: Option<Walk>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Has {
+    at: Option<At>,
+    /// Value of the counter that it was told of; none: it has just come, and what was heard before counts not for it.
+    heard: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Walk {
+    Snapshot {
+        cluster: ClusterName,
+        of: Snapshot,
+        keys: VecDeque<Key>,
+    },
+    Changes {
+        cluster: ClusterName,
+        from: At,
+        to: At,
+        part: u32,
+        changes: VecDeque<Change>,
+        names: Arc<NodeNames>,
+    },
+}
+
+impl Feed {
+    /// A follower that has these versions.
+    pub fn new(reach: Reach, known: BTreeMap<ClusterName, At>) -> Self {
+        let has = known.into_iter().map(|(name, at)| (name, Has { at: Some(at), heard: None }));
+        Self { reach, has: has.collect(), complete: false, walk: None }
+    }
+
+    /// The next message, if there is anything to be said now. Ask again after each change, and when time has passed.
+    pub fn next(&mut self, clusters: &Clusters, now: Millis) -> Option<FollowResponse> {
+        loop {
+            if let Some(message) = self.go_on().or_else(|| self.gone(clusters)) {
+                return Some(message.into());
+            }
+            match self.begin(clusters) {
+                Begun::Message(message) => return Some(message.into()),
+                Begun::Walk => {}
+                Begun::Nothing => return self.end(clusters, now).map(Into::into),
+            }
+        }
+    }
+
+    /// The rest of what was begun.
+    fn go_on(&mut self) -> Option<Message> {
+        let mut length = 0;
+        match self.walk.take()? {
+            Walk::Snapshot { cluster, of, mut keys } => {
+                let version = of.at;
+                if keys.is_empty() {
+                    self.has.entry(cluster.clone()).or_default().at = Some(version);
+                    let counts = counts(&of.state);
+                    return Some(Message::Of(cluster, Say::SnapshotEnd { version, counts }));
+                }
+                let mut part = Vec::new();
+                while length < MESSAGE
+                    && let Some(key) = keys.pop_front()
+                {
+                    if let Some(object) = of.state.get(&key) {
+                        let object = write_object(&object, &of.names);
+                        length += object.encoded_len() + FRAMING;
+                        part.push(object);
+                    }
+                }
+                self.walk = Some(Walk::Snapshot { cluster: cluster.clone(), of, keys });
+                Some(Message::Of(cluster, Say::SnapshotPart(part)))
+            }
+            Walk::Changes { cluster, from, to, part, mut changes, names } => {
+                let mut some = Vec::new();
+                while length < MESSAGE
+                    && let Some(change) = changes.pop_front()
+                {
+                    let change = write_change(&change, &names);
+                    length += change.encoded_len() + FRAMING;
+                    some.push(change);
+                }
+                let more = !changes.is_empty();
+                if more {
+                    self.walk = {
+                        let (cluster, part) = (cluster.clone(), part + 1);
+                        Some(Walk::Changes { cluster, from, to, part, changes, names })
+                    };
+                } else {
+                    self.has.entry(cluster.clone()).or_default().at = Some(to);
+                }
+                Some(Message::Of(cluster, Say::Changes { from, to, changes: some, part, more }))
+            }
+        }
+    }
+
+    /// A cluster that is joined no longer.
+    fn gone(&mut self, clusters: &Clusters) -> Option<Message> {
+        if self.reach == Reach::Own {
+            // Of others a peer is told nothing, whatever it says that it knows.
+            self.has.retain(|name, _| *name == clusters.own);
+            return None;
+        }
+        let gone =
+            |name: &&ClusterName| !clusters.all.contains_key(*name) || !self.reach.covers(clusters, name);
+        let name = self.has.keys().find(gone).filter(|_| clusters.listed)?.clone();
+        self.has.remove(&name);
+        Some(Message::Of(name, Say::Gone))
+    }
+
+    /// The next thing that a follower lacks.
+    fn begin(&mut self, clusters: &Clusters) -> Begun {
+        for (name, entry) in &clusters.all {
+            let Some(store) = entry.store.as_ref().filter(|_| self.reach.covers(clusters, name)) else {
+                continue;
+            };
+            let has = self.has.entry(name.clone()).or_default();
+            let heard = *has.heard.get_or_insert(entry.heard);
+            match store.since(has.at) {
+                Since::Changes { from, to, changes, names } => {
+                    let changes = changes.into();
+                    self.walk =
+                        Some(Walk::Changes { cluster: name.clone(), from, to, part: 0, changes, names });
+                    return Begun::Walk;
+                }
+                Since::Snapshot(of) => {
+                    let (version, keys) = (of.at, of.state.keys().collect());
+                    self.walk = Some(Walk::Snapshot { cluster: name.clone(), of, keys });
+                    return Begun::Message(Message::Of(name.clone(), Say::SnapshotBegin(version)));
+                }
+                Since::Nothing if heard != entry.heard && has.at == Some(store.at()) => {
+                    has.heard = Some(entry.heard);
+                    return Begun::Message(Message::Of(name.clone(), Say::Bookmark(store.at())));
+                }
+                Since::Nothing => {}
+            }
+        }
+        Begun::Nothing
+    }
+
+    /// Once: there was no more to say.
+    fn end(&mut self, clusters: &Clusters, now: Millis) -> Option<Message> {
+        let awaited = |(name, entry): (&ClusterName, &Entry)| {
+            let missing = entry.store.is_none() && self.reach.covers(clusters, name);
+            // The own cluster is known soon, or never served.
+            missing && (*name == clusters.own || now.0 < entry.since.0.saturating_add(PATIENCE))
+        };
+        let unlisted = !clusters.listed && self.reach != Reach::Own;
+        if self.complete || unlisted || clusters.all.iter().any(awaited) {
+            return None;
+        }
+        self.complete = true;
+        Some(Message::Complete)
+    }
+}
+
+enum Begun {
+    Message(Message),
+    Walk,
+    Nothing,
+}
+
+impl Reach {
+    fn covers(self, clusters: &Clusters, cluster: &ClusterName) -> bool {
+        match self {
+            Self::Own => *cluster == clusters.own,
+            Self::Others => *cluster != clusters.own,
+            Self::All => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+use std::net::IpAddr;
+
+use mesh_core::clusters::{LabelSetId, Object, RemoteEndpoint, Version};
+use mesh_core::name::NodeName;
+
+use super::*;
+use crate::Told;
+use crate::session::{Scope, Session};
+
+mod simulation;
+
+fn cluster(name: &str) -> ClusterName {
+    name.parse().unwrap()
+}
+
+fn at(incarnation: u64, sequence: u64) -> At {
+    Version { incarnation, sequence }.into()
+}
+
+fn endpoint(host: u8, labels: u64) -> Object {
+    let node: Arc<NodeName> = Arc::new("n1".parse().unwrap());
+    Object::Endpoint(IpAddr::from([10, 2, 0, host]), RemoteEndpoint { node, labels: LabelSetId(labels) })
+}
+
+fn put(host: u8, labels: u64) -> Change {
+    Change::Put(endpoint(host, labels))
+}
+
+/// Everything that there is to say now.
+fn hear(session: &mut Session, feed: &mut Feed, clusters: &Clusters, now: u64) -> Vec<String> {
+    let mut words = Vec::new();
+    while let Some(message) = feed.next(clusters, Millis(now)) {
+        for told in session.hear(message).unwrap().told {
+            words.push(match told {
+                Told::Changed { cluster, version, changes } => {
+                    format!("{cluster} {}.{} {}", version.incarnation, version.sequence, changes.len())
+                }
+                Told::Heard { cluster } => format!("{cluster} heard"),
+                Told::Gone { cluster } => format!("{cluster} gone"),
+                Told::Complete => "complete".to_owned(),
+            });
+        }
+    }
+    words
+}
+
+#[test]
+fn a_follower_is_told_all_once_then_what_changes_and_what_was_heard_since_it_came() {
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    let (mut session, mut feed) = (Session::new(Scope::All), Feed::new(Reach::All, BTreeMap::new()));
+    assert_eq!(
+        hear(&mut session, &mut feed, &clusters, 0),
+        [""; 0],
+        "nothing is known, not even who is joined"
+    );
+    clusters.join(&[cluster("east")], Millis(0));
+    clusters.changed(&cluster("here"), at(1, 0), vec![put(1, 1)]);
+    clusters.heard(&cluster("here"));
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 0), ["here 1.0 1"], "east may still come");
+    clusters.changed(&cluster("east"), at(7, 3), vec![put(1, 1), put(2, 1)]);
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 1), ["east 7.3 2", "complete"]);
+    clusters.heard(&cluster("here"));
+    clusters.advance(vec![put(1, 2)]);
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 2), ["here 1.1 1", "here heard"]);
+    clusters.join(&[], Millis(2));
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 3), ["east gone"]);
+}
+
+#[test]
+fn a_cluster_that_is_not_reached_is_not_waited_for_for_ever() {
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    clusters.join(&[cluster("east")], Millis(5));
+    clusters.changed(&cluster("here"), at(1, 0), vec![]);
+    let (mut session, mut feed) = (Session::new(Scope::All), Feed::new(Reach::All, BTreeMap::new()));
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 5), ["here 1.0 0"]);
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 4 + PATIENCE), [""; 0]);
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 5 + PATIENCE), ["complete"]);
+}
+
+#[test]
+fn a_peer_hears_of_the_own_cluster_alone_whatever_it_says_that_it_knows() {
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    clusters.join(&[cluster("east"), cluster("west")], Millis(0));
+    clusters.changed(&cluster("here"), at(1, 0), vec![put(1, 1)]);
+    clusters.changed(&cluster("west"), at(1, 0), vec![put(2, 1)]);
+    let known = BTreeMap::from([(cluster("west"), at(0, 0)), (cluster("north"), at(1, 1))]);
+    let mut feed = Feed::new(Reach::Own, known);
+    let mut session = Session::new(Scope::One(cluster("here")));
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 0), ["here 1.0 1", "complete"]);
+    clusters.advance(vec![put(3, 1)]);
+    clusters.changed(&cluster("west"), at(1, 1), vec![put(4, 1)]);
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 0), ["here 1.1 1"]);
+}
+
+#[test]
+fn a_lost_stream_goes_on_without_a_snapshot_and_a_long_one_is_cut_into_messages() {
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    clusters.join(&[], Millis(0));
+    let many = |labels| -> Vec<Change> {
+        let places = (0..=255).flat_map(|host| (0..20).map(move |net| (host, net)));
+        let put = |(host, net)| {
+            let node: Arc<NodeName> = Arc::new("n1".parse().unwrap());
+            let endpoint = RemoteEndpoint { node, labels: LabelSetId(labels) };
+            Change::Put(Object::Endpoint(IpAddr::from([10, 2, net, host]), endpoint))
+        };
+        places.map(put).collect()
+    };
+    clusters.changed(&cluster("here"), at(1, 0), many(1));
+    let mut session = Session::new(Scope::All);
+    let mut feed = Feed::new(Reach::All, session.begin());
+    let mut parts = 0;
+    while let Some(message) = feed.next(&clusters, Millis(0)) {
+        assert!(message.encoded_len() <= MESSAGE + 100);
+        parts += 1;
+        session.hear(message).unwrap();
+    }
+    assert!(parts > 4, "{parts}");
+    // All of it changes while the line is cut.
+    clusters.advance(many(2));
+    let mut feed = Feed::new(Reach::All, session.begin());
+    let first = feed.next(&clusters, Millis(0)).unwrap();
+    assert!(!proto::clustermesh::begins_snapshot(&first));
+    session.hear(first).unwrap();
+    let of_old = session.state(&cluster("here")).unwrap().1.endpoints.values();
+    assert!(of_old.clone().all(|endpoint| endpoint.labels == LabelSetId(1)), "not before all of it is there");
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 0), ["here 1.1 5120", "complete"]);
+}

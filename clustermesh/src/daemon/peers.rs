@@ -1,0 +1,442 @@
+//! The joined clusters: watches ClusterPeers, follows each cluster that one names, judges what it says, hands what is believed
+//! to the [`Hub`], and writes into each ClusterPeer's status how it stands.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kube::api::{ApiResource, DynamicObject};
+use kube::{Api, Client};
+use mesh_core::clusters::{
+    ClusterName, ClusterPeer, ClusterPeerSpec, Kind, OwnCluster, Refusal, ServerAddress,
+};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::hub::Hub;
+use super::judge::{Judge, Move};
+use super::metrics::Metrics;
+use super::tls::{Credentials, Trust};
+use super::watch_api::{Seen, watch};
+use crate::Told;
+use crate::follow::{Event, Events, FollowError, QUEUE, Target, follow};
+use crate::session::{Scope, Session};
+use crate::tls::{Roots, client_config};
+
+mod status;
+
+use status::{Standing, write};
+
+/// Told by all clusters and not judged yet.
+const INBOX: usize = 64;
+/// Pause between two looks at what is to be written into statuses.
+const WRITE: Duration = Duration::from_secs(2);
+/// Texts of refusals that are kept of a cluster, for its status.
+const KEPT: usize = 8;
+
+/// The resource of ClusterPeers.
+pub fn resource() -> ApiResource {
+    ApiResource {
+        group: "hawser.dev".to_owned(),
+        version: "v1alpha1".to_owned(),
+        api_version: "hawser.dev/v1alpha1".to_owned(),
+        kind: "ClusterPeer".to_owned(),
+        plural: "clusterpeers".to_owned(),
+    }
+}
+
+/// What the peers need.
+#[derive(Clone)]
+pub struct Parts {
+    /// The own API server.
+    pub client: Client,
+    /// Who we are to others.
+    pub credentials: Arc<Credentials>,
+    /// Whom each cluster trusts; is set here.
+    pub trust: Arc<Trust>,
+    /// Gets what is believed.
+    pub hub: Hub,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Parts")
+    }
+}
+
+/// A ClusterPeer as it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Read {
+    name: String,
+    peer: Option<ClusterPeer>,
+    roots: Option<Roots>,
+    wrong: Vec<(String, &'static str)>,
+    object: DynamicObject,
+}
+
+fn read(object: DynamicObject) -> Read {
+    let name = object.metadata.name.clone().unwrap_or_default();
+    let created = object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second());
+    let spec = serde_json::from_value::<ClusterPeerSpec>(object.data["spec"].clone());
+    let (spec, mut wrong) = match spec {
+        Ok(spec) => (spec, Vec::new()),
+        // The API server's schema lets nothing else in.
+        Err(error) => (
+            ClusterPeerSpec::default(),
+            vec![(format!("ClusterPeer {name}: spec {error}; correct it"), "PeerMalformed")],
+        ),
+    };
+    let (peer, refusals) = ClusterPeer::parse(&name, created, &spec);
+    wrong.extend(refusals.iter().map(|refusal| (refusal.to_string(), refusal.reason())));
+    let roots =
+        peer.as_ref().and_then(|peer| peer.trust_bundle.as_ref()).map(|bundle| Roots::parse(bundle.as_str()));
+    let roots = match roots {
+        Some(Ok(roots)) => Some(roots),
+        Some(Err(error)) => {
+            wrong.push((format!("ClusterPeer {name}: spec.trustBundle: {error}"), "TrustBundle"));
+            None
+        }
+        None => None,
+    };
+    Read { name, peer, roots, wrong, object }
+}
+
+/// How a line to a cluster is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Link {
+    connected: Option<ServerAddress>,
+    trouble: Option<(&'static str, String)>,
+    left_out: VecDeque<String>,
+}
+
+type Links = Arc<Mutex<BTreeMap<ClusterName, Link>>>;
+
+/// A cluster that is followed.
+#[derive(Debug)]
+struct Followed {
+    target: watch::Sender<Target>,
+    /// Whoever followed it before under its name may have left words in the inbox.
+    number: u64,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Runs for ever. `own`: what others may not claim, once it is known.
+pub async fn run(parts: Parts, own: watch::Receiver<Option<OwnCluster>>) {
+    let (seen_tx, seen) = watch::channel(None);
+    let api: Api<DynamicObject> = Api::all_with(parts.client.clone(), &resource());
+    let metrics = parts.metrics.clone();
+    let watching = watch("cluster-peers", api, true, &metrics, move |event| {
+        seen_tx.send_modify(|known: &mut Option<BTreeMap<String, Read>>| match event {
+            Seen::All(all) => {
+                *known = Some(all.into_iter().map(read).map(|one| (one.name.clone(), one)).collect());
+            }
+            Seen::Put(one) => {
+                let one = read(one);
+                known.get_or_insert_default().insert(one.name.clone(), one);
+            }
+            Seen::Gone(one) => {
+                known.get_or_insert_default().remove(one.metadata.name.as_deref().unwrap_or_default());
+            }
+        });
+    });
+    tokio::join!(watching, Peers::new(parts).run(own, seen));
+}
+
+/// The one task that judges.
+struct Peers {
+    parts: Parts,
+    judge: Option<Judge>,
+    followed: BTreeMap<ClusterName, Followed>,
+    links: Links,
+    dirty: Arc<Notify>,
+    told_tx: mpsc::Sender<(ClusterName, u64, Told)>,
+    told: mpsc::Receiver<(ClusterName, u64, Told)>,
+    followers: u64,
+    reasons: BTreeSet<&'static str>,
+}
+
+type Seens = watch::Receiver<Option<BTreeMap<String, Read>>>;
+
+impl Peers {
+    fn new(parts: Parts) -> Self {
+        let (told_tx, told) = mpsc::channel(INBOX);
+        Self {
+            parts,
+            judge: None,
+            followed: BTreeMap::new(),
+            links: Links::default(),
+            dirty: Arc::default(),
+            told_tx,
+            told,
+            followers: 0,
+            reasons: BTreeSet::new(),
+        }
+    }
+
+    async fn run(mut self, mut own: watch::Receiver<Option<OwnCluster>>, mut seen: Seens) {
+        let (standing_tx, standing) = watch::channel(BTreeMap::new());
+        let writer = tokio::spawn(write(self.parts.client.clone(), standing));
+        let writer = AbortOnDrop(writer.abort_handle());
+        let mut tick = tokio::time::interval(WRITE);
+        let dirty = Arc::clone(&self.dirty);
+        let mut due = true;
+        loop {
+            tokio::select! {
+                changed = own.changed() => if changed.is_err() { break },
+                changed = seen.changed() => if changed.is_err() { break },
+                Some((cluster, number, told)) = self.told.recv() => {
+                    if self.followed.get(&cluster).is_some_and(|followed| followed.number == number) {
+                        self.hear(&cluster, told);
+                    }
+                    due = true;
+                    continue;
+                }
+                () = dirty.notified() => {
+                    due = true;
+                    continue;
+                }
+                _ = tick.tick() => {
+                    if std::mem::take(&mut due) {
+                        let reads = seen.borrow().clone().unwrap_or_default();
+                        standing_tx.send_replace(self.standing(&reads));
+                        self.count();
+                    }
+                    continue;
+                }
+            }
+            let (own, reads) = (own.borrow_and_update().clone(), seen.borrow_and_update().clone());
+            if let (Some(own), Some(reads)) = (own, reads) {
+                self.rules(own, &reads);
+                due = true;
+            }
+        }
+        drop(writer);
+    }
+
+    /// Own nodes or ClusterPeers have changed.
+    fn rules(&mut self, own: OwnCluster, reads: &BTreeMap<String, Read>) {
+        let peers: Vec<ClusterPeer> = reads.values().filter_map(|read| read.peer.clone()).collect();
+        let moves = match &mut self.judge {
+            Some(judge) => judge.rules(own, peers),
+            None => {
+                self.judge = Some(Judge::new(own, peers));
+                Vec::new()
+            }
+        };
+        let Some(judge) = &self.judge else { return };
+        let known: BTreeMap<ClusterName, &Read> = reads
+            .values()
+            .filter_map(|read| Some((read.peer.as_ref()?.name.clone(), read)))
+            .filter(|(name, _)| judge.borders().known(name).is_ok())
+            .collect();
+        // Before anything else: who is trusted no longer is cut.
+        let roots = known.iter().filter_map(|(name, read)| Some((name.clone(), read.roots.clone()?)));
+        self.parts.trust.set(roots.collect());
+        let names: Vec<ClusterName> = known.keys().cloned().collect();
+        self.parts.hub.join(&names);
+        self.followed.retain(|name, _| known.get(name).is_some_and(|read| read.roots.is_some()));
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| known.contains_key(name));
+        for (name, read) in known {
+            if let (Some(peer), Some(_)) = (&read.peer, &read.roots) {
+                self.follow(&name, peer);
+            }
+        }
+        self.moved(moves);
+    }
+
+    /// Follows a cluster, or lets who follows it know of other addresses.
+    fn follow(&mut self, name: &ClusterName, peer: &ClusterPeer) {
+        if let Some(followed) = self.followed.get(name) {
+            followed.target.send_if_modified(|target| {
+                let moved = target.addresses != peer.addresses;
+                target.addresses.clone_from(&peer.addresses);
+                moved
+            });
+            return;
+        }
+        let trust = Arc::clone(&self.parts.trust);
+        let trusted = Arc::new(move |asked: &ClusterName| trust.roots(asked));
+        let own = Arc::clone(&self.parts.credentials);
+        let tls = match client_config(name.clone(), trusted, Some(own)) {
+            Ok(tls) => tls,
+            Err(error) => {
+                tracing::error!(cluster = %name, err = %error, "TLS cannot be set up");
+                return;
+            }
+        };
+        let target = Target { addresses: peer.addresses.clone(), tls, token: None };
+        let (target, targets) = watch::channel(target);
+        let (tell, mut told) = mpsc::channel(QUEUE);
+        let session = Session::new(Scope::One(name.clone()));
+        let following = tokio::spawn(follow(targets, session, tell, self.events(name)));
+        self.followers += 1;
+        let (cluster, number, inbox) = (name.clone(), self.followers, self.told_tx.clone());
+        let carrying = tokio::spawn(async move {
+            while let Some(told) = told.recv().await {
+                if inbox.send((cluster.clone(), number, told)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let tasks = [following.abort_handle(), carrying.abort_handle()];
+        self.followed.insert(name.clone(), Followed { target, number, tasks });
+    }
+
+    fn events(&self, name: &ClusterName) -> Events {
+        let (links, dirty) = (Arc::clone(&self.links), Arc::clone(&self.dirty));
+        let (metrics, cluster) = (self.parts.metrics.clone(), name.clone());
+        Arc::new(move |event| {
+            let mut links = links.lock().unwrap_or_else(PoisonError::into_inner);
+            let link = links.entry(cluster.clone()).or_default();
+            match event {
+                Event::Connected { address } => {
+                    tracing::info!(%cluster, %address, "Connected");
+                    (link.connected, link.trouble) = (Some(address.clone()), None);
+                }
+                Event::Ended { why: FollowError::Changed, .. } => link.connected = None,
+                Event::Ended { address, why } => {
+                    let reason = why.reason();
+                    metrics.interrupted(reason);
+                    if matches!(why, FollowError::Impostor(_) | FollowError::Session(_))
+                        || reason == "MessageTooLong"
+                    {
+                        metrics.refused(reason);
+                    }
+                    let address = address.as_ref().map(ToString::to_string).unwrap_or_default();
+                    let text = format!("{address}: {why}");
+                    // Once for each new reason: tries are repeated for ever.
+                    if link.trouble.as_ref().is_none_or(|(known, _)| *known != reason) {
+                        tracing::warn!(%cluster, reason, "Not connected: {text}");
+                    }
+                    (link.connected, link.trouble) = (None, Some((reason, text)));
+                }
+                Event::LeftOut(left_out) => {
+                    let text = left_out.to_string();
+                    metrics.refused(left_out.reason());
+                    if !link.left_out.contains(&text) {
+                        tracing::warn!(%cluster, reason = left_out.reason(), "Left out: {text}");
+                        link.left_out.push_back(text);
+                        if link.left_out.len() > KEPT {
+                            link.left_out.pop_front();
+                        }
+                    }
+                }
+            }
+            dirty.notify_one();
+        })
+    }
+
+    fn hear(&mut self, cluster: &ClusterName, told: Told) {
+        let Some(judge) = &mut self.judge else { return };
+        match told {
+            Told::Changed { cluster: of, version, changes } if of == *cluster => {
+                let moves = judge.told(cluster, version, changes);
+                self.moved(moves);
+            }
+            Told::Heard { cluster: of } if of == *cluster => drop(self.parts.hub.heard(cluster)),
+            // A session of one cluster tells of no other, and not of its end.
+            Told::Changed { .. } | Told::Heard { .. } | Told::Gone { .. } | Told::Complete => {}
+        }
+    }
+
+    fn moved(&self, moves: Vec<Move>) {
+        for Move { cluster, at, changes } in moves {
+            self.parts.hub.changed(&cluster, at, changes);
+        }
+    }
+
+    /// How each ClusterPeer stands.
+    fn standing(&self, reads: &BTreeMap<String, Read>) -> BTreeMap<String, Standing> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = self.judge.iter().flat_map(Judge::refused_peers);
+        let mut refused_by: BTreeMap<&str, Vec<(String, &'static str)>> = BTreeMap::new();
+        for refusal in refused {
+            if let Some(peer) = peer_of(refusal) {
+                refused_by.entry(peer.as_str()).or_default().push((refusal.to_string(), refusal.reason()));
+            }
+        }
+        let of = |read: &Read| {
+            let mut wrong = read.wrong.clone();
+            wrong.extend(refused_by.remove(read.name.as_str()).into_iter().flatten());
+            let name = read.peer.as_ref().map(|peer| &peer.name);
+            let link = name.and_then(|name| links.get(name)).cloned().unwrap_or_default();
+            let disbelieved = name.zip(self.judge.as_ref()).map(|(name, judge)| {
+                let all: Vec<_> = judge.disbelieved(name).collect();
+                (all.len(), all.iter().take(KEPT).map(|one| (one.to_string(), one.reason())).collect())
+            });
+            let (problems, texts) = disbelieved.unwrap_or_default();
+            Standing { wrong, link, problems, texts, object: read.object.clone() }
+        };
+        let mut of = of;
+        reads.iter().map(|(name, read)| (name.clone(), of(read))).collect()
+    }
+
+    /// Sets gauges.
+    fn count(&mut self) {
+        let metrics = &self.parts.metrics;
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let connected = links.values().filter(|link| link.connected.is_some()).count();
+        metrics.clusters(self.followed.len(), connected);
+        let Some(judge) = &self.judge else { return };
+        let mut reasons: BTreeMap<&'static str, usize> =
+            self.reasons.iter().map(|reason| (*reason, 0)).collect();
+        for name in self.followed.keys() {
+            for one in judge.disbelieved(name) {
+                *reasons.entry(one.reason()).or_default() += 1;
+            }
+        }
+        for refusal in judge.refused_peers() {
+            *reasons.entry(refusal.reason()).or_default() += 1;
+        }
+        for (reason, number) in &reasons {
+            metrics.facts_refused(reason, *number);
+        }
+        for kind in Kind::ALL {
+            let believed = self.followed.keys().filter_map(|name| judge.believed(name));
+            metrics.objects(kind.name(), believed.map(|state| state.count(kind)).sum());
+        }
+        self.reasons = reasons.into_keys().collect();
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The ClusterPeer that a refusal is about.
+fn peer_of(refusal: &Refusal) -> Option<&ClusterName> {
+    match refusal {
+        Refusal::PeerIsOurself { peer }
+        | Refusal::PeerTwice { peer }
+        | Refusal::PeerCidrOurs { peer, .. }
+        | Refusal::PeerCidrOfNode { peer, .. }
+        | Refusal::PeerCidrTwice { peer, .. } => Some(peer),
+        Refusal::PeerMalformed { .. }
+        | Refusal::ForeignCluster { .. }
+        | Refusal::ClusterUnknown { .. }
+        | Refusal::NodeCidrOutside { .. }
+        | Refusal::NodeCidrTooSmall { .. }
+        | Refusal::NodeCidrTwice { .. }
+        | Refusal::NodeKeyTwice { .. }
+        | Refusal::NodeEndpointUnusable { .. }
+        | Refusal::NodeEndpointInside { .. }
+        | Refusal::NodeEndpointOurs { .. }
+        | Refusal::EndpointWithoutNode { .. }
+        | Refusal::EndpointOutside { .. }
+        | Refusal::EndpointWithoutLabels { .. }
+        | Refusal::BackendOutside { .. }
+        | Refusal::BackendWithoutService { .. } => None,
+    }
+}

@@ -1,0 +1,141 @@
+//! Conditions of ClusterPeers: `Accepted`, `Connected`, `Problems`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::{Link, resource};
+
+/// Who writes them.
+const MANAGER: &str = "hawser-clustermesh";
+/// Longest message that is written (the schema takes 32,768).
+const MAX_MESSAGE: usize = 4000;
+/// For one request.
+const DEADLINE: Duration = Duration::from_secs(8);
+/// Pause after writing, so that a line that comes and goes is no storm of writes.
+const REST: Duration = Duration::from_secs(2);
+
+/// How a ClusterPeer stands.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    /// What is wrong with the object, and the reason's word.
+    pub(super) wrong: Vec<(String, &'static str)>,
+    pub(super) link: Link,
+    /// Facts that are not believed.
+    pub(super) problems: usize,
+    /// The first of them.
+    pub(super) texts: Vec<(String, &'static str)>,
+    pub(super) object: DynamicObject,
+}
+
+struct Condition {
+    kind: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+fn conditions(standing: &Standing) -> [Condition; 3] {
+    let texts = |list: &[(String, &'static str)]| {
+        list.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join("; ")
+    };
+    let accepted = match standing.wrong.first() {
+        None => ("True", "Accepted", "every field is understood and in force".to_owned()),
+        Some((_, reason)) => ("False", *reason, texts(&standing.wrong)),
+    };
+    let connected = match (&standing.link.connected, &standing.link.trouble) {
+        (Some(address), _) => ("True", "Connected", format!("following {address}")),
+        (None, Some((reason, text))) => ("False", *reason, text.clone()),
+        (None, None) => {
+            ("Unknown", "NotTried", "not tried yet, or not to be followed; see Accepted".to_owned())
+        }
+    };
+    let left_out: Vec<&str> = standing.link.left_out.iter().map(String::as_str).collect();
+    let problems = match (standing.texts.first(), left_out.is_empty()) {
+        (None, true) => ("False", "NoProblems", "all that the cluster tells is believed".to_owned()),
+        (Some((_, reason)), _) => {
+            let all = format!("{} facts are not believed: {}", standing.problems, texts(&standing.texts));
+            ("True", *reason, [&[all.as_str()][..], &left_out].concat().join("; "))
+        }
+        (None, false) => ("True", "LeftOut", left_out.join("; ")),
+    };
+    let all = [("Accepted", accepted), ("Connected", connected), ("Problems", problems)];
+    all.map(|(kind, (status, reason, message))| {
+        let message = message.chars().take(MAX_MESSAGE).collect();
+        Condition { kind, status, reason, message }
+    })
+}
+
+/// The conditions as they should be, if they are not so already. Times are those of the last change of each status.
+fn wanted(standing: &Standing, now: &str) -> Option<Vec<Value>> {
+    let generation = standing.object.metadata.generation;
+    let present = standing.object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mut differs = false;
+    let conditions = conditions(standing).map(|condition| {
+        let before = present.iter().find(|one| one["type"] == condition.kind);
+        let since = match before {
+            Some(before) if before["status"] == condition.status => before["lastTransitionTime"].clone(),
+            Some(_) | None => json!(now),
+        };
+        let wanted = json!({
+            "type": condition.kind, "status": condition.status, "reason": condition.reason,
+            "message": condition.message, "observedGeneration": generation, "lastTransitionTime": since,
+        });
+        differs |= before != Some(&wanted);
+        wanted
+    });
+    differs.then(|| conditions.into())
+}
+
+/// Writes for ever what is not written yet; ends with the standings.
+pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMap<String, Standing>>) {
+    let api: Api<DynamicObject> = Api::all_with(client, &resource());
+    let mut written: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    loop {
+        let now = standings.borrow_and_update().clone();
+        written.retain(|name, _| now.contains_key(name));
+        let mut all = true;
+        for (name, standing) in now {
+            let time = jiff::Timestamp::now();
+            let Some(conditions) = wanted(&standing, &format!("{time:.0}")) else { continue };
+            // The watch may not have brought our own writing yet.
+            let same = |before: &Vec<Value>| {
+                before.iter().zip(&conditions).all(|(a, b)| {
+                    ["status", "reason", "message", "observedGeneration"]
+                        .iter()
+                        .all(|field| a[*field] == b[*field])
+                })
+            };
+            if written.get(&name).is_some_and(same) {
+                continue;
+            }
+            let patch = json!({
+                "apiVersion": "hawser.dev/v1alpha1", "kind": "ClusterPeer", "metadata": { "name": name },
+                "status": { "conditions": conditions },
+            });
+            let params = PatchParams::apply(MANAGER).force();
+            let patch = Patch::Apply(&patch);
+            match tokio::time::timeout(DEADLINE, api.patch_status(&name, &params, &patch)).await {
+                Ok(Ok(_)) => drop(written.insert(name, conditions)),
+                // Gone meanwhile.
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+                Ok(Err(error)) => {
+                    all = false;
+                    tracing::warn!(peer = name, err = %error, "Could not write a ClusterPeer's status");
+                }
+                Err(_) => {
+                    all = false;
+                    tracing::warn!(peer = name, "Could not write a ClusterPeer's status in time");
+                }
+            }
+        }
+        tokio::time::sleep(REST).await;
+        if all && standings.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The server: lets in joined clusters by certificate and own agents by token, and tells each what it may hear.
+//!
+//! Nobody else is told anything. A peer hears of this cluster alone; who a stream was opened by is looked at again whenever
+//! trust changes, and once a minute, so that one that is trusted no longer, or whose certificate is over, is cut.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use mesh_core::clusters::ClusterName;
+use prost::Message as _;
+use proto::clustermesh::{
+    ClusterMesh, ClusterMeshServer, FollowRequest, FollowResponse, MAX_MESSAGE, MAX_REQUEST, begins_snapshot,
+    read_known,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, Sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status};
+
+use super::feed::{Feed, Reach};
+use super::hub::Hub;
+use super::metrics::Metrics;
+use super::tls::Trust;
+use super::tokens::{TokenError, Tokens};
+use crate::tls::Impostor;
+
+/// How long a handshake may take: some round trips around the world.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes at once: each costs some kilobytes and a signature, and who is let in is not known before.
+const HANDSHAKES: usize = 512;
+/// How long a connection may last that nobody was let in by.
+const UNKNOWN: Duration = Duration::from_secs(15);
+/// Connections at once: agents of 5,000 nodes, 1,024 clusters, and those that a restart leaves for a moment.
+const CONNECTIONS: usize = 8192;
+/// Streams of one connection: a follower opens one.
+const STREAMS: u32 = 4;
+/// Messages that wait for one follower's connection: enough to fill it, and no backlog.
+const AHEAD: usize = 2;
+/// How long a message may wait for a follower that takes none: its connection is gone, or it hangs.
+const STUCK: Duration = Duration::from_secs(60);
+/// How often it is looked again whether a follower is still whom it said.
+const RECHECK: Duration = Duration::from_secs(60);
+/// The longest life of an agent's stream; it goes on from where it was with its present token. Tokens live for an hour.
+const TOKEN_LIFE: Duration = Duration::from_secs(3600);
+/// Keepalive of connections.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// HTTP/2 window of a connection in bytes: requests are short.
+const WINDOW: u32 = 256 * 1024;
+/// How long streams have to end when the server does.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// Pause after an error of the listener: no descriptor is left, most likely.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// What the server needs.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// What is served.
+    pub hub: Hub,
+    /// Who is joined.
+    pub trust: Arc<Trust>,
+    /// Who asks for whom a token is.
+    pub tokens: Tokens,
+    /// TLS ([`super::tls::server_config`]).
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+struct Caller {
+    address: SocketAddr,
+    /// The chain that was shown, leaf first, and whose it is.
+    certificate: Option<(ClusterName, Arc<[CertificateDer<'static>]>)>,
+    /// It was let in once.
+    admitted: Arc<AtomicBool>,
+}
+
+/// A connection.
+#[derive(Debug)]
+struct Connection {
+    io: TlsStream<TcpStream>,
+    caller: Caller,
+    /// Until somebody has to be let in.
+    patience: Pin<Box<Sleep>>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if !self.caller.admitted.load(Ordering::Relaxed) && self.patience.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+/// Serves until `stop` is true (or its sender is gone): then nobody is let in any more, and streams end.
+pub async fn serve(listener: TcpListener, serving: Serving, stop: watch::Receiver<bool>) {
+    let (let_in, connections) = mpsc::channel(HANDSHAKES);
+    let accepting = tokio::spawn(accept(listener, serving.clone(), let_in));
+    let connections = futures::stream::unfold(connections, async |mut connections| {
+        let connection: Connection = connections.recv().await?;
+        Some((Ok::<_, std::io::Error>(connection), connections))
+    });
+    let service = ClusterMeshServer::new(Service { serving, stop: stop.clone() })
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let mut ended = stop.clone();
+    let served = Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .initial_connection_window_size(WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(service)
+        .serve_with_incoming_shutdown(connections, async move { stopped(&mut ended).await });
+    let mut stop = stop;
+    let result = tokio::select! {
+        result = served => result,
+        // Who does not read its end is not waited for.
+        () = async { stopped(&mut stop).await; tokio::time::sleep(FAREWELL).await } => Ok(()),
+    };
+    accepting.abort();
+    if let Err(error) = result {
+        tracing::warn!(err = crate::follow::whole(&error), "The server ended");
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone cannot say any more that it goes on.
+    drop(stop.wait_for(|stop| *stop).await);
+}
+
+async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Connection>) {
+    let (room, handshakes) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(HANDSHAKES)));
+    let acceptor = TlsAcceptor::from(Arc::clone(&serving.tls));
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let (tcp, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(err = %error, "Could not accept a connection");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            serving.metrics.refused("TooManyConnections");
+            tracing::warn!(%address, limit = CONNECTIONS, "A connection was refused: there are too many");
+            continue;
+        };
+        let (acceptor, let_in, metrics) = (acceptor.clone(), let_in.clone(), serving.metrics.clone());
+        tasks.spawn(async move {
+            let _handshake = handshake;
+            let shaken = timeout(HANDSHAKE, async {
+                tcp.set_nodelay(true)?;
+                acceptor.accept(tcp).await
+            });
+            match shaken.await {
+                Ok(Ok(io)) => {
+                    let certificate = io.get_ref().1.peer_certificates().map(|chain| {
+                        let chain: Vec<_> = chain.iter().map(|one| one.clone().into_owned()).collect();
+                        Arc::<[CertificateDer<'static>]>::from(chain)
+                    });
+                    // It was verified, so it has a name.
+                    let certificate = certificate
+                        .and_then(|chain| Some((crate::tls::claimed(chain.first()?).ok()?, chain)));
+                    let caller = Caller { address, certificate, admitted: Arc::default() };
+                    let patience = Box::pin(tokio::time::sleep(UNKNOWN));
+                    drop(let_in.send(Connection { io, caller, patience, _permit: permit }).await);
+                }
+                Ok(Err(error)) => {
+                    let reason = Impostor::of(&error).map_or("TlsFailed", Impostor::reason);
+                    metrics.refused(reason);
+                    tracing::warn!(%address, reason, err = %error, "A connection was refused");
+                }
+                Err(_) => metrics.refused("HandshakeTimeout"),
+            }
+        });
+    }
+}
+
+struct Service {
+    serving: Serving,
+    stop: watch::Receiver<bool>,
+}
+
+impl Service {
+    /// Who it is, and what it may hear.
+    async fn admit(&self, request: &Request<FollowRequest>) -> Result<(Caller, Reach), Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("a connection without a caller"))?;
+        if let Some((cluster, chain)) = &caller.certificate {
+            // The ClusterPeer may be gone since the handshake.
+            let who = self.serving.trust.who(chain, UnixTime::now());
+            who.map_err(|impostor| self.refuse(&caller, impostor.reason(), &impostor))?;
+            tracing::info!(%cluster, address = %caller.address, "A cluster follows");
+            return Ok((caller, Reach::Own));
+        }
+        let token = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let token = token.and_then(|value| value.strip_prefix("Bearer "));
+        let reviewed = match token {
+            Some(token) => self.serving.tokens.review(token).await,
+            None => Err(TokenError::Absent),
+        };
+        match reviewed {
+            Ok(()) => Ok((caller, Reach::All)),
+            Err(TokenError::Unknown(why)) => {
+                tracing::warn!(address = %caller.address, err = why, "A token could not be reviewed");
+                Err(Status::unavailable("the token could not be reviewed; try again"))
+            }
+            Err(error) => Err(self.refuse(&caller, error.reason(), &error)),
+        }
+    }
+
+    fn refuse(&self, caller: &Caller, reason: &str, error: &dyn std::error::Error) -> Status {
+        self.serving.metrics.refused(reason);
+        tracing::warn!(address = %caller.address, reason, err = %error, "A follower was refused");
+        Status::unauthenticated(error.to_string())
+    }
+}
+
+type Told = Pin<Box<dyn futures::Stream<Item = Result<FollowResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ClusterMesh for Service {
+    type FollowStream = Told;
+
+    async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Told>, Status> {
+        let (caller, reach) = self.admit(&request).await?;
+        caller.admitted.store(true, Ordering::Relaxed);
+        let known = read_known(request.into_inner()).map_err(|error| {
+            self.serving.metrics.refused("RequestMalformed");
+            Status::invalid_argument(error.to_string())
+        })?;
+        let (tell, told) = mpsc::channel(AHEAD);
+        let stream = Stream {
+            serving: self.serving.clone(),
+            caller,
+            feed: Feed::new(reach, known),
+            reach,
+            tell,
+            stop: self.stop.clone(),
+        };
+        tokio::spawn(stream.run());
+        let told = futures::stream::unfold(told, async |mut told| Some((told.recv().await?, told)));
+        Ok(Response::new(told.boxed()))
+    }
+}
+
+/// One follower being served.
+struct Stream {
+    serving: Serving,
+    caller: Caller,
+    feed: Feed,
+    reach: Reach,
+    tell: mpsc::Sender<Result<FollowResponse, Status>>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Stream {
+    async fn run(mut self) {
+        let _counted = self.serving.metrics.stream(if self.reach == Reach::Own { "peer" } else { "agent" });
+        let (hub, tell) = (self.serving.hub.clone(), self.tell.clone());
+        let mut changes = hub.changes();
+        let mut stop = self.stop.clone();
+        let mut trust = self.serving.trust.changes();
+        let born = Instant::now();
+        let mut recheck = tokio::time::interval(RECHECK);
+        let end = loop {
+            tokio::select! {
+                // First of all whether anything may be said.
+                biased;
+                () = stopped(&mut stop) => break Status::unavailable("clustermesh ends here; another replica goes on"),
+                _ = recheck.tick() => {}
+                changed = trust.changed() => if changed.is_err() { break Status::unavailable("clustermesh ends here") },
+                () = tell.closed() => return,
+                message = hub.await_next(&mut self.feed, &mut changes) => {
+                    let length = message.encoded_len();
+                    if begins_snapshot(&message) {
+                        self.serving.metrics.snapshot();
+                    }
+                    match timeout(STUCK, tell.send(Ok(message))).await {
+                        Ok(Ok(())) => self.serving.metrics.sent(length),
+                        Ok(Err(_)) => return,
+                        Err(_) => {
+                            self.serving.metrics.refused("FollowerStuck");
+                            tracing::warn!(address = %self.caller.address, "A follower takes nothing any more");
+                            return;
+                        }
+                    }
+                    continue;
+                }
+            }
+            match &self.caller.certificate {
+                Some((_, chain)) => {
+                    if let Err(impostor) = self.serving.trust.who(chain, UnixTime::now()) {
+                        self.serving.metrics.refused(impostor.reason());
+                        tracing::warn!(address = %self.caller.address, err = %impostor, "A follower is trusted no longer");
+                        break Status::unauthenticated(impostor.to_string());
+                    }
+                }
+                None if born.elapsed() >= TOKEN_LIFE => {
+                    break Status::unauthenticated("the token is an hour old; come again with a new one");
+                }
+                None => {}
+            }
+        };
+        // Whoever does not read its end finds the connection closed.
+        drop(timeout(FAREWELL, tell.send(Err(end))).await);
+    }
+}

@@ -1,0 +1,373 @@
+//! Follows a server for ever: connects to one of its addresses, goes on from what is known, and tells what is heard.
+//!
+//! [`Session`] decides what counts; here is what waits: connections, pauses, files. Whoever listens too slowly slows down the
+//! server (HTTP/2 flow control), which then sends the latest state of what changed, once.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use mesh_core::clusters::{Host, ServerAddress};
+use proto::clustermesh::{ClusterMeshClient, FollowResponse, MAX_MESSAGE, MAX_REQUEST, write_known};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Endpoint;
+use tonic::{Request, Status, Streaming};
+
+use crate::Told;
+use crate::session::{LeftOut, Session, SessionError};
+use crate::tls::Impostor;
+
+/// Room for what was heard and not taken up yet: as many clusters may change at once.
+pub const QUEUE: usize = 256;
+/// How long connecting may take, TLS included: some round trips around the world.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a server may take to begin its answer; it asks its API server who we are.
+const ANSWER: Duration = Duration::from_secs(10);
+/// A server says something every three seconds; one that says nothing for this long is gone.
+const SILENCE: Duration = Duration::from_secs(12);
+/// A stream that lasted so long was a good one: the next pause is short.
+const GOOD: Duration = Duration::from_secs(10);
+/// First and longest pause between two rounds over all addresses.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// Pause before the next address of a round: addresses of one server are its replicas, of which one serves.
+const NEXT: Duration = Duration::from_millis(50);
+/// HTTP/2 windows in bytes, of a stream and of a connection: 1 MiB in flight is 80 Mbit/s over 100 ms.
+const WINDOW: u32 = 1024 * 1024;
+/// Longest token that is read from a file.
+const MAX_TOKEN: usize = 64 * 1024;
+
+/// Where a server is and how it is spoken to.
+#[derive(Clone)]
+pub struct Target {
+    /// Its addresses, best first.
+    pub addresses: Vec<ServerAddress>,
+    /// Whom it must be, and who we are ([`crate::tls::client_config`], [`crate::tls::agent_config`]).
+    pub tls: Arc<rustls::ClientConfig>,
+    /// A file with a ServiceAccount's token for audience [`AUDIENCE`], read at each connection.
+    pub token: Option<PathBuf>,
+}
+
+/// Audience of tokens that agents show to their cluster's `clustermesh`.
+pub const AUDIENCE: &str = "clustermesh.hawser.dev";
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("addresses", &self.addresses)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        let tls = Arc::ptr_eq(&self.tls, &other.tls);
+        tls && self.addresses == other.addresses && self.token == other.token
+    }
+}
+
+/// What happened besides what was told.
+#[derive(Debug)]
+pub enum Event {
+    /// A server answers.
+    Connected {
+        /// Where.
+        address: ServerAddress,
+    },
+    /// It does not, or no longer.
+    Ended {
+        /// Where; none: no address is known.
+        address: Option<ServerAddress>,
+        /// Why.
+        why: FollowError,
+    },
+    /// Something that it said does not count.
+    LeftOut(LeftOut),
+}
+
+/// Hears of events. Must not block.
+pub type Events = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Why a server is not followed at the moment.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// Nowhere to go.
+    #[error("no address of the server is known; set spec.addresses of the ClusterPeer")]
+    NoAddress,
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Connect(std::io::Error),
+    /// It is somebody else.
+    #[error("refused: {0}")]
+    Impostor(Impostor),
+    /// TLS failed otherwise; the server may not know us.
+    #[error("TLS failed: {0}")]
+    Tls(std::io::Error),
+    /// It took too long.
+    #[error("no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The token cannot be read.
+    #[error("token {path}: {reason}; mount a projected token for audience clustermesh.hawser.dev there")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// HTTP/2 failed.
+    #[error("transport failed: {0}")]
+    Transport(String),
+    /// The server ended the stream.
+    #[error("the server says: {} ({})", .0.message(), .0.code())]
+    Status(Status),
+    /// It ended without a word.
+    #[error("the server ended the stream")]
+    Ended,
+    /// It said nothing any more.
+    #[error("the server was silent for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// It said what makes no sense.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The target is another one now.
+    #[error("the target has changed")]
+    Changed,
+}
+
+impl FollowError {
+    /// For labels of metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoAddress => "NoAddress",
+            Self::Connect(_) => "Unreachable",
+            Self::Impostor(impostor) => impostor.reason(),
+            Self::Tls(_) => "TlsFailed",
+            Self::Timeout(_) => "Timeout",
+            Self::Token { .. } => "TokenUnreadable",
+            Self::Transport(_) => "TransportFailed",
+            Self::Status(status) => match status.code() {
+                tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => "RefusedByServer",
+                tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => "MessageTooLong",
+                tonic::Code::Ok
+                | tonic::Code::Cancelled
+                | tonic::Code::Unknown
+                | tonic::Code::InvalidArgument
+                | tonic::Code::DeadlineExceeded
+                | tonic::Code::NotFound
+                | tonic::Code::AlreadyExists
+                | tonic::Code::FailedPrecondition
+                | tonic::Code::Aborted
+                | tonic::Code::Unimplemented
+                | tonic::Code::Internal
+                | tonic::Code::Unavailable
+                | tonic::Code::DataLoss => "StreamFailed",
+            },
+            Self::Ended => "Ended",
+            Self::Silent(_) => "Silent",
+            Self::Session(error) => error.reason(),
+            Self::Changed => "Changed",
+        }
+    }
+}
+
+/// Pauses between tries: each is shortened by chance by up to a half, so that followers do not come all at once.
+#[derive(Clone, Copy, Debug)]
+struct Patience(Duration);
+
+impl Patience {
+    const fn new() -> Self {
+        Self(PAUSES.0)
+    }
+
+    /// The next pause; `chance` is 0 to 999.
+    fn next(&mut self, chance: u32) -> Duration {
+        let half = self.0 / 2;
+        self.0 = (self.0 * 2).min(PAUSES.1);
+        half + half * chance.min(999) / 1000
+    }
+}
+
+fn chance() -> u32 {
+    // The keys of the standard library's hash maps are as random as this has to be.
+    let number = std::hash::RandomState::new().build_hasher().finish() % 1000;
+    u32::try_from(number).unwrap_or(0)
+}
+
+/// Follows until nobody listens. The session lives on over all streams, and over changes of the target.
+pub async fn follow(
+    mut target: watch::Receiver<Target>,
+    mut session: Session,
+    tell: mpsc::Sender<Told>,
+    events: Events,
+) {
+    let (mut patience, mut tried) = (Patience::new(), 0);
+    loop {
+        let now = target.borrow_and_update().clone();
+        let begun = Instant::now();
+        let address = now.addresses.get(tried % now.addresses.len().max(1)).cloned();
+        let stream = async {
+            let address = address.clone().ok_or(FollowError::NoAddress)?;
+            one_stream(&now, address, &mut session, &tell, &events).await
+        };
+        let ended = tokio::select! {
+            ended = stream => ended,
+            () = changed(&mut target) => Err(FollowError::Changed),
+            () = tell.closed() => return,
+        };
+        let Err(why) = ended else { return };
+        let moved = matches!(why, FollowError::Changed);
+        events(&Event::Ended { address, why });
+        if moved {
+            (patience, tried) = (Patience::new(), 0);
+            continue;
+        }
+        if begun.elapsed() >= GOOD {
+            // The same server first: it may only have restarted.
+            patience = Patience::new();
+        } else {
+            tried += 1;
+        }
+        let round = now.addresses.is_empty() || tried % now.addresses.len() == 0;
+        let pause = if round { patience.next(chance()) } else { NEXT };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = changed(&mut target) => (patience, tried) = (Patience::new(), 0),
+            () = tell.closed() => return,
+        }
+    }
+}
+
+/// Waits for another target; for ever, if there will be none.
+async fn changed(target: &mut watch::Receiver<Target>) {
+    if target.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// One stream. Ends without an error when nobody listens.
+async fn one_stream(
+    target: &Target,
+    address: ServerAddress,
+    session: &mut Session,
+    tell: &mpsc::Sender<Told>,
+    events: &Events,
+) -> Result<(), FollowError> {
+    let known = session.begin();
+    let mut request = Request::new(write_known(known.iter().map(|(cluster, version)| (cluster, *version))));
+    if let Some(path) = &target.token {
+        let token =
+            read_token(path).await.map_err(|reason| FollowError::Token { path: path.clone(), reason })?;
+        request.metadata_mut().insert("authorization", token);
+    }
+    let io = timeout(CONNECT, connect(&target.tls, &address)).await;
+    let io = io.map_err(|_| FollowError::Timeout(CONNECT))??;
+    let opened = timeout(ANSWER, open(io, request)).await;
+    let (_channel, mut stream) = opened.map_err(|_| FollowError::Timeout(ANSWER))??;
+    events(&Event::Connected { address });
+    loop {
+        let message = timeout(SILENCE, stream.message()).await.map_err(|_| FollowError::Silent(SILENCE))?;
+        let message = message.map_err(FollowError::Status)?.ok_or(FollowError::Ended)?;
+        let outcome = session.hear(message)?;
+        for left_out in outcome.left_out {
+            events(&Event::LeftOut(left_out));
+        }
+        for told in outcome.told {
+            if tell.send(told).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn read_token(path: &PathBuf) -> Result<MetadataValue<Ascii>, String> {
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| error.to_string())?;
+    if text.len() > MAX_TOKEN {
+        return Err(format!("is longer than {MAX_TOKEN} bytes"));
+    }
+    // Not with the parser's own words: they could repeat what is in it.
+    let value = format!("Bearer {}", text.trim()).parse::<MetadataValue<Ascii>>();
+    let mut value = value.map_err(|_| "has bytes that no token has".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+async fn connect(
+    tls: &Arc<rustls::ClientConfig>,
+    address: &ServerAddress,
+) -> Result<TlsStream<TcpStream>, FollowError> {
+    let tcp = match &address.host {
+        Host::Address(ip) => TcpStream::connect((*ip, address.port)).await,
+        Host::Name(name) => TcpStream::connect((name.as_str(), address.port)).await,
+    };
+    let tcp = tcp.and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp)).map_err(FollowError::Connect)?;
+    let name = match &address.host {
+        Host::Address(ip) => ServerName::IpAddress((*ip).into()),
+        Host::Name(name) => ServerName::try_from(name.clone())
+            .map_err(|error| FollowError::Connect(std::io::Error::other(error)))?,
+    };
+    TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await.map_err(|error| match Impostor::of(&error) {
+        Some(impostor) => FollowError::Impostor(impostor.clone()),
+        None => FollowError::Tls(error),
+    })
+}
+
+async fn open(
+    io: TlsStream<TcpStream>,
+    request: Request<proto::clustermesh::FollowRequest>,
+) -> Result<(tonic::transport::Channel, Streaming<FollowResponse>), FollowError> {
+    let transport = |error: tonic::transport::Error| FollowError::Transport(whole(&error));
+    // The name stands in no certificate and is looked up nowhere: the connection is there already, and is the only one.
+    let endpoint = Endpoint::from_static("http://clustermesh.hawser.dev")
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(2 * WINDOW)
+        .http2_keep_alive_interval(SILENCE / 2)
+        .keep_alive_timeout(SILENCE / 2)
+        .keep_alive_while_idle(true);
+    let mut io = Some(TokioIo::new(io));
+    let once = tower::service_fn(move |_: http::Uri| {
+        let io = io.take().ok_or_else(|| std::io::Error::other("the connection has ended"));
+        std::future::ready(io)
+    });
+    let channel = endpoint.connect_with_connector(once).await.map_err(transport)?;
+    let mut client = ClusterMeshClient::new(channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_REQUEST);
+    let stream = client.follow(request).await.map_err(FollowError::Status)?.into_inner();
+    Ok((channel, stream))
+}
+
+/// An error with its causes: tonic's own says only "transport error".
+pub(crate) fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_differ_by_chance() {
+        let mut patience = Patience::new();
+        for longest in [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000] {
+            let (mut least, mut most) = (patience, patience);
+            assert_eq!(least.next(0).as_millis(), longest / 2);
+            assert!(most.next(999).as_millis() < longest);
+            patience.next(0);
+        }
+    }
+}

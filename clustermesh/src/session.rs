@@ -1,0 +1,497 @@
+//! The machine of a follower: what a server says goes in, what is to be done about it comes out. Pure.
+//!
+//! ```text
+//!                    SnapshotBegin                       SnapshotEnd, all parts there
+//!   has a version ────────────────► reads a snapshot ───────────────────────────────┐
+//!   or none     ▲ ◄── Changes ───┐          │ another SnapshotBegin: begins anew     │
+//!               │     (last part)│          ▼                                        │
+//!               │                └── reads changes (more follow)                     │
+//!               └───────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! That is kept for each cluster by itself. A stream that ends, or says what makes no sense ([`SessionError`]), leaves every
+//! cluster at the version that it had; the next stream goes on from there. Until a snapshot or a row of changes is whole,
+//! nothing of it counts.
+
+use std::collections::BTreeMap;
+
+use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Kind, Object, Refusal, Version};
+use proto::clustermesh::{
+    At, Counts, FollowResponse, MAX_CLUSTERS, Message, MessageError, NodeNames, ObjectError, Say, Unread,
+    WireChange, WireObject, kind_of, most, read_change, read_object,
+};
+
+use crate::Told;
+
+/// Most changes between two versions that are read before the last of them is there: a server sends a snapshot instead of as
+/// many.
+pub const MAX_CHANGES: usize = 100_000;
+
+/// Of whom a server may tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Of this cluster alone: it is what the server was authenticated as.
+    One(ClusterName),
+    /// Of every other one: it is the own cluster's, which mirrors them. What it says is judged where it is used.
+    All,
+}
+
+/// What a follower knows, and where it is in the stream.
+#[derive(Debug)]
+pub struct Session {
+    scope: Scope,
+    clusters: BTreeMap<ClusterName, Mirror>,
+}
+
+#[derive(Debug, Default)]
+struct Mirror {
+    at: Option<At>,
+    state: ClusterState,
+    names: NodeNames,
+    pending: Option<Pending>,
+}
+
+#[derive(Debug)]
+enum Pending {
+    Snapshot { version: At, state: Box<ClusterState>, names: NodeNames, arrived: Counts },
+    Changes { from: At, to: At, parts: u32, changes: Vec<Change>, names: NodeNames },
+}
+
+/// What came of one message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What is heard.
+    pub told: Vec<Told>,
+    /// What was left out, each for itself.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Something that was said and does not count; everything else does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeftOut {
+    /// An object that cannot be read.
+    #[error("cluster {cluster}: {error}")]
+    Object {
+        /// Whose.
+        cluster: ClusterName,
+        /// Why.
+        error: Box<ObjectError>,
+    },
+    /// A kind of objects that only a later version knows.
+    #[error(
+        "cluster {cluster}: tells of a kind of objects that is not known here; upgrade Hawser here to use it"
+    )]
+    UnknownKind {
+        /// Whose.
+        cluster: ClusterName,
+    },
+    /// A message that only a later version understands.
+    #[error("a message that is not understood here; upgrade Hawser here to use it")]
+    UnknownMessage,
+    /// More objects of a kind than are kept.
+    #[error(
+        "cluster {cluster}: {object} is one more than the {limit} objects of kind {kind:?} that are kept of a cluster; refused; split that cluster"
+    )]
+    TooMany {
+        /// Whose.
+        cluster: ClusterName,
+        /// Which.
+        object: String,
+        /// Its kind.
+        kind: Kind,
+        /// How many are kept.
+        limit: usize,
+    },
+    /// It speaks of a cluster of which it may not.
+    #[error(transparent)]
+    Foreign(Box<Refusal>),
+    /// More clusters than are kept.
+    #[error(
+        "cluster {cluster} is one more than the {MAX_CLUSTERS} that are followed; refused; join fewer clusters"
+    )]
+    TooManyClusters {
+        /// Which.
+        cluster: ClusterName,
+    },
+}
+
+impl LeftOut {
+    /// For labels of metrics.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Object { .. } => "ObjectMalformed",
+            Self::UnknownKind { .. } => "UnknownKind",
+            Self::UnknownMessage => "UnknownMessage",
+            Self::TooMany { .. } => "TooManyObjects",
+            Self::Foreign(refusal) => refusal.reason(),
+            Self::TooManyClusters { .. } => "TooManyClusters",
+        }
+    }
+}
+
+/// Why a stream is at its end: whatever comes after it would not be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// A message without sense.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// Something that does not follow what came before.
+    #[error("cluster {cluster}: {what} came without what goes before it; the stream is begun anew")]
+    Unexpected {
+        /// Whose.
+        cluster: ClusterName,
+        /// What came.
+        what: &'static str,
+    },
+    /// A version before one that is known: old news, or an earlier leader of the cluster's clustermesh.
+    #[error(
+        "cluster {cluster}: version {}.{} was told though {}.{} is known; refused as a replay; if that cluster's Lease hawser-clustermesh was deleted and its clock set back, restart clustermesh here",
+        found.incarnation, found.sequence, known.incarnation, known.sequence
+    )]
+    WentBack {
+        /// Whose.
+        cluster: ClusterName,
+        /// What is known.
+        known: Version,
+        /// What came.
+        found: Version,
+    },
+    /// Changes of, or a word about, a state that is not known here.
+    #[error("cluster {cluster}: {what} is about version {}.{}, which is not what is known; the stream is begun anew", found.incarnation, found.sequence)]
+    OtherVersion {
+        /// Whose.
+        cluster: ClusterName,
+        /// What came.
+        what: &'static str,
+        /// About which version.
+        found: Version,
+    },
+    /// A snapshot that is not whole.
+    #[error(
+        "cluster {cluster}: a snapshot has {found} objects of kind {kind}, {wanted} were announced; nothing of it counts"
+    )]
+    Truncated {
+        /// Whose.
+        cluster: ClusterName,
+        /// Of which kind.
+        kind: &'static str,
+        /// How many came.
+        found: u64,
+        /// How many there are.
+        wanted: u64,
+    },
+    /// Too much at once.
+    #[error(
+        "cluster {cluster}: more than {MAX_CHANGES} changes between two versions; refused; upgrade clustermesh there"
+    )]
+    TooManyChanges {
+        /// Whose.
+        cluster: ClusterName,
+    },
+}
+
+impl SessionError {
+    /// For labels of metrics.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Message(_) => "MessageMalformed",
+            Self::Unexpected { .. } => "Unexpected",
+            Self::WentBack { .. } => "WentBack",
+            Self::OtherVersion { .. } => "OtherVersion",
+            Self::Truncated { .. } => "Truncated",
+            Self::TooManyChanges { .. } => "TooManyChanges",
+        }
+    }
+}
+
+impl Session {
+    /// Knows nothing yet.
+    pub const fn new(scope: Scope) -> Self {
+        Self { scope, clusters: BTreeMap::new() }
+    }
+
+    /// What it has, for the next request. A stream that was under way is over: what it had begun is void.
+    pub fn begin(&mut self) -> BTreeMap<ClusterName, At> {
+        self.clusters.retain(|_, mirror| {
+            mirror.pending = None;
+            mirror.at.is_some()
+        });
+        self.clusters.iter().filter_map(|(name, mirror)| Some((name.clone(), mirror.at?))).collect()
+    }
+
+    /// What is known of a cluster.
+    pub fn state(&self, cluster: &ClusterName) -> Option<(Version, &ClusterState)> {
+        let mirror = self.clusters.get(cluster)?;
+        Some((mirror.at?.version, &mirror.state))
+    }
+
+    /// Takes in what a server said.
+    ///
+    /// # Errors
+    /// The stream has to be begun anew; what was known still is.
+    pub fn hear(&mut self, response: FollowResponse) -> Result<Outcome, SessionError> {
+        let mut outcome = Outcome::default();
+        let (cluster, say) = match Message::read(response)? {
+            None => {
+                outcome.left_out.push(LeftOut::UnknownMessage);
+                return Ok(outcome);
+            }
+            Some(Message::Complete) => {
+                outcome.told.push(Told::Complete);
+                return Ok(outcome);
+            }
+            Some(Message::Of(cluster, say)) => (cluster, say),
+        };
+        if let Scope::One(speaker) = &self.scope
+            && *speaker != cluster
+        {
+            let refusal = Refusal::ForeignCluster { speaker: speaker.clone(), named: cluster };
+            outcome.left_out.push(LeftOut::Foreign(Box::new(refusal)));
+            return Ok(outcome);
+        }
+        if !self.clusters.contains_key(&cluster) && self.clusters.len() >= MAX_CLUSTERS {
+            outcome.left_out.push(LeftOut::TooManyClusters { cluster });
+            return Ok(outcome);
+        }
+        if let Say::Gone = say {
+            if self.scope != Scope::All {
+                return Err(SessionError::Unexpected { cluster, what: "its own end" });
+            }
+            if self.clusters.remove(&cluster).is_some_and(|mirror| mirror.at.is_some()) {
+                outcome.told.push(Told::Gone { cluster });
+            }
+            return Ok(outcome);
+        }
+        let mirror = self.clusters.entry(cluster.clone()).or_default();
+        Turn { cluster, mirror, outcome: &mut outcome }.say(say)?;
+        Ok(outcome)
+    }
+}
+
+/// One message about one cluster.
+struct Turn<'a> {
+    cluster: ClusterName,
+    mirror: &'a mut Mirror,
+    outcome: &'a mut Outcome,
+}
+
+impl Turn<'_> {
+    fn say(&mut self, say: Say) -> Result<(), SessionError> {
+        match say {
+            Say::SnapshotBegin(version) => self.snapshot_begin(version),
+            Say::SnapshotPart(objects) => self.snapshot_part(objects),
+            Say::SnapshotEnd { version, counts } => self.snapshot_end(version, &counts),
+            Say::Changes { from, to, changes, part, more } => self.changes((from, to), changes, (part, more)),
+            Say::Bookmark(version) => {
+                if self.mirror.at != Some(version) || self.mirror.pending.is_some() {
+                    return Err(self.other_version("a bookmark", version));
+                }
+                self.outcome.told.push(Told::Heard { cluster: self.cluster.clone() });
+                Ok(())
+            }
+            Say::Gone => Ok(()),
+        }
+    }
+
+    fn unexpected(&self, what: &'static str) -> SessionError {
+        SessionError::Unexpected { cluster: self.cluster.clone(), what }
+    }
+
+    fn other_version(&self, what: &'static str, found: At) -> SessionError {
+        SessionError::OtherVersion { cluster: self.cluster.clone(), what, found: found.version }
+    }
+
+    fn snapshot_begin(&mut self, version: At) -> Result<(), SessionError> {
+        let known = self.mirror.at.map(|known| known.version);
+        if let Some(known) = known.filter(|known| version.version < *known) {
+            let found = version.version;
+            return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found });
+        }
+        self.mirror.pending = Some(Pending::Snapshot {
+            version,
+            state: Box::default(),
+            names: NodeNames::default(),
+            arrived: Counts::default(),
+        });
+        Ok(())
+    }
+
+    fn snapshot_part(&mut self, objects: Vec<WireObject>) -> Result<(), SessionError> {
+        let Some(Pending::Snapshot { state, names, arrived, .. }) = &mut self.mirror.pending else {
+            return Err(self.unexpected("a part of a snapshot"));
+        };
+        for object in objects {
+            match kind_of(&object) {
+                Some(kind) => *arrived.known.entry(kind).or_default() += 1,
+                None => arrived.others += 1,
+            }
+            let object = match read_object(object, names) {
+                Ok(object) => object,
+                Err(unread) => {
+                    self.outcome.left_out.push(left_out(&self.cluster, unread).0);
+                    continue;
+                }
+            };
+            if let Object::Node(name, _) = &object {
+                names.insert(name);
+            }
+            match room(&self.cluster, state, &object.key()) {
+                Ok(()) => drop(state.apply(Change::Put(object))),
+                Err(left_out) => self.outcome.left_out.push(left_out),
+            }
+        }
+        Ok(())
+    }
+
+    fn snapshot_end(&mut self, end: At, counts: &Counts) -> Result<(), SessionError> {
+        let Some(Pending::Snapshot { version, state, names, arrived }) = self.mirror.pending.take() else {
+            return Err(self.unexpected("the end of a snapshot"));
+        };
+        if version != end {
+            return Err(self.other_version("the end of a snapshot", end));
+        }
+        let known = Kind::ALL.map(|kind| {
+            let count = |counts: &Counts| counts.known.get(&kind).copied().unwrap_or_default();
+            (kind.name(), count(&arrived), count(counts))
+        });
+        let others = [("unknown here", arrived.others, counts.others)];
+        let wrong = known.into_iter().chain(others).find(|(_, found, wanted)| found != wanted);
+        if let Some((kind, found, wanted)) = wrong {
+            return Err(SessionError::Truncated { cluster: self.cluster.clone(), kind, found, wanted });
+        }
+        let changes = self.mirror.state.changes_to(&state);
+        self.mirror.state = *state;
+        self.mirror.names = names;
+        self.reached(version, changes);
+        Ok(())
+    }
+
+    fn changes(
+        &mut self,
+        (from, to): (At, At),
+        wire: Vec<WireChange>,
+        (part, more): (u32, bool),
+    ) -> Result<(), SessionError> {
+        let known = self.mirror.at.ok_or_else(|| self.unexpected("changes"))?;
+        let (mut changes, mut names) = match self.mirror.pending.take() {
+            None if from == known && part == 0 => (Vec::new(), NodeNames::default()),
+            Some(Pending::Changes { from: begun, to: wanted, parts, changes, names })
+                if begun == from && wanted == to && parts == part =>
+            {
+                (changes, names)
+            }
+            None | Some(Pending::Changes { .. }) => return Err(self.other_version("a change", from)),
+            Some(Pending::Snapshot { .. }) => return Err(self.unexpected("a change inside a snapshot")),
+        };
+        if to.version <= known.version {
+            let (known, found) = (known.version, to.version);
+            return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found });
+        }
+        if changes.len() + wire.len() > MAX_CHANGES {
+            return Err(SessionError::TooManyChanges { cluster: self.cluster.clone() });
+        }
+        for change in wire {
+            let change = read_change(change.clone(), &names).or_else(|unread| match unread {
+                // Named in an earlier message, or in this one.
+                Unread::Refused { .. } => read_change(change, &self.mirror.names),
+                Unread::UnknownKind => Err(unread),
+            });
+            match change {
+                Ok(change) => {
+                    if let Change::Put(Object::Node(name, _)) = &change {
+                        names.insert(name);
+                    }
+                    changes.push(change);
+                }
+                Err(unread) => {
+                    // What was known of an object that cannot be read any more counts no longer.
+                    let (left_out, key) = left_out(&self.cluster, unread);
+                    self.outcome.left_out.push(left_out);
+                    changes.extend(key.map(Change::Delete));
+                }
+            }
+        }
+        if more {
+            self.mirror.pending = Some(Pending::Changes { from, to, parts: part + 1, changes, names });
+            return Ok(());
+        }
+        let changes = self.apply(changes);
+        self.reached(to, changes);
+        Ok(())
+    }
+
+    /// Applies, and gives what is different now: each object once.
+    fn apply(&mut self, changes: Vec<Change>) -> Vec<Change> {
+        let mirror = &mut *self.mirror;
+        let mut before: BTreeMap<Key, Option<Object>> = BTreeMap::new();
+        for change in changes {
+            let key = change.key();
+            if matches!(change, Change::Put(_))
+                && let Err(left_out) = room(&self.cluster, &mirror.state, &key)
+            {
+                self.outcome.left_out.push(left_out);
+                continue;
+            }
+            before.entry(key).or_insert_with_key(|key| mirror.state.get(key));
+            mirror.state.apply(change);
+        }
+        // Keys are ordered by kind: what is referred to comes first.
+        let (mut put, mut gone) = (Vec::new(), Vec::new());
+        for (key, before) in before {
+            let now = mirror.state.get(&key);
+            if let Key::Node(name) = &key {
+                match now {
+                    Some(_) => mirror.names.insert(name),
+                    None => mirror.names.remove(name),
+                }
+            }
+            match now {
+                now if now == before => {}
+                Some(object) => put.push(Change::Put(object)),
+                None => gone.push(Change::Delete(key)),
+            }
+        }
+        put.extend(gone.into_iter().rev());
+        put
+    }
+
+    fn reached(&mut self, at: At, changes: Vec<Change>) {
+        let version = at.version;
+        if self.mirror.at.is_none_or(|known| known.version != version) || !changes.is_empty() {
+            self.outcome.told.push(Told::Changed { cluster: self.cluster.clone(), version, changes });
+        }
+        self.mirror.at = Some(at);
+    }
+}
+
+fn left_out(cluster: &ClusterName, unread: Unread) -> (LeftOut, Option<Key>) {
+    let cluster = cluster.clone();
+    match unread {
+        Unread::UnknownKind => (LeftOut::UnknownKind { cluster }, None),
+        Unread::Refused { key, error } => (LeftOut::Object { cluster, error }, key),
+    }
+}
+
+/// Is there room for an object?
+fn room(cluster: &ClusterName, state: &ClusterState, key: &Key) -> Result<(), LeftOut> {
+    let (kind, limit) = (key.kind(), most(key.kind()));
+    if state.count(kind) < limit || state.get(key).is_some() {
+        return Ok(());
+    }
+    Err(LeftOut::TooMany { cluster: cluster.clone(), object: key.to_string(), kind, limit })
+}
+
+impl Session {
+    /// Counts what is kept of all clusters, for metrics and bounds.
+    pub fn objects(&self) -> usize {
+        self.clusters.values().map(|mirror| mirror.state.len()).sum()
+    }
+
+    /// Names of clusters with a state.
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterName> {
+        self.clusters.iter().filter(|(_, mirror)| mirror.at.is_some()).map(|(name, _)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! Certificates and trust change while streams run.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use clustermesh::daemon::authority::Authority;
+use clustermesh::daemon::hub::Hub;
+use clustermesh::daemon::metrics::Metrics;
+use clustermesh::daemon::server::{Serving, serve};
+use clustermesh::daemon::tls::{Credentials, Trust, server_config};
+use clustermesh::daemon::tokens::Tokens;
+use clustermesh::follow::Target;
+use clustermesh::session::Scope;
+use clustermesh::tls::{Roots, client_config};
+use mesh_core::clusters::{Change, Object, Version};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::world::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_certificate_drops_no_stream_and_trust_that_is_gone_cuts_one() {
+    let api = Cluster::start("api", 9).await;
+    let now = SystemTime::now();
+    let (east, west) = (
+        Authority::make(&cluster("east"), now).unwrap().0,
+        Authority::make(&cluster("west"), now).unwrap().0,
+    );
+    let own = Arc::new(Credentials::new(east.issue(now).unwrap().key));
+    let trust = Arc::new(Trust::default());
+    let roots = |authority: &Authority| Roots::parse(authority.pem()).unwrap();
+    trust.set([(cluster("west"), roots(&west))].into());
+    let hub = Hub::new(cluster("east"));
+    let namespace = |name: &str| Change::Put(Object::Namespace(name.into(), Arc::default()));
+    hub.changed(&cluster("east"), Version { incarnation: 1, sequence: 0 }.into(), vec![namespace("a")]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let metrics = Metrics::new();
+    let serving = Serving {
+        hub: hub.clone(),
+        trust: Arc::clone(&trust),
+        tokens: Tokens::new(api.client.clone(), []),
+        tls: server_config(Arc::clone(&trust), Arc::clone(&own)).unwrap(),
+        metrics: metrics.clone(),
+    };
+    let server = tokio::spawn(serve(listener, serving, stopped));
+    let east_roots = roots(&east);
+    let mine = Arc::new(Credentials::new(west.issue(now).unwrap().key));
+    let trusted = Arc::new(move |_: &_| Some(east_roots.clone()));
+    let tls = client_config(cluster("east"), trusted, Some(Arc::clone(&mine) as Arc<_>)).unwrap();
+    let target = || Target { addresses: vec![address(at)], tls: Arc::clone(&tls), token: None };
+    let spaces = |peer: &Agent| {
+        peer.read(|heard| heard.states.get(&cluster("east")).map_or(0, |s| s.namespaces.len()))
+    };
+    let peer = Agent::start(target(), Scope::One(cluster("east")));
+    eventually("a stream", || spaces(&peer) == 1).await;
+    own.renew(east.issue(SystemTime::now()).unwrap().key);
+    mine.renew(west.issue(SystemTime::now()).unwrap().key);
+    hub.advance(vec![namespace("b")]);
+    eventually("the stream goes on", || spaces(&peer) == 2).await;
+    let newcomer = Agent::start(target(), Scope::One(cluster("east")));
+    eventually("a stream with the new certificates", || spaces(&newcomer) == 2).await;
+    assert_eq!(peer.read(|heard| (heard.connected, heard.ended.len())), (1, 0));
+    // Another authority for west: who has a certificate of the old one is cut, and not let in again.
+    let other = Authority::make(&cluster("west"), now).unwrap().0;
+    trust.set([(cluster("west"), roots(&other))].into());
+    eventually("the stream is cut", || {
+        peer.read(|heard| heard.ended.first().is_some_and(|why| why == "RefusedByServer"))
+    })
+    .await;
+    hub.advance(vec![namespace("c")]);
+    eventually("it is refused", || metrics.refusals("CertificateNotVouched") > 2).await;
+    assert_eq!(spaces(&peer), 2);
+    mine.renew(other.issue(SystemTime::now()).unwrap().key);
+    eventually("with the new authority it is let in", || spaces(&peer) == 3).await;
+    // At the end streams are told.
+    stop.send_replace(true);
+    tokio::time::timeout(DEADLINE, server).await.unwrap().unwrap();
+}
