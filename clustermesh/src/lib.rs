@@ -3,6 +3,10 @@
 //! Each cluster's `clustermesh` serves its own state and mirrors those of the others; agents follow their own cluster's
 //! `clustermesh` alone. Whoever follows hears [`Told`], whatever happened to the stream in between.
 
+#[cfg(feature = "daemon")]
+pub mod dns;
+#[cfg(feature = "daemon")]
+pub mod mcs;
 pub mod told;
 
 pub use told::Told;

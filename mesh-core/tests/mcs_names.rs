@@ -335,8 +335,10 @@ fn a_hostname_is_in_the_answers_of_both_families_or_in_none() {
     let pods: Vec<[String; 3]> = (0..350)
         .map(|i| [format!("10.1.{}.{}", i / 100, i % 100 + 1), format!("fd00:1::{i:x}"), format!("etcd-{i}")])
         .collect();
-    let hosts: Vec<(&str, Option<&str>)> =
-        pods.iter().flat_map(|[v4, v6, host]| [v4, v6].map(|at| (at.as_str(), Some(host.as_str())))).collect();
+    let hosts: Vec<(&str, Option<&str>)> = pods
+        .iter()
+        .flat_map(|[v4, v6, host]| [v4, v6].map(|at| (at.as_str(), Some(host.as_str()))))
+        .collect();
     let facts = headless(&hosts, "east");
     let [v4, v6] = [RecordKind::A, RecordKind::Aaaa].map(|kind| whole(&facts, kind));
     assert_eq!((v4.len(), v6.len()), (MAX_NAMED, MAX_NAMED));
