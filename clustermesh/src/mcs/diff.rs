@@ -41,6 +41,8 @@ pub struct Hold {
     pub guarded: BTreeSet<ClusterName>,
     /// The decision rests on what the import itself says: exports' status waits.
     pub stand_in: bool,
+    /// The import does not say enough: nothing is done.
+    pub frozen: bool,
 }
 
 /// What is done to an object.
@@ -93,6 +95,9 @@ pub struct Todo {
 /// Compares. `now` as in `lastTransitionTime` (RFC 3339).
 pub fn diff(name: &ObjectName, seen: &Observed<'_>, wanted: &Decision, hold: &Hold, now: &str) -> Todo {
     let mut todo = Todo::default();
+    if hold.frozen {
+        return todo;
+    }
     let mut late = Vec::new();
     if let Some(export) = seen.export.filter(|_| !hold.stand_in) {
         late.extend(export_status(name, export, wanted, now));

@@ -7,9 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
 use mesh_core::clusters::ClusterName;
 use mesh_core::mcs::{
-    DerivedState, Endpoint, Export, ExportedPort, ExportedService, ImportKind, InternalTrafficPolicy,
-    LABEL_SERVICE_NAME, LABEL_SOURCE_CLUSTER, PortName, PortNumber, PortNumbers, ServiceKind,
-    SessionAffinity, is_ours,
+    DerivedState, DnsLabel, Endpoint, Export, ExportedPort, ExportedService, ImportKind,
+    InternalTrafficPolicy, LABEL_SERVICE_NAME, LABEL_SOURCE_CLUSTER, PortName, PortNumber, PortNumbers,
+    ServiceKind, SessionAffinity, UNNAMED, is_ours,
 };
 use mesh_core::policy::model::{Labels, ObjectName, Protocol};
 use mesh_core::prefix::Family;
@@ -426,7 +426,7 @@ fn import(meta: &ObjectMeta, data: &Value) -> ImportSeen {
             .filter_map(|one| one["cluster"].as_str().map(ToOwned::to_owned))
             .collect(),
         conditions: list(&data["status"]["conditions"]).cloned().collect(),
-        stands_for: if ours { stands_for(&labels, &annotations, &written, spec) } else { None },
+        stands_for: if ours { stands_for(&labels, &annotations, &written, data) } else { None },
         written,
     }
 }
@@ -437,18 +437,28 @@ fn stands_for(
     labels: &Labels,
     annotations: &BTreeMap<String, String>,
     written: &render::Keys,
-    spec: &Value,
+    data: &Value,
 ) -> Option<Export> {
+    let spec = &data["spec"];
+    if list(&data["status"]["conditions"]).any(|one| one["reason"] == "IPFamilyNotSupported") {
+        return None; // it does not say which families the exports have
+    }
     let of = |keys: &BTreeSet<String>, map: &BTreeMap<String, String>| {
         map.iter().filter(|(key, _)| keys.contains(*key)).map(|(k, v)| (k.clone(), v.clone())).collect()
     };
     let headless = spec["type"] == ImportKind::Headless.name();
     let families: Vec<Family> =
         list(&spec["ipFamilies"]).filter_map(|name| name.as_str().and_then(family)).collect();
+    let mut ports = ports(&spec["ports"]).ok()?;
+    if ports.len() > 1 {
+        // What has this name in company had none.
+        let unnamed = |name: &DnsLabel| name.as_str() == UNNAMED;
+        ports.iter_mut().for_each(|port| drop(port.name.take_if(|name| unnamed(name))));
+    }
     let service = ExportedService {
         kind: ServiceKind::ClusterIp,
         headless,
-        ports: ports(&spec["ports"]).ok()?,
+        ports,
         session_affinity: affinity(spec),
         internal_traffic_policy: internal_traffic_policy(spec),
         traffic_distribution: text(&spec["trafficDistribution"]),

@@ -562,18 +562,22 @@ impl World {
     /// What the import says stands in for peers that have told nothing yet, without endpoints: so an address, a port or a
     /// type that clients use does not change because this program began a moment before a peer was heard.
     fn stand_ins(&self, name: &ObjectName, exports: &mut Exports) -> Hold {
-        let mut hold = Hold { guarded: self.awaited.clone(), stand_in: false };
-        let Some(import) = self.api.imports.get(name).filter(|import| import.ours) else { return hold };
+        let mut hold = Hold { guarded: self.awaited.clone(), ..Hold::default() };
+        let Some(import) = self.api.imports.get(name).filter(|import| import.ours) else {
+            // Nothing says who exports, so nobody knows yet who is in conflict.
+            hold.stand_in = !self.awaited.is_empty();
+            return hold;
+        };
         let sources = self.api.of_import.get(name).into_iter().flatten();
         let sources = sources
             .filter_map(|slice| self.api.slices.get(&beside(name, slice))?.ours.as_ref()?.source.clone());
         let named = import.clusters.iter().filter_map(|cluster| cluster.parse::<ClusterName>().ok());
         for cluster in named.chain(sources).filter(|cluster| self.is_mute(cluster)) {
+            hold.stand_in = true;
             match &import.stands_for {
                 Some(export) => drop(exports.insert(cluster, export.clone())),
-                None => continue,
+                None => hold.frozen = true,
             }
-            hold.stand_in = true;
         }
         hold
     }
