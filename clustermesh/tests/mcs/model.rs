@@ -581,3 +581,61 @@ fn nothing_is_decided_before_everything_is_known() {
     world.tick(Millis(LEASE));
     assert!(world.knows_all_names(), "whoever told nothing until now is not waited for");
 }
+
+#[test]
+fn labels_and_annotations_go_with_the_export_that_had_them_and_others_stay() {
+    let mut lab = Lab::new();
+    let name = object("shop", "web");
+    lab.put(
+        Kind::Service,
+        &name,
+        Some(json!({"metadata": {}, "spec": {"ports": [{"name": "http", "port": 80}]}})),
+    );
+    let export = |lab: &mut Lab, spec: Value| {
+        lab.put(Kind::Export, &name, Some(json!({"metadata": {}, "spec": spec})));
+        lab.settle();
+    };
+    export(
+        &mut lab,
+        json!({"exportedLabels": {"team": "a", "tier": "b"}, "exportedAnnotations": {"note": "c"}}),
+    );
+    let key = (Kind::Import, name.clone());
+    let mut import = lab.api.objects[&key].clone();
+    assert_eq!(
+        (&import["metadata"]["labels"]["team"], &import["metadata"]["annotations"]["note"]),
+        (&"a".into(), &"c".into())
+    );
+    import["metadata"]["labels"]["theirs"] = "x".into();
+    lab.put(Kind::Import, &name, Some(import));
+    assert_eq!(lab.settle(), 0, "others' labels are nobody's business");
+    export(&mut lab, json!({"exportedLabels": {"tier": "z"}}));
+    let metadata = &lab.api.objects[&key]["metadata"];
+    let labels = metadata["labels"].as_object().unwrap().keys().map(String::as_str).collect::<BTreeSet<_>>();
+    assert_eq!(labels, BTreeSet::from(["app.kubernetes.io/managed-by", "theirs", "tier"]));
+    assert_eq!((&metadata["labels"]["tier"], &metadata["annotations"]["note"]), (&"z".into(), &Value::Null));
+}
+
+#[test]
+fn a_service_that_becomes_headless_loses_its_address_and_its_slices_the_name_of_the_derived_one() {
+    let mut lab = Lab::new();
+    let name = object("shop", "web");
+    let service = |ip: Value| json!({"metadata": {}, "spec": {"ports": [{"name": "http", "port": 80}], "clusterIP": ip, "ipFamilies": ["IPv4"]}});
+    lab.put(Kind::Service, &name, Some(service(Value::Null)));
+    lab.put(Kind::Export, &name, Some(json!({"metadata": {}})));
+    lab.put(Kind::Slice, &object("shop", "web-abc"), Some(slice_of("web".into(), vec![(1, true)])));
+    lab.settle();
+    let labels = |lab: &Lab| {
+        let slice =
+            lab.api.objects.iter().find(|((kind, _), object)| *kind == Kind::Slice && is_ours(object));
+        slice.unwrap().1["metadata"]["labels"].clone()
+    };
+    assert_eq!(labels(&lab)["kubernetes.io/service-name"], derived_name("web"));
+    lab.put(Kind::Service, &name, Some(service("None".into())));
+    lab.settle();
+    assert_eq!(labels(&lab)["kubernetes.io/service-name"], Value::Null);
+    assert_eq!(labels(&lab)["multicluster.kubernetes.io/service-name"], "web");
+    let derived = (Kind::Service, object("shop", &derived_name("web")));
+    assert!(!lab.api.objects.contains_key(&derived));
+    assert_eq!(lab.api.objects[&(Kind::Import, name)]["spec"]["ips"], Value::Null);
+    lab.check();
+}
