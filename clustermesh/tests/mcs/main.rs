@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod conformance;
 mod definitions;
+mod lab;
 mod model;
 mod model_api;
 mod wire;
