@@ -15,7 +15,7 @@ mod metrics;
 pub mod respond;
 mod serve;
 
-pub use metrics::Metrics;
+pub use metrics::{Dropped, Metrics};
 pub use serve::Server;
 
 /// The names, as the controller writes and servers read them.

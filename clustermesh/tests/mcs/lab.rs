@@ -109,8 +109,8 @@ pub(crate) struct Lab {
     pub(crate) leads: watch::Sender<bool>,
     published: Option<mpsc::UnboundedReceiver<Vec<Change>>>,
     controller: JoinHandle<()>,
+    borders: watch::Sender<Option<Arc<Borders>>>,
     // Held, or the controller would hear that nobody has anything to say any more.
-    _borders: watch::Sender<Option<Arc<Borders>>>,
     _serving: watch::Sender<bool>,
 }
 
@@ -177,7 +177,7 @@ impl Lab {
             leads: running.leads,
             published: Some(running.published),
             controller: running.controller,
-            _borders: running.borders,
+            borders: running.borders,
             _serving: running.serving,
         }
     }
@@ -189,7 +189,7 @@ impl Lab {
         let Running { names, told, leads, published, controller, borders, serving } =
             start(&self.server, &self.options).await;
         (self.names, self.told, self.leads, self.published) = (names, told, leads, Some(published));
-        (self.controller, self._borders, self._serving) = (controller, borders, serving);
+        (self.controller, self.borders, self._serving) = (controller, borders, serving);
     }
 
     pub(crate) fn published(&mut self) -> mpsc::UnboundedReceiver<Vec<Change>> {
@@ -295,6 +295,13 @@ impl Lab {
         let all = self.server.faults().all_requests();
         let wrote = |verb: &Verb| matches!(verb, Verb::Create | Verb::Update | Verb::Patch | Verb::Delete);
         all.iter().filter(|((verb, what), _)| wrote(verb) && what != "events").map(|(_, count)| count).sum()
+    }
+
+    /// The administrator deletes a ClusterPeer.
+    pub(crate) async fn gone(&self, from: &str) {
+        let peers: Vec<&str> = self.options.peers.iter().copied().filter(|peer| *peer != from).collect();
+        self.borders.send_replace(Some(borders(self.options.name, &peers)));
+        self.tell(Told::Gone { cluster: cluster(from) }).await;
     }
 
     pub(crate) async fn tell(&self, told: Told) {

@@ -4,6 +4,8 @@
 
 mod conformance;
 mod definitions;
+mod dns;
+mod failures;
 mod lab;
 mod model;
 mod model_api;
