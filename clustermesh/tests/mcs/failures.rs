@@ -240,7 +240,6 @@ async fn a_stale_list_takes_nothing_away() {
     // The next list is of the time before the export.
     let id = faults.inject_times(1, Filter::on(Verb::List, "serviceexports"), Fault::Stale(past));
     faults.inject_times(1, Filter::on(Verb::Watch, "serviceexports"), Fault::GoneStream);
-    faults.drop_connections();
     eventually("the stale list", || faults.hits(id) == 1).await;
     eventually("it is asked about", || faults.requests(Verb::Get, "serviceexports") > 0).await;
     lab.service("marker", json!({}));
