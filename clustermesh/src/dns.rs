@@ -40,10 +40,10 @@ impl Names {
         self.0.write().unwrap_or_else(PoisonError::into_inner).zone.set(name, decision)
     }
 
-    /// All names are known, or not any more.
-    pub fn set_complete(&self, complete: bool) {
-        if self.is_complete() != complete {
-            self.0.write().unwrap_or_else(PoisonError::into_inner).complete = complete;
+    /// All names are known, from now on.
+    pub fn set_complete(&self) {
+        if !self.is_complete() {
+            self.0.write().unwrap_or_else(PoisonError::into_inner).complete = true;
         }
     }
 

@@ -23,6 +23,12 @@ use super::seen::Stamp;
 /// them, and others' stay.
 pub const ANNOTATION_EXPORTED: &str = "hawser.dev/exported-keys";
 
+/// Annotation of a slice with hints for nodes. Older API servers drop those hints, so what is read does not tell whether they
+/// were written.
+pub const ANNOTATION_HINTS: &str = "hawser.dev/hints";
+/// Its value.
+const HINTS_FOR_NODES: &str = "nodes";
+
 /// Labels of slices that we set.
 const SLICE_LABELS: [&str; 5] =
     [LABEL_SERVICE_NAME, LABEL_SOURCE_CLUSTER, LABEL_SLICE_MANAGED_BY, LABEL_OF_SERVICE, LABEL_REMOTE];
@@ -176,13 +182,24 @@ pub fn service_print(labels: &Labels, owners: &Value, spec: &Value) -> Print {
 }
 
 /// The fingerprint of a slice of ours.
-pub fn slice_print(labels: &Labels, owners: &Value, data: &Value) -> Print {
+pub fn slice_print(
+    labels: &Labels,
+    annotations: &BTreeMap<String, String>,
+    owners: &Value,
+    data: &Value,
+) -> Print {
     let mut fields = picked(data, &SLICE_FIELDS);
     if let Some(endpoints) = fields.get_mut("endpoints") {
         each_picked(endpoints, &ENDPOINT_FIELDS);
+        for endpoint in endpoints.as_array_mut().into_iter().flatten() {
+            if let Some(hints) = endpoint.get_mut("hints").and_then(Value::as_object_mut) {
+                hints.remove("forNodes");
+            }
+        }
     }
     let labels = picked_labels(labels, &SLICE_LABELS);
-    Print::of(json!({ "labels": labels, "owners": imports_among(owners), "fields": fields }))
+    let hints = annotations.get(ANNOTATION_HINTS);
+    Print::of(json!({ "labels": labels, "hints": hints, "owners": imports_among(owners), "fields": fields }))
 }
 
 /// An object as it should be: what is ours of it.
@@ -229,6 +246,9 @@ impl Wanted {
         labels.extend(fixed.iter().map(|key| ((*key).to_owned(), Value::Null)));
         labels.extend(texts(&self.labels));
         let mut annotations = removed(&gone.annotations, &self.annotations);
+        if self.kind == Kind::Slice {
+            annotations.insert(ANNOTATION_HINTS.to_owned(), Value::Null);
+        }
         annotations.extend(texts(&self.annotations));
         let mut metadata = json!({ "uid": stamp.uid, "resourceVersion": stamp.version, "labels": labels, "annotations": annotations });
         if !self.owners.is_null() {
@@ -391,15 +411,12 @@ pub fn slice(slice: &Slice, uid: &str) -> Wanted {
         "endpoints": endpoints.collect::<Value>(),
     });
     let (labels, owners) = (slice.labels(), owner(&slice.service, uid));
-    let Value::Object(body) = fields.clone() else { unreachable!("invariant: made as an object") };
-    Wanted {
-        kind: Kind::Slice,
-        print: slice_print(&labels, &owners, &fields),
-        labels,
-        annotations: BTreeMap::new(),
-        owners,
-        body,
-    }
+    let for_nodes = slice.endpoints.values().any(|endpoint| endpoint.for_node.is_some());
+    let hints = for_nodes.then(|| (ANNOTATION_HINTS.to_owned(), HINTS_FOR_NODES.to_owned()));
+    let annotations: BTreeMap<String, String> = hints.into_iter().collect();
+    let print = slice_print(&labels, &annotations, &owners, &fields);
+    let Value::Object(body) = fields else { unreachable!("invariant: made as an object") };
+    Wanted { kind: Kind::Slice, print, labels, annotations, owners, body }
 }
 
 /// `status.conditions` with ours in it; others' types stay as they are. None: nothing changes. `lastTransitionTime` moves

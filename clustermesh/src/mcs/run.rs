@@ -11,7 +11,7 @@ use mesh_core::ipam::Millis;
 use mesh_core::mcs::Decision;
 use mesh_core::policy::model::ObjectName;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::diff::{Observed, Op, diff};
@@ -96,6 +96,7 @@ struct Running<P> {
     /// Those for which there was no writer.
     queued: BTreeSet<ObjectName>,
     writers: JoinSet<Written>,
+    writing: BTreeMap<task::Id, ObjectName>,
     refused: BTreeMap<ObjectName, Problem>,
     wrong: BTreeMap<ObjectName, Wrong>,
     counts: BTreeMap<&'static str, i64>,
@@ -131,6 +132,7 @@ impl<P: FnMut(Vec<Change>) + Send> Controller<P> {
             parked: BTreeSet::new(),
             queued: BTreeSet::new(),
             writers: JoinSet::new(),
+            writing: BTreeMap::new(),
             refused: BTreeMap::new(),
             wrong: BTreeMap::new(),
             counts: BTreeMap::new(),
@@ -149,11 +151,7 @@ impl<P: FnMut(Vec<Change>) + Send> Controller<P> {
             let more = running.world.is_complete() && running.world.has_dirty();
             let deadline = running.deadline();
             tokio::select! {
-                biased;
-                Some(done) = running.writers.join_next() => match done {
-                    Ok(written) => running.written(written),
-                    Err(error) => tracing::error!(err = %error, "A writer failed"),
-                },
+                Some(done) = running.writers.join_next_with_id() => running.ended(done),
                 Some(one) = news.recv() => {
                     running.news(one);
                     for _ in 1..BATCH {
@@ -174,7 +172,7 @@ impl<P: FnMut(Vec<Change>) + Send> Controller<P> {
                 Ok(()) = inputs.serving.changed() => running.switches(&mut inputs),
                 _ = tidy.tick() => running.pace.tidy(running.now()),
                 () = tokio::time::sleep_until(deadline) => running.tick(),
-                () = std::future::ready(()), if more => tokio::task::yield_now().await,
+                () = std::future::ready(()), if more => task::yield_now().await,
             }
         }
     }
@@ -243,6 +241,22 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         self.leads = leads;
     }
 
+    fn ended(&mut self, done: Result<(task::Id, Written), JoinError>) {
+        match done {
+            Ok((id, written)) => {
+                self.writing.remove(&id);
+                self.written(written);
+            }
+            Err(error) => {
+                tracing::error!(err = %error, "A writer failed");
+                if let Some(name) = self.writing.remove(&error.id()) {
+                    let (wrote, outcome, refused) = (Vec::new(), Outcome::Failed, None);
+                    self.written(Written { name, wrote, outcome, refused });
+                }
+            }
+        }
+    }
+
     fn written(&mut self, written: Written) {
         let Written { name, wrote, outcome, refused } = written;
         let (now, world) = (self.now(), &self.world);
@@ -273,7 +287,10 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         if self.published && (first || !self.unpublished.is_empty()) {
             (self.publish)(std::mem::take(&mut self.unpublished));
         }
-        self.names.set_complete(self.published && self.world.knows_all_names());
+        if self.published && self.world.knows_all_names() {
+            // For good: a peer that is added later makes no name unknown that was known.
+            self.names.set_complete();
+        }
         self.metrics.state(self.world.imports(), self.own.len(), self.world.silent().len());
         if std::mem::take(&mut self.news_of_findings) {
             self.tell_findings();
@@ -324,7 +341,8 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         self.parked.remove(name);
         self.queued.remove(name);
         self.pace.begin(name);
-        self.writers.spawn(write(self.client.clone(), name.clone(), ops, self.metrics.clone()));
+        let writer = write(self.client.clone(), name.clone(), ops, self.metrics.clone());
+        self.writing.insert(self.writers.spawn(writer).id(), name.clone());
     }
 
     /// Remembers what is wrong with a name, and logs what is new of it.

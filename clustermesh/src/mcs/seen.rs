@@ -216,6 +216,10 @@ fn labels(meta: &ObjectMeta) -> Labels {
     meta.labels.clone().unwrap_or_default()
 }
 
+fn annotations(meta: &ObjectMeta) -> BTreeMap<String, String> {
+    meta.annotations.clone().unwrap_or_default()
+}
+
 fn strings(value: &Value) -> BTreeMap<String, String> {
     let pair = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
     value.as_object().into_iter().flatten().filter_map(pair).collect()
@@ -366,7 +370,7 @@ fn slice(meta: &ObjectMeta, data: &Value) -> SliceSeen {
         seen.ours = Some(OwnSlice {
             of: labels.get(LABEL_SERVICE_NAME).cloned().unwrap_or_default(),
             source: labels.get(LABEL_SOURCE_CLUSTER).and_then(|name| name.parse().ok()),
-            print: render::slice_print(&labels, &owners(meta), data),
+            print: render::slice_print(&labels, &annotations(meta), &owners(meta), data),
         });
         return seen;
     }
@@ -414,7 +418,7 @@ fn owners(meta: &ObjectMeta) -> Value {
 
 fn import(meta: &ObjectMeta, data: &Value) -> ImportSeen {
     let (labels, spec) = (labels(meta), &data["spec"]);
-    let annotations = meta.annotations.clone().unwrap_or_default();
+    let annotations = annotations(meta);
     let written = render::Keys::read(&annotations);
     let ours = is_ours(&labels);
     ImportSeen {

@@ -357,8 +357,9 @@ impl World {
             self.api.derived.entry(beside(name, of)).or_default().insert(name.name.clone());
         }
         self.dirty.insert(name.clone());
-        let foreign = seen.as_ref().or(before.as_ref()).is_some_and(|one| one.of.is_none());
-        if foreign && name.name.starts_with("mcs-") {
+        let says = |one: &ServiceSeen| one.of.as_ref().is_some_and(|of| derived_name(of) == name.name);
+        let all_say = [&before, &seen].into_iter().flatten().all(says);
+        if !all_say && name.name.starts_with("mcs-") {
             // It may have the name of a derived one: of which, no label says.
             let remote = self.remote.values().flat_map(Remote::names);
             let all = remote.chain(self.api.exports.keys()).filter(|one| one.namespace == name.namespace);

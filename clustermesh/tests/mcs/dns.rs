@@ -29,7 +29,7 @@ async fn serve() -> Served {
     let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
     let address = server.addresses().unwrap()[0];
     let (names, metrics) = (Arc::new(Names::new()), Metrics::default());
-    names.set_complete(true);
+    names.set_complete();
     let task = tokio::spawn(server.run(names, metrics.clone()));
     Served { address, metrics, task }
 }

@@ -319,3 +319,62 @@ async fn a_cluster_that_is_gone_takes_its_imports_along() {
     lab.tell(Told::Heard { cluster: cluster("east") }).await;
     lab.tell(Told::Complete).await;
 }
+
+#[tokio::test]
+async fn a_peer_that_is_added_makes_no_known_name_unknown() {
+    let lab = west(options("west", &["east"])).await;
+    settled(&lab).await;
+    let name = "hello.demo.svc.clusterset.local";
+    eventually("the name", || lab.ask(name, RecordKind::A).is_some_and(|ips| ips.len() == 1)).await;
+    lab.joined(&["east", "north"]);
+    // Something that is judged after the peer is known.
+    lab.service("own", json!({}));
+    lab.export("own", json!({}));
+    eventually("the own one", || {
+        lab.condition("serviceimports", "own", "Ready").is_some_and(|(s, _)| s == "True")
+    })
+    .await;
+    assert!(lab.names.is_complete());
+    assert!(lab.ask(name, RecordKind::A).is_some_and(|ips| ips.len() == 1));
+}
+
+#[tokio::test]
+async fn a_derived_service_that_lost_its_label_is_made_anew() {
+    let lab = west(options("west", &["east"])).await;
+    settled(&lab).await;
+    let derived = derived_name("hello");
+    let label = "multicluster.kubernetes.io/service-name";
+    lab.patch("services", &derived, json!({"metadata": {"labels": {label: null}}}));
+    let labelled = || lab.derived("hello").is_some_and(|one| one["metadata"]["labels"][label] == "hello");
+    eventually("the Service", labelled).await;
+    settled(&lab).await;
+}
+
+#[tokio::test]
+async fn hints_that_an_older_server_drops_are_not_written_for_ever() {
+    let lab = Lab::new(options("west", &[])).await;
+    lab.service("own", json!({"trafficDistribution": "PreferSameNode"}));
+    lab.slice("own", &[(1, None)]);
+    let mut slice = lab.find("endpointslices", "own-x").unwrap();
+    slice["endpoints"][0]["nodeName"] = "n1".into();
+    lab.apply(slice);
+    lab.export("own", json!({}));
+    let first = |lab: &Lab| lab.slices("own", "west").first().cloned();
+    eventually("the slice", || {
+        first(&lab).is_some_and(|one| one["endpoints"][0]["hints"]["forNodes"][0]["name"] == "n1")
+    })
+    .await;
+    let name = first(&lab).unwrap()["metadata"]["name"].as_str().unwrap().to_owned();
+    let endpoints = json!([{"addresses": ["10.2.0.1"], "conditions": {"ready": true, "serving": true, "terminating": false}, "nodeName": "n1"}]);
+    lab.patch("endpointslices", &name, json!({"endpoints": endpoints}));
+    // What is written afterwards shows that the slice was looked at.
+    lab.export("zz", json!({}));
+    eventually("the marker", || lab.is("zz", "Valid", "False", "NoService")).await;
+    assert_eq!(first(&lab).unwrap()["endpoints"], endpoints);
+    // Another distribution is written.
+    lab.patch("services", "own", json!({"spec": {"trafficDistribution": null}}));
+    eventually("no hints", || {
+        first(&lab).is_some_and(|one| one["metadata"]["annotations"]["hawser.dev/hints"].is_null())
+    })
+    .await;
+}

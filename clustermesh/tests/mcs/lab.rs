@@ -297,10 +297,15 @@ impl Lab {
         all.iter().filter(|((verb, what), _)| wrote(verb) && what != "events").map(|(_, count)| count).sum()
     }
 
+    /// These are the ClusterPeers now.
+    pub(crate) fn joined(&self, peers: &[&str]) {
+        self.borders.send_replace(Some(borders(self.options.name, peers)));
+    }
+
     /// The administrator deletes a ClusterPeer.
     pub(crate) async fn gone(&self, from: &str) {
         let peers: Vec<&str> = self.options.peers.iter().copied().filter(|peer| *peer != from).collect();
-        self.borders.send_replace(Some(borders(self.options.name, &peers)));
+        self.joined(&peers);
         self.tell(Told::Gone { cluster: cluster(from) }).await;
     }
 

@@ -276,7 +276,7 @@ impl Lab {
             Step::Stranger(kind, name, there) => {
                 let name = match kind {
                     Kind::Service => object(&name.namespace, &derived_name(&name.name)),
-                    _ => name,
+                    Kind::Namespace | Kind::Export | Kind::Import | Kind::Slice => name,
                 };
                 let present = self.api.objects.get(&(kind, name.clone()));
                 if present.is_some_and(is_ours) {
@@ -295,7 +295,9 @@ impl Lab {
                 let (kind, name, mut object) = (*kind, name.clone(), object.clone());
                 match kind {
                     Kind::Slice => object["endpoints"] = json!([]),
-                    _ => object["spec"]["sessionAffinity"] = "ClientIP".into(),
+                    Kind::Namespace | Kind::Export | Kind::Import | Kind::Service => {
+                        object["spec"]["sessionAffinity"] = "ClientIP".into()
+                    }
                 }
                 self.put(kind, &name, (!delete).then_some(object));
             }

@@ -185,7 +185,7 @@ fn a_backend_goes_without_what_is_wrong_of_it() {
         .iter()
         .map(|refusal| match refusal {
             WireRefusal::Backend { field, .. } => *field,
-            other => panic!("{other}"),
+            WireRefusal::Service { .. } | WireRefusal::TooManyBackends { .. } => panic!("{refusal}"),
         })
         .collect();
     assert_eq!(fields, ["hostname", "zone", "ports[].name", "ports[].port"]);

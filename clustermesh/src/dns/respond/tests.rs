@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Names with one headless service `etcd` in `db`, of `hosts` endpoints in cluster `east`.
-fn names(hosts: u16) -> Names {
+fn too_early(hosts: u16) -> Names {
     let name = ObjectName { namespace: "db".into(), name: "etcd".into() };
     let peer = "peer".parse().ok();
     let service = ExportedService {
@@ -59,7 +59,13 @@ fn names(hosts: u16) -> Names {
     let here = Here { own: &own, namespace: true, derived: None };
     let names = Names::new();
     names.set(&name, &decide_one(&here, &name, &exports).0);
-    names.set_complete(true);
+    names
+}
+
+/// The same, when they are known.
+fn names(hosts: u16) -> Names {
+    let names = too_early(hosts);
+    names.set_complete();
     names
 }
 
@@ -167,8 +173,7 @@ fn addresses_take_turns() {
 
 #[test]
 fn before_all_names_are_known_none_is_denied() {
-    let names = names(1);
-    names.set_complete(false);
+    let names = too_early(1);
     for (name, code) in [
         (WHOLE, ResponseCode::ServFail),
         ("none.db.svc.clusterset.local.", ResponseCode::ServFail),
