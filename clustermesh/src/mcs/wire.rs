@@ -21,6 +21,9 @@ use super::problem::excerpt;
 /// Backends of one service in one cluster: as many as a whole cluster of the size that we measure with has. They are 150
 /// slices, and an object a slice is what its API server is asked to keep.
 pub const MAX_BACKENDS: usize = 15_000;
+/// Services of one cluster, by name: each costs an address of the Service CIDR, and the usual /16 has room for those of six
+/// such clusters.
+pub const MAX_SERVICES: usize = 10_000;
 /// Bytes of a `trafficDistribution` or an `appProtocol`: a qualified name (a DNS subdomain of 253, `/`, 63).
 pub const MAX_WORD: usize = 317;
 /// Bytes of all exported labels: half a hundred of ordinary ones. The API server has no bound for them but that of a whole
@@ -68,6 +71,18 @@ pub enum WireRefusal {
         /// What is wanted.
         reason: &'static str,
     },
+    /// More services than are taken.
+    #[error(
+        "cluster {cluster} exports more than {limit} services: {}/{} and all names after it are left out; export fewer", .first.namespace, .first.name
+    )]
+    TooManyServices {
+        /// Who tells.
+        cluster: ClusterName,
+        /// The first that is left out.
+        first: ObjectName,
+        /// How many there may be.
+        limit: usize,
+    },
     /// More backends than are taken.
     #[error(
         "export {}/{} of cluster {cluster}: {left_out} backends are left out, the greatest addresses: at most {limit} are taken; split the service", .service.namespace, .service.name
@@ -90,6 +105,7 @@ impl WireRefusal {
         match self {
             Self::Service { .. } => "ToldExportRefused",
             Self::Backend { .. } => "ToldBackendFieldRefused",
+            Self::TooManyServices { .. } => "ToldExportsTooMany",
             Self::TooManyBackends { .. } => "ToldBackendsTooMany",
         }
     }

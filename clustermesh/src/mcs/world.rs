@@ -20,7 +20,7 @@ use super::diff::{Hold, Observed};
 use super::kind::Kind;
 use super::problem::Problem;
 use super::seen::{ExportSeen, ImportSeen, Seen, ServiceSeen, SliceSeen, Stamp, Unread};
-use super::wire;
+use super::wire::{self, MAX_SERVICES, WireRefusal};
 use crate::told::Told;
 
 /// Milliseconds for which a cluster may be silent before its endpoints leave services. Heard every few seconds, it may miss
@@ -47,9 +47,18 @@ pub struct Settings {
 struct Remote {
     services: BTreeMap<Arc<ObjectName>, Arc<ExportedService>>,
     backends: BTreeMap<Arc<ObjectName>, BTreeMap<IpAddr, Arc<Backend>>>,
+    /// The first name that is too many.
+    limit: Option<Arc<ObjectName>>,
 }
 
 impl Remote {
+    /// Finds the limit anew; true: it is another one.
+    fn measure(&mut self) -> bool {
+        let many = self.services.len() > MAX_SERVICES;
+        let limit = if many { self.services.keys().nth(MAX_SERVICES).cloned() } else { None };
+        std::mem::replace(&mut self.limit, limit) != self.limit
+    }
+
     fn names(&self) -> impl Iterator<Item = &ObjectName> {
         self.services.keys().chain(self.backends.keys()).map(AsRef::as_ref)
     }
@@ -241,6 +250,9 @@ impl World {
                 let first = !self.remote.contains_key(&cluster);
                 let remote = self.remote.entry(cluster.clone()).or_default();
                 self.dirty.extend(changes.into_iter().filter_map(|change| remote.apply(change)));
+                if remote.measure() {
+                    self.dirty.extend(remote.names().cloned());
+                }
                 if first {
                     // Its time to be heard begins; what stood in for it does so no more.
                     self.leases.complete(&cluster, now);
@@ -530,6 +542,14 @@ impl World {
         let borders = self.borders.as_ref()?;
         let told = remote.services.get(name)?;
         if borders.known(cluster).is_err() || *cluster == self.settings.cluster {
+            return None;
+        }
+        if let Some(first) = remote.limit.as_ref().filter(|first| name >= first) {
+            // Said once: all others are after it.
+            let (cluster, limit) = (cluster.clone(), MAX_SERVICES);
+            let first = ObjectName::clone(first);
+            let refusal = WireRefusal::TooManyServices { cluster, first, limit };
+            problems.extend((name == remote.limit.as_deref()?).then_some(Problem::Told(refusal)));
             return None;
         }
         let mut export = match wire::export(cluster, name, told) {

@@ -89,6 +89,7 @@ async fn an_import_exists_while_one_cluster_exports() {
     for lab in pair.both() {
         eventually("both", || clusters(lab) == Some(two.clone())).await;
     }
+    imported(&pair.both(), "hello").await;
     let ips = pair.both().map(|lab| spec(lab, "hello")["ips"].clone());
     pair.east.delete("serviceexports", "hello");
     for lab in pair.both() {

@@ -1,6 +1,7 @@
 //! The definitions in `deploy/crds`.
 
 use clustermesh::mcs::wire::MAX_WORD;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use mesh_core::mcs::{MAX_MESSAGE, MAX_PORTS};
 use serde_json::Value;
 
@@ -28,6 +29,25 @@ fn both_versions_are_one_schema_and_the_newer_one_is_stored() {
             assert!(!versions[0][field].is_null(), "{field}");
         }
         assert_eq!(versions[0]["subresources"]["status"], serde_json::json!({}));
+    }
+}
+
+#[test]
+fn every_field_is_one_that_kubernetes_knows() {
+    for definition in parsed() {
+        let mut read: CustomResourceDefinition = serde_json::from_value(definition.clone()).unwrap();
+        read.status = None;
+        assert_eq!(floats(serde_json::to_value(read).unwrap()), floats(definition));
+    }
+}
+
+/// All numbers of one type: the API's `minimum` is a float, which YAML writes as it likes.
+fn floats(value: Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().into(),
+        Value::Array(all) => all.into_iter().map(floats).collect(),
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, floats(value))).collect(),
+        Value::Null | Value::Bool(_) | Value::String(_) => value,
     }
 }
 

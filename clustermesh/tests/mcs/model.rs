@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clustermesh::Told;
 use clustermesh::mcs::diff::{Act, diff};
+use clustermesh::mcs::wire::MAX_SERVICES;
 use clustermesh::mcs::world::Judged;
 use clustermesh::mcs::{Kind, Settings, World, render};
 use mesh_core::clusters::{
@@ -640,4 +641,29 @@ fn a_service_that_becomes_headless_loses_its_address_and_its_slices_the_name_of_
     assert!(!lab.api.objects.contains_key(&derived));
     assert_eq!(lab.api.objects[&(Kind::Import, name)]["spec"]["ips"], Value::Null);
     lab.check();
+}
+
+#[test]
+fn of_too_many_exports_of_one_cluster_the_first_names_are_imported() {
+    let mut lab = Lab::new();
+    told_web(&mut lab, 0, 1..=1);
+    let told = lab.told[&0].services.values().next().unwrap().clone();
+    let name = |number: usize| object("shop", &format!("a{number:05}"));
+    // With `web`, one more than there may be.
+    let many = (0..MAX_SERVICES).map(|number| Object::Service(Arc::new(name(number)), Arc::clone(&told)));
+    lab.tell(0, many.map(Change::Put).collect());
+    let judge = |lab: &Lab, name: &ObjectName| {
+        let judged = lab.world.judge(name);
+        let codes: Vec<&str> = judged.problems.iter().map(|problem| problem.code()).collect();
+        (judged.decision.import.is_some(), codes)
+    };
+    assert_eq!(judge(&lab, &name(MAX_SERVICES - 1)), (true, vec![]));
+    assert_eq!(judge(&lab, &object("shop", "web")), (false, vec!["ToldExportsTooMany"]));
+    // One goes, and there is room.
+    while lab.world.take_dirty().is_some() {}
+    lab.tell(0, vec![Change::Delete(Key::Service(Arc::new(name(5))))]);
+    let mut again = BTreeSet::new();
+    again.extend(std::iter::from_fn(|| lab.world.take_dirty()));
+    assert!(again.contains(&object("shop", "web")), "it is looked at again");
+    assert_eq!(judge(&lab, &object("shop", "web")), (true, vec![]));
 }

@@ -185,7 +185,9 @@ fn a_backend_goes_without_what_is_wrong_of_it() {
         .iter()
         .map(|refusal| match refusal {
             WireRefusal::Backend { field, .. } => *field,
-            WireRefusal::Service { .. } | WireRefusal::TooManyBackends { .. } => panic!("{refusal}"),
+            WireRefusal::Service { .. }
+            | WireRefusal::TooManyServices { .. }
+            | WireRefusal::TooManyBackends { .. } => panic!("{refusal}"),
         })
         .collect();
     assert_eq!(fields, ["hostname", "zone", "ports[].name", "ports[].port"]);
