@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::kind::Kind;
+use super::problem::Problem;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Written {
@@ -47,7 +48,7 @@ impl Metrics {
         for kind in Kind::ALL {
             drop(all.watch_errors.get_or_create(&Resource { resource: kind.plural() }));
         }
-        for code in McsProblem::CODES {
+        for code in McsProblem::CODES.into_iter().chain(Problem::CODES) {
             drop(all.problems.get_or_create(&Code { code }));
         }
         registry.register("hawser_mcs_writes", "Objects written to the API server", all.writes.clone());

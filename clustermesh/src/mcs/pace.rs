@@ -201,6 +201,11 @@ impl Pace {
         }
     }
 
+    /// Is somebody known to undo what is written to an object?
+    pub fn is_quarrel(&self, place: &Place) -> bool {
+        self.last.get(place).is_some_and(|last| last.gap > 0)
+    }
+
     /// Forgets quarrels that are over.
     pub fn tidy(&mut self, now: Millis) {
         self.last.retain(|_, last| last.is_fresh(now));

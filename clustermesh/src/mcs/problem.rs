@@ -69,6 +69,18 @@ pub enum Problem {
         /// The slice.
         slice: String,
     },
+    /// What we write does not stay.
+    #[error(
+        "service {}/{}: {kind} {object} is written again and again, since somebody undoes it or the API server drops a part of it: the service may not work; find who else writes it (metadata.managedFields), or install the definitions of this release", .name.namespace, .name.name
+    )]
+    WriteUndone {
+        /// The service.
+        name: ObjectName,
+        /// Of what.
+        kind: Kind,
+        /// Its name.
+        object: String,
+    },
     /// The API server refuses what we write.
     #[error(
         "service {}/{}: API server refuses {verb} of {kind} {object}: {reason}; tried again every minute", .name.namespace, .name.name
@@ -88,6 +100,21 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// Every code that is not one of [`McsProblem::CODES`], for metrics that show zero before anything went wrong.
+    pub const CODES: [&'static str; 11] = [
+        "BackendOutside",
+        "BackendsNotPods",
+        "ImportNameTaken",
+        "ObjectUnreadable",
+        "SliceNameTaken",
+        "ToldBackendFieldRefused",
+        "ToldBackendsTooMany",
+        "ToldExportRefused",
+        "ToldExportsTooMany",
+        "WriteRefused",
+        "WriteUndone",
+    ];
+
     /// A stable word for metrics, Events and documentation.
     pub fn code(&self) -> &'static str {
         match self {
@@ -98,6 +125,7 @@ impl Problem {
             Self::NotPods { .. } => "BackendsNotPods",
             Self::ImportTaken { .. } => "ImportNameTaken",
             Self::SliceTaken { .. } => "SliceNameTaken",
+            Self::WriteUndone { .. } => "WriteUndone",
             Self::WriteRefused { .. } => "WriteRefused",
         }
     }

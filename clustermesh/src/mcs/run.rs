@@ -20,7 +20,7 @@ use super::follow::{News, follow};
 use super::kind::Kind;
 use super::metrics::Metrics;
 use super::own::Own;
-use super::pace::{Outcome, Pace};
+use super::pace::{Outcome, Pace, Place};
 use super::problem::Problem;
 use super::world::{Judged, Settings, World};
 use super::write::{Written, write};
@@ -98,6 +98,8 @@ struct Running<P> {
     writers: JoinSet<Written>,
     writing: BTreeMap<task::Id, ObjectName>,
     refused: BTreeMap<ObjectName, Problem>,
+    /// What somebody undoes, until the quarrel is over.
+    undone: BTreeMap<ObjectName, (Place, Problem)>,
     wrong: BTreeMap<ObjectName, Wrong>,
     counts: BTreeMap<&'static str, i64>,
     findings: watch::Sender<Arc<Findings>>,
@@ -134,6 +136,7 @@ impl<P: FnMut(Vec<Change>) + Send> Controller<P> {
             writers: JoinSet::new(),
             writing: BTreeMap::new(),
             refused: BTreeMap::new(),
+            undone: BTreeMap::new(),
             wrong: BTreeMap::new(),
             counts: BTreeMap::new(),
             findings,
@@ -170,7 +173,7 @@ impl<P: FnMut(Vec<Change>) + Send> Controller<P> {
                 Ok(()) = inputs.borders.changed() => running.borders(&mut inputs.borders),
                 Ok(()) = inputs.leads.changed() => running.switches(&mut inputs),
                 Ok(()) = inputs.serving.changed() => running.switches(&mut inputs),
-                _ = tidy.tick() => running.pace.tidy(running.now()),
+                _ = tidy.tick() => running.tidy(),
                 () = tokio::time::sleep_until(deadline) => running.tick(),
                 () = std::future::ready(()), if more => task::yield_now().await,
             }
@@ -200,6 +203,14 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
             self.parked.iter().filter(|name| self.pace.may(name, now)).cloned().collect();
         for name in free {
             self.parked.remove(&name);
+            self.world.again(name);
+        }
+    }
+
+    fn tidy(&mut self) {
+        self.pace.tidy(self.now());
+        let over = self.undone.extract_if(.., |_, (place, _)| !self.pace.is_quarrel(place));
+        for (name, _) in over {
             self.world.again(name);
         }
     }
@@ -316,6 +327,7 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
             self.write(name, todo.ops, now);
         }
         problems.extend(self.refused.get(name).cloned());
+        problems.extend(self.undone.get(name).map(|(_, problem)| problem.clone()));
         self.note(name, Wrong { subject, problems: problems.into_iter().collect() });
     }
 
@@ -332,6 +344,11 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         let pace = &self.pace;
         let calm = |op: &Op| pace.may_write(&(op.kind, op.object.clone()), op.content(), now);
         let until = ops.iter().position(|op| !calm(op)).unwrap_or(ops.len());
+        if let Some(op) = ops.get(until) {
+            let (kind, object) = (op.kind, op.object.name.clone());
+            let problem = Problem::WriteUndone { name: name.clone(), kind, object };
+            self.undone.insert(name.clone(), ((kind, op.object.clone()), problem));
+        }
         ops.truncate(until);
         if ops.is_empty() {
             self.pace.rest(name, now);

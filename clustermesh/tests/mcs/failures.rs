@@ -205,6 +205,28 @@ async fn what_somebody_takes_away_or_changes_is_put_back() {
 }
 
 #[tokio::test]
+async fn a_quarrel_slows_down_and_is_told() {
+    let lab = west(options("west", &["east"])).await;
+    settled(&lab).await;
+    let derived = derived_name("hello");
+    let mut undone = 0;
+    eventually("the Event", || {
+        if lab.derived("hello").is_some_and(|one| one["spec"]["selector"].is_null()) {
+            lab.patch("services", &derived, json!({"spec": {"selector": {"app": "mine"}}}));
+            undone += 1;
+        }
+        events(&lab, "WriteUndone").len() == 1
+    })
+    .await;
+    let note = events(&lab, "WriteUndone")[0]["note"].as_str().unwrap().to_owned();
+    assert!(note.contains(&derived) && note.contains("demo/hello"), "{note}");
+    assert!((2..=6).contains(&undone), "{undone}: once for nothing, then after 1, 2, 4 s");
+    // Others are not held up.
+    lab.changed("east", told("demo", "other", &["10.1.0.1"])).await;
+    eventually("the other", || lab.slices("other", "east").len() == 1).await;
+}
+
+#[tokio::test]
 async fn an_api_server_that_fails_is_asked_again_until_all_is_as_it_should_be() {
     let lab = Lab::new(options("west", &["east"])).await;
     let faults = lab.server.faults();
