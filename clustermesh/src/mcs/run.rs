@@ -279,9 +279,6 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         }
         self.parked.remove(&name);
         self.world.again(name);
-        if let Some(next) = self.queued.pop_first() {
-            self.world.again(next);
-        }
     }
 
     /// Judges what changed.
@@ -292,6 +289,11 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         for _ in 0..NAMES {
             let Some(name) = self.world.take_dirty() else { break };
             self.judge(&name);
+        }
+        // Whoever waits for a writer is judged again when there is one: it may want something else by then, or nothing.
+        for _ in self.writers.len()..WRITERS {
+            let Some(name) = self.queued.pop_first() else { break };
+            self.world.again(name);
         }
         let first = !self.published && !self.world.has_dirty();
         self.published |= first;

@@ -205,6 +205,29 @@ async fn what_somebody_takes_away_or_changes_is_put_back() {
 }
 
 #[tokio::test]
+async fn many_services_at_once_all_get_their_turn() {
+    let lab = Lab::new(options("west", &["east"])).await;
+    let names: Vec<String> = (0..60).map(|number| format!("s{number}")).collect();
+    let changes = names.iter().flat_map(|name| told("demo", name, &["10.1.0.1"])).collect();
+    lab.changed("east", changes).await;
+    // Every third goes while others are still being made: there is nothing to do for it when its turn comes.
+    let gone = names.iter().step_by(3).map(|name| Change::Delete(Key::Service(object("demo", name))));
+    lab.changed("east", gone.collect()).await;
+    for (index, name) in names.iter().enumerate() {
+        let ready =
+            || lab.condition("serviceimports", name, "Ready").is_some_and(|(status, _)| status == "True");
+        let done = || {
+            if index % 3 == 0 {
+                lab.import(name).is_none()
+            } else {
+                ready() && lab.slices(name, "east").len() == 1
+            }
+        };
+        eventually(name, done).await;
+    }
+}
+
+#[tokio::test]
 async fn a_quarrel_slows_down_and_is_told() {
     let lab = west(options("west", &["east"])).await;
     settled(&lab).await;
