@@ -290,11 +290,6 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
             let Some(name) = self.world.take_dirty() else { break };
             self.judge(&name);
         }
-        // Whoever waits for a writer is judged again when there is one: it may want something else by then, or nothing.
-        for _ in self.writers.len()..WRITERS {
-            let Some(name) = self.queued.pop_first() else { break };
-            self.world.again(name);
-        }
         let first = !self.published && !self.world.has_dirty();
         self.published |= first;
         if self.published && (first || !self.unpublished.is_empty()) {
@@ -307,6 +302,11 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         self.metrics.state(self.world.imports(), self.own.len(), self.world.silent().len());
         if std::mem::take(&mut self.news_of_findings) {
             self.tell_findings();
+        }
+        // Whoever waits for a writer is judged again when there is one: it may want something else by then, or nothing.
+        for _ in self.writers.len()..WRITERS {
+            let Some(name) = self.queued.pop_first() else { break };
+            self.world.again(name);
         }
     }
 
