@@ -20,7 +20,7 @@ use super::diff::{Hold, Observed};
 use super::kind::Kind;
 use super::problem::Problem;
 use super::seen::{ExportSeen, ImportSeen, Seen, ServiceSeen, SliceSeen, Stamp, Unread};
-use super::wire::{self, MAX_SERVICES, WireRefusal};
+use super::wire::{self, MAX_BACKENDS, MAX_SERVICES, WireRefusal};
 use crate::told::Told;
 
 /// Milliseconds for which a cluster may be silent before its endpoints leave services. Heard every few seconds, it may miss
@@ -223,13 +223,9 @@ impl World {
         if before.as_ref() == Some(borders) {
             return;
         }
-        let known = |cluster: &ClusterName| borders.known(cluster).is_ok();
-        self.peers.retain(|cluster, _| known(cluster));
-        // Only those with a CIDR are told: no backend of another one counts, but its exports do.
-        for cluster in self.remote.keys().chain(borders.guarded().map(|(cluster, _)| cluster)) {
-            if known(cluster) {
-                self.peers.entry(cluster.clone()).or_insert(now);
-            }
+        self.peers.retain(|cluster, _| borders.known(cluster).is_ok());
+        for cluster in borders.clusters() {
+            self.peers.entry(cluster.clone()).or_insert(now);
         }
         self.tick(now);
         self.all_again();
@@ -623,7 +619,13 @@ impl World {
             problems.push(Problem::Told(*refusal));
             return None;
         }
-        let (backends, outside) = wire::tell_backends(&export.endpoints, &self.settings.pod_cidrs);
+        let (mut backends, outside) = wire::tell_backends(&export.endpoints, &self.settings.pod_cidrs);
+        if let Some(first) = backends.keys().nth(MAX_BACKENDS).copied() {
+            let left_out = backends.split_off(&first).len();
+            let (cluster, service, limit) = (own.clone(), name.clone(), MAX_BACKENDS);
+            let refusal = WireRefusal::TooManyBackends { cluster, service, left_out, limit };
+            problems.push(Problem::Told(refusal));
+        }
         if let Some(first) = outside.first() {
             problems.push(Problem::NotPods {
                 name: name.clone(),
