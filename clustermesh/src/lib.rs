@@ -5,7 +5,11 @@
 
 #[cfg(feature = "daemon")]
 pub mod daemon;
+#[cfg(feature = "daemon")]
+pub mod dns;
 pub mod follow;
+#[cfg(feature = "daemon")]
+pub mod mcs;
 pub mod session;
 pub mod tls;
 pub mod told;

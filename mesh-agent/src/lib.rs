@@ -10,7 +10,7 @@
 pub mod agent;
 pub mod announced;
 pub mod attachments;
-pub mod cache;
+pub use mesh_core::cache;
 pub mod cni;
 pub mod config;
 pub mod container;

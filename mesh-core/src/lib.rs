@@ -5,6 +5,7 @@
 //! equal plans, byte for byte.
 
 pub mod announcement;
+pub mod cache;
 pub mod clusters;
 pub mod diff;
 pub mod evidence;

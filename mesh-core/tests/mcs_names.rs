@@ -314,3 +314,92 @@ fn a_name_that_no_message_can_carry_costs_its_endpoint_that_name_alone() {
     let ports = found(&ask(&zone, &format!("_peer._tcp.{service}"), RecordKind::Srv)).expect("as written");
     assert_eq!(ports.len(), 1);
 }
+
+/// The single service of `headless`, asked for under its own name.
+fn whole(facts: &Facts, kind: RecordKind) -> BTreeSet<String> {
+    found(&ask(&zone(facts), "etcd.db.svc.clusterset.local", kind)).expect("as written")
+}
+
+#[test]
+fn one_hostname_of_many_addresses_is_bounded_like_the_whole() {
+    let addresses: Vec<String> = (0..500).map(|i| format!("10.1.{}.{}", i / 100, i % 100 + 1)).collect();
+    let hosts: Vec<(&str, Option<&str>)> = addresses.iter().map(|at| (at.as_str(), Some("all"))).collect();
+    let facts = headless(&hosts, "east");
+    assert_eq!(whole(&facts, RecordKind::A).len(), MAX_NAMED);
+    let own = ask(&zone(&facts), "all.east.etcd.db.svc.clusterset.local", RecordKind::A);
+    assert_eq!(found(&own).expect("as written").len(), MAX_NAMED);
+}
+
+#[test]
+fn a_hostname_is_in_the_answers_of_both_families_or_in_none() {
+    let pods: Vec<[String; 3]> = (0..350)
+        .map(|i| [format!("10.1.{}.{}", i / 100, i % 100 + 1), format!("fd00:1::{i:x}"), format!("etcd-{i}")])
+        .collect();
+    let hosts: Vec<(&str, Option<&str>)> = pods
+        .iter()
+        .flat_map(|[v4, v6, host]| [v4, v6].map(|at| (at.as_str(), Some(host.as_str()))))
+        .collect();
+    let facts = headless(&hosts, "east");
+    let [v4, v6] = [RecordKind::A, RecordKind::Aaaa].map(|kind| whole(&facts, kind));
+    assert_eq!((v4.len(), v6.len()), (MAX_NAMED, MAX_NAMED));
+    for [one, other, _] in &pods {
+        let other: IpAddr = other.parse().expect("as written");
+        assert_eq!(v4.contains(one), v6.contains(&other.to_string()), "{one}");
+    }
+}
+
+#[test]
+fn what_fits_in_each_family_is_whole_though_both_together_are_more() {
+    let addresses: Vec<String> =
+        (1..=150).flat_map(|i| [format!("10.1.0.{i}"), format!("fd00:1::{i:x}")]).collect();
+    let hosts: Vec<(&str, Option<&str>)> = addresses.iter().map(|at| (at.as_str(), None)).collect();
+    let facts = headless(&hosts, "east");
+    assert_eq!([RecordKind::A, RecordKind::Aaaa].map(|kind| whole(&facts, kind).len()), [150, 150]);
+}
+
+#[test]
+fn no_port_is_lost_where_not_all_endpoints_have_room() {
+    let addresses: Vec<String> = (1..=180).map(|i| format!("10.1.0.{i}")).collect();
+    let hosts: Vec<(&str, Option<&str>)> = addresses.iter().map(|at| (at.as_str(), None)).collect();
+    let mut facts = headless(&hosts, "east");
+    for export in facts.exports.values_mut().flat_map(BTreeMap::values_mut) {
+        let service = export.service.as_mut().expect("as written");
+        let mut client = service.ports[0].clone();
+        (client.name, client.port) = (Some(label("client")), 2379);
+        service.ports.push(client);
+        let (mut numbers, members) = export.endpoints.pop_first().expect("as written");
+        numbers.insert(Some(label("client")), PortNumber { protocol: Protocol::Tcp, number: 12_379 });
+        export.endpoints.insert(numbers, members);
+    }
+    let all = whole(&facts, RecordKind::Srv);
+    let of = |port: &str| all.iter().filter(|srv| srv.starts_with(port)).count();
+    assert_eq!((all.len(), of("12379 "), of("12380 ")), (MAX_NAMED, MAX_NAMED / 2, MAX_NAMED / 2));
+    let zone = zone(&facts);
+    for port in ["client", "peer"] {
+        let answer = ask(&zone, &format!("_{port}._tcp.etcd.db.svc.clusterset.local"), RecordKind::Srv);
+        assert_eq!(found(&answer).expect("as written").len(), 180);
+    }
+}
+
+#[test]
+fn names_that_are_too_long_take_no_room_from_others() {
+    let long = "h".repeat(63);
+    let addresses: Vec<String> = (0..400).map(|i| format!("10.1.{}.{}", i / 200, i % 200 + 1)).collect();
+    let hostnames: Vec<Option<String>> =
+        (0..400).map(|i| (i < 200).then(|| format!("{}{i:03}", &long[..60]))).collect();
+    let hosts: Vec<(&str, Option<&str>)> =
+        addresses.iter().zip(&hostnames).map(|(at, host)| (at.as_str(), host.as_deref())).collect();
+    let mut facts = headless(&hosts, &"c".repeat(63));
+    let exports = facts.exports.remove(&object("db", "etcd")).expect("as written");
+    let name = object(&"n".repeat(56), &"s".repeat(56));
+    facts.namespaces.insert(name.namespace.clone());
+    facts.exports.insert(name.clone(), exports);
+    let service = format!("{}.{}.svc.{ZONE}", name.name, name.namespace);
+    let zone = zone(&facts);
+    let ports = found(&ask(&zone, &format!("_peer._tcp.{service}"), RecordKind::Srv)).expect("as written");
+    assert_eq!(ports.len(), MAX_NAMED, "all 200 that have names");
+    let v4 = found(&ask(&zone, &service, RecordKind::A)).expect("as written");
+    assert_eq!(v4.len(), MAX_NAMED);
+    let first_half = addresses[..200].iter().filter(|at| v4.contains(*at)).count();
+    assert!((50..=150).contains(&first_half), "{first_half} of those without names: a share, not all");
+}

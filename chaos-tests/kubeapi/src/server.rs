@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -67,6 +68,7 @@ pub struct Builder {
     admission: Option<Admission>,
     bookmark_interval: Duration,
     dialer: Dialer,
+    service_cidrs: Vec<IpNet>,
 }
 
 impl Default for Builder {
@@ -81,6 +83,7 @@ impl Default for Builder {
             admission: None,
             bookmark_interval: Duration::from_secs(60),
             dialer: proxy::dialer(),
+            service_cidrs: Vec::new(),
         }
     }
 }
@@ -158,6 +161,14 @@ impl Builder {
         self
     }
 
+    /// Gives Services cluster IPs out of these, one CIDR for each family, the cluster's first family first. Without any a
+    /// Service has what it was written with.
+    #[must_use]
+    pub fn service_cidrs(mut self, cidrs: Vec<IpNet>) -> Self {
+        self.service_cidrs = cidrs;
+        self
+    }
+
     /// Starts serving on the current tokio runtime.
     ///
     /// # Errors
@@ -193,7 +204,7 @@ impl Builder {
         let tasks = TaskTracker::new();
         let faults = Faults::default();
         let api = Arc::new(Api {
-            store: Store::new(self.event_window, loaded, log, self.admission)?,
+            store: Store::new(self.event_window, loaded, log, self.admission, self.service_cidrs)?,
             faults: faults.clone(),
             tokens: tokens.clone(),
             authorizer: self.authorizer,

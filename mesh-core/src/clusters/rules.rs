@@ -101,6 +101,11 @@ impl Borders {
         self.peers.iter().flat_map(|(name, border)| border.cidrs.iter().map(move |cidr| (name, *cidr)))
     }
 
+    /// Every peer, also those of which no CIDR is accepted.
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterName> {
+        self.peers.keys()
+    }
+
     /// May who authenticated as `speaker` tell of `named`? A cluster only of itself.
     ///
     /// # Errors

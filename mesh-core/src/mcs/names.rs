@@ -38,8 +38,9 @@ pub const SCHEMA_VERSION: &str = "1.0.0";
 pub const TTL: u32 = 5;
 /// Seconds that the schema's version holds (the specification's own example).
 pub const VERSION_TTL: u32 = 28_800;
-/// Ready endpoints in an answer for a whole headless service. 200 SRV records of the longest names are 54,600 bytes, and a
-/// message over TCP ends at 65,535. Each endpoint's own name is answered, however many there are.
+/// Records of one kind in an answer, and so addresses of one family of a headless service or of a hostname. 200 SRV records
+/// of the longest names are 54,600 bytes, and a message over TCP ends at 65,535. Each endpoint's own name is answered,
+/// however many there are.
 pub const MAX_NAMED: usize = 200;
 /// Addresses beside SRV records: what fits into the usual 1,232 bytes over UDP, roughly; clients ask for the rest.
 pub const MAX_ADDITIONAL: usize = 32;
@@ -149,7 +150,45 @@ struct Entry {
     addresses: BTreeSet<IpAddr>,
     hosts: BTreeMap<Host, BTreeSet<IpAddr>>,
     /// By name and protocol of the port.
-    ports: BTreeMap<(String, Protocol), BTreeSet<(u16, Target)>>,
+    ports: BTreeMap<PortKey, BTreeSet<(u16, Target)>>,
+    /// Of all ports together.
+    places: BTreeSet<(u16, Target)>,
+}
+
+/// Name and protocol of a port.
+type PortKey = (String, Protocol);
+
+/// The ready endpoints of one name of a headless service.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    addresses: BTreeSet<IpAddr>,
+    places: BTreeSet<(PortKey, u16)>,
+}
+
+/// Addresses of each family in an answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    v4: usize,
+    v6: usize,
+}
+
+impl Room {
+    /// Takes all of them, or none if a family would get too many.
+    fn take(&mut self, addresses: &BTreeSet<IpAddr>) -> bool {
+        let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+        let more = Self { v4: self.v4 + v4, v6: self.v6 + addresses.len() - v4 };
+        let fits = more.v4 <= MAX_NAMED && more.v6 <= MAX_NAMED;
+        if fits {
+            *self = more;
+        }
+        fits
+    }
+}
+
+/// The first ones of each family, as many as an answer has.
+fn bounded(addresses: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv4);
+    v4.into_iter().take(MAX_NAMED).chain(v6.into_iter().take(MAX_NAMED)).collect()
 }
 
 /// The zone.
@@ -180,6 +219,11 @@ fn target_name(name: &ObjectName, target: &Target) -> String {
         Target::Service => service_name(name),
         Target::Host((cluster, host)) => format!("{host}.{cluster}.{}", service_name(name)),
     }
+}
+
+/// Is it longer than a message can carry? The final dot is not counted.
+fn is_too_long(name: &ObjectName, host: &Host) -> bool {
+    target_name(name, &Target::Host(host.clone())).len() > MAX_NAME + 1
 }
 
 /// The label of an endpoint without a hostname.
@@ -342,6 +386,7 @@ impl Entry {
             let Some(name) = &port.name else { continue };
             let places = entry.ports.entry((name.to_string(), port.protocol)).or_default();
             places.insert((port.port, Target::Service));
+            entry.places.insert((port.port, Target::Service));
         }
         entry
     }
@@ -353,69 +398,77 @@ impl Entry {
         problems: &mut Vec<McsProblem>,
     ) -> Option<Self> {
         let unnamed: BTreeSet<_> = import.ports.iter().filter(|p| p.unnamed).map(|p| &p.name).collect();
-        let mut entry = Self::default();
-        let mut too_long: BTreeMap<ClusterName, usize> = BTreeMap::new();
+        let mut found: BTreeMap<Host, Found> = BTreeMap::new();
         for slice in slices {
             for (address, endpoint) in slice.endpoints.iter().filter(|(_, endpoint)| endpoint.ready) {
                 let hostname = endpoint.hostname.as_ref().map(ToString::to_string);
                 let host = (slice.source.clone(), hostname.unwrap_or_else(|| dashed(*address)));
-                let target = Target::Host(host.clone());
-                // The final dot is not counted.
-                if target_name(name, &target).len() > MAX_NAME + 1 {
-                    *too_long.entry(slice.source.clone()).or_default() += 1;
-                    entry.addresses.insert(*address);
-                    continue;
-                }
-                entry.hosts.entry(host).or_default().insert(*address);
+                let one = found.entry(host).or_default();
+                one.addresses.insert(*address);
                 for port in slice.ports.iter().filter(|port| !unnamed.contains(&port.name)) {
                     let Some(name) = &port.name else { continue };
-                    let places = entry.ports.entry((name.to_string(), port.protocol)).or_default();
-                    places.insert((port.port, target.clone()));
+                    one.places.insert(((name.to_string(), port.protocol), port.port));
                 }
             }
         }
+        if found.is_empty() {
+            return None;
+        }
+        let mut too_long: BTreeMap<ClusterName, usize> = BTreeMap::new();
+        for ((cluster, _), one) in found.iter().filter(|(host, _)| is_too_long(name, host)) {
+            *too_long.entry(cluster.clone()).or_default() += one.addresses.len();
+        }
         let cut = |(cluster, endpoints)| McsProblem::NameTooLong { cluster, name: name.clone(), endpoints };
         problems.extend(too_long.into_iter().map(cut));
-        let left_out = entry.choose();
+        let all: usize = found.values().map(|one| one.addresses.len()).sum();
+        let entry = Self::choose(name, found);
+        let left_out = all - entry.addresses.len();
         if left_out > 0 {
             problems.push(McsProblem::TooManyNames { name: name.clone(), left_out, limit: MAX_NAMED });
         }
-        (!entry.addresses.is_empty() || !entry.hosts.is_empty()).then_some(entry)
+        Some(entry)
     }
 
-    /// Which endpoints stand for the whole service: by a hash of their names, so that it is the same ones in both families
-    /// and each cluster has its share, and that one endpoint that comes or goes moves no other but one. How many do not.
-    fn choose(&mut self) -> usize {
-        let mut order: Vec<_> = self
-            .hosts
-            .keys()
-            .map(|host| (Sha256::digest(format!("{}.{}", host.1, host.0)).to_vec(), host.clone()))
+    /// Which endpoints stand for the whole service: by a hash of their names, so that each cluster has its share, that one
+    /// endpoint that comes or goes moves no other but one, and that a hostname has its addresses of both families in it or
+    /// none. (Nothing says which two addresses without a hostname are one pod's.) Names that no message can carry have
+    /// addresses, and neither ports nor records of their own.
+    fn choose(name: &ObjectName, found: BTreeMap<Host, Found>) -> Self {
+        let mut order: Vec<(Vec<u8>, Host, Found)> = found
+            .into_iter()
+            .map(|(host, one)| (Sha256::digest(format!("{}.{}", host.1, host.0)).to_vec(), host, one))
             .collect();
-        order.sort();
-        let room = MAX_NAMED.saturating_sub(self.addresses.len());
-        let left_out = order.len().saturating_sub(room) + self.addresses.len().saturating_sub(MAX_NAMED);
-        while self.addresses.len() > MAX_NAMED {
-            self.addresses.pop_last();
+        order.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        let (mut entry, mut room, mut full) = (Self::default(), Room::default(), false);
+        for (_, host, one) in order {
+            let addresses = bounded(one.addresses);
+            if room.take(&addresses) {
+                entry.addresses.extend(&addresses);
+            }
+            if is_too_long(name, &host) {
+                continue;
+            }
+            // All ports of an endpoint together, or a service's second port would be in no answer for all of them.
+            full |= entry.places.len() + one.places.len() > MAX_NAMED;
+            for (key, port) in one.places {
+                let target = Target::Host(host.clone());
+                let places = entry.ports.entry(key).or_default();
+                if places.len() < MAX_NAMED {
+                    places.insert((port, target.clone()));
+                }
+                if !full {
+                    entry.places.insert((port, target));
+                }
+            }
+            entry.hosts.insert(host, addresses);
         }
-        let chosen: BTreeSet<Host> = order.into_iter().take(room).map(|(_, host)| host).collect();
-        for host in &chosen {
-            self.addresses.extend(self.hosts.get(host).into_iter().flatten());
-        }
-        for places in self.ports.values_mut() {
-            places.retain(|(_, target)| match target {
-                Target::Service => true,
-                Target::Host(host) => chosen.contains(host),
-            });
-        }
-        self.ports.retain(|_, places| !places.is_empty());
-        left_out
+        entry
     }
 
     /// The name of the service itself.
     fn whole(&self, name: &ObjectName) -> Node {
         let owner = service_name(name);
-        let places: BTreeSet<&(u16, Target)> = self.ports.values().flatten().collect();
-        let mut node = self.ports_node(name, &owner, places.into_iter());
+        let mut node = self.ports_node(name, &owner, self.places.iter());
         node.records.extend(addresses_of(&owner, &self.addresses));
         node
     }
@@ -428,7 +481,7 @@ impl Entry {
     ) -> Node {
         let mut node = Node::default();
         let mut told = BTreeSet::new();
-        for (port, target) in places.take(MAX_NAMED) {
+        for (port, target) in places {
             let goes_to = target_name(name, target);
             let data = Data::Srv { priority: 0, weight: 100, port: *port, target: goes_to.clone() };
             node.records.push(Record { name: owner.to_owned(), ttl: TTL, data });

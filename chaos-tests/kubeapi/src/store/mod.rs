@@ -15,6 +15,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -25,6 +26,7 @@ pub(crate) use write::{DeleteOptions, Deleted, Target, Write};
 
 use crate::admission::{BINDINGS, POLICIES, Policies};
 use crate::auth::Admission;
+use crate::cluster_ips;
 use crate::error::ApiError;
 use crate::persist::{Loaded, Log, Record};
 use crate::rbac;
@@ -66,6 +68,8 @@ pub(crate) struct State {
     window: usize,
     pub(crate) admission: Option<Admission>,
     pub(crate) policies: Policies,
+    /// Out of which Services get addresses.
+    service_cidrs: Vec<IpNet>,
 }
 
 /// The objects of the API, for direct access from tests: the same code path, checks and events as HTTP.
@@ -127,6 +131,7 @@ impl Store {
         loaded: Option<Loaded>,
         log: Option<Log>,
         admission: Option<Admission>,
+        service_cidrs: Vec<IpNet>,
     ) -> Result<Self, ApiError> {
         let mut state = State {
             rv: 1,
@@ -138,6 +143,7 @@ impl Store {
             window,
             admission: None,
             policies: Policies::default(),
+            service_cidrs,
         };
         if let Some(loaded) = loaded {
             state.load(loaded)?;
@@ -255,6 +261,28 @@ impl State {
 
     pub(crate) fn object(&self, key: &str, object: &Key) -> Option<&Arc<Stored>> {
         self.collections.get(key)?.objects.get(object)
+    }
+
+    /// Gives a Service its addresses; one that had some keeps them.
+    pub(crate) fn allocate(
+        &self,
+        target: &Key,
+        resource: &Resource,
+        old: &Value,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
+        if self.service_cidrs.is_empty() || resource.key() != "services" {
+            return Ok(());
+        }
+        for field in ["clusterIP", "clusterIPs"] {
+            if object["spec"][field].is_null() && old["spec"][field] != Value::Null {
+                object["spec"][field] = old["spec"][field].clone();
+            }
+        }
+        let others = self.collections.get("services").into_iter().flat_map(|all| &all.objects);
+        let others = others.filter(|(key, _)| *key != target);
+        let taken = others.flat_map(|(_, stored)| cluster_ips::of(&stored.value)).collect();
+        cluster_ips::complete(object, &self.service_cidrs, &taken)
     }
 
     pub(crate) fn namespace(&self, name: &str) -> Option<&Arc<Stored>> {

@@ -7,7 +7,7 @@ use super::*;
 use crate::patch::Patch;
 
 fn store(window: usize) -> Store {
-    Store::new(window, None, None, None).unwrap()
+    Store::new(window, None, None, None, Vec::new()).unwrap()
 }
 
 fn node(name: &str) -> Value {
@@ -208,7 +208,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let open = || {
             let (loaded, log) = crate::persist::open(dir.path()).unwrap();
-            Store::new(1000, Some(loaded), Some(log), None).unwrap()
+            Store::new(1000, Some(loaded), Some(log), None, Vec::new()).unwrap()
         };
         let first = open();
         before.iter().for_each(|o| run(&first, o));

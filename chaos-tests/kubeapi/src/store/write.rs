@@ -252,6 +252,7 @@ impl State {
             }
         }
         default_create(resource, &mut object);
+        self.allocate(&target.key(), resource, &Value::Null, &mut object)?;
         validate(resource, &object)?;
         if !applied {
             let mut managed = Managed::of(&object);
@@ -382,6 +383,7 @@ impl State {
         }
         let mut new = compose(resource, old, object, w.subresource)?;
         complete(resource, &mut new);
+        self.allocate(&target.key(), resource, old, &mut new)?;
         validate(resource, &new)?;
         validate_change(resource, old, &new)?;
         if has_generation(resource) && spec_changed(old, &new) {

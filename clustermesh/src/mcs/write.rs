@@ -1,0 +1,144 @@
+//! Writes: one name's operations, in order, until one of them fails.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client};
+use mesh_core::policy::model::ObjectName;
+
+use super::diff::{Act, Op};
+use super::metrics::Metrics;
+use super::pace::{Expect, Outcome, Wrote};
+use super::problem::{Problem, excerpt};
+use super::seen::Stamp;
+
+/// For one request.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Who writes, as `metadata.managedFields` says it.
+const MANAGER: &str = "clustermesh";
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    /// The service that it was for.
+    pub name: ObjectName,
+    /// What was written.
+    pub wrote: Vec<Wrote>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the server refuses, and why.
+    pub refused: Option<Problem>,
+}
+
+impl Op {
+    /// Tells one content from another, whatever version it is for.
+    pub fn content(&self) -> u64 {
+        let body = match &self.act {
+            Act::Create(body) => body.clone(),
+            Act::Patch(body) | Act::Status(body) => {
+                let mut body = body.clone();
+                if let Some(metadata) = body["metadata"].as_object_mut() {
+                    metadata.remove("resourceVersion");
+                }
+                body
+            }
+            Act::Delete(stamp) => stamp.uid.clone().into(),
+        };
+        let mut hash = DefaultHasher::new();
+        (self.act.verb(), body.to_string()).hash(&mut hash);
+        hash.finish()
+    }
+}
+
+/// What kept a request from being done.
+enum Hurdle {
+    /// Somebody was faster: what was looked at is not there any more.
+    Conflict(String),
+    /// The server refuses it for good.
+    Refused(String),
+    /// No answer, or one that passes.
+    Away(String),
+}
+
+impl From<kube::Error> for Hurdle {
+    fn from(error: kube::Error) -> Self {
+        let kube::Error::Api(status) = error else { return Self::Away(error.to_string()) };
+        match status.code {
+            404 | 409 => Self::Conflict(status.message),
+            400 | 403 | 405 | 413 | 415 | 422 => Self::Refused(status.message),
+            _ => Self::Away(status.message),
+        }
+    }
+}
+
+/// Does what is to be done about a name.
+pub(super) async fn write(client: Client, name: ObjectName, ops: Vec<Op>, metrics: Metrics) -> Written {
+    let mut written = Written { name, wrote: Vec::new(), outcome: Outcome::Done, refused: None };
+    for op in ops {
+        let (kind, verb) = (op.kind, op.act.verb());
+        let done = tokio::time::timeout(DEADLINE, one(&client, &op)).await;
+        let late = || Hurdle::Away(format!("no answer in {} s", DEADLINE.as_secs()));
+        match done.unwrap_or_else(|_| Err(late())) {
+            Ok(expect) => {
+                metrics.wrote(kind, verb);
+                let content = op.content();
+                written.wrote.push(Wrote { place: (kind, op.object), content, expect });
+            }
+            Err(Hurdle::Conflict(reason)) => {
+                metrics.did_not_write(kind, verb, true);
+                tracing::debug!(%kind, object = op.object.name, namespace = op.object.namespace, verb, reason, "Somebody was faster");
+                written.outcome = Outcome::Failed;
+                return written;
+            }
+            Err(Hurdle::Away(reason)) => {
+                metrics.did_not_write(kind, verb, false);
+                tracing::warn!(%kind, object = op.object.name, namespace = op.object.namespace, verb, err = reason, "Could not write, trying again");
+                written.outcome = Outcome::Failed;
+                return written;
+            }
+            Err(Hurdle::Refused(reason)) => {
+                metrics.did_not_write(kind, verb, false);
+                let reason = reason.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect();
+                written.refused = Some(Problem::WriteRefused {
+                    name: written.name.clone(),
+                    verb,
+                    kind,
+                    object: excerpt(&op.object.name),
+                    reason,
+                });
+                written.outcome = Outcome::Refused;
+                return written;
+            }
+        }
+    }
+    written
+}
+
+async fn one(client: &Client, op: &Op) -> Result<Expect, Hurdle> {
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), &op.object.namespace, &op.kind.resource());
+    let name = op.object.name.as_str();
+    let manager = || PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let object = match &op.act {
+        Act::Create(body) => {
+            let object: DynamicObject = serde_json::from_value(body.clone())
+                .map_err(|error| Hurdle::Refused(format!("not an object: {error}")))?;
+            let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+            api.create(&params, &object).await?
+        }
+        Act::Patch(body) => api.patch(name, &manager(), &Patch::Merge(body)).await?,
+        Act::Status(body) => api.patch_status(name, &manager(), &Patch::Merge(body)).await?,
+        Act::Delete(stamp) => {
+            let preconditions =
+                Preconditions { uid: Some(stamp.uid.clone()), resource_version: Some(stamp.version.clone()) };
+            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+            api.delete(name, &params).await?;
+            return Ok(Expect::Gone(stamp.uid.clone()));
+        }
+    };
+    Ok(Expect::Version(Stamp {
+        uid: object.metadata.uid.unwrap_or_default(),
+        version: object.metadata.resource_version.unwrap_or_default(),
+    }))
+}
