@@ -148,10 +148,13 @@ pub(crate) fn vm(
 
 /// All steps, in order.
 fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
+    // The data path's own unit tests are called as the scenarios about it are.
+    let scenario =
+        |program: &&Program, name: &str| program.target == name && program.package == "chaos-tests";
     let find = |name: &str| {
-        programs
-            .iter()
-            .find(|program| program.target == name)
+        let scenarios = programs.iter().find(|program| scenario(program, name));
+        scenarios
+            .or_else(|| programs.iter().find(|program| program.target == name))
             .with_context(|| format!("no test program {name}"))
     };
     let only = |(program, test): (&str, &str), environment: &str| -> Result<String> {
@@ -164,7 +167,7 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
         steps.push(Step::new(&program.name, 240, in_folder(program, &environment)));
     }
     let lab = quoted(&artifacts::lab(workspace, Profile::Dev));
-    steps.push(Step::new("demo", 240, format!("{lab} demo --nodes 2 --kernel-wireguard")));
+    steps.push(Step::new("demo", 240, format!("{lab} demo --nodes 2 --clusters 1 --kernel-wireguard")));
     let restart = only(RESTART, "HAWSER_KERNEL_WIREGUARD=1 HAWSER_STREAM_INTERVAL_MS=50")?;
     steps.push(Step::new(RESTART_STEP, 420, restart));
     let psk = only(PRE_SHARED, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;
