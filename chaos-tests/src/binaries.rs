@@ -44,6 +44,16 @@ impl Binaries {
     }
 }
 
+impl Binaries {
+    /// `clustermesh`, which only joined labs use.
+    ///
+    /// # Errors
+    /// It is missing; how to build it.
+    pub fn clustermesh(&self) -> Result<PathBuf> {
+        find_in(&self.directory, "clustermesh")
+    }
+}
+
 fn find_in(directory: &Path, name: &str) -> Result<PathBuf> {
     let path = directory.join(name);
     if path.is_file() {

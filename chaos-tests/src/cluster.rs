@@ -6,6 +6,9 @@
 //!                                     │        └─ world 192.0.2.253, 2001:db8::fd  (everybody's default route)
 //!   pods of node N: 10.244.N.0/24, fd00:10:244:N::/64
 //! ```
+//!
+//! Another cluster may be beside it on the same switch ([`Lab::up_beside`]), at another *site* S: its node N is host 100 S + N,
+//! its API host 254 - 10 S, its world 253 - 10 S, its pods are in 10.(244 + S).N.0/24.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -16,10 +19,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
 use kubeapi::{Dialer, Server, User};
-use mesh_core::numbers::NAMESPACE;
+use mesh_core::numbers::{NAMESPACE, PORT_CLUSTERMESH};
 use netlab::classify::Policy;
 use netlab::netlink::Route;
-use netlab::{Bridge, Capture, CaptureOptions, Endpoint, LabDir, Namespace, PortId, Wire};
+use netlab::{Bridge, Capture, CaptureOptions, Endpoint, LabDir, Namespace, PortId, Process, Wire};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
@@ -80,6 +83,10 @@ pub struct LabOptions {
     pub config: String,
     /// Whether nodes begin with nothing of ours on them, for scenarios that install it.
     pub bare: bool,
+    /// Which of the places on the switch that clusters have: 0 or 1.
+    pub site: u8,
+    /// Whether the API server allocates cluster IPs, in 10.(96 + site).0.0/16 and fd00:10:(96 + site)::/112.
+    pub allocates_services: bool,
 }
 
 impl LabOptions {
@@ -99,6 +106,8 @@ impl LabOptions {
             end_on_signal: false,
             config: String::new(),
             bare: false,
+            site: 0,
+            allocates_services: false,
         }
     }
 
@@ -175,10 +184,12 @@ pub struct Lab {
     pub nodes: Vec<Node>,
     /// A host outside the cluster.
     pub world: Namespace,
+    /// `clustermesh` on the control plane's host, if it was started.
+    pub(crate) clustermesh: Option<Process>,
     /// The control plane's host.
     pub control: Namespace,
-    /// The link.
-    pub switch: Switch,
+    /// The link; of several clusters, if they are beside each other.
+    pub switch: Arc<Switch>,
     /// Ports of the API's host and of the world.
     pub hosts: Vec<PortId>,
     /// Programs under test.
@@ -186,6 +197,8 @@ pub struct Lab {
     /// Where new nodes find the API server instead, and it may be spoken to in clear: at a node of this number, if somebody
     /// serves it there.
     pub front: Option<u8>,
+    /// Nodes of joined clusters, which are peers, too.
+    pub joined: usize,
     /// Nodes that have another underlay address than their number.
     places: BTreeMap<u8, u8>,
     server: Option<Server>,
@@ -199,6 +212,8 @@ const API_HOST: u8 = 254;
 const WORLD_HOST: u8 = 253;
 /// The node that may serve the API as well ([`Lab::front`]).
 const FIRST_NODE: u8 = 1;
+/// Pod CIDRs of the cluster at site 1.
+const OTHER_CIDRS: [&str; 2] = ["10.245.0.0/16", "fd00:10:245::/48"];
 /// Nobody has it.
 const ABSENT_HOST: u8 = 250;
 
@@ -213,6 +228,19 @@ impl Lab {
     /// # Errors
     /// Whatever could not be made; what was made is removed.
     pub fn up(options: LabOptions) -> Result<Self> {
+        Self::up_on(options, None)
+    }
+
+    /// Brings another cluster up beside `other`, on its switch and at site 1. The one that was up first has to outlive it.
+    ///
+    /// # Errors
+    /// As [`Lab::up`].
+    pub fn up_beside(options: LabOptions, other: &Self) -> Result<Self> {
+        let options = LabOptions { site: 1, cluster_cidrs: OTHER_CIDRS, ..options };
+        Self::up_on(options, Some(Arc::clone(&other.switch)))
+    }
+
+    fn up_on(options: LabOptions, switch: Option<Arc<Switch>>) -> Result<Self> {
         install_tls();
         let binaries = Binaries::find()?;
         netlab::reap(LabDir::DEFAULT_ROOT).context("could not remove what a crashed lab left")?;
@@ -220,28 +248,32 @@ impl Lab {
         if options.end_on_signal {
             dir.clean_on_signal()?;
         }
-        let switch = match options.wire {
-            None => Switch::Bridge(Bridge::in_lab("switch", &dir)?),
-            Some(seed) => Switch::Wire(Wire::new("switch", seed)?),
+        let switch = match (switch, options.wire) {
+            (Some(switch), _) => switch,
+            (None, None) => Arc::new(Switch::Bridge(Bridge::in_lab("switch", &dir)?)),
+            (None, Some(seed)) => Arc::new(Switch::Wire(Wire::new("switch", seed)?)),
         };
         let control = Namespace::net_only("control").lab(&dir).build()?;
         let world = Namespace::net_only("world").lab(&dir).build()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let mut lab = Self {
             nodes: Vec::new(),
+            clustermesh: None,
             world,
             control,
             switch,
             hosts: Vec::new(),
             binaries,
             front: None,
+            joined: 0,
             places: BTreeMap::new(),
             server: None,
             runtime,
             dir,
             options,
         };
-        lab.hosts = vec![lab.attach_host(&lab.control, API_HOST)?, lab.attach_host(&lab.world, WORLD_HOST)?];
+        let (api, world) = (lab.at_site(API_HOST), lab.at_site(WORLD_HOST));
+        lab.hosts = vec![lab.attach_host(&lab.control, api)?, lab.attach_host(&lab.world, world)?];
         for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
             lab.world.sysctl(key, "1")?;
         }
@@ -250,6 +282,11 @@ impl Lab {
             lab.add_node(number)?;
         }
         Ok(lab)
+    }
+
+    /// The number that a host of every site has at this one.
+    const fn at_site(&self, host: u8) -> u8 {
+        host - 10 * self.options.site
     }
 
     /// The end of a host on the switch.
@@ -272,7 +309,7 @@ impl Lab {
     /// Attaches a node and gives it the default routes that make a leak possible.
     pub(crate) fn attach_node(&self, node: &Namespace, number: u8) -> Result<PortId> {
         let port = self.attach_host(node, self.place_of(number))?;
-        let (v4, v6) = underlay(WORLD_HOST);
+        let (v4, v6) = underlay(self.at_site(WORLD_HOST));
         let both: [(bool, IpNet, IpAddr); 2] = [
             (self.options.underlay.v4(), "0.0.0.0/0".parse()?, v4.into()),
             (self.options.underlay.v6(), "::/0".parse()?, v6.into()),
@@ -288,7 +325,7 @@ impl Lab {
         let any: IpAddr = if v4_only { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let listener = self.control.run(move || std::net::TcpListener::bind((any, API_PORT)))?;
         listener.set_nonblocking(true)?;
-        let (v4, v6) = underlay(API_HOST);
+        let (v4, v6) = underlay(self.at_site(API_HOST));
         let state = self.dir.path().join("api");
         std::fs::create_dir_all(&state)?;
         let mut builder = Server::builder()
@@ -299,6 +336,13 @@ impl Lab {
             .san(&underlay(FIRST_NODE).1.to_string())
             .state_dir(Some(state))
             .dialer(dial_from(self.control.netns_fd().try_clone_to_owned()?));
+        if self.options.allocates_services {
+            let site = 96 + u16::from(self.options.site);
+            builder = builder.service_cidrs(vec![
+                format!("10.{site}.0.0/16").parse()?,
+                format!("fd00:10:{site}::/112").parse()?,
+            ]);
+        }
         if self.options.host_api {
             builder = builder.listen(SocketAddr::from(([127, 0, 0, 1], 0)));
         }
@@ -337,7 +381,7 @@ impl Lab {
 
     /// URL of the API server as nodes reach it.
     pub fn api_url(&self) -> String {
-        let (v4, v6) = underlay(self.front.unwrap_or(API_HOST));
+        let (v4, v6) = underlay(self.front.unwrap_or_else(|| self.at_site(API_HOST)));
         if self.options.underlay.v4() {
             format!("https://{v4}:{API_PORT}")
         } else {
@@ -388,7 +432,7 @@ impl Lab {
     }
 
     fn place_of(&self, number: u8) -> u8 {
-        self.places.get(&number).copied().unwrap_or(number)
+        self.places.get(&number).copied().unwrap_or(100 * self.options.site + number)
     }
 
     /// Addresses of node `number` in the underlay, both families.
@@ -424,12 +468,18 @@ impl Lab {
         })
     }
 
+    /// Name of the cluster: `lab`, or `lab-1` at site 1.
+    pub fn cluster_name(&self) -> String {
+        if self.options.site == 0 { "lab".to_owned() } else { format!("lab-{}", self.options.site) }
+    }
+
     /// Pod CIDRs of node `number`.
     pub fn pod_cidrs(&self, number: u8) -> [String; 2] {
         let length = self.options.pod_prefix;
         // Node 1 of /22 has 10.244.4.0: a CIDR has to begin where its prefix does.
         let third = number << 24_u8.saturating_sub(length);
-        [format!("10.244.{third}.0/{length}"), format!("fd00:10:244:{number:x}::/64")]
+        let site = 244 + u16::from(self.options.site);
+        [format!("10.{site}.{third}.0/{length}"), format!("fd00:10:{site}:{number:x}::/64")]
     }
 
     /// Pod CIDRs of the cluster.
@@ -493,7 +543,7 @@ impl Lab {
         for node in &self.nodes {
             node.ready()?;
             let peers = node.peers().map_err(|error| format!("{}: {error:#}", node.name))?;
-            let expected = self.nodes.len() - 1;
+            let expected = self.nodes.len() - 1 + self.joined;
             for device in ["hawser0", "hawser1"] {
                 let have = peers.iter().filter(|peer| peer.device == device).count();
                 if have != expected {
@@ -504,19 +554,23 @@ impl Lab {
         Ok(())
     }
 
-    /// What may cross the switch: WireGuard and the API.
+    /// What may cross the switch: WireGuard, and TLS to the API and to `clustermesh`, of clusters beside this one, too.
     pub fn policy(&self) -> Policy {
-        let servers = [API_HOST].into_iter().chain(self.front).map(underlay);
-        servers.fold(Policy::wireguard([51880, 51881]), |policy, (v4, v6)| {
-            policy
-                .api_server(SocketAddr::new(v4.into(), API_PORT))
-                .api_server(SocketAddr::new(v6.into(), API_PORT))
+        let hosts = [API_HOST, API_HOST - 10].into_iter().chain(self.front);
+        let servers = hosts.flat_map(|host| [API_PORT, PORT_CLUSTERMESH].map(|port| (underlay(host), port)));
+        servers.fold(Policy::wireguard([51880, 51881]), |policy, ((v4, v6), port)| {
+            policy.api_server(SocketAddr::new(v4.into(), port)).api_server(SocketAddr::new(v6.into(), port))
         })
+    }
+
+    /// Addresses of the control plane's host.
+    pub fn control_addresses(&self) -> (Ipv4Addr, Ipv6Addr) {
+        underlay(self.at_site(API_HOST))
     }
 
     /// The world's address of a family.
     pub fn world_address(&self, is_ipv4: bool) -> IpAddr {
-        let (v4, v6) = underlay(WORLD_HOST);
+        let (v4, v6) = underlay(self.at_site(WORLD_HOST));
         if is_ipv4 { v4.into() } else { v6.into() }
     }
 
@@ -578,6 +632,7 @@ fn settled(node: &Node) -> Result<(), String> {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.nodes.clear();
+        self.clustermesh = None;
         self.stop_api();
     }
 }

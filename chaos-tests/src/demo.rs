@@ -8,9 +8,12 @@ use anyhow::{Result, bail};
 use netlab::CaptureOptions;
 
 use crate::cluster::{Lab, LabOptions};
+use crate::joined::join_both;
 use crate::matrix::{Party, Probe, Verdict, probe, verdict};
 use crate::plain::control;
 use crate::pod::Pod;
+
+pub mod clusters;
 
 /// What the demo found.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -30,6 +33,8 @@ pub struct Report {
     pub control_found: usize,
     /// What nodes counted: plaintext refused.
     pub leaks_refused: BTreeMap<String, f64>,
+    /// Two clusters, if there were two.
+    pub joined: Option<clusters::Joined>,
 }
 
 /// A peer as its node shows it.
@@ -57,24 +62,39 @@ impl Report {
     pub fn holds(&self) -> bool {
         let all_back = self.probes.iter().all(|probe| probe.error.is_none());
         let control_works = self.control_probes > 0 && self.control_found >= self.control_probes;
-        all_back && self.verdict.is_clean() && control_works
+        let moved = |joined: &clusters::Joined| {
+            joined.policy_held && joined.seconds_to_move <= clusters::MOVES.as_secs_f64()
+        };
+        all_back && self.verdict.is_clean() && control_works && self.joined.as_ref().is_none_or(moved)
     }
 }
 
-/// Runs the demo; `say` gets a line at each step.
+/// Runs the demo with one cluster or two of them; `say` gets a line at each step.
 ///
 /// # Errors
 /// Whatever could not be made. A probe that fails or a canary that is found is no error but in the report.
-pub fn run(options: LabOptions, pcap: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<Report> {
+pub fn run(options: LabOptions, two: bool, pcap: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<Report> {
     let nodes = options.nodes;
     let wireguard = if options.kernel_wireguard { "the kernel's WireGuard" } else { "mesh-tunnel" };
     say(&format!(
         "Starting {nodes} nodes, each with {wireguard} and mesh-agent, and an embedded Kubernetes API"
     ));
     let begun = Instant::now();
-    let lab = Lab::up(options)?;
+    let options = LabOptions { allocates_services: two, ..options };
+    let beside = LabOptions { name: format!("{}-east", options.name), ..options.clone() };
+    let mut lab = Lab::up(options)?;
     lab.await_mesh(Duration::from_secs(60))?;
     let seconds_to_mesh = begun.elapsed().as_secs_f64();
+    let (east, seconds_to_join) = if two {
+        say("Starting another cluster of as many nodes, clustermesh in both, and joining them");
+        let mut east = Lab::up_beside(beside, &lab)?;
+        east.await_mesh(Duration::from_secs(60))?;
+        let begun = Instant::now();
+        join_both(&mut lab, &mut east, Duration::from_secs(60))?;
+        (Some(east), begun.elapsed().as_secs_f64())
+    } else {
+        (None, 0.0)
+    };
     say(&format!(
         "Mesh complete after {seconds_to_mesh:.1} s; creating two pods a node through the CNI plugin"
     ));
@@ -84,12 +104,32 @@ pub fn run(options: LabOptions, pcap: Option<&Path>, say: &mut dyn FnMut(&str)) 
             pods.push(lab.add_pod(node, &format!("pod-{node}{index}"))?);
         }
     }
+    let mut eastern = Vec::new();
+    if let Some(east) = &east {
+        for node in 1..=nodes {
+            eastern.push(east.add_pod(node, &format!("east-{node}a"))?);
+        }
+    }
     say(
         "Probing every pair of pods, and nodes with remote pods: TCP, UDP, ICMP, IPv4 and IPv6, each with a canary",
     );
     let capture =
         lab.switch.capture(CaptureOptions { file: pcap.map(Path::to_owned), ..CaptureOptions::default() })?;
-    let probes = probe_all(&lab, &pods)?;
+    let mut probes = probe_all(&lab, &pods)?;
+    if let Some(east) = &east {
+        probes.extend(probe_all(east, &eastern)?);
+        probes.extend(probe_across(&lab, &pods, &eastern)?);
+        probes.extend(probe_across(east, &eastern, &pods)?);
+    }
+    let joined = match (&east, pods.as_slice(), eastern.as_slice()) {
+        (Some(east), [client, .., local], [.., remote]) => {
+            say(
+                "A service that both clusters export: its local backend fails, and comes back; then a policy of the other cluster",
+            );
+            Some(clusters::show((&lab, east), (client, local, remote), seconds_to_join)?)
+        }
+        _ => None,
+    };
     let verdict = verdict(&lab, &capture, &probes)?;
     drop(capture);
     say("Control: the same probes between two pods without a tunnel, searched for in the same way");
@@ -105,11 +145,16 @@ pub fn run(options: LabOptions, pcap: Option<&Path>, say: &mut dyn FnMut(&str)) 
         control_probes: control_probes.len(),
         control_found: found.canaries.len(),
         leaks_refused: refused(&lab)?,
+        joined,
     };
     say("Removing pods, nodes and everything else");
+    for pod in eastern {
+        pod.remove(east.as_ref().unwrap_or(&lab))?;
+    }
     for pod in pods {
         pod.remove(&lab)?;
     }
+    drop(east);
     drop(lab);
     Ok(report)
 }
@@ -133,6 +178,23 @@ pub fn probe_all(lab: &Lab, pods: &[Pod]) -> Result<Vec<Probe>> {
                 probes.extend(probe(from, host));
                 probes.extend(probe(host, from));
             }
+        }
+    }
+    Ok(probes)
+}
+
+/// Pods and nodes of one cluster with pods of another.
+///
+/// # Errors
+/// A server could not be started.
+fn probe_across(lab: &Lab, pods: &[Pod], others: &[Pod]) -> Result<Vec<Probe>> {
+    let parties = pods.iter().map(Party::pod).collect::<Result<Vec<_>>>()?;
+    let hosts = lab.nodes.iter().map(|node| Party::host(lab, node.number)).collect::<Result<Vec<_>>>()?;
+    let others = others.iter().map(Party::pod).collect::<Result<Vec<_>>>()?;
+    let mut probes = Vec::new();
+    for to in &others {
+        for from in parties.iter().chain(&hosts) {
+            probes.extend(probe(from, to));
         }
     }
     Ok(probes)
@@ -217,6 +279,19 @@ pub fn text(report: &Report) -> String {
     let refused: Vec<String> =
         report.leaks_refused.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     out.push(format!("Refused by the guards: {}", refused.join(", ")));
+    if let Some(joined) = &report.joined {
+        out.push(format!(
+            "Two clusters: joined after {:.1} s; service shop of both at {}: {} answers, without it {} after {:.2} s, and {} again after {:.2} s; policy of the other cluster {}",
+            joined.seconds_to_join,
+            joined.cluster_set_ip,
+            joined.local,
+            joined.remote,
+            joined.seconds_to_move,
+            joined.local,
+            joined.seconds_to_return,
+            if joined.policy_held { "held" } else { "DID NOT HOLD" }
+        ));
+    }
     out.push(if report.holds() {
         "VERDICT: every probe came back, and nothing of a pod crossed between nodes outside WireGuard"
             .to_owned()

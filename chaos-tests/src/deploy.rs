@@ -8,8 +8,11 @@ use crate::Lab;
 use crate::cluster::node_name;
 
 /// Name and text, in the order in which `kubectl apply -f deploy/` needs no second try.
-pub const MANIFESTS: [(&str, &str); 8] = [
+pub const MANIFESTS: [(&str, &str); 12] = [
     ("00-namespace.yaml", include_str!("../../deploy/00-namespace.yaml")),
+    ("crds/clusterpeers.yaml", include_str!("../../deploy/crds/clusterpeers.yaml")),
+    ("crds/serviceexports.yaml", include_str!("../../deploy/crds/serviceexports.yaml")),
+    ("crds/serviceimports.yaml", include_str!("../../deploy/crds/serviceimports.yaml")),
     ("rbac.yaml", include_str!("../../deploy/rbac.yaml")),
     ("audit.yaml", include_str!("../../deploy/audit.yaml")),
     ("cli.yaml", include_str!("../../deploy/cli.yaml")),
@@ -17,6 +20,7 @@ pub const MANIFESTS: [(&str, &str); 8] = [
     ("config.yaml", include_str!("../../deploy/config.yaml")),
     ("mesh-agent.yaml", include_str!("../../deploy/mesh-agent.yaml")),
     ("mesh-tunnel.yaml", include_str!("../../deploy/mesh-tunnel.yaml")),
+    ("clustermesh.yaml", include_str!("../../deploy/clustermesh.yaml")),
 ];
 
 /// Installs them.

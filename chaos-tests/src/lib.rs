@@ -12,6 +12,7 @@
 //! - [`deploy`]: the manifests that every lab is installed from.
 //! - [`demo`]: what `make demo` shows.
 
+pub mod ask;
 pub mod bench_cni;
 pub mod bench_datapath;
 pub mod bench_tunnel;
@@ -20,9 +21,11 @@ pub mod binaries;
 pub mod cluster;
 pub mod demo;
 pub mod deploy;
+pub mod joined;
 pub mod kube_proxy;
 pub mod load;
 pub mod matrix;
+pub mod namer;
 pub mod node;
 pub mod objects;
 pub mod plain;

@@ -123,8 +123,8 @@ impl Node {
         let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
         let cidrs = cidrs.replace(", ", "', '");
-        let config =
-            format!("clusterName: lab\npodCIDRs: ['{cidrs}']\nwireguard: {engine}\n{}", lab.options.config);
+        let name_line = format!("clusterName: {}\n", lab.cluster_name());
+        let config = format!("{name_line}podCIDRs: ['{cidrs}']\nwireguard: {engine}\n{}", lab.options.config);
         node.write_file("/etc/hawser/config.yaml", &config)?;
         node.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
         if !lab.options.kernel_wireguard {
@@ -445,6 +445,7 @@ fn pinned_links(pins: &Path) -> Result<usize> {
 fn write_private(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
     let mut options = std::fs::OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
     Ok(file.write_all(text.as_bytes())?)

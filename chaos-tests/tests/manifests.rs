@@ -9,9 +9,10 @@ use chaos_tests::deploy::MANIFESTS;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PodSpec, ServiceAccount};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -40,6 +41,8 @@ fn lost(path: &str, before: &Value, after: &Value, out: &mut Vec<String>) {
                 lost(&format!("{path}[{at}]"), before, after, out);
             }
         }
+        // JSON has one kind of numbers.
+        (Value::Number(before), Value::Number(after)) if before.as_f64() == after.as_f64() => {}
         (before, after) if before != after => out.push(format!("{path}: {before} is read as {after}")),
         _ => {}
     }
@@ -67,6 +70,9 @@ fn faults(object: &Value) -> Vec<String> {
         "RoleBinding" => typed::<RoleBinding>(object),
         "ValidatingAdmissionPolicy" => typed::<ValidatingAdmissionPolicy>(object),
         "ValidatingAdmissionPolicyBinding" => typed::<ValidatingAdmissionPolicyBinding>(object),
+        "Deployment" => typed::<Deployment>(object),
+        "Service" => typed::<Service>(object),
+        "CustomResourceDefinition" => typed::<CustomResourceDefinition>(object),
         other => vec![format!("no type for {other} here")],
     }
 }

@@ -7,6 +7,7 @@ pub mod agents;
 pub mod api;
 pub mod audit;
 pub mod client;
+pub mod clustermesh;
 pub mod completion;
 pub mod doctor;
 pub mod flows;

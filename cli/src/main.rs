@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cli::audit::{self, AuditArgs};
+use cli::clustermesh::{self, ClustermeshCommand};
 use cli::completion::{self, CompletionArgs};
 use cli::doctor::{self, DoctorArgs};
 use cli::flows::{self, FlowArgs};
@@ -39,6 +40,9 @@ enum Command {
     /// WireGuard keys of nodes.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Other clusters.
+    #[command(subcommand)]
+    Clustermesh(ClustermeshCommand),
     /// An archive for those who help: objects, evidence, metrics, plans and logs, without secrets.
     Sysdump(SysdumpArgs),
     /// Before installation: what fits into the planned addresses, what overlaps, and how far it grows.
@@ -78,6 +82,7 @@ fn run(command: &Command, out: &mut (dyn Write + Send), terminal: bool) -> anyho
         Command::Audit(args) => with_api(audit::run(args, out)),
         Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(args, out)).map(|()| 0),
         Command::Policy(PolicyCommand::Explain(args)) => with_api(policy::explain(args, out)),
+        Command::Clustermesh(ClustermeshCommand::Join(args)) => with_api(clustermesh::join(args, out)),
         Command::Sysdump(args) => with_api(sysdump::run(args, out)),
         Command::Plan(args) => Ok(plan::run(args, out)?),
         Command::Completion(args) => {

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use kube::Client;
-use mesh_core::clusters::ClusterName;
+use mesh_core::clusters::{Borders, ClusterName};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,6 +32,7 @@ pub mod own;
 pub mod peers;
 pub mod publish;
 pub mod server;
+pub mod services;
 pub mod store;
 pub mod tls;
 pub mod tokens;
@@ -92,6 +93,8 @@ pub struct Leading {
     pub client: Client,
     /// What is known of all clusters; [`Hub::subscribe`] tells of the joined ones.
     pub hub: Hub,
+    /// How far each joined cluster reaches; none: that is not known yet.
+    pub borders: watch::Receiver<Option<Arc<Borders>>>,
     /// Takes what the own cluster tells.
     pub publish: Publish,
     /// How this replica stands: [`Standing::serves`] is what `serving` means to who exports services.
@@ -228,8 +231,10 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
     tasks.spawn(hub.clone().beat());
     let (cluster, guarded) = (settings.cluster.clone(), settings.pod_cidrs.clone());
     tasks.spawn(own::run(client.clone(), cluster, guarded, publish.clone(), own_tx, metrics.clone()));
+    let (borders_tx, borders) = watch::channel(None);
     let parts = peers::Parts {
         client: client.clone(),
+        borders: borders_tx,
         credentials,
         trust: Arc::clone(&trust),
         hub: hub.clone(),
@@ -240,6 +245,7 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
         cluster: settings.cluster.clone(),
         client: client.clone(),
         hub: hub.clone(),
+        borders,
         publish,
         standing: standing.subscribe(),
         metrics: metrics.clone(),

@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use clustermesh::daemon::config::{Config, Overrides};
 use clustermesh::daemon::metrics::Metrics;
-use clustermesh::daemon::{Settings, Standing, http, run};
+use clustermesh::daemon::{Settings, Standing, http, run, services};
+use clustermesh::{dns, mcs};
+use mesh_core::prefix::Family;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -36,6 +39,9 @@ struct Arguments {
     /// Address of /metrics; overrides clustermesh.metricsAddress.
     #[arg(long)]
     metrics_address: Option<SocketAddr>,
+    /// Where names of clusterset.local are served, UDP and TCP; overrides clustermesh.dnsAddress. Neither: nowhere.
+    #[arg(long)]
+    dns_address: Option<SocketAddr>,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogForm::Pretty)]
     log: LogForm,
@@ -84,9 +90,16 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         listen: arguments.listen_address,
         health: arguments.health_address,
         metrics: arguments.metrics_address,
+        dns: arguments.dns_address,
     };
     let config = Config::load(&arguments.config, &overrides)?;
     let client = client(arguments.kubeconfig.as_deref()).await?;
+    let services = mcs::Settings {
+        cluster: config.cluster.clone(),
+        families: config.pod_cidrs.iter().map(|cidr| Family::of(cidr.addr())).collect(),
+        pod_cidrs: config.pod_cidrs.clone(),
+        lease: mcs::LEASE,
+    };
     let settings = Settings {
         cluster: config.cluster,
         pod_cidrs: config.pod_cidrs,
@@ -96,11 +109,27 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     };
     tracing::info!(cluster = %settings.cluster, version = env!("CARGO_PKG_VERSION"), "Starting");
     let listeners = http::bind(config.health, config.metrics).await?;
-    let metrics = Metrics::new();
+    let mut counted = None;
+    let metrics = Metrics::beside(|registry| {
+        counted = Some((mcs::Metrics::new(registry), dns::Metrics::new(registry)))
+    });
+    let (mcs_metrics, dns_metrics) = counted.context("metrics")?;
+    let names = Arc::new(dns::Names::new());
+    let server = match config.dns {
+        Some(address) => Some(dns::Server::bind(&[address]).await.context("clustermesh.dnsAddress")?),
+        None => None,
+    };
+    let duty = services::duty(services, Arc::clone(&names), mcs_metrics, settings.identity.clone());
     let (standing_tx, standing) = watch::channel(Standing::default());
     let (stop_tx, stop) = watch::channel(false);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let daemon = run(settings, client, Vec::new(), metrics.clone(), standing_tx, stop);
+    let daemon = run(settings, client, vec![duty], metrics.clone(), standing_tx, stop);
+    let answers = async {
+        match server {
+            Some(server) => server.run(names, dns_metrics).await,
+            None => std::future::pending().await,
+        }
+    };
     let asked = async {
         tokio::select! {
             _ = term.recv() => {}
@@ -112,6 +141,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     };
     tokio::select! {
         () = daemon => Ok(()),
+        () = answers => anyhow::bail!("the server of names ended"),
         served = http::serve(listeners, standing, metrics) => served.context("health and metrics"),
         () = asked => Ok(()),
     }

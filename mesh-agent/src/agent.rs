@@ -16,7 +16,7 @@ use mesh_core::numbers::SLOT_PORTS;
 use mesh_core::plan::{Desired, Publication, plan, publication};
 use mesh_core::problem::Problem;
 use mesh_core::slot::Slot;
-use mesh_core::view::{AnnouncementFact, ClusterView, LocalFacts};
+use mesh_core::view::{AnnouncementFact, ClusterView, LocalFacts, Settings};
 use tokio::sync::{mpsc, watch};
 
 use crate::attachments::Table;
@@ -24,6 +24,7 @@ use crate::cni::{Attacher, Readiness};
 use crate::config::Config;
 use crate::guard::Guard;
 use crate::http::Snapshot;
+use crate::joined::Joined;
 use crate::kernel::{Kernel, KernelError, KernelState};
 use crate::letters::{Addresses, Delivery};
 use crate::metrics::Metrics;
@@ -90,6 +91,8 @@ pub struct Agent {
     pub attacher: Arc<Attacher>,
     /// Nodes of the cluster.
     pub nodes: watch::Receiver<Nodes>,
+    /// Clusters that are joined to it.
+    pub joined: watch::Receiver<Arc<Joined>>,
     /// Pre-shared keys of the pairs.
     pub psks: Psks,
     /// Which keys peers have replaced.
@@ -115,7 +118,6 @@ mod apply;
 mod data_path;
 mod evidence;
 mod hosts;
-mod kept;
 mod ledger;
 mod pairs;
 mod psks;
@@ -204,6 +206,7 @@ impl Agent {
                         }
                         break;
                     }
+                    Ok(()) = self.joined.changed() => break,
                     Ok(()) = self.plane.changed() => break,
                     Ok(()) = self.findings.changed() => {
                         let now = self.findings.borrow().trouble.clone();
@@ -269,21 +272,26 @@ impl Agent {
     }
 
     async fn reconcile(&mut self) -> Result<bool, TurnError> {
-        let nodes = self.nodes.borrow_and_update().clone();
+        let mut nodes = self.nodes.borrow_and_update().clone();
+        let joined = self.joined.borrow_and_update().clone();
+        // Somebody who is not read of yet may have prefixes that are to be guarded.
+        nodes.synced &= joined.synced;
+        let guarded = joined.settings(&self.config.settings).guarded();
+        nodes.nodes.extend(joined.believed.nodes.iter().map(|(name, node)| (name.clone(), node.clone())));
         let mut silent = self.create_devices().await;
         let begun = Instant::now();
         let state = self.kernel.observe().await?;
         let devices = self.devices(&state, &mut silent).await;
         let mut observed = Observed {
             devices,
-            mesh: state.mesh(&self.config.settings.pod_cidrs),
+            mesh: state.mesh(&guarded),
             routes: state.routes.clone(),
             rules: state.rules.clone(),
             links: state.links.keys().cloned().collect(),
         };
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
         self.memory.pairs.look(&observed, begun);
-        let mut view = self.view(nodes, &state, &observed);
+        let mut view = self.view(nodes, joined.settings(&self.config.settings), &state, &observed);
         let refused = self.ledger.review(&mut view, &self.psks);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let rotated = self.rotate(&mut view, &mut observed, &state).await;
@@ -344,10 +352,12 @@ impl Agent {
         problems.extend(self.announcement(&view, &desired));
 
         guard.findings.extend(self.psks.findings(&view, &observed));
+        guard.findings.extend(joined.findings.iter().cloned());
         self.report(&problems, &guard.findings);
         self.count_peers(&observed);
         self.metrics.set_psks(self.psks.count(&view, &observed));
         self.metrics.set_host_traffic(desired.host_paths.values());
+        self.metrics.set_joined(joined.believed.cidrs.len(), joined.believed.nodes.len());
         self.publish_readiness(&view, &desired, &observed, &guard, &silent, clean);
         let facts = self.evidence((&view, &observed), &desired, &problems, &guard);
         let problems = problems.iter().map(ToString::to_string).collect();
@@ -394,7 +404,13 @@ impl Agent {
         devices
     }
 
-    fn view(&self, nodes: Nodes, state: &KernelState, observed: &Observed) -> ClusterView {
+    fn view(
+        &self,
+        nodes: Nodes,
+        settings: Settings,
+        state: &KernelState,
+        observed: &Observed,
+    ) -> ClusterView {
         let own = nodes.nodes.get(&self.node).into_iter().flat_map(|own| own.internal_ips.iter().copied());
         let remembered = self.closed.value.clone();
         let own_ips: BTreeSet<IpAddr> = own.chain(remembered.addresses(&self.node)).collect();
@@ -404,12 +420,13 @@ impl Agent {
         let uplinks = state.links.values().filter(|link| holds(link.index));
         let local = LocalFacts {
             name: self.node.clone(),
+            cluster: self.config.cluster_name.clone(),
             announcement: announcement(&self.keys, self.rotor.draining(), self.psks.kem()),
             uplink_mtu: uplinks.map(|link| link.mtu).min(),
-            host: hosts::state(state, observed, &own_ips, &self.config.settings.pod_cidrs, remembered),
+            host: hosts::state(state, observed, &own_ips, &settings.guarded(), remembered),
         };
         ClusterView {
-            settings: self.config.settings.clone(),
+            settings,
             local,
             nodes: nodes.nodes,
             attachments: self.table.lock().unwrap_or_else(PoisonError::into_inner).addresses(),
@@ -521,9 +538,9 @@ impl Agent {
             Readiness { mesh: desired.mesh.clone(), mtu: desired.mtu, ..Readiness::default() };
         if !view.synced {
             if self.outputs.readiness.borrow().mesh.is_empty() {
-                readiness
-                    .obstacles
-                    .push("the list of Nodes has not been read from the API server yet".into());
+                readiness.obstacles.push(
+                    "the lists of Nodes and ClusterPeers have not been read from the API server yet".into(),
+                );
             } else {
                 return;
             }

@@ -1,10 +1,12 @@
 //! Configuration: one YAML file (ConfigMap `hawser-config`), read once at start; flags override it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use mesh_core::clusters::ServerAddressError;
 use mesh_core::host::{EXEMPT_TCP, HostTraffic};
 use mesh_core::numbers::{PORT_HEALTH, PORT_METRICS};
 use mesh_core::psk::ClusterName;
@@ -56,6 +58,31 @@ pub struct ConfigFile {
     /// What nodes themselves say to each other.
     #[serde(default)]
     pub host_traffic: HostTrafficFile,
+    /// How the agent reaches its cluster's `clustermesh`; nobody is called before there is a ClusterPeer.
+    #[serde(default)]
+    pub clustermesh: ClustermeshFile,
+}
+
+/// `clustermesh` of the file. All are optional.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClustermeshFile {
+    /// Addresses `host:port`, best first; absent: ready endpoints of the Service `clustermesh` in `hawser-system`.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// PEM certificates of this cluster's own authority; absent: `/var/run/secrets/hawser.dev/clustermesh/ca.crt`.
+    pub ca_file: Option<PathBuf>,
+    /// The agent's token for audience `clustermesh.hawser.dev`; absent: `/var/run/secrets/hawser.dev/clustermesh/token`.
+    pub token_file: Option<PathBuf>,
+    // What follows is for the daemon itself, which reads the same file.
+    #[serde(rename = "listenAddress")]
+    _listen_address: Option<String>,
+    #[serde(rename = "healthAddress")]
+    _health_address: Option<String>,
+    #[serde(rename = "metricsAddress")]
+    _metrics_address: Option<String>,
+    #[serde(rename = "agents")]
+    _agents: Option<Vec<String>>,
 }
 
 /// `hostTraffic` of the file.
@@ -147,6 +174,8 @@ pub struct Config {
     pub rotation: keyring::rotation::Settings,
     /// Whether sessions have post-quantum pre-shared keys.
     pub post_quantum: keyring::psk::Mode,
+    /// How `clustermesh` is reached.
+    pub clustermesh: crate::joined::follow::Settings,
 }
 
 /// Why a configuration is refused.
@@ -300,9 +329,23 @@ impl ConfigFile {
             address("healthAddress", self.health_address, SocketAddr::new(local, PORT_HEALTH))?;
         let metrics_address =
             address("metricsAddress", self.metrics_address, SocketAddr::new(local, PORT_METRICS))?;
+        let mut addresses = Vec::new();
+        for text in &self.clustermesh.addresses {
+            let parsed = text.parse().map_err(|error: ServerAddressError| {
+                wrong("clustermesh.addresses", text, format!("is no address: {error}"))
+            })?;
+            addresses.push(parsed);
+        }
+        let path = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| PathBuf::from(default));
+        let clustermesh = crate::joined::follow::Settings {
+            addresses,
+            ca_file: path(self.clustermesh.ca_file, "/var/run/secrets/hawser.dev/clustermesh/ca.crt"),
+            token_file: path(self.clustermesh.token_file, "/var/run/secrets/hawser.dev/clustermesh/token"),
+        };
         let host_traffic = host_traffic(&self.host_traffic, &self.api_servers, &wrong)?;
         let (mtu, keepalive) = (self.mtu, self.keepalive_seconds);
-        let settings = Settings { pod_cidrs, non_masquerade, mtu, keepalive, host_traffic };
+        let joined = BTreeMap::new();
+        let settings = Settings { pod_cidrs, joined, non_masquerade, mtu, keepalive, host_traffic };
         Ok(Config {
             cluster_name,
             settings,
@@ -318,6 +361,7 @@ impl ConfigFile {
             flows_socket,
             rotation,
             post_quantum,
+            clustermesh,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Firewall and host environment, once per turn: puts them right where that is allowed and says what it found.
 
+use ipnet::IpNet;
 use mesh_core::numbers::{POD_VETH_PREFIX, SLOT_PORTS};
 use mesh_core::plan::Desired;
 use mesh_core::slot::Slot;
@@ -208,13 +209,14 @@ fn set(host: &Host, fix: &HostFix) -> Option<String> {
     }
 }
 
-/// Puts in force what refuses, from the configuration alone and before anybody is asked for anything: from the boot of a
-/// node on, nothing of a pod finds the uplink.
+/// Puts in force what refuses, from files alone and before anybody is asked for anything: from the boot of a node on, nothing
+/// of a pod finds the uplink. `guarded` are the cluster's pod CIDRs, and those of clusters that were joined to it when this
+/// node last heard of them.
 ///
 /// # Errors
 /// The kernel refused a route, a rule or the table.
-pub async fn close(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
-    let (routes, rules) = mesh_core::plan::closing(&config.settings.pod_cidrs);
+pub async fn close(config: &Config, guarded: &[IpNet], kernel: &Kernel) -> anyhow::Result<()> {
+    let (routes, rules) = mesh_core::plan::closing(guarded);
     for route in &routes {
         kernel.put_route(route).await?;
     }
@@ -223,7 +225,7 @@ pub async fn close(config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
         kernel.put_rule(rule).await?;
     }
     let input = NftInput {
-        guarded: config.settings.pod_cidrs.clone(),
+        guarded: guarded.to_vec(),
         own_pod_cidrs: Vec::new(),
         own_node_ips: Vec::new(),
         peer_node_ips: Vec::new(),
@@ -269,7 +271,7 @@ fn exempts_others(table: &Table, differences: &[Difference]) -> bool {
 /// What firewall and data path guard.
 pub(crate) fn nft_input(config: &Config, desired: &Desired) -> NftInput {
     NftInput {
-        guarded: config.settings.pod_cidrs.clone(),
+        guarded: desired.guarded.clone(),
         own_pod_cidrs: desired.own_pod_cidrs.clone(),
         own_node_ips: desired.own_node_ips.iter().copied().collect(),
         peer_node_ips: desired.peer_node_ips.iter().copied().collect(),

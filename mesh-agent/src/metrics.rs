@@ -13,8 +13,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+mod joined;
 mod plane;
 
+use joined::JoinedMetrics;
 use plane::PlaneMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,6 +63,7 @@ pub struct Metrics {
     host_traffic: Gauges,
     last_success: Gauge<f64, AtomicU64>,
     plane: PlaneMetrics,
+    joined: JoinedMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -161,9 +164,11 @@ impl Metrics {
         let help = "Time of the last reconciliation without a failure";
         r.register_with_unit("reconcile_success_timestamp", help, Unit::Seconds, last_success.clone());
         let plane = PlaneMetrics::new(&mut r);
+        let joined = JoinedMetrics::new(&mut r);
         let metrics = Self {
             registry: Arc::new(r),
             plane,
+            joined,
             watch_errors,
             problems,
             findings,

@@ -4,6 +4,7 @@ mod book;
 mod claims;
 pub mod engine;
 mod findings;
+mod slices;
 pub mod view;
 
 use std::collections::BTreeSet;

@@ -26,10 +26,12 @@ use crate::flows::Board;
 use crate::guard::Guard;
 use crate::host::Host;
 use crate::host_ports::HostPorts;
+use crate::joined::{self, Joined};
 use crate::kernel::Kernel;
 use crate::letters::{Addresses, Courier};
 use crate::metrics::Metrics;
 use crate::names::Register;
+use crate::servers::{self, Known};
 use crate::status::Findings;
 use crate::watch::Watching;
 use crate::watch::mail::Mailbox;
@@ -57,6 +59,8 @@ pub struct Options {
 
 /// Nudges of the kernel that may wait: one would do, since a nudge carries nothing.
 const NUDGES: usize = 8;
+/// For one API server to answer, before the next is asked.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Events that may wait while the API is slow; more than a node has problems.
 const NOTICES: usize = 64;
 
@@ -70,6 +74,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         config.bpf_pin_dir.clone_from(directory);
     }
     config.mounts_bpffs = options.mounts_bpffs;
+    let known = Known::load(&config.state_dir);
     // Before anything is refused; what is wrong with a kubeconfig is said when it is used.
     if let Some(port) = options.kubeconfig.as_deref().and_then(api_port) {
         config.settings.host_traffic.exempt_tcp.insert(port);
@@ -77,10 +82,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
-    crate::guard::close(&config, &kernel).await.context("Could not refuse plaintext of pods")?;
+    let joined_register = joined::Register::load(
+        &config.state_dir,
+        config.cluster_name.clone(),
+        config.settings.pod_cidrs.clone(),
+    );
+    let joined = Joined { believed: joined_register.believed().clone(), ..Joined::default() };
+    let guarded = joined.settings(&config.settings).guarded();
+    crate::guard::close(&config, &guarded, &kernel).await.context("Could not refuse plaintext of pods")?;
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
-    let opened = plane::open(&config, &kernel, &register).await;
-    let (client, patient) = clients(&options, &config).await?;
+    let opened = plane::open(&config, &guarded, &kernel, &register).await;
+    let (client, patient) = clients(&options, &config, &known).await?;
     let keys = keys(&config.state_dir, &client, &node).await?;
     let rotor = Rotor::load(&keys)?;
     let wireguard = Caller::new(WireGuard::new(implementation(config.engine).await?));
@@ -96,6 +108,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let table = Arc::new(Mutex::new(table(&directory, &kernel, &node).await?));
     let mailbox = Arc::new(Mailbox::default());
     let (nodes_tx, nodes) = watch::channel(crate::watch::Nodes::default());
+    let (joined_tx, joined) = watch::channel(Arc::new(joined));
+    let (peers_tx, peers) = watch::channel(joined::Peers::default());
     let (pods_tx, pods) = watch::channel(crate::watch::Pods::default());
     let starting = Readiness { obstacles: vec!["mesh-agent is starting".into()], ..Readiness::default() };
     let (readiness_tx, readiness) = watch::channel(starting);
@@ -103,6 +117,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (heartbeat_tx, heartbeat) = watch::channel(Instant::now());
     let (plane_tx, plane_state) = watch::channel(opened);
     let (findings_tx, findings) = watch::channel(Arc::default());
+    let (asks_tx, asks) = watch::channel(false);
     let (links_tx, links) = mpsc::channel(NUDGES);
     let (lookup_tx, unknown) = mpsc::channel(crate::lookup::QUEUE);
     let (leads_tx, leads) = watch::channel(false);
@@ -148,6 +163,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let shared = plane::Shared {
         config: config.clone(),
+        asks: asks_tx,
+        guarded,
         node: node.clone(),
         kernel: kernel.clone(),
         table: Arc::clone(&table),
@@ -157,6 +174,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         metrics: metrics.clone(),
     };
     let cluster_nodes = nodes.clone();
+    let (judging, foreign) = (nodes.clone(), Arc::clone(&mailbox));
+    let (told_tx, told) = mpsc::channel(joined::QUEUE);
     let agent_table = Arc::clone(&table);
     let agent = Agent {
         node: node.clone(),
@@ -175,6 +194,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         table,
         attacher: Arc::clone(&attacher),
         nodes,
+        joined,
         kernel_changed,
         drift_interval: options.drift_interval,
         metrics: metrics.clone(),
@@ -200,6 +220,45 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Watching { client: client.clone(), mailbox: Arc::clone(&mailbox), metrics: metrics.clone() };
     watches(&mut tasks, &watching, &node, nodes_tx, pods_tx);
     tasks.spawn(named("data path", plane::run(shared, plane_tx, links, lookup_tx, findings_tx)));
+    let (servers_tx, servers_told) = watch::channel(std::collections::BTreeSet::new());
+    tasks.spawn(named("watch of API servers", {
+        let watching = watching.clone();
+        async move {
+            crate::watch::servers(watching, crate::watch::API_SERVERS, servers_tx).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("addresses of API servers", async move {
+        servers::keep(known, servers_told).await;
+        Ok(())
+    }));
+    let (clustermesh_tx, clustermesh) = watch::channel(std::collections::BTreeSet::new());
+    tasks.spawn(named("watch of clustermesh", {
+        let watching = watching.clone();
+        async move {
+            crate::watch::servers(watching, crate::watch::CLUSTERMESH, clustermesh_tx).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("what clustermesh tells", {
+        let (cluster, settings) = (config.cluster_name.clone(), config.clustermesh.clone());
+        let (peers, metrics) = (peers.clone(), metrics.clone());
+        async move {
+            joined::follow::run(cluster, settings, peers, clustermesh, told_tx, metrics).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("watch of cluster peers", {
+        let watching = watching.clone();
+        async move {
+            crate::watch::cluster_peers(watching, peers_tx).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("joined clusters", async move {
+        joined::run(joined_register, peers, judging, told, asks, (joined_tx, foreign)).await;
+        Ok(())
+    }));
     told_to_the_cluster(&mut tasks, &client, &node, (cluster_nodes, findings), (leads_tx, leads));
     tasks.spawn(named("look-up of addresses", {
         let (client, node) = (client.clone(), node.clone());
@@ -334,11 +393,12 @@ fn port_of(kubeconfig: &kube::config::Kubeconfig) -> Option<u16> {
     authority.rsplit_once(':')?.1.parse().ok()
 }
 
-/// Two clients of the first API server that answers, in the order: configuration, kubeconfig or service account.
+/// Two clients of the API servers, beginning with the first that answers, in the order: configuration, kubeconfig or service
+/// account, what the API last named.
 ///
 /// The first is for those who try again by themselves: kube's own retries of 429, 503 and 504 wait up to minutes without
 /// a word, long after the server is back. The second has them, for requests under a deadline of seconds.
-async fn clients(options: &Options, config: &Config) -> anyhow::Result<(Client, Client)> {
+async fn clients(options: &Options, config: &Config, known: &Known) -> anyhow::Result<(Client, Client)> {
     let make = |config| {
         // What can be wrong here are the certificates, whose place the error does not know.
         Client::try_from(config).with_context(|| match &options.kubeconfig {
@@ -381,14 +441,33 @@ async fn clients(options: &Options, config: &Config) -> anyhow::Result<(Client, 
             url.parse().with_context(|| format!("configuration: apiServers: {server:?} is not host:port"))?;
         candidates.insert(place, candidate);
     }
+    for server in known.servers() {
+        let mut candidate = base.clone();
+        candidate.cluster_url = format!("https://{server}").parse()?;
+        let there = candidates.iter().any(|other| other.cluster_url == candidate.cluster_url);
+        if !there {
+            candidates.push(candidate);
+        }
+    }
     if let [only] = &candidates[..] {
         return both(only);
     }
+    // Who does not answer is left for the next.
+    candidates.iter_mut().for_each(|candidate| candidate.connect_timeout = Some(SERVER_TIMEOUT));
     loop {
-        for candidate in &candidates {
-            let (prompt, patient) = both(candidate)?;
-            match tokio::time::timeout(Duration::from_secs(3), prompt.apiserver_version()).await {
-                Ok(Ok(_)) => return Ok((prompt, patient)),
+        for (place, candidate) in candidates.iter().enumerate() {
+            let (prompt, _) = both(candidate)?;
+            match tokio::time::timeout(SERVER_TIMEOUT, prompt.apiserver_version()).await {
+                Ok(Ok(_)) => {
+                    candidates.rotate_left(place);
+                    let (mut prompt, mut patient) = (Vec::new(), Vec::new());
+                    for candidate in &candidates {
+                        let (one, other) = both(candidate)?;
+                        prompt.push((candidate.cluster_url.to_string(), one));
+                        patient.push((candidate.cluster_url.to_string(), other));
+                    }
+                    return servers::client(prompt).zip(servers::client(patient)).context("no API server");
+                }
                 Ok(Err(error)) => {
                     tracing::warn!(url = %candidate.cluster_url, err = %error, "API server does not answer");
                 }

@@ -1,15 +1,18 @@
 //! Watches of the API server. Each feeds a [`Cache`](crate::cache::Cache) and says what changed: the whole to the main loop (nodes) and to the CNI
 //! server (this node's pods), single objects to the thread that decides policy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher::{self, watcher as begin};
 use kube::{Api, Client, ResourceExt};
 use mesh_core::name::NodeName;
+use mesh_core::numbers::NAMESPACE;
 use mesh_core::policy::model::ObjectName;
 use mesh_core::view::NodeFacts;
 use serde::de::DeserializeOwned;
@@ -18,6 +21,7 @@ use tokio::sync::watch as channel;
 use crate::cache::Cache;
 use crate::facts::pod::{OwnPod, Pod, RemotePod, name_of};
 use crate::facts::{self, Decoded, Node, NodeSeen, decode};
+use crate::joined::{Peer, Peers};
 use crate::metrics::Metrics;
 
 mod follow;
@@ -184,8 +188,46 @@ pub async fn services(watching: Watching) {
 
 /// Watches EndpointSlices, for ever.
 pub async fn endpoint_slices(watching: Watching) {
-    let resource = ApiResource::erase::<k8s_openapi::api::discovery::v1::EndpointSlice>(&());
+    let resource = ApiResource::erase::<EndpointSlice>(&());
     dynamic(&watching, "endpoint-slices", &resource, &decode::whole, &|mail| &mut mail.slices).await;
+}
+
+/// The Service of the API servers.
+pub const API_SERVERS: Servers =
+    Servers { watch: "api-servers", namespace: "default", service: "kubernetes", port: "https" };
+/// The Service of `clustermesh`.
+pub const CLUSTERMESH: Servers =
+    Servers { watch: "clustermesh", namespace: NAMESPACE, service: "clustermesh", port: "grpc" };
+
+/// A Service whose endpoints the agent itself speaks to, without any proxy or DNS.
+#[derive(Clone, Copy, Debug)]
+pub struct Servers {
+    watch: &'static str,
+    namespace: &'static str,
+    service: &'static str,
+    /// Name of its port.
+    port: &'static str,
+}
+
+/// Watches the slices of a Service until the receiver is dropped.
+pub async fn servers(watching: Watching, of: Servers, tell: channel::Sender<BTreeSet<SocketAddr>>) {
+    let api: Api<EndpointSlice> = Api::namespaced(watching.client.clone(), of.namespace);
+    let again = api.clone();
+    let ask = move |name: String| {
+        let api = again.clone();
+        async move { api.get_opt(&name).await }
+    };
+    let read = |slice: &EndpointSlice| Some((slice.metadata.name.clone()?, slice.clone()));
+    let changed = |cache: &Cache<String, EndpointSlice>, _: &[String]| {
+        if cache.complete() {
+            let slices = cache.iter().map(|(_, slice)| slice);
+            tell.send_replace(crate::servers::servers_in(slices, of.port));
+        }
+        !tell.is_closed()
+    };
+    let config = watcher::Config::default().labels(&format!("kubernetes.io/service-name={}", of.service));
+    let stream = || begin(api.clone(), config.clone());
+    forever(of.watch, stream, read, ask, changed, &watching.metrics).await;
 }
 
 async fn dynamic<T: PartialEq + Send + Sync>(
@@ -222,36 +264,80 @@ pub fn cluster_policy_resource() -> ApiResource {
     }
 }
 
-/// Watches ClusterNetworkPolicies, for ever. A cluster in which the kind is not installed has none of them.
+/// Watches ClusterNetworkPolicies, for ever.
 pub async fn cluster_policies(watching: Watching) {
-    const WHAT: &str = "cluster-network-policies";
+    let changed = |cache: &Cache<String, Decoded<_>>, keys: &[String]| {
+        watching.mailbox.post(|mail| mail.cluster.put(cache, keys));
+        true
+    };
     let resource = cluster_policy_resource();
-    let api: Api<DynamicObject> = Api::all_with(watching.client.clone(), &resource);
+    optional(&watching, "cluster-network-policies", &resource, decode::cluster_policy, changed).await;
+}
+
+/// The resource of ClusterPeers.
+pub fn cluster_peer_resource() -> ApiResource {
+    ApiResource {
+        group: "hawser.dev".to_owned(),
+        version: "v1alpha1".to_owned(),
+        api_version: "hawser.dev/v1alpha1".to_owned(),
+        kind: "ClusterPeer".to_owned(),
+        plural: "clusterpeers".to_owned(),
+    }
+}
+
+/// Watches ClusterPeers until the receiver is dropped.
+pub async fn cluster_peers(watching: Watching, tell: channel::Sender<Peers>) {
+    let changed = |cache: &Cache<String, Peer>, keys: &[String]| {
+        tell.send_modify(|peers| {
+            peers.synced = cache.complete();
+            for key in keys {
+                match cache.get(key) {
+                    Some(peer) => peers.peers.insert(key.clone(), peer.clone()),
+                    None => peers.peers.remove(key),
+                };
+            }
+        });
+        !tell.is_closed()
+    };
+    let resource = cluster_peer_resource();
+    optional(&watching, "cluster-peers", &resource, decode::cluster_peer, changed).await;
+}
+
+/// Watches a kind of which a cluster in which it is not installed has none.
+async fn optional<V: Clone + PartialEq>(
+    watching: &Watching,
+    what: &'static str,
+    resource: &ApiResource,
+    read: impl Fn(&DynamicObject) -> V + Copy,
+    changed: impl Fn(&Cache<String, V>, &[String]) -> bool + Copy,
+) {
+    let api: Api<DynamicObject> = Api::all_with(watching.client.clone(), resource);
     let again = api.clone();
     let ask = |name: String| {
         let api = again.clone();
         async move { api.get_opt(&name).await }
     };
-    let read = |object: &DynamicObject| Some((object.metadata.name.clone()?, decode::cluster_policy(object)));
-    let changed = |cache: &Cache<String, Decoded<_>>, keys: &[String]| {
-        watching.mailbox.post(|mail| mail.cluster.put(cache, keys));
-        true
-    };
+    let read = |object: &DynamicObject| Some((object.metadata.name.clone()?, read(object)));
     let stream = || begin(api.clone(), watcher::Config::default());
     let (mut cache, mut missed) = (Cache::default(), false);
     loop {
-        let ended = follow(WHAT, &mut cache, stream, read, ask, changed, &watching.metrics).await;
-        // Said by two sides, since it takes every policy out of force: by the resource itself and by the list of resources.
-        if ended == Ended::Absent && is_served(&watching.client, &resource).await == Some(false) {
+        let ended = follow(what, &mut cache, stream, read, ask, changed, &watching.metrics).await;
+        if ended == Ended::Deaf {
+            return;
+        }
+        // Said by two sides, since it takes all of them out of force: by the resource itself and by the list of resources.
+        if is_served(&watching.client, resource).await == Some(false) {
             if !missed {
                 tracing::info!(
-                    watch = WHAT,
+                    watch = what,
                     "The cluster has no such kind; there are none until it is installed"
                 );
             }
             missed = true;
             let gone = cache.clear();
-            changed(&cache, &gone);
+            if !changed(&cache, &gone) {
+                return;
+            }
         }
         tokio::time::sleep(ABSENT).await;
     }

@@ -5,6 +5,7 @@
 //! `clustermesh` and every agent judge each fact by the same [`rules`], so a `clustermesh` that was taken over steers no
 //! agent. A fact that is refused costs nothing but itself, and what is local is never overridden.
 
+pub mod joined;
 pub mod merge;
 pub mod model;
 pub mod object;
@@ -13,13 +14,14 @@ pub mod refusal;
 pub mod rules;
 
 pub use crate::psk::ClusterName;
+pub use joined::Joined;
 pub use merge::{Mirrors, Stamped, Version};
 pub use model::{
     Affinity, Backend, BackendPort, ExportedService, LabelSet, LabelSetId, RemoteEndpoint, RemoteNode,
     ServiceKind, ServicePort, TrafficPolicy,
 };
 pub use object::{Change, ClusterState, Key, Kind, Object};
-pub use peer::{ClusterPeer, ClusterPeerSpec, Host, ServerAddress, TrustBundle};
+pub use peer::{ClusterPeer, ClusterPeerSpec, Host, ServerAddress, ServerAddressError, TrustBundle};
 pub use refusal::{Holder, Refusal};
 pub use rules::{AcceptedNode, Borders, Claims, OwnCluster};
 

@@ -56,6 +56,10 @@ pub const ANNOTATION_PORTS: &str = "hawser.dev/ports";
 pub const ANNOTATION_POLICY: &str = "hawser.dev/policy";
 /// The one value of [`ANNOTATION_POLICY`] that changes anything.
 pub const POLICY_AUDIT: &str = "audit";
+/// Label of namespaces in the eyes of policy: the name of their cluster, whatever the objects say. A `namespaceSelector` (or
+/// `namespaces` of a ClusterNetworkPolicy) that mentions it looks at namespaces of all joined clusters; one that does not, at
+/// this cluster's alone.
+pub const LABEL_CLUSTER: &str = "hawser.dev/cluster";
 /// Namespace of our own objects.
 pub const NAMESPACE: &str = "hawser-system";
 /// Lease in [`NAMESPACE`]: its holder writes Events and status of cluster-wide objects.

@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use crate::announcement::Announcement;
 use crate::diff::SESSION;
-use crate::name::NodeName;
 use crate::slot::{Slot, agreed, drained};
 
 /// A slot that was sent to for so long without any answer does not work: WireGuard answers data at the latest after
@@ -145,7 +144,8 @@ pub struct Drains {
 ///
 /// By what the API has of both. What this node only means to drain moves nothing, but a pair that is where it would
 /// have to go stays: it must not wander onto a slot on the very moment that its drain is announced.
-pub fn target(me: (&NodeName, Drains), peer: (&NodeName, &Announcement), current: Option<Slot>) -> Slot {
+/// Names are such as both sides have for the two, as [`crate::slot::pair_slot`] wants them.
+pub fn target<Name: Ord>(me: (&Name, Drains), peer: (&Name, &Announcement), current: Option<Slot>) -> Slot {
     let theirs = (peer.0, drained(peer.1));
     let soon = agreed((me.0, me.1.wanted), theirs);
     if current == Some(soon) { soon } else { agreed((me.0, me.1.accepted), theirs) }

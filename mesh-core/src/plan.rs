@@ -43,6 +43,8 @@ pub struct Desired {
     pub announcement: Announcement,
     /// Its two devices.
     pub devices: BTreeMap<Slot, DesiredDevice>,
+    /// What is never in plaintext: pod CIDRs of this cluster and of all that are joined to it.
+    pub guarded: Vec<IpNet>,
     /// Its mesh addresses, on `lo`.
     pub mesh: BTreeSet<IpAddr>,
     /// Its pod CIDRs that were accepted.
@@ -202,8 +204,8 @@ impl Rule {
     }
 }
 
-/// What closes, from the configuration alone: it can be in force before anything else is known.
-pub fn closing(pod_cidrs: &[IpNet]) -> (BTreeSet<Route>, BTreeSet<Rule>) {
+/// What closes, from [`crate::view::Settings::guarded`] alone: it can be in force before anything else is known.
+pub fn closing(guarded: &[IpNet]) -> (BTreeSet<Route>, BTreeSet<Rule>) {
     let rule = |cidr: &IpNet| Rule {
         to: Some(*cidr),
         ..Rule::lookup(RULE_PODS, Family::of(cidr.addr()), TABLE_PODS)
@@ -212,7 +214,7 @@ pub fn closing(pod_cidrs: &[IpNet]) -> (BTreeSet<Route>, BTreeSet<Rule>) {
     let refuse = |cidr: &IpNet| {
         [TABLE_PODS, TABLE_MAIN].map(|table| Route { table, prefix: *cidr, target: Target::Unreachable })
     };
-    (pod_cidrs.iter().flat_map(refuse).collect(), pod_cidrs.iter().map(rule).collect())
+    (guarded.iter().flat_map(refuse).collect(), guarded.iter().map(rule).collect())
 }
 
 /// Plans this node.
@@ -249,8 +251,10 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         hosts.by_node.insert(me.clone(), own.addresses.iter().copied().collect());
     }
 
+    let guarded = view.settings.guarded();
     for (name, node) in view.nodes.iter().filter(|(name, _)| *name != me) {
         let claim = claims.of(name);
+        let foreign = name.is_foreign();
         for address in &claim.addresses {
             peer_node_ips.insert(*address);
             // Beneath the peer's route, so that neither its absence nor the tunnel's death opens the uplink.
@@ -267,7 +271,9 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             ..HostFacts::default()
         };
         let Some(theirs) = theirs else {
-            hosts.add(name, host::path(facts), &claim.addresses, None);
+            if !foreign {
+                hosts.add(name, host::path(facts), &claim.addresses, None);
+            }
             continue;
         };
         let whole: BTreeSet<IpNet> =
@@ -276,15 +282,18 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         // Agents alone, until a pre-shared key is seen to work (D11).
         let confined: BTreeSet<IpNet> = theirs_mesh.iter().copied().map(prefix::host).collect();
         peer_mesh.extend(theirs_mesh.iter().map(|address| (*address, name.clone())));
-        let address = endpoint(view, &claims, name, theirs, &mut problems);
+        let address = endpoint((view, &guarded), &claims, name, theirs, &mut problems);
         let (Choice { send, provoke }, target) = choose(view, name, theirs);
         let pair = view.pairs.get(name);
         let psk = pair.map(|pair| pair.psk).unwrap_or_default();
         facts.able = view.local.host.marked && !psk[send.index()].withheld;
         let link = pair.map(|pair| pair.links[send.index()]).unwrap_or_default();
         (facts.confirmed, facts.dead) = (link.confirmed(), link.dead());
-        let path = host::path(facts);
-        hosts.add(name, path, &claim.addresses, Some(send));
+        // What nodes of two clusters say to each other without a pod is theirs: their addresses are in no peer.
+        let path = if foreign { HostPath::Plain } else { host::path(facts) };
+        if !foreign {
+            hosts.add(name, path, &claim.addresses, Some(send));
+        }
         if send != target {
             unsettled.insert(name.clone());
         }
@@ -327,7 +336,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         }
     }
 
-    let (refusing, mut rules) = closing(&view.settings.pod_cidrs);
+    let (refusing, mut rules) = closing(&guarded);
     routes.extend(refusing);
     for cidr in &own.cidrs {
         let nodes = Rule::lookup(RULE_NODES, Family::of(cidr.addr()), TABLE_NODES);
@@ -362,6 +371,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         mtu,
         announcement,
         devices,
+        guarded,
         mesh,
         own_pod_cidrs: own.cidrs.clone(),
         own_node_ips: own.addresses.iter().copied().collect(),
@@ -381,7 +391,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
 /// On which slot this node sends to a peer, and on which it shall.
 fn choose(view: &ClusterView, name: &NodeName, theirs: &Announcement) -> (Choice, Slot) {
     let pair = view.pairs.get(name).cloned().unwrap_or_default();
-    let announced = pair::target((&view.local.name, view.drains()), (name, theirs), pair.current);
+    let announced = pair::target((&view.us(), view.drains()), (&view.id(name), theirs), pair.current);
     let target = pair.instead.unwrap_or(announced);
     (pair::choose(pair.current, target, &pair.links), target)
 }
@@ -415,7 +425,7 @@ fn announce(view: &ClusterView) -> Announcement {
 /// Where to call a peer: the administrator's word, else its announcement, else its InternalIPs; the first that this
 /// node's underlay has a family for.
 fn endpoint(
-    view: &ClusterView,
+    (view, guarded): (&ClusterView, &[IpNet]),
     claims: &Claims,
     name: &NodeName,
     announcement: &Announcement,
@@ -432,7 +442,7 @@ fn endpoint(
     let own = view.nodes.get(&view.local.name).map(|node| node.internal_ips.as_slice()).unwrap_or_default();
     let has = |wanted: IpAddr| own.is_empty() || own.iter().any(|mine| prefix::same_family(*mine, wanted));
     // An endpoint inside the pod CIDRs would send the tunnel into itself.
-    let in_pods = |a: IpAddr| prefix::inside(&view.settings.pod_cidrs, &prefix::host(a));
+    let in_pods = |a: IpAddr| prefix::inside(guarded, &prefix::host(a));
     // Nobody is called at another node's address: at best it does not answer. The administrator's word is taken for a port
     // that is forwarded there.
     let administered = matches!(node.endpoint, EndpointFact::Addresses(_));

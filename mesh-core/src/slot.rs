@@ -3,7 +3,6 @@
 use std::fmt;
 
 use crate::announcement::Announcement;
-use crate::name::NodeName;
 
 /// One of a node's two WireGuard devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -55,13 +54,14 @@ impl fmt::Display for Slot {
 ///
 /// A draining slot is avoided. Where the two nodes drain different slots, the drain of the node with the greater
 /// name goes first and the other's waits. Where nothing drains, or one node drains both of its slots (which it
-/// never announces itself), slot zero.
-pub fn pair_slot(a: (&NodeName, &Announcement), b: (&NodeName, &Announcement)) -> Slot {
+/// never announces itself), slot zero. Names are such as both sides have for the two: of nodes of several clusters
+/// [`crate::psk::NodeId`].
+pub fn pair_slot<Name: Ord>(a: (&Name, &Announcement), b: (&Name, &Announcement)) -> Slot {
     agreed((a.0, drained(a.1)), (b.0, drained(b.1)))
 }
 
 /// [`pair_slot`] of two nodes of which the drained slots are known.
-pub fn agreed(a: (&NodeName, Option<Slot>), b: (&NodeName, Option<Slot>)) -> Slot {
+pub fn agreed<Name: Ord>(a: (&Name, Option<Slot>), b: (&Name, Option<Slot>)) -> Slot {
     let (greater, smaller) = if a.0 >= b.0 { (a.1, b.1) } else { (b.1, a.1) };
     match (greater, smaller) {
         (Some(slot), _) | (None, Some(slot)) => slot.other(),

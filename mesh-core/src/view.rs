@@ -9,7 +9,7 @@ use crate::announcement::Announcement;
 use crate::host::{HostState, HostTraffic};
 use crate::name::NodeName;
 use crate::pair::{Drains, Link};
-use crate::psk::SlotPsk;
+use crate::psk::{ClusterName, NodeId, SlotPsk};
 use crate::slot::{Slot, drained};
 
 /// The whole truth at one moment.
@@ -20,7 +20,7 @@ pub struct ClusterView {
     pub settings: Settings,
     /// This node.
     pub local: LocalFacts,
-    /// Every Node of the API, this one included.
+    /// Every Node of the API, this one included, and those of joined clusters ([`NodeName::foreign`]).
     pub nodes: BTreeMap<NodeName, NodeFacts>,
     /// Pods of this node, by the name of their veth on the host.
     pub attachments: BTreeMap<String, BTreeSet<IpAddr>>,
@@ -50,6 +50,9 @@ pub struct PairFacts {
 pub struct Settings {
     /// Pod CIDRs of the cluster: nothing inside them ever crosses between nodes in plaintext.
     pub pod_cidrs: Vec<IpNet>,
+    /// Pod CIDRs of joined clusters, which overlap neither each other nor ours ([`crate::clusters::Borders`]): the same holds
+    /// for them.
+    pub joined: BTreeMap<ClusterName, Vec<IpNet>>,
     /// Destinations to which pods talk with their own address, in plaintext, by the administrator's wish.
     pub non_masquerade: Vec<IpNet>,
     /// MTU of the tunnel in bytes; none: the uplink's less [`crate::numbers::OVERHEAD`].
@@ -60,12 +63,21 @@ pub struct Settings {
     pub host_traffic: HostTraffic,
 }
 
+impl Settings {
+    /// Pod CIDRs of this cluster and of all that are joined to it: what is never in plaintext.
+    pub fn guarded(&self) -> Vec<IpNet> {
+        self.pod_cidrs.iter().chain(self.joined.values().flatten()).copied().collect()
+    }
+}
+
 /// What this node knows about itself.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LocalFacts {
     /// Name of its Node object.
     pub name: NodeName,
+    /// Its cluster.
+    pub cluster: ClusterName,
     /// What it announces: keys, epochs and ports from the keyring. The endpoints are decided by the plan.
     pub announcement: Announcement,
     /// MTU of the device that holds its InternalIP, in bytes.
@@ -142,6 +154,16 @@ pub struct MalformedField {
 }
 
 impl ClusterView {
+    /// This node, as all clusters call it.
+    pub fn us(&self) -> NodeId {
+        self.id(&self.local.name)
+    }
+
+    /// A node, as all clusters call it.
+    pub fn id(&self, name: &NodeName) -> NodeId {
+        name.id(&self.local.cluster)
+    }
+
     /// What this node drains: as it means to, and as the API has it.
     pub fn drains(&self) -> Drains {
         let shown = self.nodes.get(&self.local.name).and_then(NodeFacts::announced);

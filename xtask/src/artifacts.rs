@@ -72,7 +72,7 @@ pub(crate) fn build_cni(workspace: &Workspace, profile: Profile) -> Result<PathB
 }
 
 /// Programs that scenarios start, and the lab.
-pub(crate) const PROGRAMS: [&str; 4] = ["mesh-agent", "mesh-tunnel", "hawser", "lab"];
+pub(crate) const PROGRAMS: [&str; 5] = ["mesh-agent", "mesh-tunnel", "clustermesh", "hawser", "lab"];
 
 /// Builds the programs that run on nodes, and the lab.
 pub(crate) fn build_programs(profile: Profile) -> Result<()> {
@@ -82,7 +82,11 @@ pub(crate) fn build_programs(profile: Profile) -> Result<()> {
         "--package",
         "tunnel",
         "--package",
+        "clustermesh",
+        "--package",
         "chaos-tests",
+        "--features",
+        "clustermesh/daemon",
     ]))
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::template;
-use crate::values::Values;
+use crate::values::{Clustermesh, Values};
 
 /// Above each rendered manifest.
 const HEADER: &str = "# Rendered by `cargo xtask manifests` from deploy/chart/hawser; change it there.\n";
@@ -136,7 +136,10 @@ fn wrapped(text: &str) -> Vec<String> {
 pub fn rendered(root: &Path) -> Result<BTreeMap<String, String>> {
     let chart = "deploy/chart/hawser";
     let mut all = BTreeMap::new();
-    for (name, text) in manifests(&root.join(chart), &Values::default())? {
+    // What only joined clusters need is there for who wants it.
+    let joined =
+        Values { clustermesh: Clustermesh { enabled: true, ..Clustermesh::default() }, ..Values::default() };
+    for (name, text) in manifests(&root.join(chart), &joined)? {
         all.insert(format!("deploy/{name}"), text);
     }
     all.insert(format!("{chart}/values.schema.json"), schema()?);

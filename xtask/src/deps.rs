@@ -92,8 +92,14 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "wireguard-go",
         program: Some("wireguard-go"),
-        needs: &[NETNS],
-        reason: "another implementation as a real peer of mesh-tunnel",
+        needs: &[NETNS, Need::Bench],
+        reason: "another implementation as a real peer of mesh-tunnel, and to measure it against",
+    },
+    Package {
+        name: "nebula",
+        program: Some("nebula"),
+        needs: &[Need::Bench],
+        reason: "another encrypted mesh to measure mesh-tunnel against",
     },
     Package {
         name: "iptables",

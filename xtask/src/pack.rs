@@ -15,8 +15,13 @@ use crate::workspace::{Workspace, cargo};
 /// The image's name where nobody gives another. The manifests name the same.
 pub(crate) const REFERENCE: &str = concat!("hawser.dev/hawser:", env!("CARGO_PKG_VERSION"));
 /// Packages and their programs.
-const PROGRAMS: [(&str, &str); 4] =
-    [("mesh-agent", "mesh-agent"), ("tunnel", "mesh-tunnel"), ("cni", "hawser-cni"), ("cli", "hawser")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("mesh-agent", "mesh-agent"),
+    ("tunnel", "mesh-tunnel"),
+    ("cni", "hawser-cni"),
+    ("cli", "hawser"),
+    ("clustermesh", "clustermesh"),
+];
 /// What the compressed layer shall stay under, in bytes: a node pulls it before it has pods.
 const GOAL: usize = 30 << 20;
 
@@ -73,9 +78,15 @@ pub(crate) fn pack(workspace: &Workspace, pack: &Pack, progress: Progress) -> Re
     deps::check(&[Need::Build])?;
     check_target(pack.architecture)?;
     let triple = pack.architecture.triple();
-    // The plugin by itself: the others would add features to what it shares with them, and an async runtime with those.
-    let (plugin, others): (Vec<_>, Vec<_>) = PROGRAMS.into_iter().partition(|(package, _)| *package == "cni");
-    for programs in [others, plugin] {
+    // The plugin by itself: the others would add features to what it shares with them, and an async runtime with those. And the
+    // daemon, whose features agents do without.
+    let of = |wanted: fn(&str) -> bool| PROGRAMS.into_iter().filter(move |(package, _)| wanted(package));
+    let groups: [fn(&str) -> bool; 3] = [
+        |package| !matches!(package, "cni" | "clustermesh"),
+        |package| package == "cni",
+        |package| package == "clustermesh",
+    ];
+    for programs in groups.map(|group| of(group).collect::<Vec<_>>()) {
         let names: Vec<&str> = programs.iter().map(|(_, program)| *program).collect();
         progress.say(format_args!("building {} for {}, static", names.join(", "), pack.architecture.name()));
         build(workspace, pack, &programs)?;
@@ -151,6 +162,9 @@ fn build(workspace: &Workspace, pack: &Pack, programs: &[(&str, &str)]) -> Resul
     let mut command = cargo();
     command.args(["build", "--locked", "--profile", pack.profile.name(), "--target", triple]);
     command.args(programs.iter().flat_map(|(package, program)| ["--package", package, "--bin", program]));
+    if programs.iter().any(|(package, _)| *package == "clustermesh") {
+        command.args(["--features", "clustermesh/daemon"]);
+    }
     let given = std::env::var("RUSTFLAGS").unwrap_or_default();
     // Neither this machine's paths nor where it keeps crates belong into a program that others run, or build again.
     let home = cargo_home()?;

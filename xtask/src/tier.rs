@@ -49,7 +49,7 @@ pub(crate) fn place(package: &str, target: &Target) -> Option<Place> {
         "xtask" if integration && target.name == "tiers" => (Tier::Netns, false),
         // It runs kubectl.
         "kubeapi" if integration => (Tier::Netns, false),
-        "mesh-core" | "proto" | "cli" | "kubeapi" | "xtask" => (Tier::Pure, false),
+        "mesh-core" | "proto" | "cli" | "clustermesh" | "kubeapi" | "xtask" => (Tier::Pure, false),
         "keyring" => (Tier::Pure, true),
         "datapath" => (Tier::Bpf, true),
         "cni" if !integration => (Tier::Pure, true),

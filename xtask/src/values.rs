@@ -44,6 +44,8 @@ pub struct Values {
     pub agent: Agent,
     /// Userspace WireGuard, mesh-tunnel.
     pub tunnel: Tunnel,
+    /// Joined clusters, clustermesh.
+    pub clustermesh: Clustermesh,
     /// Where the container runtime looks for plugins.
     pub cni: Cni,
     /// The node's BPF file system.
@@ -185,6 +187,43 @@ pub struct Tunnel {
     pub requests: Requests,
 }
 
+/// The daemon that joins clusters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Clustermesh {
+    /// On in clusters that are joined to others.
+    pub enabled: bool,
+    /// How many there are. One works; a second one takes over within 15 s, and is unready until then.
+    #[schemars(range(min = 1, max = 5))]
+    pub replicas: u8,
+    /// What is logged, in the words of tracing's EnvFilter.
+    pub log: String,
+    /// What a node keeps free for it.
+    pub requests: Requests,
+    /// How other clusters reach it, TCP port 51893.
+    pub service: ClustermeshService,
+}
+
+/// The Service of clustermesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ClustermeshService {
+    /// `ClusterIP`, where something else leads to it; `NodePort` or `LoadBalancer`.
+    #[serde(rename = "type")]
+    pub kind: ServiceType,
+    /// Its port on every node, 30000 to 32767; null: the API server chooses.
+    pub node_port: Option<u16>,
+}
+
+/// Type of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[expect(missing_docs, reason = "as Kubernetes calls them")]
+pub enum ServiceType {
+    ClusterIP,
+    NodePort,
+    LoadBalancer,
+}
+
 /// Where the container runtime looks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -226,10 +265,29 @@ impl Default for Values {
             metrics: Metrics::default(),
             agent: Agent::default(),
             tunnel: Tunnel::default(),
+            clustermesh: Clustermesh::default(),
             cni: Cni::default(),
             bpffs: Bpffs::default(),
             node_selector: BTreeMap::new(),
         }
+    }
+}
+
+impl Default for Clustermesh {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            replicas: 1,
+            log: "info,kube=warn".to_owned(),
+            requests: Requests { cpu: "50m".to_owned(), memory: "64Mi".to_owned() },
+            service: ClustermeshService::default(),
+        }
+    }
+}
+
+impl Default for ClustermeshService {
+    fn default() -> Self {
+        Self { kind: ServiceType::NodePort, node_port: None }
     }
 }
 

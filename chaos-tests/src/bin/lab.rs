@@ -42,9 +42,12 @@ enum Verb {
     },
     /// Starts a lab, shows what it can, and removes it.
     Demo {
-        /// Nodes.
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=20))]
+        /// Nodes of each cluster.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=20))]
         nodes: u8,
+        /// How many clusters.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+        clusters: u8,
         /// The kernel's WireGuard instead of mesh-tunnel.
         #[arg(long)]
         kernel_wireguard: bool,
@@ -132,8 +135,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     match &arguments.verb {
         Verb::Up { nodes, pods } => up(arguments, *nodes, *pods),
-        Verb::Demo { nodes, kernel_wireguard, pcap } => {
-            run_demo(arguments, *nodes, *kernel_wireguard, pcap.as_deref())
+        Verb::Demo { nodes, clusters, kernel_wireguard, pcap } => {
+            run_demo(arguments, (*nodes, *clusters), *kernel_wireguard, pcap.as_deref())
         }
         Verb::Status => status(arguments),
         Verb::Exec { place, command } => exec(arguments, place, command),
@@ -179,14 +182,19 @@ fn print(arguments: &Arguments, json: &Value, text: &str) {
     if arguments.json { println!("{json}") } else { println!("{text}") }
 }
 
-fn run_demo(arguments: &Arguments, nodes: u8, kernel: bool, pcap: Option<&Path>) -> Result<ExitCode> {
+fn run_demo(
+    arguments: &Arguments,
+    (nodes, clusters): (u8, u8),
+    kernel: bool,
+    pcap: Option<&Path>,
+) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut say = |line: &str| eprintln!("[{:5.1} s] {line}", begun.elapsed().as_secs_f64());
     let name = netlab::unique_name("demo");
     let mut options = LabOptions::new(name).nodes(nodes);
     options.kernel_wireguard = kernel;
     options.end_on_signal = true;
-    let report = demo::run(options, pcap, &mut say)?;
+    let report = demo::run(options, clusters == 2, pcap, &mut say)?;
     print(arguments, &serde_json::to_value(&report)?, &demo::text(&report));
     Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

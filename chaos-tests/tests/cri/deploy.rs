@@ -208,7 +208,11 @@ impl Kubelet<'_> {
                 made.clone()
             } else {
                 for source in volume["projected"]["sources"].as_array().context("an unknown volume")? {
-                    if source.get("serviceAccountToken").is_some() {
+                    if source["configMap"]["optional"] == true {
+                        let there = self
+                            .object("ConfigMap", source["configMap"]["name"].as_str().unwrap_or_default());
+                        ensure!(there.is_err(), "an optional ConfigMap that is there has to be mounted");
+                    } else if source.get("serviceAccountToken").is_some() {
                         ensure!(spec["serviceAccountName"] == "mesh-agent");
                         let object: Value = self.lab.api().store().get("nodes", None, &node.name)?;
                         let node_uid = object["metadata"]["uid"].as_str().unwrap_or_default();

@@ -7,6 +7,7 @@
 
 mod audit;
 mod cli;
+mod clusters;
 mod drift;
 mod host_traffic;
 mod membership;

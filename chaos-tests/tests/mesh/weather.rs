@@ -19,7 +19,7 @@ const SEED: u64 = 20_260_901;
 fn a_lossy_disordered_network_and_a_partition_delay_the_mesh_and_open_nothing() -> Result<()> {
     let lab = lab(LabOptions { wire: Some(SEED), ..options("weather", 3) })?;
     let pods = (1..=3).map(|n| lab.add_pod(n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
-    let Switch::Wire(wire) = &lab.switch else { bail!("this lab has a wire") };
+    let Switch::Wire(wire) = &*lab.switch else { bail!("this lab has a wire") };
     let mut witness = Witness::new(&lab)?;
     let faults = Faults {
         delay: Duration::from_millis(5),

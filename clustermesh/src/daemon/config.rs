@@ -27,6 +27,14 @@ struct MeshFile {
     health_address: Option<String>,
     metrics_address: Option<String>,
     agents: Option<Vec<String>>,
+    dns_address: Option<String>,
+    // What follows is for the agents, which read the same file.
+    #[serde(rename = "addresses")]
+    _addresses: Option<Vec<String>>,
+    #[serde(rename = "caFile")]
+    _ca_file: Option<PathBuf>,
+    #[serde(rename = "tokenFile")]
+    _token_file: Option<PathBuf>,
 }
 
 /// The configuration, checked.
@@ -44,6 +52,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Users whose tokens are let in.
     pub agents: Vec<String>,
+    /// Where names of `clusterset.local` are served; none: nowhere.
+    pub dns: Option<SocketAddr>,
 }
 
 /// Flags that go before the file.
@@ -55,6 +65,8 @@ pub struct Overrides {
     pub health: Option<SocketAddr>,
     /// `metricsAddress`.
     pub metrics: Option<SocketAddr>,
+    /// `dnsAddress`.
+    pub dns: Option<SocketAddr>,
 }
 
 /// Why a configuration is refused.
@@ -170,6 +182,10 @@ impl Config {
                 overrides.metrics,
                 ([127, 0, 0, 1], PORT_METRICS),
             )?,
+            dns: match (overrides.dns, &mesh.dns_address) {
+                (None, None) => None,
+                (given, text) => Some(address("clustermesh.dnsAddress", text, given, ([0; 4], 0))?),
+            },
             agents: mesh
                 .agents
                 .clone()

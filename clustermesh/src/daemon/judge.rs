@@ -328,6 +328,7 @@ fn node_of(refusal: &Refusal) -> Option<(ClusterName, NodeName)> {
         Refusal::NodeCidrOutside { node, .. }
         | Refusal::NodeCidrTooSmall { node, .. }
         | Refusal::NodeCidrTwice { node, .. }
+        | Refusal::NodeBeyondLimit { node, .. }
         | Refusal::NodeKeyTwice { node, .. }
         | Refusal::NodeEndpointUnusable { node, .. }
         | Refusal::NodeEndpointInside { node, .. }

@@ -54,7 +54,14 @@ impl Default for Metrics {
 impl Metrics {
     /// All of them, at zero.
     pub fn new() -> Self {
-        let mut r = Registry::with_prefix("hawser_clustermesh");
+        Self::beside(|_| {})
+    }
+
+    /// The same, in one registry with what `others` registers.
+    pub fn beside(others: impl FnOnce(&mut Registry)) -> Self {
+        let mut root = Registry::default();
+        others(&mut root);
+        let r = root.sub_registry_with_prefix("hawser_clustermesh");
         let refused = Words::default();
         r.register(
             "refused",
@@ -95,7 +102,7 @@ impl Metrics {
             "Time since 1970 at which the own certificate ends",
             certificate_ends.clone(),
         );
-        let registry = Arc::new(r);
+        let registry = Arc::new(root);
         Self {
             registry,
             refused,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client};
 use mesh_core::clusters::{
-    ClusterName, ClusterPeer, ClusterPeerSpec, Kind, OwnCluster, Refusal, ServerAddress,
+    Borders, ClusterName, ClusterPeer, ClusterPeerSpec, Kind, OwnCluster, Refusal, ServerAddress,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
@@ -56,6 +56,8 @@ pub struct Parts {
     pub trust: Arc<Trust>,
     /// Gets what is believed.
     pub hub: Hub,
+    /// How far each cluster reaches is told here.
+    pub borders: watch::Sender<Option<Arc<Borders>>>,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -232,6 +234,7 @@ impl Peers {
             }
         };
         let Some(judge) = &self.judge else { return };
+        self.parts.borders.send_replace(Some(Arc::new(judge.borders().clone())));
         let known: BTreeMap<ClusterName, &Read> = reads
             .values()
             .filter_map(|read| Some((read.peer.as_ref()?.name.clone(), read)))
@@ -429,6 +432,7 @@ fn peer_of(refusal: &Refusal) -> Option<&ClusterName> {
         | Refusal::NodeCidrOutside { .. }
         | Refusal::NodeCidrTooSmall { .. }
         | Refusal::NodeCidrTwice { .. }
+        | Refusal::NodeBeyondLimit { .. }
         | Refusal::NodeKeyTwice { .. }
         | Refusal::NodeEndpointUnusable { .. }
         | Refusal::NodeEndpointInside { .. }

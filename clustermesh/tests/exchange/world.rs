@@ -136,7 +136,7 @@ pub(crate) fn announcement(key: u8) -> Announcement {
     }
 }
 
-const CRD: &str = include_str!("../../../mesh-core/src/clusters/clusterpeer.yaml");
+const CRD: &str = include_str!("../../../deploy/crds/clusterpeers.yaml");
 
 impl Cluster {
     /// A cluster with one node and one pod, and the daemon serving it.

@@ -148,6 +148,7 @@ mod tests {
         let nodes = b.map(|fact| ("b".parse().unwrap(), node(fact)));
         let local = LocalFacts {
             name: "a".parse().unwrap(),
+            cluster: "west".parse().unwrap(),
             announcement: announcement([1, 2]),
             uplink_mtu: None,
             host: HostState::default(),

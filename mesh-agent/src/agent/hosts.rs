@@ -14,8 +14,8 @@ use mesh_core::prefix::Family;
 use mesh_core::slot::Slot;
 use mesh_core::view::ClusterView;
 
-use super::kept::Kept;
 use super::{Agent, TurnError};
+use crate::kept::Kept;
 use crate::kernel::KernelState;
 
 /// Other addresses of this node that are looked at. Each is a rule, which every packet asks; more are those of a load balancer
@@ -38,7 +38,7 @@ pub(super) fn state(
     state: &KernelState,
     observed: &Observed,
     own_ips: &BTreeSet<IpAddr>,
-    pod_cidrs: &[IpNet],
+    guarded: &[IpNet],
     remembered: Remembered,
 ) -> HostState {
     // One that has no key yet sends nothing; it gets both at once.
@@ -53,7 +53,7 @@ pub(super) fn state(
         address.is_ipv6()
             && mesh_core::prefix::is_unicast(*address)
             && !own_ips.contains(address)
-            && !pod_cidrs.iter().any(|cidr| cidr.contains(address))
+            && !guarded.iter().any(|cidr| cidr.contains(address))
     };
     let addresses = state.addresses.iter().filter(|(index, _)| !skipped(*index)).map(|(_, net)| net.addr());
     let mut others: Vec<IpAddr> = addresses.filter(other).collect();

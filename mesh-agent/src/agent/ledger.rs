@@ -11,7 +11,7 @@ use mesh_core::slot::Slot;
 use mesh_core::view::ClusterView;
 
 use super::Psks;
-use super::kept::Kept;
+use crate::kept::Kept;
 
 /// Name of the file in the state directory.
 const FILE: &str = "retired.json";

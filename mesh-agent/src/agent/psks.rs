@@ -112,7 +112,8 @@ impl Psks {
         for record in records {
             let slot = record.context.slot();
             if let Some(peer) = record.context.ends().iter().find(|end| end.id != psks.us) {
-                psks.disk.insert((peer.id.node.clone(), slot), record.clone());
+                let name = NodeName::here(&peer.id, &psks.us.cluster);
+                psks.disk.insert((name, slot), record.clone());
             }
         }
         Ok(psks)
@@ -209,8 +210,7 @@ impl Psks {
             self.gone.remove(name);
             let Some(theirs) = view.nodes.get(name).and_then(NodeFacts::announced) else { continue };
             for slot in Slot::ALL {
-                let (key, id) =
-                    (keys.slot(slot), NodeId { node: name.clone(), cluster: self.us.cluster.clone() });
+                let (key, id) = (keys.slot(slot), name.id(&self.us.cluster));
                 let own = End { id: self.us.clone(), key: key.public(), epoch: key.epoch };
                 let their = theirs.slot(slot);
                 let their = End { id, key: their.public_key, epoch: their.epoch };
@@ -269,7 +269,7 @@ impl Psks {
 
     /// From the disk. What cannot be removed is tried again when the agent starts, and with the next record in its place.
     fn remove(&mut self, at: &At) {
-        let peer = NodeId { node: at.0.clone(), cluster: self.us.cluster.clone() };
+        let peer = at.0.id(&self.us.cluster);
         self.disk.remove(at);
         if let Err(error) = self.store.remove(&peer, at.1) {
             tracing::error!(peer = %at.0, device = %at.1, err = %error, "Could not remove a pre-shared key");
@@ -476,7 +476,7 @@ fn sight(view: &ClusterView, observed: &Observed, name: &NodeName) -> Option<Sig
     };
     Some(Sight {
         mode: theirs.psk_mode(),
-        announced: pair::target((&view.local.name, view.drains()), (name, theirs), facts.current),
+        announced: pair::target((&view.us(), view.drains()), (&view.id(name), theirs), facts.current),
         drained: [view.drains().wanted, mesh_core::slot::drained(theirs)],
         current: facts.current,
         links: facts.links,

@@ -182,7 +182,7 @@ impl Agent {
             Some(PeerFacts {
                 name,
                 drained: drained(theirs),
-                target: pair::target((&self.node, view.drains()), (name, theirs), current),
+                target: pair::target((&view.us(), view.drains()), (&view.id(name), theirs), current),
                 sending: only_way(&ways, node),
                 answered: self.rotor.answers.of(name),
                 handshake_age: Slot::ALL.map(age),

@@ -26,7 +26,7 @@ impl Agent {
             for address in wanted().filter(|address| !present.contains(address)) {
                 self.kernel.put_address(slot.device(), *address).await?;
             }
-            let guarded = &self.config.settings.pod_cidrs;
+            let guarded = &desired.guarded;
             let ours = |address: &&std::net::IpAddr| guarded.iter().any(|net| net.contains(*address));
             for address in present.iter().filter(ours).filter(|address| !desired.mesh.contains(address)) {
                 if synced {

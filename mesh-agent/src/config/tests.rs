@@ -13,9 +13,9 @@ fn check(text: &str, want: Expect) {
 fn a_full_file_is_read() {
     check(
         "clusterName: lab\npodCIDRs: [10.244.0.0/16, 'fd00:10:244::/56']\nmtu: 1400\nwireguard: userspace\n",
-        expect![[
-            r#"Settings { pod_cidrs: [10.244.0.0/16, fd00:10:244::/56], non_masquerade: [], mtu: Some(1400), keepalive: None, host_traffic: HostTraffic { on: false, require: false, exempt_tcp: {2379, 2380, 6443} } } Userspace"#
-        ]],
+        expect![
+            "Settings { pod_cidrs: [10.244.0.0/16, fd00:10:244::/56], joined: {}, non_masquerade: [], mtu: Some(1400), keepalive: None, host_traffic: HostTraffic { on: false, require: false, exempt_tcp: {2379, 2380, 6443} } } Userspace"
+        ],
     );
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kube::api::DynamicObject;
+use mesh_core::clusters::ClusterPeerSpec;
 use mesh_core::numbers::{ANNOTATION_POLICY, POLICY_AUDIT};
 use mesh_core::policy::model::{
     ClusterNetworkPolicySpec, ClusterRule, ClusterSubject, LabelSelector, NamespaceFacts, NetworkPolicySpec,
@@ -12,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::shown;
+use crate::joined::Peer;
 
 /// What could be read of an object.
 pub type Decoded<T> = Result<Arc<T>, Unreadable<T>>;
@@ -94,6 +96,12 @@ fn closed_cluster_policy(spec: &Value) -> ClusterNetworkPolicySpec {
         ingress: deny(),
         egress: deny(),
     }
+}
+
+/// Reads a ClusterPeer.
+pub fn cluster_peer(object: &DynamicObject) -> Peer {
+    let spec = read(&spec_of(object)).map(|spec| ClusterPeerSpec::clone(&spec));
+    (super::created(&object.metadata), spec)
 }
 
 /// Reads a Namespace's metadata.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use datapath::{Change, Datapath, PolicyBanks};
+use ipnet::IpNet;
 use mesh_core::policy::compile::Compiler;
 use mesh_core::policy::model::ObjectName;
 use mesh_core::policy::tables::Delta;
@@ -18,6 +19,7 @@ use super::book::Book;
 use super::findings;
 use super::view::{Fact, View};
 use super::{Attached, Request};
+use crate::joined::Foreign;
 use crate::metrics::Metrics;
 use crate::names::Register;
 use crate::plane::Plane;
@@ -28,6 +30,12 @@ use crate::watch::mail::{Mail, Mailbox};
 const IDLE: Duration = Duration::from_secs(1);
 /// How often what is wrong is told at most: a full account of a large cluster is work.
 const TELL: Duration = Duration::from_secs(1);
+/// A policy that asks for pods of joined clusters waits so long for somebody to tell of them: without, what it denies would be
+/// open and what others allow by address cut.
+const TELL_OF_CLUSTERS: Duration = Duration::from_secs(10);
+/// At an agent's start, when what was in force before still is: longer than `clustermesh` needs to fail over (15 s), and to wait
+/// for clusters that it does not reach (30 s).
+const TELL_AT_START: Duration = Duration::from_secs(60);
 /// After a map could not be written.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -46,6 +54,8 @@ pub struct Parts {
     pub findings: watch::Sender<Arc<Findings>>,
     /// Metrics.
     pub metrics: Metrics,
+    /// Where is told whether policy asks for pods of joined clusters.
+    pub asks: watch::Sender<bool>,
     /// Pods that were attached before the agent began.
     pub known: Vec<Attached>,
     /// Those of them that the data path does not know.
@@ -73,6 +83,29 @@ pub struct Engine {
     untold: bool,
     told: Option<Instant>,
     clock: Instant,
+    clusters: Clusters,
+}
+
+/// What policy knows of joined clusters, while it asks for their pods.
+#[derive(Debug)]
+struct Clusters {
+    /// Pod CIDRs of the own one.
+    own: Vec<IpNet>,
+    /// Those of the others.
+    guarded: Vec<IpNet>,
+    /// Since when a policy asks.
+    asking: Option<Instant>,
+    /// All there is was told.
+    complete: bool,
+    tell: watch::Sender<bool>,
+}
+
+impl Clusters {
+    /// Has to be waited for before anything new is put into force.
+    fn awaited(&self, applied: bool) -> bool {
+        let patience = if applied { TELL_OF_CLUSTERS } else { TELL_AT_START };
+        self.asking.is_some_and(|since| !self.complete && since.elapsed() < patience)
+    }
 }
 
 impl Engine {
@@ -83,7 +116,14 @@ impl Engine {
     pub fn new(parts: Parts) -> datapath::Result<Self> {
         let banks = PolicyBanks::read(parts.plane.datapath())?;
         let guarded = parts.register.read().guarded.clone();
-        let policy = Compiler::new(guarded).starting_at(banks.first_numbers());
+        let policy = Compiler::new(guarded.clone()).starting_at(banks.first_numbers());
+        let clusters = Clusters {
+            own: guarded,
+            guarded: Vec::new(),
+            asking: None,
+            complete: false,
+            tell: parts.asks.clone(),
+        };
         Ok(Self {
             policy,
             banks,
@@ -99,6 +139,7 @@ impl Engine {
             untold: true,
             told: None,
             clock: Instant::now(),
+            clusters,
             parts,
         })
     }
@@ -120,6 +161,8 @@ impl Engine {
     fn turn(&mut self, mut mail: Mail) {
         let since = mail.since;
         let requests = std::mem::take(&mut mail.requests);
+        let foreign = std::mem::take(&mut mail.foreign);
+        mail.foreign.cidrs.clone_from(&foreign.cidrs);
         let mut facts = self.parts.view.fold(mail, Instant::now());
         let mut gone = Vec::new();
         for request in requests {
@@ -140,14 +183,15 @@ impl Engine {
             let cidrs = self.parts.view.cidrs();
             self.parts.register.write(|names| names.cidrs = cidrs);
         }
-        let changed = self.feed(facts);
+        let mut changed = self.feed(facts);
+        changed |= self.clusters(foreign);
         let synced = self.parts.view.synced();
         let ready = self.retry.is_none_or(|at| at <= Instant::now());
         let mut wrote = false;
         if synced.services && ready {
             wrote |= self.apply_services();
         }
-        if synced.policy && ready {
+        if synced.policy && ready && !self.clusters.awaited(self.applied) {
             wrote |= self.apply_policy();
         }
         if self.applied && !self.book.is_empty() {
@@ -187,6 +231,29 @@ impl Engine {
             }
         }
         any
+    }
+
+    /// Pods of joined clusters. While no policy asks for them nobody tells of any, and their addresses are the world's. True:
+    /// something was told.
+    fn clusters(&mut self, foreign: Foreign) -> bool {
+        let asking = self.policy.asks_for_clusters();
+        if asking != self.clusters.asking.is_some() {
+            self.clusters.asking = asking.then(Instant::now);
+            self.clusters.tell.send_replace(asking);
+        }
+        let Foreign { cidrs, namespaces, pods, complete } = foreign;
+        self.clusters.complete = complete && asking;
+        let any = cidrs.is_some() || !namespaces.is_empty() || !pods.is_empty();
+        if let Some(cidrs) = cidrs {
+            self.clusters.guarded = cidrs.into_values().flatten().collect();
+        }
+        // Who is not told of yet matches every Deny and nothing else, from the moment on at which the others are known.
+        let others = self.clusters.guarded.iter().filter(|_| asking);
+        let all: Vec<IpNet> = self.clusters.own.iter().chain(others).copied().collect();
+        self.policy.set_guarded(&all);
+        let namespaces = namespaces.into_iter().map(|(name, known)| Fact::Namespace(name, known));
+        let pods = pods.into_iter().map(|(name, known)| Fact::Pod(name, known));
+        self.feed(namespaces.chain(pods).collect()) || any
     }
 
     fn datapath(&self) -> &Datapath {

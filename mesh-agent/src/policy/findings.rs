@@ -39,6 +39,10 @@ pub(super) fn gather(
         };
         add(subject, "ObjectUnreadable", format!("{place}: {}", unread.reason));
     }
+    for (name, text) in view.refused_slices() {
+        let (namespace, name) = (Some(name.namespace.clone()), name.name.clone());
+        add(Subject { kind: "EndpointSlice", namespace, name }, "EndpointOutside", text.clone());
+    }
     let cluster_policies = view.cluster_policies().cloned().collect();
     Findings { wrong, trouble: trouble.clone(), cluster_policies }
 }

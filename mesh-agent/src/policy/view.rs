@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use mesh_core::name::NodeName;
+use mesh_core::numbers::LABEL_CLUSTER;
 use mesh_core::policy::model::{
     ClusterNetworkPolicySpec, NamespaceFacts, NetworkPolicySpec, NodePolicyFacts, ObjectName, PodFacts,
 };
 use mesh_core::prefix;
+use mesh_core::psk::ClusterName;
 use mesh_core::service::model::{EndpointSliceFacts, HostPortFacts, LABEL_ZONE, OwnNode, ServiceFacts};
 
 use super::Attached;
 use super::claims::{Cidrs, Claims};
+use super::slices::RemoteSlices;
 use crate::facts::pod::{OwnPod, RemotePod};
 use crate::facts::{Decoded, NodeSeen};
 use crate::watch::mail::Mail;
@@ -83,6 +86,7 @@ pub struct Synced {
 #[derive(Debug)]
 pub struct View {
     node: NodeName,
+    cluster: ClusterName,
     guarded: Vec<IpNet>,
     nodes: BTreeMap<NodeName, Arc<NodeSeen>>,
     addresses: Claims<IpAddr>,
@@ -94,6 +98,7 @@ pub struct View {
     attachments_made: u64,
     unread: BTreeMap<(&'static str, Option<String>, String), Unread>,
     believed: Believed,
+    remote: RemoteSlices,
     subjects: BTreeSet<ObjectName>,
     host_ports: BTreeSet<HostPortFacts>,
     own_node: Option<OwnNode>,
@@ -118,10 +123,10 @@ fn announces(pod: &OwnPod, ips: &BTreeSet<IpAddr>) -> bool {
 
 impl View {
     /// Knows nothing yet.
-    pub fn new(node: NodeName, guarded: Vec<IpNet>) -> Self {
+    pub fn new(node: NodeName, cluster: ClusterName, guarded: Vec<IpNet>) -> Self {
         Self {
             node,
-            guarded,
+            cluster,
             nodes: BTreeMap::new(),
             addresses: Claims::default(),
             cidrs: Cidrs::default(),
@@ -132,10 +137,12 @@ impl View {
             attachments_made: 0,
             unread: BTreeMap::new(),
             believed: Believed::default(),
+            remote: RemoteSlices::new(guarded.clone()),
             subjects: BTreeSet::new(),
             host_ports: BTreeSet::new(),
             own_node: None,
             synced: Synced::default(),
+            guarded,
         }
     }
 
@@ -152,6 +159,11 @@ impl View {
     /// Objects that cannot be read.
     pub fn unread(&self) -> impl Iterator<Item = &Unread> {
         self.unread.values()
+    }
+
+    /// EndpointSlices with endpoints that are not believed, and a sentence for each.
+    pub fn refused_slices(&self) -> impl Iterator<Item = (&ObjectName, &String)> {
+        self.remote.refused()
     }
 
     /// ClusterNetworkPolicies there are, readable or not.
@@ -194,7 +206,13 @@ impl View {
             services: mail.nodes.synced && mail.services.synced && mail.slices.synced,
         };
         for (name, namespace) in mail.namespaces.changes {
-            facts.push(Fact::Namespace(name, namespace.map(|n| (*n).clone())));
+            let known = namespace.map(|namespace| {
+                let mut facts = NamespaceFacts::clone(&namespace);
+                // Whatever the object says: it would be taken for another cluster's.
+                facts.labels.insert(LABEL_CLUSTER.to_owned(), self.cluster.to_string());
+                facts
+            });
+            facts.push(Fact::Namespace(name, known));
         }
         self.fold_nodes(mail.nodes.changes, &mut touched, &mut facts);
         for (name, pod) in mail.pods.changes {
@@ -224,6 +242,10 @@ impl View {
             mail.slices.changes,
             &mut facts,
         );
+        if let Some(cidrs) = mail.foreign.cidrs {
+            let slices = self.remote.reach(cidrs).into_iter();
+            facts.extend(slices.map(|(name, slice)| Fact::Slice(name, Some(slice))));
+        }
         self.settle(&touched, &mut facts);
         facts
     }
@@ -372,7 +394,7 @@ impl View {
         slices: BTreeMap<ObjectName, Option<Decoded<EndpointSliceFacts>>>,
         facts: &mut Vec<Fact>,
     ) {
-        let Self { believed, unread, .. } = self;
+        let Self { believed, unread, remote, .. } = self;
         let split = |name: &ObjectName| (Some(name.namespace.clone()), name.name.clone());
         let alone = |name: &String| (None, name.clone());
         believe("NetworkPolicy", policies, &mut believed.policies, unread, split, |name, spec| {
@@ -385,6 +407,7 @@ impl View {
             facts.push(Fact::Service(name, service));
         });
         believe("EndpointSlice", slices, &mut believed.slices, unread, split, |name, slice| {
+            let slice = remote.put(&name, slice);
             facts.push(Fact::Slice(name, slice));
         });
     }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use datapath::LinkKind;
+use ipnet::IpNet;
 use mesh_core::name::NodeName;
 use tokio::sync::{mpsc, watch};
 
@@ -37,6 +38,10 @@ const REST: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) config: Config,
+    /// Whether policy asks for pods of joined clusters.
+    pub(super) asks: watch::Sender<bool>,
+    /// What is guarded from the start on.
+    pub(super) guarded: Vec<IpNet>,
     pub(super) node: NodeName,
     pub(super) kernel: Kernel,
     pub(super) table: Arc<Mutex<Table>>,
@@ -47,7 +52,12 @@ pub(super) struct Shared {
 }
 
 /// The first try, before anything that carries: the guard is on every link that there is.
-pub(super) async fn open(config: &Config, kernel: &Kernel, register: &Arc<Register>) -> PlaneState {
+pub(super) async fn open(
+    config: &Config,
+    guarded: &[IpNet],
+    kernel: &Kernel,
+    register: &Arc<Register>,
+) -> PlaneState {
     if config.data_path == DataPath::Off {
         return PlaneState::Off;
     }
@@ -57,7 +67,7 @@ pub(super) async fn open(config: &Config, kernel: &Kernel, register: &Arc<Regist
         tracing::error!(err = why, "There is no data path");
         return PlaneState::Failed(why);
     }
-    let (pins, guarded) = (config.bpf_pin_dir.clone(), config.settings.pod_cidrs.clone());
+    let (pins, guarded) = (config.bpf_pin_dir.clone(), guarded.to_vec());
     let opened = tokio::task::spawn_blocking(move || Plane::open(&pins, &guarded)).await;
     let opened = opened.map_err(|error| error.to_string()).and_then(|o| o.map_err(|error| error.to_string()));
     let plane = match opened {
@@ -93,7 +103,8 @@ pub(super) async fn run(
             PlaneState::Open(plane) => break plane,
             PlaneState::Failed(_) => {
                 tokio::time::sleep(AGAIN).await;
-                state.send_replace(open(&shared.config, &shared.kernel, &shared.register).await);
+                let opened = open(&shared.config, &shared.guarded, &shared.kernel, &shared.register).await;
+                state.send_replace(opened);
             }
         }
     };
@@ -127,9 +138,14 @@ async fn engine(
     let (pods, worker) = (known.clone(), plane.clone());
     let missing = tokio::task::spawn_blocking(move || worker.reconcile(&pods)).await??;
     let parts = Parts {
+        asks: shared.asks.clone(),
         mailbox: Arc::clone(&shared.mailbox),
         plane: plane.clone(),
-        view: View::new(shared.node.clone(), shared.config.settings.pod_cidrs.clone()),
+        view: View::new(
+            shared.node.clone(),
+            shared.config.cluster_name.clone(),
+            shared.config.settings.pod_cidrs.clone(),
+        ),
         register: Arc::clone(&shared.register),
         findings,
         metrics: shared.metrics.clone(),

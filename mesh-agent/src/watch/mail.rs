@@ -14,6 +14,7 @@ use mesh_core::service::model::{EndpointSliceFacts, ServiceFacts};
 use crate::cache::Cache;
 use crate::facts::pod::{OwnPod, RemotePod};
 use crate::facts::{Decoded, NodeSeen};
+use crate::joined::Foreign;
 use crate::policy::Request;
 
 /// Changes of one kind of object.
@@ -66,6 +67,8 @@ pub struct Mail {
     pub slices: Pending<ObjectName, Decoded<EndpointSliceFacts>>,
     /// Pods that were looked up because somebody saw an address that nobody had told of.
     pub found: BTreeMap<ObjectName, Arc<RemotePod>>,
+    /// Pods of joined clusters.
+    pub foreign: Foreign,
     /// What the CNI server and others want.
     pub requests: Vec<Request>,
     /// When the oldest of the changes came.
@@ -111,6 +114,7 @@ impl Mailbox {
             cluster: mail.cluster.take(),
             services: mail.services.take(),
             slices: mail.slices.take(),
+            foreign: mail.foreign.take(),
             found: std::mem::take(&mut mail.found),
             requests: std::mem::take(&mut mail.requests),
             since: mail.since.take(),

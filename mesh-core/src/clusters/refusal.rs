@@ -74,7 +74,7 @@ pub enum Refusal {
     },
     /// A peer's CIDR has an address of one of our nodes.
     #[error(
-        "ClusterPeer {peer}: spec.podCIDRs {cidr} contains {address}, an address of node {node} of this cluster; refused; correct it"
+        "ClusterPeer {peer}: spec.podCIDRs {cidr} contains {address}, an address of node {node} of this cluster; the CIDR is kept and guarded, and nobody talks to the node there; correct one of the two"
     )]
     PeerCidrOfNode {
         /// The peer.
@@ -149,6 +149,16 @@ pub enum Refusal {
         holder: NodeName,
         /// What it overlaps.
         other: IpNet,
+    },
+    /// There are too many nodes.
+    #[error(
+        "node {node}: beyond the {limit} nodes of other clusters that are peers (older ones stay); it is no peer, and its pods cannot be reached; join fewer or smaller clusters"
+    )]
+    NodeBeyondLimit {
+        /// The node that is refused.
+        node: NodeId,
+        /// How many there may be.
+        limit: usize,
     },
     /// Two nodes announce one key.
     #[error(
@@ -273,6 +283,7 @@ impl Refusal {
             Self::NodeCidrOutside { .. } => "NodeCidrOutside",
             Self::NodeCidrTooSmall { .. } => "NodeCidrTooSmall",
             Self::NodeCidrTwice { .. } => "NodeCidrTwice",
+            Self::NodeBeyondLimit { .. } => "NodeBeyondLimit",
             Self::NodeKeyTwice { .. } => "NodeKeyTwice",
             Self::NodeEndpointUnusable { .. } => "NodeEndpointUnusable",
             Self::NodeEndpointInside { .. } => "NodeEndpointInside",

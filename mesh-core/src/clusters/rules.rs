@@ -65,7 +65,10 @@ impl Borders {
                 let cidrs = peer.pod_cidrs.iter().filter_map(|cidr| {
                     let refusal = borders.against(own, &name, *cidr);
                     let accepted = refusal.is_none();
-                    refusals.extend(refusal);
+                    // What pods have is guarded whatever a node says that its address is: that one is not believed
+                    // (`plan::claims`), or one node could unguard them.
+                    let told = refusal.or_else(|| of_node(own, &name, *cidr));
+                    refusals.extend(told);
                     accepted.then_some(*cidr)
                 });
                 let border = Border { created: peer.created, cidrs: cidrs.collect() };
@@ -80,10 +83,6 @@ impl Borders {
         let peer = peer.clone();
         if let Some(ours) = own.pod_cidrs.iter().find(|ours| prefix::overlap(ours, &cidr)) {
             return Some(Refusal::PeerCidrOurs { peer, cidr, ours: *ours });
-        }
-        let inside = own.addresses.range(cidr.network()..=cidr.broadcast());
-        if let Some((address, node)) = inside.into_iter().find(|(address, _)| cidr.contains(*address)) {
-            return Some(Refusal::PeerCidrOfNode { peer, cidr, address: *address, node: node.clone() });
         }
         let held =
             self.peers.iter().flat_map(|(name, border)| border.cidrs.iter().map(move |cidr| (name, cidr)));
@@ -270,6 +269,13 @@ impl Claims {
         }
         Ok(())
     }
+}
+
+/// An own node whose address lies in a CIDR of a peer.
+fn of_node(own: &OwnCluster, peer: &ClusterName, cidr: IpNet) -> Option<Refusal> {
+    let mut inside = own.addresses.range(cidr.network()..=cidr.broadcast());
+    let (address, node) = inside.find(|(address, _)| cidr.contains(*address))?;
+    Some(Refusal::PeerCidrOfNode { peer: peer.clone(), cidr, address: *address, node: node.clone() })
 }
 
 fn key_of_another(

@@ -15,6 +15,7 @@ use crate::key::PublicKey;
 use crate::name::NodeName;
 use crate::policy::model::{Labels, ObjectName};
 
+mod joined;
 mod manifest;
 mod peers;
 mod rules;

@@ -20,10 +20,10 @@ fn announcement(seed: u8) -> Announcement {
     }
 }
 
-/// One node: `name cidr,cidr ip,ip [key=N] [endpoint=ip] [drain=N] [nokey]`; `-` for none.
+/// One node: `name cidr,cidr ip,ip [key=N] [endpoint=ip] [at=ip] [drain=N] [nokey]`; `-` for none.
 fn node(line: &str, index: u8) -> (NodeName, NodeFacts) {
     let mut words = line.split(' ');
-    let name = words.next().unwrap().parse().unwrap();
+    let name = NodeName::read(words.next().unwrap()).unwrap();
     let list = |word: Option<&str>| -> Vec<String> {
         word.filter(|w| *w != "-").map(|w| w.split(',').map(str::to_owned).collect()).unwrap_or_default()
     };
@@ -35,6 +35,7 @@ fn node(line: &str, index: u8) -> (NodeName, NodeFacts) {
         match word.split_once('=') {
             Some(("key", seed)) => announced = Some(announcement(seed.parse().unwrap())),
             Some(("endpoint", ip)) => facts.endpoint = EndpointFact::Addresses(vec![ip.parse().unwrap()]),
+            Some(("at", ip)) => announced.as_mut().unwrap().endpoints = vec![ip.parse().unwrap()],
             Some(("drain", slot)) => {
                 announced.as_mut().unwrap().slots[slot.parse::<usize>().unwrap()].draining = true;
             }
@@ -56,7 +57,13 @@ pub(crate) fn world(lines: &[&str]) -> ClusterView {
     let pod_cidrs = vec!["10.1.0.0/16".parse().unwrap(), "fd01::/48".parse().unwrap()];
     ClusterView {
         settings: Settings { pod_cidrs, ..Settings::default() },
-        local: LocalFacts { name, announcement, uplink_mtu: Some(1500), host: Default::default() },
+        local: LocalFacts {
+            name,
+            cluster: "west".parse().unwrap(),
+            announcement,
+            uplink_mtu: Some(1500),
+            host: Default::default(),
+        },
         nodes,
         attachments: BTreeMap::new(),
         synced: true,
@@ -399,6 +406,134 @@ proptest! {
                     prop_assert_eq!(&*owner, &peer.node);
                 }
             }
+        }
+    }
+}
+
+/// A view of node `a`, which two clusters have joined.
+fn joined(lines: &[&str]) -> ClusterView {
+    let mut view = world(lines);
+    for (cluster, cidr) in [("east", "10.2.0.0/16"), ("north", "10.3.0.0/16")] {
+        view.settings.joined.insert(cluster.parse().unwrap(), vec![cidr.parse().unwrap()]);
+    }
+    view
+}
+
+#[test]
+fn nodes_of_other_clusters_are_peers_by_their_pod_cidrs_alone() {
+    let (desired, problems) = plan(&joined(&[
+        "a 10.1.0.0/24 192.0.2.1",
+        "b 10.1.1.0/24 192.0.2.2",
+        "b@east 10.2.0.0/24 192.0.2.2 at=198.51.100.7",
+        "c@east 10.3.0.0/24 - at=198.51.100.8",
+        "d@west 10.1.7.0/24 - at=198.51.100.9",
+    ]));
+    expect![[r#"
+        mtu 1420
+        mesh 10.1.0.1
+        hawser0 b at 192.0.2.2:51880: 10.1.1.0/24 192.0.2.2/32
+        hawser0 b@east at 198.51.100.7:51880: 10.2.0.0/24
+        hawser0 c@east at 198.51.100.8:51880: 
+        hawser0 d@west at 198.51.100.9:51880: 
+        hawser1 b at 192.0.2.2:51881: 10.1.1.0/24 192.0.2.2/32
+        hawser1 b@east at 198.51.100.7:51881: 10.2.0.0/24
+        hawser1 c@east at 198.51.100.8:51881: 
+        hawser1 d@west at 198.51.100.9:51881: 
+        route 254 10.1.0.0/16 unreachable
+        route 254 10.2.0.0/16 unreachable
+        route 254 10.3.0.0/16 unreachable
+        route 254 fd01::/48 unreachable
+        route 51880 10.1.0.0/16 unreachable
+        route 51880 10.1.1.0/24 hawser0 src 10.1.0.1
+        route 51880 10.2.0.0/16 unreachable
+        route 51880 10.2.0.0/24 hawser0 src 10.1.0.1
+        route 51880 10.3.0.0/16 unreachable
+        route 51880 fd01::/48 unreachable
+        route 51881 192.0.2.2/32 hawser0
+        route 51881 192.0.2.2/32 unreachable
+        rule 50 any -> 10.1.0.0/16 table 51880
+        rule 50 any -> 10.2.0.0/16 table 51880
+        rule 50 any -> 10.3.0.0/16 table 51880
+        rule 50 any -> fd01::/48 table 51880
+        rule 51 10.1.0.0/24 -> any table 51881
+        ! CidrOutsidePrefixes: node c@east: pod CIDR 10.3.0.0/24 is refused: outside podCIDRs of the configuration (10.2.0.0/16); add its prefix there or correct the controller manager's --cluster-cidr
+        ! CidrOutsidePrefixes: node d@west: pod CIDR 10.1.7.0/24 is refused: outside podCIDRs of the configuration (); add its prefix there or correct the controller manager's --cluster-cidr
+    "#]]
+    .assert_eq(&text(&desired, &problems));
+}
+
+#[test]
+fn what_is_ours_no_node_of_another_cluster_can_claim_however_old_it_says_it_is() {
+    let (desired, problems) = plan(&joined(&[
+        "a 10.1.0.0/24 192.0.2.1 created=9",
+        "b 10.1.1.0/24 192.0.2.2 key=7 created=9",
+        "x@east 10.1.1.0/24 - key=7 at=198.51.100.7 created=1",
+        "y@east 10.1.1.0/24 - at=192.0.2.2 created=1",
+    ]));
+    let peers: BTreeSet<&str> =
+        desired.devices[&Slot::Zero].peers.values().map(|peer| peer.node.as_str()).collect();
+    assert_eq!(peers, ["b", "y@east"].into());
+    let y = desired.devices[&Slot::Zero].peers.values().find(|peer| peer.node.is_foreign()).unwrap();
+    assert_eq!((y.allowed.len(), y.endpoint), (0, None));
+    let codes: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert!(codes.iter().any(|text| text.contains("x@east") && text.contains("key")), "{codes:#?}");
+    assert!(desired.routes.iter().all(|route| route.prefix != "10.1.1.0/24".parse().unwrap()
+        || matches!(&route.target, Target::Device { .. })));
+}
+
+#[test]
+fn both_sides_of_two_clusters_talk_on_one_slot_whatever_they_drain_and_call_each_other() {
+    use crate::pair::{Drains, target};
+    let slots = [None, Some(Slot::Zero), Some(Slot::One)];
+    let announce = |drained: Option<Slot>| {
+        let mut announcement = announcement(1);
+        drained.into_iter().for_each(|slot| announcement.slots[slot.index()].draining = true);
+        announcement
+    };
+    // Names that would be ordered differently on the two sides, if each went by what it calls the other.
+    for (mine, theirs) in [("n", "n"), ("a", "b"), ("b", "a"), ("n", "n-1")] {
+        for (a, b) in slots.into_iter().flat_map(|a| slots.map(|b| (a, b))) {
+            let see = |own: &str,
+                       name: &str,
+                       other: &str,
+                       other_name: &str,
+                       drains: Option<Slot>,
+                       seen: Option<Slot>| {
+                let own: crate::psk::ClusterName = own.parse().unwrap();
+                let us = name.parse::<NodeName>().unwrap().id(&own);
+                let them = NodeName::foreign(&other_name.parse().unwrap(), &other.parse().unwrap()).id(&own);
+                target((&us, Drains { wanted: drains, accepted: drains }), (&them, &announce(seen)), None)
+            };
+            let west = see("west", mine, "east", theirs, a, b);
+            let east = see("east", theirs, "west", mine, b, a);
+            assert_eq!(west, east, "{mine} drains {a:?}, {theirs} drains {b:?}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn of_two_nodes_with_cidrs_that_overlap_one_keeps_all_of_its_own(
+        cidrs in prop::collection::vec(prop::collection::vec((0_u8..8, 20_u8..30), 1..4), 1..6)
+    ) {
+        let lines: Vec<String> = cidrs.iter().enumerate().map(|(i, cidrs)| {
+            let net = |(at, length): &(u8, u8)| IpNet::new(IpAddr::from([10, 1, 0, *at << 5]), *length).unwrap().trunc().to_string();
+            format!("n{i} {} 192.0.2.{}", cidrs.iter().map(net).collect::<Vec<_>>().join(","), i + 1)
+        }).collect();
+        let view = world(&lines.iter().map(String::as_str).collect::<Vec<_>>());
+        let claims = Claims::judge(&view);
+        // The obvious way: each against all that were accepted before.
+        let mut held: Vec<(IpNet, String)> = Vec::new();
+        for i in 0..cidrs.len() {
+            let name: NodeName = format!("n{i}").parse().unwrap();
+            let mut wanted = Vec::new();
+            for cidr in &view.nodes[&name].pod_cidrs {
+                if !held.iter().any(|(other, holder)| holder != name.as_str() && prefix::overlap(other, cidr)) {
+                    held.push((*cidr, name.to_string()));
+                    wanted.push(*cidr);
+                }
+            }
+            prop_assert_eq!(&claims.of(&name).cidrs, &wanted);
         }
     }
 }

@@ -94,8 +94,9 @@ impl fmt::Debug for Change {
     }
 }
 
-/// Namespaces that random worlds know. Pods and policies are in one more, which nobody has told us of.
-pub const NAMESPACES: [&str; 3] = ["x", "y", "z"];
+/// Namespaces that random worlds know, one of them of another cluster. Pods and policies are in one more, which nobody has told
+/// us of.
+pub const NAMESPACES: [&str; 4] = ["x", "y", "z", "x@east"];
 
 fn some_namespace() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -126,7 +127,7 @@ fn cluster_policy_name() -> impl Strategy<Value = String> {
     prop::sample::select(&["c1", "c2", "c3", "c4"][..]).prop_map(str::to_owned)
 }
 
-/// A cluster of up to three namespaces, eight pods, three nodes, six NetworkPolicies and four ClusterNetworkPolicies, of
+/// A cluster of up to four namespaces, eight pods, three nodes, six NetworkPolicies and four ClusterNetworkPolicies, of
 /// all shapes, some malformed, some with addresses that two claim.
 pub fn facts() -> impl Strategy<Value = RandomFacts> {
     let guarded = prop_oneof![

@@ -144,6 +144,8 @@ pub struct Compiler {
     dirty: Dirty,
     book: Book,
     work: Work,
+    /// Policies that there are and ask for pods of other clusters.
+    asking: usize,
 }
 
 impl Compiler {
@@ -166,6 +168,7 @@ impl Compiler {
             dirty: Dirty::default(),
             book: Book::default(),
             work: Work::default(),
+            asking: 0,
         }
     }
 
@@ -178,6 +181,16 @@ impl Compiler {
             rules: Rules::starting_at(first.rule),
             ..self
         }
+    }
+
+    /// Other prefixes are guarded ([`super::model::PolicyFacts::guarded`]).
+    pub fn set_guarded(&mut self, guarded: &[IpNet]) {
+        self.regions.set_guarded(guarded);
+    }
+
+    /// Does any policy ask for pods of other clusters? Where none does, nothing has to be known of them.
+    pub fn asks_for_clusters(&self) -> bool {
+        self.asking > 0
     }
 
     /// A pod with addresses of its own (also of other nodes), or none: it is gone.
@@ -290,6 +303,7 @@ impl Compiler {
         if let Some(id) = before {
             if let Some(record) = self.policies.get(&id) {
                 self.by_subject.remove(&record.policy.subject, id);
+                self.asking -= usize::from(record.policy.asks_for_clusters());
                 self.dirty.subjects.extend(record.subjects.iter().cloned());
             }
             self.dirty.policies.remove(&id);
@@ -303,6 +317,7 @@ impl Compiler {
         self.last_policy += 1;
         let id = self.last_policy;
         self.by_subject.insert(&policy.subject, id);
+        self.asking += usize::from(policy.asks_for_clusters());
         self.current.insert(object, id);
         let record = PolicyRecord { policy: Arc::new(policy), subjects: BTreeSet::new(), in_use: false };
         self.policies.insert(id, record);

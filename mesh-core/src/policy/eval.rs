@@ -146,7 +146,7 @@ fn party(facts: &PolicyFacts, address: IpAddr) -> Party<'_> {
         ([(name, _)], []) => known_pod(facts, name).map_or(Party::Unknown, Party::Pod),
         ([], [node]) => Party::Node(&node.labels),
         ([], []) if facts.guarded.iter().any(|prefix| prefix.contains(&address)) => Party::Unknown,
-        // Row 46: pods of other clusters are nobody that a selector could match.
+        // Row 46: pods of other clusters, as long as nobody has told us who they are.
         ([], []) => Party::Outside,
         (_, _) => Party::Unknown,
     }
@@ -172,6 +172,14 @@ fn selects(selector: &LabelSelector, labels: &Labels) -> Option<bool> {
     Some(all)
 }
 
+/// Row 46: a namespace of another cluster is selected by who asks for clusters, and by nobody else.
+fn selects_namespace(selector: &LabelSelector, pod: Pod<'_>) -> Option<bool> {
+    let mut keys = selector.match_labels.keys().chain(selector.match_expressions.iter().map(|r| &r.key));
+    let asks_for_clusters = keys.any(|key| key == "hawser.dev/cluster");
+    let selected = selects(selector, &pod.namespace.labels)?;
+    Some(selected && (asks_for_clusters || !pod.name.namespace.contains('@')))
+}
+
 /// Row 21: a block of one family contains no address of the other. None: not a CIDR.
 fn contains(cidr: &str, address: IpAddr) -> Option<bool> {
     cidr.parse::<IpNet>().ok().map(|block| block.contains(&address))
@@ -184,6 +192,8 @@ fn network_policies(facts: &PolicyFacts, asked: &Asked<'_>) -> Option<Verdict> {
     let selecting: Vec<_> = facts
         .network_policies
         .iter()
+        // Model: pods of other clusters are judged there.
+        .filter(|(name, _)| !name.namespace.contains('@'))
         .filter(|(name, _)| name.namespace == asked.subject.name.namespace)
         // Model: a malformed podSelector selects every pod of the namespace.
         .filter(|(_, policy)| selects(&policy.pod_selector, &asked.subject.facts.labels).unwrap_or(true))
@@ -251,12 +261,10 @@ fn peer_matches(peer: &PolicyPeer, asked: &Asked<'_>) -> bool {
             pod.name.namespace == *own_namespace && selects(pods, &pod.facts.labels) == Some(true)
         }
         // Rows 11, 16 and 17: the namespace's labels alone decide.
-        (None, Some(namespaces), None, Party::Pod(pod)) => {
-            selects(namespaces, &pod.namespace.labels) == Some(true)
-        }
+        (None, Some(namespaces), None, Party::Pod(pod)) => selects_namespace(namespaces, *pod) == Some(true),
         // Row 12.
         (Some(pods), Some(namespaces), None, Party::Pod(pod)) => {
-            selects(namespaces, &pod.namespace.labels) == Some(true)
+            selects_namespace(namespaces, *pod) == Some(true)
                 && selects(pods, &pod.facts.labels) == Some(true)
         }
         // Rows 14, 34, 35: selectors are for pods.
@@ -354,8 +362,12 @@ fn cluster_tier(facts: &PolicyFacts, asked: &Asked<'_>, tier: &str) -> Option<Ac
 }
 
 fn is_subject(subject: &ClusterSubject, pod: Pod<'_>) -> bool {
+    // Model: pods of other clusters are judged there.
+    if pod.name.namespace.contains('@') {
+        return false;
+    }
     let matches = match (&subject.namespaces, &subject.pods) {
-        (Some(namespaces), None) => selects(namespaces, &pod.namespace.labels),
+        (Some(namespaces), None) => selects_namespace(namespaces, pod),
         (None, Some(pods)) => selects_pod(pods, pod),
         (None, None) | (Some(_), Some(_)) => None,
     };
@@ -364,7 +376,7 @@ fn is_subject(subject: &ClusterSubject, pod: Pod<'_>) -> bool {
 }
 
 fn selects_pod(pods: &NamespacedPods, pod: Pod<'_>) -> Option<bool> {
-    let namespace = selects(&pods.namespace_selector, &pod.namespace.labels)?;
+    let namespace = selects_namespace(&pods.namespace_selector, pod)?;
     let labels = selects(&pods.pod_selector, &pod.facts.labels)?;
     Some(namespace && labels)
 }
@@ -422,7 +434,7 @@ fn cluster_peer(peer: &ClusterPeer, asked: &Asked<'_>) -> Option<bool> {
     let empty = Labels::new();
     match (namespaces, pods, networks, nodes, domain_names, asked.direction) {
         (Some(selector), None, None, None, None, _) => match asked.peer {
-            Party::Pod(pod) => selects(selector, &pod.namespace.labels),
+            Party::Pod(pod) => selects_namespace(selector, pod),
             Party::Node(_) | Party::Outside | Party::Unknown => selects(selector, &empty).and(Some(false)),
         },
         (None, Some(selectors), None, None, None, _) => match asked.peer {

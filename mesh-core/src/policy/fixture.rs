@@ -171,7 +171,8 @@ pub fn put(facts: &mut PolicyFacts, object: &Value) -> Result<(), FixtureError> 
     match object["kind"].as_str().unwrap_or_default() {
         "Namespace" => {
             let mut labels = labels;
-            labels.insert(NAMESPACE_NAME.to_owned(), name.name.clone());
+            let own = name.name.split('@').next().unwrap_or_default();
+            labels.insert(NAMESPACE_NAME.to_owned(), own.to_owned());
             let audit = object["metadata"]["annotations"][POLICY_MODE] == "audit";
             facts.namespaces.insert(name.name, NamespaceFacts { labels, audit });
         }

@@ -11,6 +11,10 @@
 //!   matches nothing in an Accept rule, and turns a Deny or Pass rule with it into "Deny everything of everybody";
 //!   an unknown `action` is Deny everything too. A malformed subject selects every pod. An unknown tier is Admin.
 //!   `domainNames` is a peer type that we do not know.
+//! - A namespace of another cluster is called `NAMESPACE@CLUSTER` ([`foreign_namespace`]), which no object of the own API can
+//!   be, and has the label [`LABEL_CLUSTER`](crate::numbers::LABEL_CLUSTER) as every namespace has. A selector of namespaces
+//!   that does not mention that label never matches one; a `podSelector` alone means the policy's own namespace, in its own
+//!   cluster. No policy is for pods of other clusters: they are judged there.
 //! - An address that two pods or nodes claim, and one of a pod whose namespace is not known, is *unknown* as
 //!   [`PolicyFacts::guarded`] says, wherever it lies; such a pod has no policy of its own either: nothing may pass.
 //! - What a Deny says of ports holds for unknown addresses too; a port's name in an unknown destination is any port of
@@ -24,6 +28,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::name::NodeName;
+use crate::psk::ClusterName;
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -35,6 +40,16 @@ pub struct ObjectName {
     pub namespace: String,
     /// Name.
     pub name: String,
+}
+
+/// How the namespace `name` of another cluster is called here.
+pub fn foreign_namespace(name: &str, cluster: &ClusterName) -> String {
+    format!("{name}@{cluster}")
+}
+
+/// Is it the name of a namespace of another cluster?
+pub fn is_foreign_namespace(name: &str) -> bool {
+    name.contains('@')
 }
 
 /// Everything that policy is decided from.

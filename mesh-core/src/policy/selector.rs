@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::{LabelSelector, Labels, Requirement};
+use super::model::{LabelSelector, Labels, Requirement, is_foreign_namespace};
+use crate::numbers::LABEL_CLUSTER;
 
 /// A `LabelSelector` in its one normal form: all terms hold. None: everything matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +53,13 @@ impl Selector {
 
     pub(crate) fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|term| term.holds(labels))
+    }
+
+    /// Is any term about this label?
+    fn mentions(&self, label: &str) -> bool {
+        self.0.iter().any(|term| match term {
+            Term::In(key, _) | Term::NotIn(key, _) | Term::Exists(key) | Term::Absent(key) => key == label,
+        })
     }
 
     fn anchor(&self) -> Anchor<'_> {
@@ -131,9 +139,25 @@ impl PodMatch {
     pub(crate) fn matches(&self, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> bool {
         let in_namespace = match &self.namespace {
             NamespaceMatch::Named(name) => name == namespace,
-            NamespaceMatch::Selected(selector) => selector.matches(namespace_labels),
+            NamespaceMatch::Selected(selector) => {
+                (!is_foreign_namespace(namespace) || selector.mentions(LABEL_CLUSTER))
+                    && selector.matches(namespace_labels)
+            }
         };
         in_namespace && self.pods.matches(labels)
+    }
+
+    /// As the subject of a policy: it holds for own pods alone, and another cluster judges its own.
+    pub(crate) fn governs(&self, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> bool {
+        !is_foreign_namespace(namespace) && self.matches(namespace, namespace_labels, labels)
+    }
+
+    /// Can it mean pods of other clusters?
+    pub(crate) fn asks_for_clusters(&self) -> bool {
+        match &self.namespace {
+            NamespaceMatch::Named(_) => false,
+            NamespaceMatch::Selected(selector) => selector.mentions(LABEL_CLUSTER),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::announcement::{Epoch, SlotAnnouncement};
 use crate::key::PublicKey;
+use crate::name::NodeName;
 use proptest::prelude::*;
 
 fn announcement(drains: (bool, bool)) -> Announcement {

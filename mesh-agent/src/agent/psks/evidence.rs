@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use keyring::psk::{Effective, Mode, NodeId, Pact, Sight, Standing};
+use keyring::psk::{Effective, Mode, Pact, Sight, Standing};
 use mesh_core::diff::Observed;
 use mesh_core::evidence::{PskEvidence, PskState};
 use mesh_core::name::NodeName;
@@ -36,7 +36,7 @@ impl Psks {
             Standing::Untried | Standing::Plain | Standing::Answered => self.missing(sight, pact, slot),
         };
         let record = machine.record();
-        let peer = NodeId { node: name.clone(), cluster: self.us.cluster.clone() };
+        let peer = name.id(&self.us.cluster);
         PskEvidence {
             state,
             id: record.map(|record| record.id),

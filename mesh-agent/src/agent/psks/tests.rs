@@ -109,6 +109,7 @@ fn turn(us: &mut Side, name: &NodeName, theirs: &NodeFacts) -> Vec<Message> {
         settings: Settings { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], ..Settings::default() },
         local: LocalFacts {
             name: us.name.clone(),
+            cluster: "test".parse().unwrap(),
             announcement,
             uplink_mtu: Some(1500),
             host: Default::default(),
@@ -261,6 +262,7 @@ fn what_both_had_agreed_outlives_a_false_announcement_and_an_absence() {
         settings: Settings::default(),
         local: LocalFacts {
             name: name_a,
+            cluster: "test".parse().unwrap(),
             announcement: super::super::announcement(&a.keys, None, (None, false)),
             uplink_mtu: None,
             host: Default::default(),

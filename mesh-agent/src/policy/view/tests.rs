@@ -54,7 +54,7 @@ fn attached(veth: &str, pod: &str, uid: &str, address: &str) -> Attached {
 }
 
 fn view() -> View {
-    View::new("n1".parse().unwrap(), vec!["10.0.0.0/8".parse().unwrap()])
+    View::new("n1".parse().unwrap(), "west".parse().unwrap(), vec!["10.0.0.0/8".parse().unwrap()])
 }
 
 /// Two nodes, this one with 10.1.0.0/24.

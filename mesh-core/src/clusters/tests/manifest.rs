@@ -3,9 +3,9 @@ use serde_json::Value;
 use super::super::peer::{MAX_ADDRESSES, MAX_CIDRS, MAX_TRUST_BUNDLE};
 use super::*;
 
-/// The schema of `clusterpeer.yaml`, which is installed as soon as a daemon reads it.
+/// The schema of `deploy/crds/clusterpeers.yaml`.
 fn schema() -> Value {
-    let text = include_str!("../clusterpeer.yaml");
+    let text = include_str!("../../../../deploy/crds/clusterpeers.yaml");
     let definition: Value = serde_saphyr::from_str(text).unwrap();
     definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"].clone()
 }

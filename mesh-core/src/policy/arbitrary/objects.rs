@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 
+use crate::numbers::LABEL_CLUSTER;
 use crate::policy::fixture::NAMESPACE_NAME;
 use crate::policy::model::{
     LabelSelector, Labels, NamedPort, NamespaceFacts, NodePolicyFacts, PodFacts, Protocol, Requirement,
@@ -50,19 +51,23 @@ fn requirement() -> impl Strategy<Value = Requirement> {
         Just(NAMESPACE_NAME),
         prop::collection::btree_set(prop::sample::select(&super::NAMESPACES[..]), 1..=2),
     );
+    let clusters = (
+        Just(LABEL_CLUSTER),
+        prop::collection::btree_set(prop::sample::select(&["west", "east"][..]), 1..=2),
+    );
     let plain = (
         prop::sample::select(&KEYS[..]),
         prop::collection::btree_set(prop::sample::select(&VALUES[..]), 1..=2),
     );
-    let with_values =
-        (prop_oneof![3 => plain, 1 => names], prop::bool::ANY).prop_map(|((key, values), is_in)| {
-            Requirement {
-                key: key.to_owned(),
-                operator: if is_in { "In" } else { "NotIn" }.to_owned(),
-                values: values.into_iter().map(str::to_owned).collect(),
-            }
-        });
-    let without = (prop::sample::select(&KEYS[..]), prop::bool::ANY).prop_map(|(key, exists)| Requirement {
+    let with_values = (prop_oneof![3 => plain, 1 => names, 2 => clusters], prop::bool::ANY).prop_map(
+        |((key, values), is_in)| Requirement {
+            key: key.to_owned(),
+            operator: if is_in { "In" } else { "NotIn" }.to_owned(),
+            values: values.into_iter().map(str::to_owned).collect(),
+        },
+    );
+    let keys = prop_oneof![6 => prop::sample::select(&KEYS[..]), 1 => Just(LABEL_CLUSTER)];
+    let without = (keys, prop::bool::ANY).prop_map(|(key, exists)| Requirement {
         key: key.to_owned(),
         operator: if exists { "Exists" } else { "DoesNotExist" }.to_owned(),
         values: Vec::new(),
@@ -129,7 +134,9 @@ pub fn namespace() -> impl Strategy<Value = NamespaceFacts> {
 }
 
 pub(super) fn named_namespace(name: &str, mut facts: NamespaceFacts) -> NamespaceFacts {
-    facts.labels.insert(NAMESPACE_NAME.to_owned(), name.to_owned());
+    let (own, cluster) = name.split_once('@').unwrap_or((name, "west"));
+    facts.labels.insert(NAMESPACE_NAME.to_owned(), own.to_owned());
+    facts.labels.insert(LABEL_CLUSTER.to_owned(), cluster.to_owned());
     facts
 }
 

@@ -24,7 +24,7 @@ impl Compiler {
                 Some(Who::Pod { namespace, labels, ports }) => {
                     let labels_of = self.namespaces.get(namespace).map(|facts| &facts.labels);
                     let meant = used.direction == Direction::Egress
-                        || labels_of.is_some_and(|of| policy.subject.matches(namespace, of, labels));
+                        || labels_of.is_some_and(|of| policy.subject.governs(namespace, of, labels));
                     meant && !named(ports, &used.name, used.protocol).is_empty()
                 }
                 Some(Who::Node { .. }) | None => false,

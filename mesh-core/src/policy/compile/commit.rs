@@ -97,7 +97,7 @@ impl Compiler {
     fn holds_for(&self, policy: &Policy, name: &ObjectName) -> bool {
         let Some(facts) = self.namespaces.get(&name.namespace) else { return false };
         let Some((_, Who::Pod { labels, .. })) = self.pod(name) else { return false };
-        policy.subject.matches(&name.namespace, &facts.labels, labels)
+        policy.subject.governs(&name.namespace, &facts.labels, labels)
     }
 
     fn policies_of(&self, name: &ObjectName) -> BTreeSet<PolicyId> {
@@ -106,7 +106,7 @@ impl Compiler {
         let candidates = self.by_subject.candidates(&name.namespace, &facts.labels, labels);
         let holds = |id: &PolicyId| {
             let policy = self.policies.get(id).map(|record| &record.policy);
-            policy.is_some_and(|policy| policy.subject.matches(&name.namespace, &facts.labels, labels))
+            policy.is_some_and(|policy| policy.subject.governs(&name.namespace, &facts.labels, labels))
         };
         candidates.into_iter().filter(holds).collect()
     }

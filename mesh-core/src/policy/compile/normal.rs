@@ -93,6 +93,14 @@ impl Policy {
         peers.flatten().collect()
     }
 
+    /// Can any of its rules tell pods of other clusters apart?
+    pub(crate) fn asks_for_clusters(&self) -> bool {
+        self.atoms().into_iter().any(|atom| match &**atom {
+            Atom::Pods(pods) => pods.asks_for_clusters(),
+            Atom::Nodes(_) | Atom::Block(_) => false,
+        })
+    }
+
     /// Port names that are resolved in the destination's class: those of egress rules.
     pub(crate) fn egress_names(&self) -> BTreeSet<&str> {
         let ports = self.rules[1].iter().filter_map(|rule| match &rule.ports {

@@ -21,7 +21,7 @@ struct Region {
 /// All prefixes that blocks in use mention, the guarded ones and `0.0.0.0/0`.
 #[derive(Debug)]
 pub(crate) struct Regions {
-    guarded: Vec<IpNet>,
+    guarded: BTreeSet<IpNet>,
     regions: BTreeMap<IpNet, Region>,
     /// Came, went, or lie in other blocks than before.
     dirty: BTreeSet<IpNet>,
@@ -40,7 +40,7 @@ pub(crate) enum Ground<'a> {
 
 impl Regions {
     pub(crate) fn new(guarded: &[IpNet]) -> Self {
-        let guarded: Vec<_> = guarded.iter().map(IpNet::trunc).filter(|net| !is_mapped(net)).collect();
+        let guarded = truncated(guarded);
         let everything = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
         let mut regions = BTreeMap::new();
         for net in guarded.iter().copied().chain([everything]) {
@@ -48,6 +48,35 @@ impl Regions {
         }
         let dirty = regions.keys().copied().collect();
         Self { guarded, regions, dirty }
+    }
+
+    /// Other prefixes are guarded.
+    pub(crate) fn set_guarded(&mut self, guarded: &[IpNet]) {
+        let wanted = truncated(guarded);
+        for net in wanted.difference(&self.guarded) {
+            let atoms = match self.regions.get_mut(net) {
+                Some(region) => {
+                    region.uses += 1;
+                    continue;
+                }
+                None => self.parent(net).map(|parent| parent.atoms.clone()).unwrap_or_default(),
+            };
+            self.regions.insert(*net, Region { uses: 1, atoms });
+        }
+        for net in self.guarded.difference(&wanted) {
+            let Some(region) = self.regions.get_mut(net) else { continue };
+            region.uses -= 1;
+            if region.uses == 0 {
+                self.regions.remove(net);
+            }
+        }
+        // Whatever lies in one that came or went is said, or unsaid.
+        for net in wanted.symmetric_difference(&self.guarded) {
+            self.dirty.insert(*net);
+            let within = self.regions.range(*net..).take_while(|(inner, _)| net.contains(*inner));
+            self.dirty.extend(within.map(|(inner, _)| *inner));
+        }
+        self.guarded = wanted;
     }
 
     /// A block came into use.
@@ -130,6 +159,10 @@ impl Regions {
             Some(region) => Ground::In(&region.atoms),
         }
     }
+}
+
+fn truncated(nets: &[IpNet]) -> BTreeSet<IpNet> {
+    nets.iter().map(IpNet::trunc).filter(|net| !is_mapped(net)).collect()
 }
 
 /// All that a block mentions and a packet can wear.

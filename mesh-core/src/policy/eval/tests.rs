@@ -38,6 +38,11 @@ fn malformed_objects_are_judged_as_the_model_says() {
 }
 
 #[test]
+fn pods_of_joined_clusters_are_judged_as_their_label_says() {
+    check(About::JoinedClusters);
+}
+
+#[test]
 fn no_row_is_forgotten() {
     let rows: BTreeSet<u32> = About::NetworkPolicy.cases().iter().filter_map(|case| case.row).collect();
     assert_eq!(rows, (1..=47).collect());

@@ -71,3 +71,51 @@ proptest! {
         prop_assert_eq!(regions.regions.len(), 2, "nothing stays behind");
     }
 }
+
+proptest! {
+    #[test]
+    fn what_is_guarded_last_is_guarded_as_if_it_had_been_from_the_start(
+        blocks in vec(select(&NETS[..]), 0..5),
+        guarded in vec(vec(select(&NETS[..]), 0..4), 1..5),
+    ) {
+        let nets = |texts: &[&str]| texts.iter().map(|text| net(text)).collect::<Vec<_>>();
+        let mut atoms = Atoms::default();
+        let hold = |regions: &mut Regions, atoms: &mut Atoms, cidr: &str| {
+            let block = Block::new(net(cidr), &[]);
+            let atom = Arc::new(Atom::Block(block.clone()));
+            let id = atoms.hold(&atom).or_else(|| atoms.id(&atom)).unwrap();
+            regions.insert(id, &block);
+        };
+        let mut changed = Regions::new(&[]);
+        let mut said = BTreeMap::new();
+        let mut look = |regions: &mut Regions| {
+            for net in regions.take_dirty() {
+                said.insert(net, format!("{:?}", regions.ground(&net)));
+            }
+        };
+        look(&mut changed);
+        let unique: BTreeSet<&str> = blocks.into_iter().collect();
+        for (place, cidr) in unique.iter().enumerate() {
+            hold(&mut changed, &mut atoms, cidr);
+            changed.set_guarded(&nets(&guarded[place % guarded.len()]));
+            look(&mut changed);
+        }
+        let last = nets(guarded.last().unwrap());
+        changed.set_guarded(&last);
+        look(&mut changed);
+        let mut fresh = Regions::new(&last);
+        for cidr in &unique {
+            let block = Block::new(net(cidr), &[]);
+            let id = atoms.id(&Arc::new(Atom::Block(block.clone()))).unwrap();
+            fresh.insert(id, &block);
+        }
+        // Whoever was told of each change has what a beginner has, but for what is not there any more.
+        said.retain(|_, ground| ground != "Unsaid");
+        let wanted: BTreeMap<_, _> = fresh.take_dirty().into_iter()
+            .map(|net| (net, format!("{:?}", fresh.ground(&net))))
+            .filter(|(_, ground)| ground != "Unsaid")
+            .collect();
+        prop_assert_eq!(said, wanted);
+        prop_assert_eq!(changed.regions.len(), fresh.regions.len(), "nothing stays behind");
+    }
+}

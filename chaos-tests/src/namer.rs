@@ -14,18 +14,19 @@ use tokio::sync::oneshot;
 
 /// Something that came to a [`Namer`].
 #[derive(Clone, Debug)]
-pub(crate) struct Heard {
+pub struct Heard {
     /// Who sent it, as the server sees it.
-    pub(crate) from: SocketAddr,
+    pub from: SocketAddr,
     /// A datagram's payload; none: a connection was opened.
-    pub(crate) payload: Option<Vec<u8>>,
+    pub payload: Option<Vec<u8>>,
 }
 
 /// Answers on one port of all its addresses, over TCP and UDP. A connection is greeted with the name and a line feed, and
 /// echoed from then on; a datagram is answered with the name, a space and what it held.
 #[derive(Debug)]
-pub(crate) struct Namer {
-    pub(crate) port: u16,
+pub struct Namer {
+    /// Its port.
+    pub port: u16,
     heard: Arc<Mutex<Vec<Heard>>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -38,7 +39,7 @@ impl Namer {
     ///
     /// # Errors
     /// The port is taken.
-    pub(crate) fn new(namespace: &Namespace, name: &str, ips: &[IpAddr], port: u16) -> Result<Self> {
+    pub fn new(namespace: &Namespace, name: &str, ips: &[IpAddr], port: u16) -> Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = sync_channel(1);
         let heard: Log = Arc::default();
@@ -66,17 +67,26 @@ impl Namer {
     }
 
     /// What came so far, oldest first.
-    pub(crate) fn heard(&self) -> Vec<Heard> {
+    ///
+    /// # Panics
+    /// Its server has panicked.
+    pub fn heard(&self) -> Vec<Heard> {
         self.heard.lock().expect("no panic under this lock").clone()
     }
 
     /// How many datagrams and connections came so far.
-    pub(crate) fn count(&self) -> usize {
+    ///
+    /// # Panics
+    /// Its server has panicked.
+    pub fn count(&self) -> usize {
         self.heard.lock().expect("no panic under this lock").len()
     }
 
     /// Forgets what came so far.
-    pub(crate) fn forget(&self) {
+    ///
+    /// # Panics
+    /// Its server has panicked.
+    pub fn forget(&self) {
         self.heard.lock().expect("no panic under this lock").clear();
     }
 }

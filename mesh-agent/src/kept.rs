@@ -13,13 +13,13 @@ use serde::de::DeserializeOwned;
 pub struct Kept<T> {
     path: PathBuf,
     what: &'static str,
-    pub(super) value: T,
+    pub(crate) value: T,
     unsaved: bool,
 }
 
 impl<T: Default + Clone + Serialize + DeserializeOwned + Send + 'static> Kept<T> {
     /// Reads the file. Without a good one the agent begins anew, as on its first day, and says so; `what` names the content.
-    pub(super) fn load(path: PathBuf, what: &'static str) -> Self {
+    pub(crate) fn load(path: PathBuf, what: &'static str) -> Self {
         let read = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(io::Error::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
@@ -33,12 +33,12 @@ impl<T: Default + Clone + Serialize + DeserializeOwned + Send + 'static> Kept<T>
     }
 
     /// The value was changed.
-    pub(super) const fn touch(&mut self, changed: bool) {
+    pub(crate) const fn touch(&mut self, changed: bool) {
         self.unsaved |= changed;
     }
 
     /// Writes the file if there is news. False: that failed, and is tried again with the next turn.
-    pub(super) async fn save(&mut self) -> bool {
+    pub(crate) async fn save(&mut self) -> bool {
         if !self.unsaved {
             return true;
         }

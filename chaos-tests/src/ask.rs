@@ -1,4 +1,4 @@
-//! Asking a [`Namer`](super::Namer) who it is.
+//! Asking a [`Namer`](crate::namer::Namer) who it is.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -8,28 +8,32 @@ use anyhow::Result;
 use netlab::probe::{self, Canary};
 use netlab::{Namespace, eventually};
 
-use crate::SOON;
+/// For what is set to be in force everywhere.
+const SOON: Duration = Duration::from_secs(20);
 
 /// How a question travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Ask {
+pub enum Ask {
+    /// A connection.
     Tcp,
+    /// A datagram.
     Udp,
     /// To the kernel; nobody says who answers.
     Icmp,
 }
 
 /// Long enough for an answer on a busy machine, short enough to wait for none.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(400);
+pub const PATIENCE: Duration = Duration::from_millis(400);
 
 impl Ask {
-    pub(crate) const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Icmp];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Icmp];
 
     /// One try: who answered.
     ///
     /// # Errors
     /// What was seen instead of an answer; `TimedOut` or `WouldBlock` for nothing at all.
-    pub(crate) fn once(self, from: &Namespace, to: SocketAddr, patience: Duration) -> io::Result<String> {
+    pub fn once(self, from: &Namespace, to: SocketAddr, patience: Duration) -> io::Result<String> {
         match self {
             Self::Tcp => from.run(move || greeting(&connect(to, patience)?)),
             Self::Udp => from.run(move || {
@@ -46,7 +50,10 @@ impl Ask {
 }
 
 /// A connection, with its patience for reads.
-pub(crate) fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+///
+/// # Errors
+/// There is none in time.
+pub fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, patience)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(patience))?;
@@ -54,7 +61,10 @@ pub(crate) fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStrea
 }
 
 /// The name that a connection is greeted with.
-pub(crate) fn greeting(stream: &TcpStream) -> io::Result<String> {
+///
+/// # Errors
+/// It is not, in time.
+pub fn greeting(stream: &TcpStream) -> io::Result<String> {
     let mut line = String::new();
     // Nothing more comes before something is said, so the buffer takes no more than this line.
     BufReader::new(stream).read_line(&mut line)?;
@@ -65,7 +75,10 @@ pub(crate) fn greeting(stream: &TcpStream) -> io::Result<String> {
 }
 
 /// Says something on a greeted connection and waits for its echo.
-pub(crate) fn echo(mut stream: &TcpStream, text: &str) -> io::Result<()> {
+///
+/// # Errors
+/// It does not come back.
+pub fn echo(mut stream: &TcpStream, text: &str) -> io::Result<()> {
     stream.write_all(text.as_bytes())?;
     let mut back = vec![0; text.len()];
     io::Read::read_exact(&mut stream, &mut back)?;
@@ -73,7 +86,10 @@ pub(crate) fn echo(mut stream: &TcpStream, text: &str) -> io::Result<()> {
 }
 
 /// A UDP socket that talks with `to` alone.
-pub(crate) fn datagrams(to: SocketAddr) -> io::Result<UdpSocket> {
+///
+/// # Errors
+/// There is none.
+pub fn datagrams(to: SocketAddr) -> io::Result<UdpSocket> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
@@ -81,7 +97,10 @@ pub(crate) fn datagrams(to: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// A datagram and its answer: who gave it.
-pub(crate) fn exchange(socket: &UdpSocket, payload: &[u8], patience: Duration) -> io::Result<String> {
+///
+/// # Errors
+/// None came in time.
+pub fn exchange(socket: &UdpSocket, payload: &[u8], patience: Duration) -> io::Result<String> {
     socket.set_read_timeout(Some(patience))?;
     socket.send(payload)?;
     let mut buffer = [0; 2048];
@@ -99,7 +118,7 @@ pub(crate) fn exchange(socket: &UdpSocket, payload: &[u8], patience: Duration) -
 ///
 /// # Errors
 /// What is still otherwise at the deadline.
-pub(crate) fn settle(from: &Namespace, to: &[IpAddr], port: u16, allowed: bool) -> Result<()> {
+pub fn settle(from: &Namespace, to: &[IpAddr], port: u16, allowed: bool) -> Result<()> {
     let word = if allowed { "is let" } else { "is not let" };
     let what = format!("{} {word} to {to:?} port {port}", from.name());
     eventually(SOON, &what, || {
@@ -121,7 +140,7 @@ pub(crate) fn settle(from: &Namespace, to: &[IpAddr], port: u16, allowed: bool) 
 ///
 /// # Errors
 /// It is still otherwise at the deadline.
-pub(crate) fn settle_udp(from: &Namespace, to: SocketAddr, allowed: bool) -> Result<()> {
+pub fn settle_udp(from: &Namespace, to: SocketAddr, allowed: bool) -> Result<()> {
     eventually(SOON, &format!("{} and UDP to {to}: {allowed}", from.name()), || {
         let refused = from.run(move || -> io::Result<bool> {
             let socket = datagrams(to)?;

@@ -1,0 +1,202 @@
+//! Two clusters beside each other, joined by their `clustermesh`: pods of one speak to pods of the other through WireGuard.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use chaos_tests::ask::{Ask, PATIENCE};
+use chaos_tests::joined::told;
+use chaos_tests::matrix::Party;
+use chaos_tests::namer::Namer;
+use chaos_tests::objects::BACKEND_PORT;
+use chaos_tests::witness::{Witness, flowing, lossless};
+use chaos_tests::{Lab, LabOptions, Node, Pod};
+use kubeapi::User;
+use mesh_core::numbers::PORT_CLUSTERMESH;
+use netlab::eventually;
+use serde_json::{Value, json};
+
+use crate::{MESH, lab, none, options};
+
+/// West with `nodes` nodes, and east beside it, which has to be dropped first.
+fn two(name: &str, nodes: u8) -> Result<(Lab, Lab)> {
+    let quick = |side: &str| LabOptions {
+        config: format!("rotation:\n  quietSeconds: {}\n", 2 * netlab::slowness()),
+        ..options(&format!("{name}-{side}"), nodes)
+    };
+    let mut west = lab(quick("w"))?;
+    let mut east = Lab::up_beside(quick("e"), &west)?;
+    east.await_mesh(MESH)?;
+    west.start_clustermesh()?;
+    east.start_clustermesh()?;
+    for (lab, name) in [(&west, "west"), (&east, "east")] {
+        west.node(1).write_file(&format!("/etc/hawser/{name}"), &lab.kubeconfig(&User::admin()))?;
+    }
+    let address = |lab: &Lab| format!("{}:{PORT_CLUSTERMESH}", lab.control_addresses().0);
+    let mut command = Command::new(west.binaries.hawser()?);
+    command.args(["clustermesh", "join", "--kubeconfig", "/etc/hawser/west"]);
+    command.args(["--remote-kubeconfig", "/etc/hawser/east"]);
+    command.args(["--address", &address(&west), "--remote-address", &address(&east)]).env("NO_COLOR", "1");
+    let said = west.node(1).run(command).with_context(|| format!("{}\n{}", told(&west), told(&east)))?;
+    ensure!(said.trim() == "Clusters lab and lab-1 are joined and connected.", "{said}");
+    (west.joined, east.joined) = (east.nodes.len(), west.nodes.len());
+    for lab in [&west, &east] {
+        lab.await_mesh(MESH).with_context(|| told(lab))?;
+    }
+    Ok((west, east))
+}
+
+fn apply(lab: &Lab, object: &Value) -> Result<()> {
+    let _: Value = lab.api().store().create(object).map_err(|error| anyhow!("{error}"))?;
+    Ok(())
+}
+
+#[test]
+fn pods_of_two_clusters_speak_through_wireguard_alone_and_a_restart_of_everything_beside_loses_nothing()
+-> Result<()> {
+    let (mut west, mut east) = two("joined", 2)?;
+    let [a, b] = [west.add_pod(1, "a")?, west.add_pod(2, "b")?];
+    let [c, d] = [east.add_pod(1, "c")?, east.add_pod(2, "d")?];
+    let mut witness = Witness::new(&west)?;
+    let parties = [&a, &b, &c, &d].map(Party::pod);
+    let parties = parties.into_iter().collect::<Result<Vec<_>>>()?;
+    for (i, from) in parties.iter().enumerate() {
+        for (j, to) in parties.iter().enumerate() {
+            if i != j {
+                none(&witness.failures(from, to, 5))?;
+            }
+        }
+    }
+    // Nodes themselves, with remote pods: by their mesh addresses.
+    none(&witness.failures(&Party::host(&west, 1)?, &parties[2], 5))?;
+    none(&witness.failures(&Party::host(&east, 1)?, &parties[0], 5))?;
+    for (lab, other) in [(&west, &east), (&east, &west)] {
+        for peer in lab.node(1).peers()? {
+            let theirs = |node: &Node| {
+                let (v4, v6) = other.underlay_of(node.number);
+                [format!("{v4}/32"), format!("{v6}/128")]
+            };
+            let allowed: Vec<&str> = peer.allowed_ips.split(',').collect();
+            let found = other.nodes.iter().flat_map(theirs).find(|host| allowed.contains(&host.as_str()));
+            ensure!(found.is_none(), "a remote node's address is allowed: {peer:?}");
+        }
+    }
+    let mut streams = witness.streams(&a.namespace, &c.namespace, &c.ips)?;
+    streams.extend(witness.streams(&d.namespace, &b.namespace, &b.ips)?);
+    flowing(&streams, 20)?;
+    // Nobody tells of the other cluster any more, and an agent that starts knows it nevertheless.
+    west.kill_clustermesh()?;
+    east.kill_clustermesh()?;
+    west.node_mut(1).kill_agent()?;
+    west.node_mut(1).start_agent()?;
+    eventually(MESH, "the agent that was killed is ready", || west.node(1).ready())?;
+    flowing(&streams, 100)?;
+    west.await_mesh(MESH)?;
+    west.run_clustermesh()?;
+    east.run_clustermesh()?;
+    flowing(&streams, 100)?;
+    // A node that comes while both run.
+    let begun = Instant::now();
+    east.add_node(3)?;
+    east.prepare_for_clustermesh(3)?;
+    west.joined += 1;
+    west.await_mesh(MESH)?;
+    let known = begun.elapsed();
+    east.await_mesh(MESH)?;
+    let e = east.add_pod(3, "e")?;
+    none(&witness.failures(&parties[0], &Party::pod(&e)?, 5))?;
+    let gap = lossless(streams)?;
+    let frames = witness.clean(&west)?;
+    println!(
+        "a new node of the other cluster is a peer after {known:?}; streams lost 0, longest gap {gap:?}; {frames} frames, none in clear"
+    );
+    Ok(())
+}
+
+#[test]
+fn keys_rotate_across_clusters_without_loss_and_pairs_have_post_quantum_keys() -> Result<()> {
+    let (west, east) = two("joinrot", 2)?;
+    let [a, c] = [west.add_pod(1, "a")?, east.add_pod(1, "c")?];
+    let mut witness = Witness::new(&west)?;
+    west.await_settled(MESH)?;
+    east.await_settled(MESH)?;
+    let shown = west.node(1).sh("wg show hawser0 preshared-keys")?;
+    ensure!(!shown.contains("(none)"), "every pair has a pre-shared key, also across clusters");
+    let streams = witness.streams(&a.namespace, &c.namespace, &c.ips)?;
+    flowing(&streams, 20)?;
+    let keys = |lab: &Lab| lab.node(1).sh("wg show all public-key");
+    let before = keys(&west)?;
+    let patch = kubeapi::Patch::Merge(json!({"metadata": {"annotations": {"hawser.dev/rotate": "1"}}}));
+    let _: Value =
+        west.api().store().patch("nodes", None, "node-1", &patch).map_err(|error| anyhow!("{error}"))?;
+    eventually(
+        Duration::from_secs(120),
+        "both keys of node 1 are new, and the other cluster knows them",
+        || {
+            let now = keys(&west).map_err(|error| format!("{error:#}"))?;
+            let old = |text: &str| before.lines().any(|line| line == text);
+            if now.lines().any(old) {
+                return Err("an old key is there".to_owned());
+            }
+            let peers = east.node(1).peers().map_err(|error| format!("{error:#}"))?;
+            let missing = now
+                .lines()
+                .filter_map(|line| line.split('\t').nth(1))
+                .find(|key| !peers.iter().any(|peer| peer.public_key == *key));
+            missing.map_or(Ok(()), |key| Err(format!("east does not know {key}")))
+        },
+    )?;
+    let gap = lossless(streams)?;
+    let frames = witness.clean(&west)?;
+    println!("both keys replaced; 0 lost, longest gap {gap:?}; {frames} frames, none in clear");
+    Ok(())
+}
+
+#[test]
+fn policy_of_the_target_cluster_holds_and_names_pods_of_the_other_by_their_cluster() -> Result<()> {
+    let (west, east) = two("joinpol", 1)?;
+    let [a, b] = [west.add_pod(1, "a")?, west.add_pod(1, "b")?];
+    let c = east.add_pod(1, "c")?;
+    let _server = Namer::new(&c.namespace, &c.name, &c.ips, BACKEND_PORT)?;
+    let to = SocketAddr::new(c.ip(true).context("an IPv4 address")?, BACKEND_PORT);
+    let from = |pod: &Pod| -> Result<bool> { Ok(Ask::Tcp.once(&pod.namespace, to, PATIENCE).is_ok()) };
+    ensure!(from(&a)? && from(&b)?, "without a policy everybody may");
+    let policy = |name: &str, from: Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"podSelector": {}, "ingress": [{"from": from}]},
+        })
+    };
+    // As wide as it looks, it is about the own cluster.
+    apply(&east, &policy("own", json!([{"namespaceSelector": {}}])))?;
+    eventually(Duration::from_secs(10), "nobody of the other cluster gets in", || {
+        match (from(&a), from(&b)) {
+            (Ok(false), Ok(false)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    apply(
+        &east,
+        &policy(
+            "west",
+            json!([{"namespaceSelector": {"matchLabels": {"hawser.dev/cluster": "lab"}},
+        "podSelector": {"matchLabels": {"lab.hawser.dev/pod": "a"}}}]),
+        ),
+    )?;
+    let labels: Value =
+        west.api().store().get("pods", Some("default"), "a").map_err(|error| anyhow!("{error}"))?;
+    let patch = kubeapi::Patch::Merge(json!({"metadata": {"labels": {"lab.hawser.dev/pod": "a"}}}));
+    let _: Value =
+        west.api().store().patch("pods", Some("default"), "a", &patch).map_err(|error| anyhow!("{error}"))?;
+    let begun = Instant::now();
+    eventually(Duration::from_secs(10), "the pod that is named gets in, the other does not", || {
+        match (from(&a), from(&b)) {
+            (Ok(true), Ok(false)) => Ok(()),
+            other => Err(format!("{other:?}; labels {}", labels["metadata"]["labels"])),
+        }
+    })?;
+    println!("a pod of the other cluster was let in {:?} after it got its label", begun.elapsed());
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! `hawser clustermesh join`: makes two clusters known to each other, from two kubeconfigs.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use mesh_core::clusters::ServerAddress;
+use mesh_core::numbers::NAMESPACE;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::api::{Access, ApiError, Asked, Cluster};
+use crate::output::{self, EXIT_CODES, Form, Progress};
+
+mod sides;
+
+pub use sides::{JoinProblem, Side, peers};
+
+/// For each answer of an API.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Pause between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// Who is named in errors that lack a right.
+const GRANT: &str = "deploy/clustermesh.yaml: joining is for cluster administrators";
+/// Who writes ClusterPeers, for `managedFields`.
+const MANAGER: &str = "hawser-clustermesh-join";
+
+/// What to do with clusters.
+#[derive(Debug, Subcommand)]
+pub enum ClustermeshCommand {
+    /// Makes two clusters known to each other: a ClusterPeer in each. Both run clustermesh already.
+    Join(JoinArgs),
+}
+
+/// Which clusters, and where they are reached.
+#[derive(Args, Debug)]
+#[command(after_help = EXIT_CODES)]
+pub struct JoinArgs {
+    /// A kubeconfig of the other cluster.
+    #[arg(long, value_name = "FILE")]
+    remote_kubeconfig: Option<PathBuf>,
+    /// A context of it; without --remote-kubeconfig of the same kubeconfig as the first cluster's.
+    #[arg(long, value_name = "NAME", required_unless_present = "remote_kubeconfig")]
+    remote_context: Option<String>,
+    /// Where the other cluster reaches this one's clustermesh, host:port, best first; without it by its Service: the load
+    /// balancer, else the node port on three nodes.
+    #[arg(long = "address", value_name = "HOST:PORT")]
+    addresses: Vec<ServerAddress>,
+    /// The same of the other cluster.
+    #[arg(long = "remote-address", value_name = "HOST:PORT")]
+    remote_addresses: Vec<ServerAddress>,
+    /// Print both ClusterPeers, write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Seconds to wait until both are connected; 0: not at all.
+    #[arg(long, default_value_t = 60)]
+    timeout: u64,
+    #[command(flatten)]
+    access: Access,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Form,
+}
+
+/// Why clusters are not joined.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// An API gives nothing.
+    #[error("{place}: {source}")]
+    Api {
+        /// Which cluster.
+        place: Place,
+        /// Why.
+        source: Box<ApiError>,
+    },
+    /// They do not fit together, or one is not ready for it.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Problems(Vec<JoinProblem>),
+    /// They were written, and are not connected yet.
+    #[error("written, but not connected after {seconds} s: {}; clustermesh goes on trying; see kubectl describe clusterpeer", .waiting.join("; "))]
+    Waiting {
+        /// How long it was waited.
+        seconds: u64,
+        /// What the conditions say.
+        waiting: Vec<String>,
+    },
+    /// The output cannot be written.
+    #[error("could not write: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// One of the two clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// That of `--kubeconfig` and `--context`.
+    Here,
+    /// That of `--remote-kubeconfig` and `--remote-context`.
+    Remote,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Here => "this cluster",
+            Self::Remote => "the other cluster",
+        })
+    }
+}
+
+/// What was done.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Joined {
+    format: &'static str,
+    written: bool,
+    connected: bool,
+    /// The ClusterPeer in each cluster, by the name of the cluster that it is in.
+    cluster_peers: std::collections::BTreeMap<String, Value>,
+}
+
+fn resource() -> ApiResource {
+    ApiResource {
+        group: "hawser.dev".to_owned(),
+        version: "v1alpha1".to_owned(),
+        api_version: "hawser.dev/v1alpha1".to_owned(),
+        kind: "ClusterPeer".to_owned(),
+        plural: "clusterpeers".to_owned(),
+    }
+}
+
+const fn asked(verb: &'static str, resource: &'static str, namespaced: bool) -> Asked {
+    Asked { verb, resource, namespace: if namespaced { Some(NAMESPACE) } else { None } }
+}
+
+struct Way {
+    place: Place,
+    cluster: Cluster,
+}
+
+impl Way {
+    async fn to(place: Place, access: &Access) -> Result<Self, JoinError> {
+        let cluster = access.cluster(GRANT, ANSWER).await;
+        let cluster = cluster.map_err(|source| JoinError::Api { place, source: Box::new(source) })?;
+        Ok(Self { place, cluster })
+    }
+
+    async fn within<T>(
+        &self,
+        asked: Asked,
+        work: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, JoinError> {
+        let answer = self.cluster.within(asked, work).await;
+        answer.map_err(|source| JoinError::Api { place: self.place, source: Box::new(source) })
+    }
+
+    /// Everything that concerns a ClusterPeer of this cluster elsewhere.
+    async fn read(&self, addresses: &[ServerAddress]) -> Result<Side, JoinError> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
+        let services: Api<Service> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
+        let nodes: Api<Node> = Api::all(self.cluster.client.clone());
+        let peers: Api<DynamicObject> = Api::all_with(self.cluster.client.clone(), &resource());
+        let config = self.within(asked("get", "configmaps", true), maps.get_opt("hawser-config")).await?;
+        let trust =
+            self.within(asked("get", "configmaps", true), maps.get_opt("hawser-clustermesh-trust")).await?;
+        let service = self.within(asked("get", "services", true), services.get_opt("clustermesh")).await?;
+        let nodes =
+            self.within(asked("list", "nodes", false), nodes.list(&kube::api::ListParams::default())).await?;
+        let peers = self
+            .within(
+                asked("list", "clusterpeers.hawser.dev", false),
+                peers.list(&kube::api::ListParams::default()),
+            )
+            .await?;
+        Ok(Side::read(
+            self.place,
+            config.as_ref(),
+            trust.as_ref(),
+            service.as_ref(),
+            &nodes.items,
+            &peers.items,
+            addresses,
+        ))
+    }
+
+    async fn write(&self, object: &Value) -> Result<(), JoinError> {
+        let api: Api<DynamicObject> = Api::all_with(self.cluster.client.clone(), &resource());
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let parameters = PatchParams::apply(MANAGER).force();
+        let patch = Patch::Apply(object);
+        self.within(asked("patch", "clusterpeers.hawser.dev", false), api.patch(name, &parameters, &patch))
+            .await?;
+        Ok(())
+    }
+
+    /// What its condition `Connected` says if it is not true.
+    async fn waiting(&self, name: &str) -> Result<Option<String>, JoinError> {
+        let api: Api<DynamicObject> = Api::all_with(self.cluster.client.clone(), &resource());
+        let object = self.within(asked("get", "clusterpeers.hawser.dev", false), api.get(name)).await?;
+        let conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let connected = conditions.iter().find(|condition| condition["type"] == "Connected");
+        Ok(match connected {
+            Some(condition) if condition["status"] == "True" => None,
+            Some(condition) => {
+                let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+                Some(format!("{}, ClusterPeer {name}: {}: {}", self.place, text("reason"), text("message")))
+            }
+            None => Some(format!("{}, ClusterPeer {name}: clustermesh has not looked at it yet", self.place)),
+        })
+    }
+}
+
+/// Joins two clusters. 0: both are connected, or nothing was to be waited for.
+///
+/// # Errors
+/// See [`JoinError`].
+pub async fn join(args: &JoinArgs, out: &mut (dyn Write + Send)) -> Result<u8, JoinError> {
+    let remote = Access {
+        kubeconfig: args.remote_kubeconfig.clone().or_else(|| args.access.kubeconfig.clone()),
+        context: args.remote_context.clone(),
+    };
+    let here = Way::to(Place::Here, &args.access).await?;
+    let there = Way::to(Place::Remote, &remote).await?;
+    let (a, b) = (here.read(&args.addresses).await?, there.read(&args.remote_addresses).await?);
+    let [for_here, for_there] = peers(&a, &b).map_err(JoinError::Problems)?;
+    let mut joined = Joined {
+        format: "hawser.dev/join/v1",
+        written: false,
+        connected: false,
+        cluster_peers: [(a.name(), for_here.clone()), (b.name(), for_there.clone())].into(),
+    };
+    if !args.dry_run {
+        here.write(&for_here).await?;
+        there.write(&for_there).await?;
+        joined.written = true;
+    }
+    let names = [&for_here, &for_there]
+        .map(|object| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+    if joined.written && args.timeout > 0 {
+        let begun = Instant::now();
+        let progress = Progress::on_terminal();
+        loop {
+            let waiting = [here.waiting(&names[0]).await?, there.waiting(&names[1]).await?];
+            let waiting: Vec<String> = waiting.into_iter().flatten().collect();
+            if waiting.is_empty() {
+                joined.connected = true;
+                break;
+            }
+            if begun.elapsed() >= Duration::from_secs(args.timeout) {
+                return Err(JoinError::Waiting { seconds: args.timeout, waiting });
+            }
+            progress.say(&waiting.join("; "));
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    output::write(out, args.output, &joined, || {
+        if args.dry_run {
+            return joined.cluster_peers.iter().map(|(cluster, object)| manifest(cluster, object)).collect();
+        }
+        let state = if joined.connected { "are joined and connected" } else { "know each other" };
+        format!("Clusters {} and {} {state}.\n", a.name(), b.name())
+    })?;
+    Ok(0)
+}
+
+/// For `kubectl apply` in that cluster.
+fn manifest(cluster: &str, object: &Value) -> String {
+    let yaml = serde_saphyr::to_string(object).unwrap_or_default();
+    format!("# In cluster {cluster}:\n{}\n---\n", yaml.trim_end())
+}
+
+/// A ClusterPeer for the cluster `of`.
+fn object(of: &Side) -> Value {
+    json!({
+        "apiVersion": "hawser.dev/v1alpha1",
+        "kind": "ClusterPeer",
+        "metadata": {"name": of.name()},
+        "spec": of.spec(),
+    })
+}

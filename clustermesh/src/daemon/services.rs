@@ -1,0 +1,74 @@
+//! Services of several clusters ([`crate::mcs`]) and their names ([`crate::dns`]), as a [`Duty`] of the leader.
+
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use tokio::sync::watch;
+
+use super::{Duty, Leading};
+use crate::dns::Names;
+use crate::mcs::{Controller, Inputs, Metrics, Settings};
+
+/// How long a kind that the server does not have is believed to be missing.
+const ABSENT: std::time::Duration = std::time::Duration::from_secs(5);
+/// Under this name services and backends are published.
+pub const PART: &str = "services";
+
+/// The duty. `instance` is the name of this replica, in Events.
+pub fn duty(settings: Settings, names: Arc<Names>, metrics: Metrics, instance: String) -> Duty {
+    Duty {
+        name: PART,
+        publishes: true,
+        run: Arc::new(move |leading| {
+            let (settings, names) = (settings.clone(), Arc::clone(&names));
+            run(leading, settings, names, metrics.clone(), instance.clone()).boxed()
+        }),
+    }
+}
+
+/// Does the server know ServiceExports? None: it does not say.
+async fn installed(client: &kube::Client) -> Option<bool> {
+    match client.list_api_group_resources("multicluster.x-k8s.io/v1beta1").await {
+        Ok(list) => Some(list.resources.iter().any(|one| one.name == "serviceexports")),
+        Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
+        Err(error) => {
+            tracing::warn!(err = %error, "Could not ask whether ServiceExports are installed");
+            None
+        }
+    }
+}
+
+async fn run(leading: Leading, settings: Settings, names: Arc<Names>, metrics: Metrics, instance: String) {
+    let mut told = false;
+    while installed(&leading.client).await != Some(true) {
+        // Where the kind is not installed nothing is exported, and the rest goes on without.
+        if installed(&leading.client).await == Some(false) && !std::mem::replace(&mut told, true) {
+            tracing::info!(
+                "ServiceExports are not installed; nothing is exported or imported until they are (deploy/crds)"
+            );
+            leading.publish.complete(PART);
+        }
+        tokio::time::sleep(ABSENT).await;
+    }
+    let Leading { client, hub, borders, publish, mut standing, .. } = leading;
+    // The controller runs where this replica leads, and nowhere else.
+    let (_leads, leads) = watch::channel(true);
+    let (tell, serving) = watch::channel(standing.borrow().serves.is_some());
+    let inputs = Inputs { told: hub.subscribe(), borders, leads, serving };
+    let publish = move |changes| {
+        publish.changes(changes);
+        // The first of these is everything.
+        publish.complete(PART);
+    };
+    let controller = Controller { client, settings, inputs, publish, names, metrics, instance };
+    let look = async {
+        while standing.changed().await.is_ok() {
+            let serves = standing.borrow_and_update().serves.is_some();
+            tell.send_if_modified(|present| std::mem::replace(present, serves) != serves);
+        }
+    };
+    tokio::select! {
+        () = controller.run() => {}
+        () = look => {}
+    }
+}

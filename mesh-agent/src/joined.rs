@@ -1,0 +1,458 @@
+//! Clusters that are joined to this one (design D10): what their `clustermesh` says through ours, judged by the ClusterPeers
+//! that this agent reads itself, for the main loop.
+//!
+//! What was believed last is kept in a file. An agent that starts guards those prefixes before anything else, and goes on with
+//! those nodes until it hears of them again: neither its restart nor an absence of `clustermesh` takes a peer away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use clustermesh::Told;
+use ipnet::IpNet;
+use mesh_core::clusters::{
+    Change, Claims, ClusterName, ClusterPeer, ClusterPeerSpec, ClusterState, Joined as Believed, Key, Kind,
+    Object, OwnCluster, Refusal, RemoteNode,
+};
+use mesh_core::name::NodeName;
+use mesh_core::view::Settings;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use crate::kept::Kept;
+use crate::watch::Nodes;
+use crate::watch::mail::Mailbox;
+
+pub mod follow;
+mod pods;
+
+pub use pods::Foreign;
+use pods::Pods;
+
+/// Name of the file in the state directory.
+const FILE: &str = "joined-clusters.json";
+/// Pieces of news that may wait; who tells them waits, too.
+pub const QUEUE: usize = 64;
+/// Sentences that are told of in one turn; more are of the same kind.
+const SENTENCES: usize = 32;
+
+/// What the main loop needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// What is believed.
+    pub believed: Believed,
+    /// Code and sentence of what is not.
+    pub findings: Vec<(String, String)>,
+    /// All ClusterPeers were read. Before, there may be prefixes that nobody guards yet.
+    pub synced: bool,
+}
+
+impl Joined {
+    /// The configuration with the joined clusters in it.
+    pub fn settings(&self, settings: &Settings) -> Settings {
+        self.believed.settings(settings)
+    }
+}
+
+/// A ClusterPeer: seconds since 1970 at which it was created, and its `spec`, or why that cannot be read.
+pub type Peer = (i64, Result<ClusterPeerSpec, String>);
+
+/// ClusterPeers by name, as they are written, and whether the list was complete.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    /// The objects.
+    pub peers: BTreeMap<String, Peer>,
+    /// A complete list has been seen.
+    pub synced: bool,
+}
+
+/// What was believed last, in a file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Memory(BTreeMap<ClusterName, Remembered>);
+
+/// One cluster in it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Remembered {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<IpNet>,
+    nodes: BTreeMap<NodeName, RememberedNode>,
+}
+
+/// One node of it: what was told, so that it can be judged anew.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RememberedNode {
+    uid: String,
+    created: i64,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<IpNet>,
+    /// As the node's own annotation has it.
+    announcement: String,
+}
+
+impl RememberedNode {
+    fn of(node: &RemoteNode) -> Self {
+        Self {
+            uid: node.uid.clone(),
+            created: node.created,
+            pod_cidrs: node.pod_cidrs.clone(),
+            announcement: keyring::codec::encode(&node.announcement),
+        }
+    }
+
+    fn read(&self) -> Option<RemoteNode> {
+        Some(RemoteNode {
+            uid: self.uid.clone(),
+            created: self.created,
+            pod_cidrs: self.pod_cidrs.clone(),
+            announcement: keyring::codec::decode(&self.announcement).ok()?,
+        })
+    }
+}
+
+/// Folds all that is known of joined clusters. Pure but for its file.
+#[derive(Debug)]
+pub struct Register {
+    own: (ClusterName, Vec<IpNet>),
+    file: Kept<Memory>,
+    peers: Peers,
+    states: BTreeMap<ClusterName, ClusterState>,
+    /// Clusters that were told of since the start: of the others the file is believed.
+    told: BTreeSet<ClusterName>,
+    /// All clusters were told of.
+    complete: bool,
+    /// What was told was judged beside all own nodes.
+    judged: bool,
+    believed: Believed,
+    claims: Claims,
+    pods: Pods,
+    /// For policy, until it is taken.
+    foreign: Foreign,
+    /// What policy was told of last beside: prefixes, and whether that was all.
+    standing: (BTreeMap<ClusterName, Vec<IpNet>>, bool),
+    /// Nodes whose announcement cannot be used, the first few.
+    unusable: BTreeMap<NodeName, String>,
+    /// Pods that are not believed, the first few.
+    refused: Vec<Refusal>,
+    /// Everything is to be told to policy again.
+    anew: bool,
+}
+
+impl Register {
+    /// Reads the file of the cluster with this name and these pod CIDRs.
+    pub fn load(state_dir: &Path, name: ClusterName, pod_cidrs: Vec<IpNet>) -> Self {
+        let file: Kept<Memory> = Kept::load(state_dir.join(FILE), "which clusters are joined");
+        let mut states: BTreeMap<ClusterName, ClusterState> = BTreeMap::new();
+        let mut believed = Believed::default();
+        for (cluster, remembered) in &file.value.0 {
+            believed.cidrs.insert(cluster.clone(), remembered.pod_cidrs.clone());
+            let state = states.entry(cluster.clone()).or_default();
+            for (name, node) in &remembered.nodes {
+                let Some(node) = node.read() else { continue };
+                state.apply(Change::Put(Object::Node(Arc::new(name.clone()), Arc::new(node))));
+            }
+        }
+        let mut register = Self {
+            own: (name, pod_cidrs),
+            file,
+            peers: Peers::default(),
+            states,
+            told: BTreeSet::new(),
+            complete: false,
+            judged: false,
+            believed: Believed::default(),
+            claims: Claims::default(),
+            pods: Pods::default(),
+            foreign: Foreign::default(),
+            standing: (BTreeMap::new(), false),
+            unusable: BTreeMap::new(),
+            refused: Vec::new(),
+            anew: false,
+        };
+        // Those of the file were judged when they were written, by ClusterPeers that are not read yet.
+        let nodes = register.judge(&Nodes::default(), &register.remembered_peers()).0.nodes;
+        register.believed = Believed { nodes, ..believed };
+        register
+    }
+
+    /// What is believed now.
+    pub fn believed(&self) -> &Believed {
+        &self.believed
+    }
+
+    /// ClusterPeers that say what the file does.
+    fn remembered_peers(&self) -> Vec<ClusterPeer> {
+        let of = |(place, (name, remembered)): (usize, (&ClusterName, &Remembered))| ClusterPeer {
+            name: name.clone(),
+            created: i64::try_from(place).unwrap_or(i64::MAX),
+            pod_cidrs: remembered.pod_cidrs.clone(),
+            addresses: Vec::new(),
+            trust_bundle: None,
+        };
+        self.file.value.0.iter().enumerate().map(of).collect()
+    }
+
+    fn judge(&self, nodes: &Nodes, peers: &[ClusterPeer]) -> (Believed, Claims, Vec<Refusal>) {
+        let (name, pod_cidrs) = self.own.clone();
+        // Of others nothing is believed, and nothing has to be said.
+        let known = self.states.iter().filter(|(name, _)| peers.iter().any(|peer| peer.name == **name));
+        let known: Vec<_> = known.collect();
+        Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), peers, known)
+    }
+
+    /// Other ClusterPeers.
+    pub fn peers(&mut self, peers: Peers) {
+        self.peers = peers;
+        if self.peers.synced {
+            self.unusable
+                .retain(|node, _| node.cluster().is_some_and(|name| self.peers.peers.contains_key(name)));
+            self.anew = true;
+        }
+    }
+
+    /// Whether policy asks for pods of joined clusters. True: it begins or ceases to.
+    pub fn ask(&mut self, asked: bool) -> bool {
+        let news = self.pods.ask(asked);
+        self.anew |= news;
+        news
+    }
+
+    /// Something that was told. True: it may change what is believed.
+    pub fn hear(&mut self, told: Told) -> bool {
+        let (cluster, changes) = match told {
+            Told::Changed { cluster, changes, .. } => (cluster, changes),
+            Told::Complete => {
+                let news = !self.complete;
+                self.complete = true;
+                return news;
+            }
+            // Who has gone is said by the API alone ([`Self::peers`]); but what comes next of it is all there is.
+            Told::Gone { cluster } => {
+                self.told.remove(&cluster);
+                return false;
+            }
+            // Whether one is silent concerns services.
+            Told::Heard { .. } => return false,
+        };
+        // Agents are told of their own cluster, too, and know better.
+        if cluster == self.own.0 {
+            return false;
+        }
+        // Also what nobody has joined yet: it is not told again when the ClusterPeer comes.
+        let first = self.told.insert(cluster.clone());
+        let before = if first { self.states.remove(&cluster) } else { None };
+        let state = self.states.entry(cluster.clone()).or_default();
+        let mut news = before.is_some();
+        let mut keys = BTreeSet::new();
+        for change in changes {
+            let key = change.key();
+            if let Key::Node(name) = &key {
+                let at = NodeName::foreign(name, &cluster);
+                self.unusable.remove(&at);
+                // The contract says what keys are made of, not what they are worth.
+                if let Change::Put(Object::Node(_, node)) = &change
+                    && let Err(error) = keyring::codec::check(&node.announcement)
+                {
+                    let text =
+                        format!("node {at}: its announcement is refused, the former one stays: {error}");
+                    news = true;
+                    if self.unusable.len() < SENTENCES {
+                        self.unusable.insert(at, text);
+                    }
+                    continue;
+                }
+            }
+            let changed = match key.kind() {
+                // They are served by way of the API's own objects.
+                Kind::Service | Kind::Backend => false,
+                Kind::Node | Kind::LabelSet | Kind::Namespace | Kind::Endpoint => state.apply(change),
+            };
+            match key.kind() {
+                Kind::Node => news |= changed,
+                // Numbers of label sets are not used again, so this is a new one, or one of nobody any more.
+                Kind::LabelSet | Kind::Service | Kind::Backend => {}
+                Kind::Namespace | Kind::Endpoint if changed => drop(keys.insert(key)),
+                Kind::Namespace | Kind::Endpoint => {}
+            }
+        }
+        if self.pods.asked() && !self.anew && self.believed.cidrs.contains_key(&cluster) {
+            let refused = self.pods.changed(&cluster, state, &self.claims, &keys, &mut self.foreign);
+            self.refuse(refused);
+        }
+        self.anew |= first;
+        news
+    }
+
+    fn refuse(&mut self, refused: Vec<Refusal>) {
+        let room = SENTENCES.saturating_sub(self.refused.len());
+        self.refused.extend(refused.into_iter().take(room));
+    }
+
+    /// What policy is to be told; none: nothing new.
+    pub fn for_policy(&mut self) -> Option<Foreign> {
+        if std::mem::take(&mut self.anew) {
+            self.refused.clear();
+            let known = self.states.iter().filter(|(name, _)| self.believed.cidrs.contains_key(*name));
+            let refused = self.pods.all(known, &self.claims, &mut self.foreign);
+            self.refuse(refused);
+        }
+        let cidrs = self.believed.cidrs.clone();
+        // Without a ClusterPeer there is nobody to be told of.
+        let complete =
+            self.pods.asked() && self.judged && (self.complete || (self.peers.synced && cidrs.is_empty()));
+        let mut told = std::mem::take(&mut self.foreign);
+        let standing = (cidrs.clone(), complete);
+        if told.namespaces.is_empty() && told.pods.is_empty() && self.standing == standing {
+            return None;
+        }
+        self.standing = standing;
+        (told.cidrs, told.complete) = (Some(cidrs), complete);
+        Some(told)
+    }
+
+    /// Judges anew. Before all ClusterPeers are known nothing of what was believed goes.
+    pub fn decide(&mut self, nodes: &Nodes) -> Joined {
+        let mut findings = Vec::new();
+        let mut tell = |refusal: &Refusal| {
+            let code = format!("joined-cluster-{}", kebab(refusal.reason()));
+            findings.push((code, refusal.to_string()));
+        };
+        let remembered = self.remembered_peers();
+        let mut peers: Vec<ClusterPeer> = Vec::new();
+        for (name, (created, spec)) in &self.peers.peers {
+            let refused = match spec {
+                Ok(spec) => {
+                    let (peer, refused) = ClusterPeer::parse(name, *created, spec);
+                    peers.extend(peer);
+                    refused
+                }
+                Err(reason) => {
+                    // What it said before stays in force.
+                    peers.extend(remembered.iter().find(|peer| peer.name.as_str() == name).cloned());
+                    let (field, reason) = ("spec".to_owned(), reason.clone());
+                    vec![Refusal::PeerMalformed { peer: name.clone(), field, value: String::new(), reason }]
+                }
+            };
+            refused.iter().for_each(&mut tell);
+        }
+        if !self.peers.synced {
+            let known: BTreeSet<ClusterName> = peers.iter().map(|peer| peer.name.clone()).collect();
+            peers.extend(remembered.into_iter().filter(|peer| !known.contains(&peer.name)));
+        }
+        // Nodes of ours that are not known yet could not defend what is theirs.
+        if nodes.synced {
+            let (believed, claims, refused) = self.judge(nodes, &peers);
+            refused.iter().for_each(&mut tell);
+            // Of pods on nodes that are believed only now, or no longer.
+            self.anew |= claims != self.claims || !self.judged;
+            self.judged = true;
+            (self.believed, self.claims) = (believed, claims);
+        }
+        self.refused.iter().for_each(&mut tell);
+        let unusable = self.unusable.values().cloned();
+        findings.extend(unusable.map(|text| ("joined-cluster-announcement".to_owned(), text)));
+        if findings.len() > SENTENCES {
+            let more = findings.len() - SENTENCES;
+            findings.truncate(SENTENCES);
+            findings.push(("joined-cluster-more".to_owned(), format!("{more} more of joined clusters")));
+        }
+        Joined { believed: self.believed.clone(), findings, synced: self.peers.synced }
+    }
+
+    /// Writes the file if there is news. False: that failed, and is tried again with the next call.
+    pub async fn save(&mut self) -> bool {
+        let remembered = |(name, cidrs): (&ClusterName, &Vec<IpNet>)| {
+            let nodes = self.states.get(name).into_iter().flat_map(|state| &state.nodes);
+            let nodes = nodes.map(|(name, node)| (NodeName::clone(name), RememberedNode::of(node)));
+            (name.clone(), Remembered { pod_cidrs: cidrs.clone(), nodes: nodes.collect() })
+        };
+        let memory = Memory(self.believed.cidrs.iter().map(remembered).collect());
+        if memory != self.file.value {
+            self.file.value = memory;
+            self.file.touch(true);
+        }
+        self.file.save().await
+    }
+}
+
+/// `NodeKeyTwice` as `node-key-twice`.
+fn kebab(name: &str) -> String {
+    let mut text = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.push(c.to_ascii_lowercase());
+    }
+    text
+}
+
+/// Folds until a sender is gone.
+pub async fn run(
+    mut register: Register,
+    mut peers: watch::Receiver<Peers>,
+    mut nodes: watch::Receiver<Nodes>,
+    mut told: mpsc::Receiver<Told>,
+    mut asks: watch::Receiver<bool>,
+    (tell, mailbox): (watch::Sender<Arc<Joined>>, Arc<Mailbox>),
+) {
+    let mut saved = true;
+    loop {
+        let again = tokio::time::sleep(SAVE_AGAIN);
+        let news = tokio::select! {
+            changed = peers.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = peers.borrow_and_update().clone();
+                register.peers(now);
+                true
+            }
+            changed = nodes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                true
+            }
+            changed = asks.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                register.ask(*asks.borrow_and_update());
+                false
+            }
+            one = told.recv() => {
+                let Some(one) = one else { return };
+                let mut news = register.hear(one);
+                // A snapshot comes in pieces; each decision goes over all nodes.
+                while let Ok(one) = told.try_recv() {
+                    news |= register.hear(one);
+                }
+                news
+            }
+            () = again, if !saved => true,
+        };
+        if news {
+            let joined = register.decide(&nodes.borrow_and_update());
+            // Before anything rests on it: a node that starts again must guard what it has guarded.
+            saved = register.save().await;
+            tell.send_if_modified(|present| {
+                let news = **present != joined;
+                if news {
+                    *present = Arc::new(joined);
+                }
+                news
+            });
+        }
+        if let Some(foreign) = register.for_policy() {
+            mailbox.post(|mail| mail.foreign.extend(foreign));
+        }
+    }
+}
+
+/// After a file could not be written.
+const SAVE_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+use super::*;
+use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
+use mesh_core::clusters::{Key, LabelSet, LabelSetId, RemoteEndpoint, Version};
+use mesh_core::key::PublicKey;
+
+fn name(text: &str) -> ClusterName {
+    text.parse().expect("a name")
+}
+
+fn remote(seed: u8, cidr: &str) -> Arc<RemoteNode> {
+    let slot = |n: u8| SlotAnnouncement {
+        epoch: Epoch(u64::from(n) + 1),
+        public_key: PublicKey::from_bytes([seed.wrapping_mul(2).wrapping_add(n); 32]),
+        port: 51880 + u16::from(n),
+        draining: false,
+    };
+    Arc::new(RemoteNode {
+        uid: format!("uid-{seed}"),
+        created: i64::from(seed),
+        pod_cidrs: vec![cidr.parse().expect("a CIDR")],
+        announcement: Announcement {
+            slots: [slot(0), slot(1)],
+            endpoints: vec!["198.51.100.1".parse().expect("an address")],
+            kem: None,
+            kem_required: false,
+            host_traffic: false,
+        },
+    })
+}
+
+fn put(node: &str, seed: u8, cidr: &str) -> Change {
+    Change::Put(Object::Node(Arc::new(node.parse().expect("a name")), remote(seed, cidr)))
+}
+
+fn told(cluster: &str, changes: Vec<Change>) -> Told {
+    Told::Changed { cluster: name(cluster), version: Version::default(), changes }
+}
+
+fn spec(cidrs: &[&str]) -> Result<ClusterPeerSpec, String> {
+    Ok(ClusterPeerSpec {
+        pod_cidrs: cidrs.iter().map(|cidr| (*cidr).to_owned()).collect(),
+        addresses: vec!["192.0.2.9:51893".to_owned()],
+        trust_bundle: "-----BEGIN CERTIFICATE-----\n".to_owned(),
+    })
+}
+
+fn peers(synced: bool, peers: &[(&str, Result<ClusterPeerSpec, String>)]) -> Peers {
+    let peers = peers.iter().map(|(name, spec)| ((*name).to_owned(), (1, spec.clone()))).collect();
+    Peers { peers, synced }
+}
+
+fn register(folder: &Path) -> Register {
+    Register::load(folder, name("west"), vec!["10.1.0.0/16".parse().expect("a CIDR")])
+}
+
+fn synced() -> Nodes {
+    Nodes { synced: true, ..Nodes::default() }
+}
+
+/// Nodes and CIDRs, as one line.
+fn shown(believed: &Believed) -> String {
+    let nodes: Vec<&str> = believed.nodes.keys().map(NodeName::as_str).collect();
+    let cidrs: Vec<String> = believed.cidrs.iter().map(|(name, cidrs)| format!("{name} {cidrs:?}")).collect();
+    format!("{} | {}", nodes.join(" "), cidrs.join(" "))
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_again_goes_on_with_what_it_believed_until_it_hears_of_it() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut first = register(folder.path());
+    assert_eq!(shown(first.believed()), " | ");
+    first.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    assert!(first.hear(told("east", vec![put("a", 1, "10.2.1.0/24"), put("b", 2, "10.2.2.0/24")])));
+    assert_eq!(shown(&first.decide(&synced()).believed), "a@east b@east | east [10.2.0.0/16]");
+    assert!(first.save().await);
+
+    let mut second = register(folder.path());
+    let kept = "a@east b@east | east [10.2.0.0/16]";
+    assert_eq!(shown(second.believed()), kept);
+    // Nothing is known yet: neither the own nodes nor all ClusterPeers, nor what `clustermesh` says.
+    assert_eq!(shown(&second.decide(&Nodes::default()).believed), kept);
+    assert_eq!(shown(&second.decide(&synced()).believed), kept);
+    second.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    assert_eq!(shown(&second.decide(&synced()).believed), kept);
+    // The first that is told is all there is.
+    assert!(second.hear(told("east", vec![put("b", 2, "10.2.2.0/24")])));
+    assert_eq!(shown(&second.decide(&synced()).believed), "b@east | east [10.2.0.0/16]");
+    assert!(second.hear(told("east", vec![put("c", 3, "10.2.3.0/24")])));
+    assert_eq!(shown(&second.decide(&synced()).believed), "b@east c@east | east [10.2.0.0/16]");
+}
+
+#[tokio::test]
+async fn a_cluster_goes_when_its_cluster_peer_is_gone_and_by_nobody_elses_word() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
+    assert!(!register.hear(Told::Gone { cluster: name("east") }));
+    assert_eq!(shown(&register.decide(&synced()).believed), "a@east | east [10.2.0.0/16]");
+    // A list that is not complete says of nobody that he is gone.
+    register.peers(peers(false, &[]));
+    assert!(register.save().await);
+    assert_eq!(shown(&register.decide(&synced()).believed), "a@east | east [10.2.0.0/16]");
+    register.peers(peers(true, &[]));
+    assert_eq!(shown(&register.decide(&synced()).believed), " | ");
+    register.hear(told("east", vec![put("b", 2, "10.2.2.0/24")]));
+    assert_eq!(shown(&register.decide(&synced()).believed), " | ", "nobody has joined it");
+    assert!(register.save().await);
+    assert_eq!(shown(self::register(folder.path()).believed()), " | ");
+    // What was told meanwhile is not told again when it is joined.
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    assert_eq!(shown(&register.decide(&synced()).believed), "b@east | east [10.2.0.0/16]");
+    // After a word that it is gone what comes is all there is.
+    register.hear(Told::Gone { cluster: name("east") });
+    register.hear(told("east", vec![put("c", 3, "10.2.3.0/24")]));
+    assert_eq!(shown(&register.decide(&synced()).believed), "c@east | east [10.2.0.0/16]");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_stays_as_it_was_and_is_told() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16", "10.1.7.0/24"]))]));
+    register.hear(told("east", vec![put("a", 1, "10.2.1.0/24"), put("z", 2, "10.9.1.0/24")]));
+    let joined = register.decide(&synced());
+    assert_eq!(shown(&joined.believed), "a@east | east [10.2.0.0/16]");
+    let codes: Vec<&str> = joined.findings.iter().map(|(code, _)| code.as_str()).collect();
+    assert_eq!(codes, ["joined-cluster-peer-cidr-ours", "joined-cluster-node-cidr-outside"]);
+    assert!(register.save().await);
+    register.peers(peers(true, &[("east", Err("invalid type: number".to_owned()))]));
+    let joined = register.decide(&synced());
+    assert_eq!(shown(&joined.believed), "a@east | east [10.2.0.0/16]");
+    assert!(joined.findings[0].1.contains("ClusterPeer east: spec"), "{:?}", joined.findings);
+}
+
+/// What policy was told, as lines.
+fn shown_to_policy(told: Option<Foreign>) -> Vec<String> {
+    let Some(Foreign { cidrs, namespaces, pods, complete }) = told else { return Vec::new() };
+    let mut lines = vec![format!(
+        "{:?}{}",
+        cidrs.unwrap_or_default().into_values().flatten().collect::<Vec<_>>(),
+        if complete { " complete" } else { "" }
+    )];
+    lines.extend(namespaces.iter().map(|(name, known)| match known {
+        Some(facts) => format!("{name} {:?}", facts.labels),
+        None => format!("{name} gone"),
+    }));
+    lines.extend(pods.iter().map(|(name, known)| match known {
+        Some(facts) => format!("{}/{} {:?} {:?}", name.namespace, name.name, facts.ips, facts.labels),
+        None => format!("{}/{} gone", name.namespace, name.name),
+    }));
+    lines
+}
+
+fn labels(of: &[(&str, &str)]) -> mesh_core::policy::model::Labels {
+    of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn label_set(number: u64, namespace: &str, app: &str) -> Change {
+    let set = LabelSet { namespace: namespace.to_owned(), labels: labels(&[("app", app)]), ports: [].into() };
+    Change::Put(Object::LabelSet(LabelSetId(number), Arc::new(set)))
+}
+
+fn pod(node: &str, address: &str, set: u64) -> Change {
+    let node = Arc::new(node.parse().expect("a name"));
+    Change::Put(Object::Endpoint(
+        address.parse().expect("an address"),
+        RemoteEndpoint { node, labels: LabelSetId(set) },
+    ))
+}
+
+#[test]
+fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    let shop = Change::Put(Object::Namespace(
+        "shop".into(),
+        Arc::new(labels(&[("tier", "x"), ("hawser.dev/cluster", "west")])),
+    ));
+    register.hear(told(
+        "east",
+        vec![
+            label_set(1, "shop", "web"),
+            shop,
+            put("a", 1, "10.2.1.0/24"),
+            pod("a", "10.2.1.7", 1),
+            pod("a", "10.2.9.9", 1),
+            pod("b", "10.2.2.7", 1),
+        ],
+    ));
+    register.hear(Told::Complete);
+    register.decide(&synced());
+    assert_eq!(shown_to_policy(register.for_policy()), ["[10.2.0.0/16]"], "nobody has asked for more");
+    assert!(register.ask(true));
+    assert_eq!(
+        shown_to_policy(register.for_policy()),
+        [
+            "[10.2.0.0/16] complete",
+            r#"shop@east {"hawser.dev/cluster": "east", "tier": "x"}"#,
+            r#"shop@east/10.2.1.7 {10.2.1.7} {"app": "web"}"#,
+        ]
+    );
+    assert_eq!(shown_to_policy(register.for_policy()), [""; 0], "nothing new");
+    let codes: Vec<String> = register.decide(&synced()).findings.into_iter().map(|(code, _)| code).collect();
+    assert_eq!(codes, ["joined-cluster-endpoint-without-node", "joined-cluster-endpoint-outside"]);
+
+    // Each change for itself.
+    register.hear(told(
+        "east",
+        vec![label_set(2, "bank", "db"), pod("a", "10.2.1.7", 2), pod("a", "10.2.1.8", 1)],
+    ));
+    assert_eq!(
+        shown_to_policy(register.for_policy()),
+        [
+            "[10.2.0.0/16] complete",
+            r#"bank@east/10.2.1.7 {10.2.1.7} {"app": "db"}"#,
+            "shop@east/10.2.1.7 gone",
+            r#"shop@east/10.2.1.8 {10.2.1.8} {"app": "web"}"#,
+        ]
+    );
+    // A node that is believed now brings its pods.
+    register.hear(told("east", vec![put("b", 2, "10.2.2.0/24")]));
+    register.decide(&synced());
+    let told_now = shown_to_policy(register.for_policy());
+    assert!(told_now.iter().any(|line| line.starts_with("shop@east/10.2.2.7 {")), "{told_now:?}");
+    // Without its ClusterPeer, and when nobody asks any more, all of it goes.
+    assert!(register.ask(false));
+    let gone = shown_to_policy(register.for_policy());
+    assert_eq!(gone.iter().filter(|line| line.ends_with(" gone")).count(), 4, "{gone:?}");
+    assert!(register.ask(true));
+    assert_eq!(shown_to_policy(register.for_policy()).len(), 5);
+    register.peers(peers(true, &[]));
+    register.decide(&synced());
+    let gone = shown_to_policy(register.for_policy());
+    assert_eq!(gone[0], "[] complete");
+    assert_eq!(gone.iter().filter(|line| line.ends_with(" gone")).count(), 4, "{gone:?}");
+}
+
+#[test]
+fn services_of_others_and_pods_cost_the_mesh_no_decision() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    assert!(!register.hear(told("east", vec![])), "nothing was known, and nothing is");
+    assert!(!register.hear(told("east", vec![label_set(1, "shop", "web"), pod("a", "10.2.1.7", 1)])));
+    assert!(!register.hear(Told::Heard { cluster: name("east") }));
+    let service = Arc::new(mesh_core::policy::model::ObjectName { namespace: "a".into(), name: "s".into() });
+    assert!(!register.hear(told("east", vec![Change::Delete(Key::Service(service))])));
+    assert!(register.states[&name("east")].services.is_empty());
+}
+
+#[test]
+fn a_key_that_is_worth_nothing_is_refused_and_the_own_cluster_is_nobody_elses() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
+    let mut weak = RemoteNode::clone(&remote(1, "10.2.1.0/24"));
+    weak.announcement.slots[0].public_key = PublicKey::from_bytes([0; 32]);
+    weak.pod_cidrs.clear();
+    let name_of = Arc::new("a".parse().expect("a name"));
+    assert!(register.hear(told("east", vec![Change::Put(Object::Node(name_of, Arc::new(weak)))])));
+    let joined = register.decide(&synced());
+    assert_eq!(joined.believed.nodes.values().map(|node| node.pod_cidrs.len()).collect::<Vec<_>>(), [1]);
+    assert_eq!(joined.findings[0].0, "joined-cluster-announcement");
+    assert!(joined.findings[0].1.contains("node a@east"), "{:?}", joined.findings);
+    register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
+    assert!(register.decide(&synced()).findings.is_empty());
+    assert!(!register.hear(told("west", vec![put("x", 3, "10.1.1.0/24")])));
+}

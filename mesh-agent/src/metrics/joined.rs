@@ -1,0 +1,64 @@
+//! What is heard of joined clusters.
+
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::{Metrics, Words, word};
+
+/// Metrics of the stream from `clustermesh`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct JoinedMetrics {
+    connected: Gauge,
+    ended: Words,
+    left_out: Words,
+    clusters: Gauge,
+    nodes: Gauge,
+}
+
+impl JoinedMetrics {
+    pub(super) fn new(r: &mut Registry) -> Self {
+        let metrics = Self::default();
+        r.register(
+            "clustermesh_connected",
+            "1 while clustermesh is followed, else 0",
+            metrics.connected.clone(),
+        );
+        r.register(
+            "clustermesh_stream_ends",
+            "How often clustermesh could not be followed or the stream ended, by reason",
+            metrics.ended.clone(),
+        );
+        r.register(
+            "clustermesh_left_out",
+            "What clustermesh said and does not count, by reason",
+            metrics.left_out.clone(),
+        );
+        r.register("joined_clusters", "Clusters that are joined to this one", metrics.clusters.clone());
+        r.register("joined_nodes", "Nodes of joined clusters that are peers", metrics.nodes.clone());
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Whether `clustermesh` is followed.
+    pub fn clustermesh_connected(&self, connected: bool) {
+        self.joined.connected.set(i64::from(connected));
+    }
+
+    /// It could not be followed, or no longer.
+    pub fn clustermesh_ended(&self, reason: &str) {
+        self.joined.ended.get_or_create(&word(reason)).inc();
+    }
+
+    /// Something that it said does not count.
+    pub fn clustermesh_left_out(&self, reason: &str) {
+        self.joined.left_out.get_or_create(&word(reason)).inc();
+    }
+
+    /// How many clusters and nodes of theirs are believed.
+    pub fn set_joined(&self, clusters: usize, nodes: usize) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.joined.clusters.set(count(clusters));
+        self.joined.nodes.set(count(nodes));
+    }
+}

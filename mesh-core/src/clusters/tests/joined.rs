@@ -1,0 +1,69 @@
+use super::super::joined::{Joined, MAX_NODES};
+use super::*;
+use crate::view::{AnnouncementFact, EndpointFact, NodeFacts};
+
+fn state(nodes: impl IntoIterator<Item = (String, Arc<RemoteNode>)>) -> ClusterState {
+    let mut state = ClusterState::default();
+    for (name, node) in nodes {
+        state.apply(Change::Put(Object::Node(Arc::new(name.parse().unwrap()), node)));
+    }
+    state
+}
+
+#[test]
+fn an_agent_has_the_nodes_that_are_accepted_under_names_of_their_own() {
+    let east = state([
+        ("n1".to_owned(), node([1, 2], 5, &["10.2.1.0/24", "10.1.9.0/24"], &["198.51.100.1", "192.0.2.1"])),
+        ("n2".to_owned(), node([200, 4], 5, &["10.2.2.0/24"], &["198.51.100.2"])),
+    ]);
+    let peers = [peer("east", 1, &["10.2.0.0/16"]), peer("west", 2, &["10.2.128.0/17", "10.3.0.0/16"])];
+    let (joined, _, refusals) = Joined::judge(&own(), &peers, [(&cluster("east"), &east)]);
+    let names: Vec<&str> = joined.nodes.keys().map(NodeName::as_str).collect();
+    assert_eq!(names, ["n1@east"]);
+    let n1 = &joined.nodes[&NodeName::read("n1@east").unwrap()];
+    assert_eq!((&n1.pod_cidrs, n1.created), (&vec![net("10.2.1.0/24")], 5));
+    assert!(n1.internal_ips.is_empty() && n1.endpoint == EndpointFact::Absent);
+    assert_eq!(n1.announced().unwrap().endpoints, [ip("198.51.100.1")]);
+    assert_eq!(joined.cidrs[&cluster("east")], [net("10.2.0.0/16")]);
+    assert_eq!(joined.cidrs[&cluster("west")], [net("10.3.0.0/16")], "guarded before anything is told of it");
+    let mut reasons: Vec<&str> = refusals.iter().map(|refusal| refusal.reason()).collect();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["NodeCidrOutside", "NodeEndpointOurs", "NodeKeyTwice", "PeerCidrTwice"]);
+}
+
+#[test]
+fn beyond_the_limit_the_oldest_stay_and_the_others_are_named() {
+    let many = MAX_NODES + 3;
+    let east = state((0..many).map(|i| {
+        let mut bytes = [9; 32];
+        bytes[..8].copy_from_slice(&u64::try_from(i).unwrap().to_le_bytes());
+        let cidr = format!("10.{}.{}.{}/28", 2 + i / 4096, i / 16 % 256, i % 16 * 16);
+        let age = i64::try_from(many - i).unwrap();
+        let mut one = RemoteNode::clone(&node([1, 2], age, &[&cidr], &["198.51.100.1"]));
+        for (n, slot) in one.announcement.slots.iter_mut().enumerate() {
+            bytes[31] = u8::from(n == 1);
+            slot.public_key = PublicKey::from_bytes(bytes);
+        }
+        (format!("n{i}"), Arc::new(one))
+    }));
+    let (joined, _, refusals) =
+        Joined::judge(&own(), &[peer("east", 1, &["10.2.0.0/15"])], [(&cluster("east"), &east)]);
+    assert_eq!(joined.nodes.len(), MAX_NODES);
+    let texts: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 3);
+    assert!(texts[0].contains("node n2 of cluster east: beyond the 4096 nodes"), "{texts:?}");
+}
+
+#[test]
+fn keys_and_addresses_of_own_nodes_are_taken_whoever_gave_them() {
+    let facts = NodeFacts {
+        internal_ips: vec![ip("192.0.2.1")],
+        endpoint: EndpointFact::Addresses(vec![ip("203.0.113.1")]),
+        announcement: AnnouncementFact::Valid(node([1, 2], 5, &[], &[]).announcement.clone()),
+        ..NodeFacts::default()
+    };
+    let name: NodeName = "n1".parse().unwrap();
+    let own = OwnCluster::of(cluster("here"), vec![], [(&name, &facts)]);
+    assert_eq!(own.keys.keys().copied().collect::<Vec<_>>(), [key(1), key(2)]);
+    assert_eq!(own.addresses.keys().copied().collect::<Vec<_>>(), [ip("192.0.2.1"), ip("203.0.113.1")]);
+}
