@@ -5,12 +5,13 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// The members, with the folder of each.
-const MEMBERS: [(&str, &str); 12] = [
+const MEMBERS: [(&str, &str); 13] = [
     ("mesh-core", "mesh-core"),
     ("keyring", "keyring"),
     ("proto", "proto"),
     ("tunnel", "tunnel"),
     ("datapath", "datapath"),
+    ("clustermesh", "clustermesh"),
     ("mesh-agent", "mesh-agent"),
     ("cni", "cni"),
     ("cli", "cli"),
@@ -50,6 +51,7 @@ impl Fake {
             let bins = match name {
                 "cni" => "[lib]\n[[bin]]\nname = \"hawser-cni\"\npath = \"src/main.rs\"\ntest = false\n",
                 "chaos-tests" => "[lib]\n[[bin]]\nname = \"lab\"\npath = \"src/main.rs\"\ntest = false\n",
+                "clustermesh" => "[features]\ndaemon = []\n",
                 _ => "",
             };
             fake.write(
