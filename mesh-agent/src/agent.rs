@@ -539,7 +539,7 @@ impl Agent {
         if !view.synced {
             if self.outputs.readiness.borrow().mesh.is_empty() {
                 readiness.obstacles.push(
-                    "the lists of Nodes and ClusterPeers have not been read from the API server yet".into(),
+                    "the list of Nodes has not been read from the API server yet, or not that of ClusterPeers".into(),
                 );
             } else {
                 return;
