@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use netlab::probe::{self, Canary};
 use netlab::{Namespace, eventually};
+use socket2::{Domain, Socket, Type};
 
 /// For what is set to be in force everywhere.
 const SOON: Duration = Duration::from_secs(20);
@@ -35,16 +36,34 @@ impl Ask {
     /// What was seen instead of an answer; `TimedOut` or `WouldBlock` for nothing at all.
     pub fn once(self, from: &Namespace, to: SocketAddr, patience: Duration) -> io::Result<String> {
         match self {
-            Self::Tcp => from.run(move || greeting(&connect(to, patience)?)),
-            Self::Udp => from.run(move || {
-                let socket = datagrams(to)?;
-                exchange(&socket, b"who are you?", patience)
-            }),
+            Self::Tcp | Self::Udp => self.once_by(from, 0, to, patience),
             Self::Icmp => {
                 let canary = Canary::new(b"are you there?".to_vec()).tries(1).deadline(patience);
                 let answer = probe::ping(from, to.ip(), &canary);
                 answer.map(|_| String::new()).map_err(|error| io::Error::new(io::ErrorKind::TimedOut, error))
             }
+        }
+    }
+
+    /// The same from a source port, for who counts flows: the kernel draws ports at random, and would once in some thousand
+    /// times draw that of an earlier question, which is no new flow. Identifiers of ICMP it takes in order.
+    ///
+    /// # Errors
+    /// As for [`once`](Self::once); the port is taken.
+    pub fn once_by(
+        self,
+        from: &Namespace,
+        port: u16,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> io::Result<String> {
+        match self {
+            Self::Tcp => from.run(move || greeting(&connect_by(port, to, patience)?)),
+            Self::Udp => from.run(move || {
+                let socket = datagrams_by(port, to)?;
+                exchange(&socket, b"who are you?", patience)
+            }),
+            Self::Icmp => self.once(from, to, patience),
         }
     }
 }
@@ -54,7 +73,16 @@ impl Ask {
 /// # Errors
 /// There is none in time.
 pub fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, patience)?;
+    connect_by(0, to, patience)
+}
+
+fn connect_by(port: u16, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    if port != 0 {
+        socket.bind(&SocketAddr::new(any(to), port).into())?;
+    }
+    socket.connect_timeout(&to.into(), patience)?;
+    let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(patience))?;
     Ok(stream)
@@ -90,8 +118,15 @@ pub fn echo(mut stream: &TcpStream, text: &str) -> io::Result<()> {
 /// # Errors
 /// There is none.
 pub fn datagrams(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    datagrams_by(0, to)
+}
+
+fn any(to: SocketAddr) -> IpAddr {
+    if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+fn datagrams_by(port: u16, to: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((any(to), port))?;
     socket.connect(to)?;
     Ok(socket)
 }

@@ -15,6 +15,8 @@ use crate::support::objects::{apply, ingress_only, network_policy};
 use crate::support::{Ask, Counts, Namer, settle};
 
 const PORT: u16 = 8080;
+/// Source ports from here on are not among those that the kernel gives away.
+const OWN_PORTS: u16 = 20_000;
 
 /// Everything that says where policy was asked.
 const ASKED: [&str; 7] =
@@ -44,11 +46,11 @@ impl Way<'_> {
         wanted
     }
 
-    /// One flow, and the counts of both nodes.
-    fn take(&self, lab: &Lab, ask: Ask, ip: IpAddr) -> Result<()> {
+    /// One flow, from a port that nobody else uses, and the counts of both nodes.
+    fn take(&self, lab: &Lab, ask: Ask, port: u16, ip: IpAddr) -> Result<()> {
         let count = || lab.nodes.iter().map(Counts::of).collect::<Result<Vec<_>>>();
         let before = count()?;
-        let answer = ask.once(self.client, SocketAddr::new(ip, PORT), PATIENCE);
+        let answer = ask.once_by(self.client, port, SocketAddr::new(ip, PORT), PATIENCE);
         ensure!(answer.is_ok() == self.allowed, "{answer:?}, though it is allowed: {}", self.allowed);
         if ask != Ask::Icmp && self.allowed {
             ensure!(answer.as_deref().ok() == Some(&*self.server.name), "{answer:?} has answered");
@@ -136,8 +138,9 @@ fn ingress_policy_is_asked_once_for_each_flow_on_every_way_to_a_pod() -> Result<
     for way in &ways {
         for ip in &way.server.ips {
             for ask in Ask::ALL {
-                way.take(&lab, ask, *ip).with_context(|| format!("{}: {ask:?} to {ip}", way.name))?;
                 flows += 1;
+                way.take(&lab, ask, OWN_PORTS + flows, *ip)
+                    .with_context(|| format!("{}: {ask:?} to {ip}", way.name))?;
             }
         }
     }
