@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 pub mod authority;
 pub mod config;
+mod door;
 pub mod feed;
 pub mod http;
 pub mod hub;

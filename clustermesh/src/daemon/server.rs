@@ -28,6 +28,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
+use super::door::{Door, Visit};
 use super::feed::{Feed, Reach};
 use super::hub::Hub;
 use super::metrics::Metrics;
@@ -39,6 +40,8 @@ use crate::tls::Impostor;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes at once: each costs some kilobytes and a signature, and who is let in is not known before.
 const HANDSHAKES: usize = 512;
+/// Of these from one address: a node has one agent, and a cluster comes from a few addresses.
+const FROM_ONE: usize = 32;
 /// How long a connection may last that nobody was let in by.
 const UNKNOWN: Duration = Duration::from_secs(15);
 /// Connections at once: agents of 5,000 nodes, 1,024 clusters, and those that a restart leaves for a moment.
@@ -92,8 +95,8 @@ struct Caller {
 struct Connection {
     io: TlsStream<TcpStream>,
     caller: Caller,
-    /// Until somebody has to be let in.
-    patience: Pin<Box<Sleep>>,
+    /// Until when somebody has to be let in; nothing, once that was done.
+    unknown: Option<(Pin<Box<Sleep>>, Visit)>,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
@@ -111,7 +114,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        if !self.caller.admitted.load(Ordering::Relaxed) && self.patience.as_mut().poll(context).is_ready() {
+        if self.caller.admitted.load(Ordering::Relaxed) {
+            self.unknown = None;
+        }
+        if let Some((patience, _)) = &mut self.unknown
+            && patience.as_mut().poll(context).is_ready()
+        {
             return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.io).poll_read(context, buffer)
@@ -174,6 +182,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Connection>) {
     let (room, handshakes) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(HANDSHAKES)));
+    let door = Door::new(FROM_ONE);
     let acceptor = TlsAcceptor::from(Arc::clone(&serving.tls));
     let mut tasks = tokio::task::JoinSet::new();
     loop {
@@ -186,6 +195,11 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
+        };
+        let Some(visit) = door.enter(address.ip()) else {
+            serving.metrics.refused("TooManyFromOneAddress");
+            tracing::debug!(%address, limit = FROM_ONE, "A connection was refused: its address has enough that nobody was let in by");
+            continue;
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
             serving.metrics.refused("TooManyConnections");
@@ -209,8 +223,8 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                     let certificate = certificate
                         .and_then(|chain| Some((crate::tls::claimed(chain.first()?).ok()?, chain)));
                     let caller = Caller { address, certificate, admitted: Arc::default() };
-                    let patience = Box::pin(tokio::time::sleep(UNKNOWN));
-                    drop(let_in.send(Connection { io, caller, patience, _permit: permit }).await);
+                    let unknown = Some((Box::pin(tokio::time::sleep(UNKNOWN)), visit));
+                    drop(let_in.send(Connection { io, caller, unknown, _permit: permit }).await);
                 }
                 Ok(Err(error)) => {
                     let reason = Impostor::of(&error).map_or("TlsFailed", Impostor::reason);

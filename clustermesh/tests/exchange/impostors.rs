@@ -130,6 +130,23 @@ async fn pod_cidrs_of_this_cluster_and_of_an_older_peer_are_refused_in_the_statu
     eventually("counted", || east.metrics.render().contains("facts_refused{kind=\"PeerCidrOurs\"} 1")).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_nothing_closes_the_door_to_nobody_else() {
+    let east = Cluster::start("east", 1).await;
+    let mut silent = Vec::new();
+    // More than the server shakes hands with at once, all from one host that is nobody's.
+    for _ in 0..600 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.77:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(east.serves()).await.unwrap());
+    }
+    eventually("most are sent away", || east.metrics.refusals("TooManyFromOneAddress") >= 500).await;
+    let agent = east.agent();
+    eventually("an agent is let in", || agent.pods("east") == ["10.1.1.2 web"]).await;
+    assert_eq!(east.metrics.refusals("TlsFailed"), 0, "nobody had to be waited for");
+    drop(silent);
+}
+
 /// Says what it was told to say: to each connection the next script, the last one again and again.
 struct Scripted(Mutex<Vec<Vec<FollowResponse>>>);
 

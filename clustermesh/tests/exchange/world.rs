@@ -216,6 +216,11 @@ impl Cluster {
         self.daemon = Some(Daemon { stop, standing, task });
     }
 
+    /// Where the server itself is.
+    pub(crate) fn serves(&self) -> SocketAddr {
+        self.daemon.as_ref().unwrap().standing.borrow().serves.unwrap()
+    }
+
     pub(crate) async fn stop(&mut self) {
         let daemon = self.daemon.take().unwrap();
         daemon.stop.send_replace(true);
@@ -259,6 +264,12 @@ impl Cluster {
         // Of two replicas the first does not lead.
         let nobody = "127.0.0.1:1".parse().unwrap();
         self.join(other.name, &[&cidr], &[nobody, other.line.address], &other.bundle());
+    }
+
+    /// Writes another trust bundle into a ClusterPeer.
+    pub(crate) fn trust(&self, peer: &str, bundle: &str) {
+        let patch = kubeapi::Patch::Merge(json!({"spec": {"trustBundle": bundle}}));
+        self.api.store().patch("clusterpeers.hawser.dev", None, peer, &patch).unwrap();
     }
 
     /// `True Reason message` of a condition of a ClusterPeer.
