@@ -101,7 +101,9 @@ pub type Events = Arc<dyn Fn(&Event) + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
     /// Nowhere to go.
-    #[error("no address of the server is known; set spec.addresses of the ClusterPeer")]
+    #[error(
+        "there is no address to go to: set spec.addresses of the ClusterPeer, or see its condition Accepted for why it is not followed"
+    )]
     NoAddress,
     /// No connection.
     #[error("cannot connect: {0}")]

@@ -145,7 +145,7 @@ pub enum SessionError {
     },
     /// A version before one that is known: old news, or an earlier leader of the cluster's clustermesh.
     #[error(
-        "cluster {cluster}: version {}.{} was told though {}.{} is known; refused as a replay; if that cluster's Lease hawser-clustermesh was deleted and its clock set back, restart clustermesh here",
+        "cluster {cluster}: version {}.{} was told though {}.{} is known; refused as a replay; if that cluster's Lease hawser-clustermesh was deleted and its clock set back, delete its ClusterPeer here and create it anew",
         found.incarnation, found.sequence, known.incarnation, known.sequence
     )]
     WentBack {

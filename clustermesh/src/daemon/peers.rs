@@ -119,6 +119,8 @@ type Links = Arc<Mutex<BTreeMap<ClusterName, Link>>>;
 #[derive(Debug)]
 struct Followed {
     target: watch::Sender<Target>,
+    /// By which it was trusted when its connection was made.
+    roots: Option<Roots>,
     /// Whoever followed it before under its name may have left words in the inbox.
     number: u64,
     tasks: [AbortHandle; 2],
@@ -245,37 +247,45 @@ impl Peers {
         self.parts.trust.set(roots.collect());
         let names: Vec<ClusterName> = known.keys().cloned().collect();
         self.parts.hub.join(&names);
-        self.followed.retain(|name, _| known.get(name).is_some_and(|read| read.roots.is_some()));
+        self.followed.retain(|name, _| known.contains_key(name));
         self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| known.contains_key(name));
         for (name, read) in known {
-            if let (Some(peer), Some(_)) = (&read.peer, &read.roots) {
-                self.follow(&name, peer);
+            if let Some(peer) = &read.peer {
+                self.follow(&name, peer, read.roots.as_ref());
             }
         }
         self.moved(moves);
     }
 
-    /// Follows a cluster, or lets who follows it know of other addresses.
-    fn follow(&mut self, name: &ClusterName, peer: &ClusterPeer) {
-        if let Some(followed) = self.followed.get(name) {
-            followed.target.send_if_modified(|target| {
-                let moved = target.addresses != peer.addresses;
-                target.addresses.clone_from(&peer.addresses);
+    /// Follows a cluster, or lets who follows it know of other addresses and of whom to trust. One that nothing is trusted of
+    /// is not spoken to, but what it has said is remembered, so that it goes on from there.
+    fn follow(&mut self, name: &ClusterName, peer: &ClusterPeer, roots: Option<&Roots>) {
+        let known = self.followed.get(name);
+        if known.is_none() && roots.is_none() {
+            return;
+        }
+        let addresses = if roots.is_some() { peer.addresses.clone() } else { Vec::new() };
+        let tls = match known.filter(|followed| followed.roots.as_ref() == roots) {
+            Some(followed) => Arc::clone(&followed.target.borrow().tls),
+            // Another connection, so that its server is looked at by what is trusted now.
+            None => match self.tls(name) {
+                Ok(tls) => tls,
+                Err(error) => {
+                    tracing::error!(cluster = %name, err = %error, "TLS cannot be set up");
+                    return;
+                }
+            },
+        };
+        let target = Target { addresses, tls, token: None };
+        if let Some(followed) = self.followed.get_mut(name) {
+            followed.roots = roots.cloned();
+            followed.target.send_if_modified(|present| {
+                let moved = *present != target;
+                *present = target;
                 moved
             });
             return;
         }
-        let trust = Arc::clone(&self.parts.trust);
-        let trusted = Arc::new(move |asked: &ClusterName| trust.roots(asked));
-        let own = Arc::clone(&self.parts.credentials);
-        let tls = match client_config(name.clone(), trusted, Some(own)) {
-            Ok(tls) => tls,
-            Err(error) => {
-                tracing::error!(cluster = %name, err = %error, "TLS cannot be set up");
-                return;
-            }
-        };
-        let target = Target { addresses: peer.addresses.clone(), tls, token: None };
         let (target, targets) = watch::channel(target);
         let (tell, mut told) = mpsc::channel(QUEUE);
         let session = Session::new(Scope::One(name.clone()));
@@ -290,7 +300,13 @@ impl Peers {
             }
         });
         let tasks = [following.abort_handle(), carrying.abort_handle()];
-        self.followed.insert(name.clone(), Followed { target, number, tasks });
+        self.followed.insert(name.clone(), Followed { target, roots: roots.cloned(), number, tasks });
+    }
+
+    fn tls(&self, name: &ClusterName) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+        let trust = Arc::clone(&self.parts.trust);
+        let trusted = Arc::new(move |asked: &ClusterName| trust.roots(asked));
+        client_config(name.clone(), trusted, Some(Arc::clone(&self.parts.credentials) as _))
     }
 
     fn events(&self, name: &ClusterName) -> Events {

@@ -78,3 +78,32 @@ async fn a_renewed_certificate_drops_no_stream_and_trust_that_is_gone_cuts_one()
     stop.send_replace(true);
     tokio::time::timeout(DEADLINE, server).await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trust_bundle_that_is_spoilt_and_mended_costs_what_was_missed_and_nothing_else() {
+    let (east, west) = (Cluster::start("east", 1).await, Cluster::start("west", 2).await);
+    west.pod(3, "gone");
+    mesh(&[&east, &west]);
+    let agent = east.agent();
+    eventually("joined", || agent.pods("west") == ["10.2.1.2 web", "10.2.1.3 gone"]).await;
+    let bundle = west.bundle();
+    east.trust("west", "-----BEGIN CERTIFICATE-----");
+    eventually("it is said", || east.condition("west", "Accepted").contains("spec.trustBundle")).await;
+    eventually("not spoken to", || east.condition("west", "Connected").starts_with("False")).await;
+    west.delete_pod(3);
+    west.pod(4, "new");
+    assert_eq!(agent.pods("west"), ["10.2.1.2 web", "10.2.1.3 gone"], "nothing is forgotten for it");
+    east.trust("west", &bundle);
+    eventually("what was missed", || agent.pods("west") == ["10.2.1.2 web", "10.2.1.4 new"]).await;
+    eventually("joined again", || east.condition("west", "Connected").starts_with("True")).await;
+    // An authority that is not west's: its server is looked at again.
+    let other = Authority::make(&cluster("west"), SystemTime::now()).unwrap().0;
+    east.trust("west", other.pem());
+    eventually("another connection", || {
+        east.condition("west", "Connected").starts_with("False CertificateNotVouched")
+    })
+    .await;
+    east.trust("west", &bundle);
+    eventually("joined a third time", || east.condition("west", "Connected").starts_with("True")).await;
+    assert_eq!(agent.pods("west"), ["10.2.1.2 web", "10.2.1.4 new"]);
+}
