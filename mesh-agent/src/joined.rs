@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::kept::Kept;
+use crate::metrics::Metrics;
 use crate::watch::Nodes;
 use crate::watch::mail::Mailbox;
 
@@ -360,10 +361,19 @@ impl Register {
         Joined { believed: self.believed.clone(), findings, synced: self.peers.synced }
     }
 
+    /// How many objects are known of all clusters, by kind; only of kinds that are kept.
+    pub fn counts(&self) -> [(Kind, usize); 4] {
+        [Kind::Node, Kind::LabelSet, Kind::Namespace, Kind::Endpoint]
+            .map(|kind| (kind, self.states.values().map(|state| state.count(kind)).sum()))
+    }
+
     /// Writes the file if there is news. False: that failed, and is tried again with the next call.
     pub async fn save(&mut self) -> bool {
         let remembered = |(name, cidrs): (&ClusterName, &Vec<IpNet>)| {
             let nodes = self.states.get(name).into_iter().flat_map(|state| &state.nodes);
+            // Of more than these nothing would come of a start: they are beyond the bound, or refused.
+            let nodes =
+                nodes.filter(|(node, _)| self.believed.nodes.contains_key(&NodeName::foreign(node, name)));
             let nodes = nodes.map(|(name, node)| (NodeName::clone(name), RememberedNode::of(node)));
             (name.clone(), Remembered { pod_cidrs: cidrs.clone(), nodes: nodes.collect() })
         };
@@ -396,6 +406,7 @@ pub async fn run(
     mut told: mpsc::Receiver<Told>,
     mut asks: watch::Receiver<bool>,
     (tell, mailbox): (watch::Sender<Arc<Joined>>, Arc<Mailbox>),
+    metrics: Metrics,
 ) {
     let mut saved = true;
     loop {
@@ -433,6 +444,7 @@ pub async fn run(
             }
             () = again, if !saved => true,
         };
+        metrics.set_joined_objects(&register.counts());
         if news {
             let joined = register.decide(&nodes.borrow_and_update());
             // Before anything rests on it: a node that starts again must guard what it has guarded.

@@ -255,8 +255,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             Ok(())
         }
     }));
+    let counting = metrics.clone();
     tasks.spawn(named("joined clusters", async move {
-        joined::run(joined_register, peers, judging, told, asks, (joined_tx, foreign)).await;
+        joined::run(joined_register, peers, judging, told, asks, (joined_tx, foreign), counting).await;
         Ok(())
     }));
     told_to_the_cluster(&mut tasks, &client, &node, (cluster_nodes, findings), (leads_tx, leads));

@@ -3,7 +3,9 @@
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Metrics, Words, word};
+use mesh_core::clusters::Kind;
+
+use super::{Gauges, Metrics, Words, word};
 
 /// Metrics of the stream from `clustermesh`.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +15,7 @@ pub(super) struct JoinedMetrics {
     left_out: Words,
     clusters: Gauge,
     nodes: Gauge,
+    objects: Gauges,
 }
 
 impl JoinedMetrics {
@@ -35,6 +38,11 @@ impl JoinedMetrics {
         );
         r.register("joined_clusters", "Clusters that are joined to this one", metrics.clusters.clone());
         r.register("joined_nodes", "Nodes of joined clusters that are peers", metrics.nodes.clone());
+        r.register(
+            "joined_objects",
+            "Objects of joined clusters that are known, by kind; nodes beyond those that are peers too",
+            metrics.objects.clone(),
+        );
         metrics
     }
 }
@@ -60,5 +68,13 @@ impl Metrics {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.joined.clusters.set(count(clusters));
         self.joined.nodes.set(count(nodes));
+    }
+
+    /// How many objects of theirs are known.
+    pub fn set_joined_objects(&self, counts: &[(Kind, usize)]) {
+        for (kind, number) in counts {
+            let gauge = self.joined.objects.get_or_create(&word(kind.name()));
+            gauge.set(i64::try_from(*number).unwrap_or(i64::MAX));
+        }
     }
 }
