@@ -246,7 +246,7 @@ fn what_makes_no_sense_ends_the_stream_and_is_named() {
     );
     check(
         snapshot(&moment(at(1, 4), &[])),
-        "WentBack: cluster east: version 1.4 was told though 1.5 is known; refused as a replay; if that cluster's Lease hawser-clustermesh was deleted and its clock set back, restart clustermesh here",
+        "WentBack: cluster east: version 1.4 was told though 1.5 is known; refused as a replay; if that cluster's Lease hawser-clustermesh was deleted and its clock set back, delete its ClusterPeer here and create it anew",
     );
     check(
         changes(&moment(at(1, 4), &[]), &moment(at(1, 6), &[])),
