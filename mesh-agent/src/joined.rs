@@ -15,6 +15,7 @@ use mesh_core::clusters::{
     Object, OwnCluster, Refusal, RemoteNode,
 };
 use mesh_core::name::NodeName;
+use mesh_core::policy::compile::AskedClusters;
 use mesh_core::view::Settings;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -131,7 +132,7 @@ pub struct Register {
     /// For policy, until it is taken.
     foreign: Foreign,
     /// What policy was told of last beside: prefixes, and whether that was all.
-    standing: (BTreeMap<ClusterName, Vec<IpNet>>, bool),
+    standing: (BTreeMap<ClusterName, Vec<IpNet>>, Option<AskedClusters>),
     /// Nodes whose announcement cannot be used, the first few.
     unusable: BTreeMap<NodeName, String>,
     /// Pods that are not believed, the first few.
@@ -166,7 +167,7 @@ impl Register {
             claims: Claims::default(),
             pods: Pods::default(),
             foreign: Foreign::default(),
-            standing: (BTreeMap::new(), false),
+            standing: (BTreeMap::new(), None),
             unusable: BTreeMap::new(),
             refused: Vec::new(),
             anew: false,
@@ -212,8 +213,8 @@ impl Register {
         }
     }
 
-    /// Whether policy asks for pods of joined clusters. True: it begins or ceases to.
-    pub fn ask(&mut self, asked: bool) -> bool {
+    /// Which pods of joined clusters policy asks for. True: others than before.
+    pub fn ask(&mut self, asked: AskedClusters) -> bool {
         let news = self.pods.ask(asked);
         self.anew |= news;
         news
@@ -277,11 +278,11 @@ impl Register {
                 Kind::Namespace | Kind::Endpoint => {}
             }
         }
-        if self.pods.asked() && !self.anew && self.believed.cidrs.contains_key(&cluster) {
+        if !self.pods.asked().nobody() && !self.anew && self.believed.cidrs.contains_key(&cluster) {
             let refused = self.pods.changed(&cluster, state, &self.claims, &keys, &mut self.foreign);
             self.refuse(refused);
         }
-        self.anew |= first;
+        self.anew |= first || self.pods.has_room_again();
         news
     }
 
@@ -300,10 +301,10 @@ impl Register {
         }
         let cidrs = self.believed.cidrs.clone();
         // Without a ClusterPeer there is nobody to be told of.
-        let complete =
-            self.pods.asked() && self.judged && (self.complete || (self.peers.synced && cidrs.is_empty()));
+        let complete = self.judged && (self.complete || (self.peers.synced && cidrs.is_empty()));
+        let complete = complete.then(|| self.pods.asked().clone());
         let mut told = std::mem::take(&mut self.foreign);
-        let standing = (cidrs.clone(), complete);
+        let standing = (cidrs.clone(), complete.clone());
         if told.namespaces.is_empty() && told.pods.is_empty() && self.standing == standing {
             return None;
         }
@@ -404,7 +405,7 @@ pub async fn run(
     mut peers: watch::Receiver<Peers>,
     mut nodes: watch::Receiver<Nodes>,
     mut told: mpsc::Receiver<Told>,
-    mut asks: watch::Receiver<bool>,
+    mut asks: watch::Receiver<AskedClusters>,
     (tell, mailbox): (watch::Sender<Arc<Joined>>, Arc<Mailbox>),
     metrics: Metrics,
 ) {
@@ -430,7 +431,8 @@ pub async fn run(
                 if changed.is_err() {
                     return;
                 }
-                register.ask(*asks.borrow_and_update());
+                let asked = asks.borrow_and_update().clone();
+                register.ask(asked);
                 false
             }
             one = told.recv() => {

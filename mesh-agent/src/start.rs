@@ -15,6 +15,7 @@ use mesh_core::announcement::Epoch;
 use mesh_core::ipam::Ipam;
 use mesh_core::name::NodeName;
 use mesh_core::plan::Target;
+use mesh_core::policy::compile::AskedClusters;
 use mesh_core::slot::Slot;
 use tokio::sync::{mpsc, watch};
 
@@ -117,7 +118,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (heartbeat_tx, heartbeat) = watch::channel(Instant::now());
     let (plane_tx, plane_state) = watch::channel(opened);
     let (findings_tx, findings) = watch::channel(Arc::default());
-    let (asks_tx, asks) = watch::channel(false);
+    let (asks_tx, asks) = watch::channel(AskedClusters::default());
     let (links_tx, links) = mpsc::channel(NUDGES);
     let (lookup_tx, unknown) = mpsc::channel(crate::lookup::QUEUE);
     let (leads_tx, leads) = watch::channel(false);

@@ -13,7 +13,9 @@ use mesh_core::policy::compile::Compiler;
 use mesh_core::policy::eval::eval_pod;
 use mesh_core::policy::fixture::World;
 use mesh_core::policy::fixture::cases::About;
-use mesh_core::policy::model::{Direction, Flow, ObjectName, PolicyFacts, Verdict};
+use mesh_core::policy::model::{
+    Direction, Flow, ObjectName, PodFacts, PolicyFacts, Verdict, is_foreign_namespace,
+};
 use mesh_core::policy::tables::{State, judge};
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestCaseError};
@@ -201,6 +203,50 @@ proptest! {
             compiler.commit().apply(&mut maps);
             agree(&facts, &maps, &compiler, &subjects)?;
         }
+    }
+}
+
+/// These facts where no address of another cluster's pod has anything in common with others, as an agent sees to it.
+fn apart(mut facts: PolicyFacts) -> PolicyFacts {
+    facts.guarded.clear();
+    let claims = |ip: &IpAddr| {
+        let pods = facts.pods.values().filter(|pod| pod.ips.contains(ip)).count();
+        pods + facts.nodes.values().filter(|node| node.ips.contains(ip)).count()
+    };
+    let clear = |pod: &PodFacts| pod.ips.iter().all(|ip| claims(ip) == 1);
+    let kept: BTreeSet<ObjectName> = facts
+        .pods
+        .iter()
+        .filter(|(name, pod)| {
+            let known = facts.namespaces.contains_key(&name.namespace);
+            !is_foreign_namespace(&name.namespace) || (known && clear(pod))
+        })
+        .map(|(name, _)| name.clone())
+        .collect();
+    facts.pods.retain(|name, _| kept.contains(name));
+    facts
+}
+
+proptest! {
+    #![proptest_config(config(600))]
+
+    #[test]
+    fn who_is_not_asked_for_in_another_cluster_need_not_be_told(RandomFacts(facts) in facts()) {
+        let facts = apart(facts);
+        let asked = compiler(&facts).asked_clusters().clone();
+        let mut told = facts.clone();
+        told.pods.retain(|name, pod| {
+            let Some(namespace) = facts.namespaces.get(&name.namespace) else { return true };
+            !is_foreign_namespace(&name.namespace) || asked.means(&name.namespace, &namespace.labels, &pod.labels)
+        });
+        prop_assert!(!asked.nobody() || told.pods.keys().all(|name| !is_foreign_namespace(&name.namespace)));
+        prop_assert!(!asked.everybody() || told == facts);
+        let mut compiler = compiler(&told);
+        let own: BTreeSet<ObjectName> =
+            facts.pods.keys().filter(|name| !is_foreign_namespace(&name.namespace)).cloned().collect();
+        compiler.set_subjects(own.clone());
+        compiler.commit();
+        agree(&facts, compiler.state(), &compiler, &own)?;
     }
 }
 

@@ -343,6 +343,7 @@ fn node_of(refusal: &Refusal) -> Option<(ClusterName, NodeName)> {
         | Refusal::ClusterUnknown { .. }
         | Refusal::EndpointWithoutNode { .. }
         | Refusal::EndpointOutside { .. }
+        | Refusal::EndpointBeyondLimit { .. }
         | Refusal::EndpointWithoutLabels { .. }
         | Refusal::BackendOutside { .. }
         | Refusal::BackendWithoutService { .. } => None,

@@ -455,6 +455,7 @@ fn peer_of(refusal: &Refusal) -> Option<&ClusterName> {
         | Refusal::NodeEndpointOurs { .. }
         | Refusal::EndpointWithoutNode { .. }
         | Refusal::EndpointOutside { .. }
+        | Refusal::EndpointBeyondLimit { .. }
         | Refusal::EndpointWithoutLabels { .. }
         | Refusal::BackendOutside { .. }
         | Refusal::BackendWithoutService { .. } => None,

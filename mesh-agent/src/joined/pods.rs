@@ -1,14 +1,19 @@
-//! Pods of joined clusters, as policy sees them, while any policy asks for them: each address for itself, in a namespace that
-//! is called [`foreign_namespace`].
+//! Pods of joined clusters, as policy sees them: those that policies ask for, each address for itself, in a namespace that is
+//! called [`foreign_namespace`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_core::clusters::{Claims, ClusterName, ClusterState, Key, Refusal};
+use mesh_core::clusters::{Claims, ClusterName, ClusterState, Key, LabelSet, LabelSetId, Refusal};
 use mesh_core::numbers::LABEL_CLUSTER;
-use mesh_core::policy::model::{NamespaceFacts, ObjectName, PodFacts, foreign_namespace};
+use mesh_core::policy::compile::AskedClusters;
+use mesh_core::policy::model::{Labels, NamespaceFacts, ObjectName, PodFacts, foreign_namespace};
+
+/// Pods of joined clusters that policy is told of at most: half of what the data path's map of addresses holds, which has to
+/// hold those of the own cluster, too.
+const MAX_PODS: usize = 65_536;
 
 /// What policy is told of pods of joined clusters: the newest alone, until it is taken.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,15 +24,15 @@ pub struct Foreign {
     pub namespaces: BTreeMap<String, Option<NamespaceFacts>>,
     /// Pods; none: gone.
     pub pods: BTreeMap<ObjectName, Option<PodFacts>>,
-    /// What is told is all there is; false: policy does not ask, or nobody knows yet.
-    pub complete: bool,
+    /// For this what is told is all there is; none: nobody knows yet.
+    pub complete: Option<AskedClusters>,
 }
 
 impl Foreign {
     /// What waits; that it is all there is stays said.
     pub(crate) fn take(&mut self) -> Self {
-        let complete = self.complete;
-        Self { complete, ..std::mem::replace(self, Self { complete, ..Self::default() }) }
+        let complete = self.complete.clone();
+        std::mem::replace(self, Self { complete, ..Self::default() })
     }
 
     /// Takes in what was told later.
@@ -41,25 +46,85 @@ impl Foreign {
 }
 
 /// What was told so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pods {
-    asked: bool,
+    /// [`MAX_PODS`]; tests need fewer.
+    pub(super) limit: usize,
+    asked: AskedClusters,
     /// Where the pod of an address was told to be.
     pods: BTreeMap<ClusterName, BTreeMap<IpAddr, ObjectName>>,
+    /// How many these are.
+    told: usize,
+    /// There was no room for one.
+    full: bool,
     namespaces: BTreeMap<ClusterName, BTreeSet<String>>,
 }
 
+impl Default for Pods {
+    fn default() -> Self {
+        Self {
+            limit: MAX_PODS,
+            asked: AskedClusters::default(),
+            pods: BTreeMap::new(),
+            told: 0,
+            full: false,
+            namespaces: BTreeMap::new(),
+        }
+    }
+}
+
+/// One cluster, while it is gone through.
+struct Source<'a> {
+    cluster: &'a ClusterName,
+    state: &'a ClusterState,
+    claims: &'a Claims,
+    /// Whether pods with these labels are asked for, as far as that was found out.
+    meant: BTreeMap<LabelSetId, bool>,
+}
+
+/// Labels of a namespace of another cluster.
+fn namespace_labels(cluster: &ClusterName, labels: &Labels) -> Labels {
+    let mut labels = labels.clone();
+    labels.insert(LABEL_CLUSTER.to_owned(), cluster.to_string());
+    labels
+}
+
+impl Source<'_> {
+    fn is_meant(&mut self, asked: &AskedClusters, id: LabelSetId) -> bool {
+        if let Some(known) = self.meant.get(&id) {
+            return *known;
+        }
+        let meant =
+            asked.everybody() || self.state.label_sets.get(&id).is_some_and(|set| self.finds(asked, set));
+        self.meant.insert(id, meant);
+        meant
+    }
+
+    fn finds(&self, asked: &AskedClusters, set: &LabelSet) -> bool {
+        // Of a namespace that is not known nobody can say who finds it.
+        self.state.namespaces.get(set.namespace.as_str()).is_some_and(|labels| {
+            let namespace = foreign_namespace(&set.namespace, self.cluster);
+            asked.means(&namespace, &namespace_labels(self.cluster, labels), &set.labels)
+        })
+    }
+}
+
 impl Pods {
-    /// Whether policy asks. True: it begins or ceases to.
-    pub(super) const fn ask(&mut self, asked: bool) -> bool {
+    /// Whom policy asks for. True: for others than before.
+    pub(super) fn ask(&mut self, asked: AskedClusters) -> bool {
         let news = self.asked != asked;
         self.asked = asked;
         news
     }
 
-    /// Does anybody want to know?
-    pub(super) const fn asked(&self) -> bool {
-        self.asked
+    /// Whom anybody wants to know of.
+    pub(super) const fn asked(&self) -> &AskedClusters {
+        &self.asked
+    }
+
+    /// Is there room again, so that everything has to be gone through? Not for each that goes.
+    pub(super) const fn has_room_again(&self) -> bool {
+        self.full && self.told < self.limit - self.limit / 10
     }
 
     /// What changed with some objects of a cluster.
@@ -71,16 +136,36 @@ impl Pods {
         keys: &BTreeSet<Key>,
         told: &mut Foreign,
     ) -> Vec<Refusal> {
+        let mut source = Source { cluster, state, claims, meant: BTreeMap::new() };
+        // Other labels of a namespace: others of its pods are asked for.
+        let whole = !self.asked.everybody() && keys.iter().any(|key| matches!(key, Key::Namespace(_)));
+        if whole { self.whole(&mut source, told) } else { self.some(&mut source, keys, told) }
+    }
+
+    fn some(&mut self, source: &mut Source<'_>, keys: &BTreeSet<Key>, told: &mut Foreign) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         for key in keys {
             match key {
-                Key::Endpoint(address) => refusals.extend(self.pod(cluster, state, claims, *address, told)),
-                Key::Namespace(name) => self.namespace(cluster, state, name, told),
+                Key::Endpoint(address) => refusals.extend(self.pod(source, *address, told)),
+                Key::Namespace(name) => self.namespace(source, name, told),
                 // Whose pods' labels or places change is told by [`Self::all`].
                 Key::LabelSet(_) | Key::Node(_) | Key::Service(_) | Key::Backend(..) => {}
             }
         }
         refusals
+    }
+
+    /// Everything of one cluster.
+    fn whole(&mut self, source: &mut Source<'_>, told: &mut Foreign) -> Vec<Refusal> {
+        let (cluster, state) = (source.cluster, source.state);
+        let known = self.namespaces.get(cluster).into_iter().flatten().map(|name| name.as_str().into());
+        let namespaces = known.chain(state.namespaces.keys().cloned()).map(Key::Namespace);
+        let known = self.pods.get(cluster).into_iter().flat_map(BTreeMap::keys).copied();
+        let mut keys: BTreeSet<Key> = namespaces.chain(known.map(Key::Endpoint)).collect();
+        let asked = &self.asked;
+        let meant = state.endpoints.iter().filter(|(_, endpoint)| source.is_meant(asked, endpoint.labels));
+        keys.extend(meant.map(|(address, _)| Key::Endpoint(*address)));
+        self.some(source, &keys, told)
     }
 
     /// Everything of these clusters, and that there is no other.
@@ -92,34 +177,24 @@ impl Pods {
     ) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         let nothing = ClusterState::default();
-        let states: BTreeMap<&ClusterName, &ClusterState> = states.filter(|_| self.asked).collect();
+        let states: BTreeMap<&ClusterName, &ClusterState> = states.filter(|_| !self.asked.nobody()).collect();
+        self.full = false;
         let known = self.pods.keys().chain(self.namespaces.keys());
         let gone: BTreeSet<ClusterName> = known.filter(|name| !states.contains_key(name)).cloned().collect();
-        for (cluster, state) in states.into_iter().chain(gone.iter().map(|name| (name, &nothing))) {
-            let namespaces =
-                self.namespaces.get(cluster).into_iter().flatten().map(|name| name.as_str().into());
-            let keys =
-                namespaces.map(Key::Namespace).chain(state.namespaces.keys().cloned().map(Key::Namespace));
-            let before = self.pods.get(cluster).into_iter().flatten().map(|(address, _)| *address);
-            let addresses = before.chain(state.endpoints.keys().copied()).map(Key::Endpoint);
-            let keys: BTreeSet<Key> = keys.chain(addresses).collect();
-            refusals.extend(self.changed(cluster, state, claims, &keys, told));
+        // First those that go: they make room.
+        for (cluster, state) in gone.iter().map(|name| (name, &nothing)).chain(states) {
+            let mut source = Source { cluster, state, claims, meant: BTreeMap::new() };
+            refusals.extend(self.whole(&mut source, told));
         }
         refusals
     }
 
-    fn namespace(
-        &mut self,
-        cluster: &ClusterName,
-        state: &ClusterState,
-        name: &Arc<str>,
-        told: &mut Foreign,
-    ) {
-        let facts = state.namespaces.get(name).map(|labels| {
-            let mut labels = labels.as_ref().clone();
-            labels.insert(LABEL_CLUSTER.to_owned(), cluster.to_string());
-            NamespaceFacts { labels, audit: false }
-        });
+    fn namespace(&mut self, source: &Source<'_>, name: &Arc<str>, told: &mut Foreign) {
+        let (cluster, state) = (source.cluster, source.state);
+        let facts = state
+            .namespaces
+            .get(name)
+            .map(|labels| NamespaceFacts { labels: namespace_labels(cluster, labels), audit: false });
         let known = self.namespaces.entry(cluster.clone()).or_default();
         if facts.is_some() {
             known.insert(name.to_string());
@@ -129,19 +204,17 @@ impl Pods {
         told.namespaces.insert(foreign_namespace(name, cluster), facts);
     }
 
-    fn pod(
-        &mut self,
-        cluster: &ClusterName,
-        state: &ClusterState,
-        claims: &Claims,
-        address: IpAddr,
-        told: &mut Foreign,
-    ) -> Option<Refusal> {
-        let endpoint = state.endpoints.get(&address);
+    fn pod(&mut self, source: &mut Source<'_>, address: IpAddr, told: &mut Foreign) -> Option<Refusal> {
+        let endpoint = source.state.endpoints.get(&address);
+        let endpoint = endpoint.filter(|endpoint| source.is_meant(&self.asked, endpoint.labels));
+        let Source { cluster, state, claims, .. } = *source;
         let judged = endpoint.map(|endpoint| claims.endpoint(cluster, state, address, endpoint));
         let set = endpoint.filter(|_| matches!(judged, Some(Ok(()))));
         let set = set.and_then(|endpoint| state.label_sets.get(&endpoint.labels));
         let known = self.pods.entry(cluster.clone()).or_default();
+        let full = set.is_some() && self.told >= self.limit && !known.contains_key(&address);
+        self.full |= full;
+        let set = set.filter(|_| !full);
         let name = set.map(|set| ObjectName {
             namespace: foreign_namespace(&set.namespace, cluster),
             name: address.to_string(),
@@ -150,6 +223,7 @@ impl Pods {
             Some(name) => known.insert(address, name.clone()),
             None => known.remove(&address),
         };
+        self.told = self.told + usize::from(name.is_some()) - usize::from(before.is_some());
         if let Some(before) = before.filter(|before| Some(before) != name.as_ref()) {
             told.pods.insert(before, None);
         }
@@ -157,6 +231,13 @@ impl Pods {
             let facts =
                 PodFacts { labels: set.labels.clone(), ips: [address].into(), ports: set.ports.clone() };
             told.pods.insert(name, Some(facts));
+        }
+        if full {
+            return Some(Refusal::EndpointBeyondLimit {
+                cluster: cluster.clone(),
+                address,
+                limit: self.limit,
+            });
         }
         judged.and_then(Result::err).map(|refusal| *refusal)
     }

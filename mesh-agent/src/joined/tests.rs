@@ -2,6 +2,8 @@ use super::*;
 use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
 use mesh_core::clusters::{Key, LabelSet, LabelSetId, RemoteEndpoint, Version};
 use mesh_core::key::PublicKey;
+use mesh_core::policy::compile::Compiler;
+use mesh_core::policy::model::ObjectName;
 
 fn name(text: &str) -> ClusterName {
     text.parse().expect("a name")
@@ -133,13 +135,54 @@ async fn what_cannot_be_read_stays_as_it_was_and_is_told() {
     assert!(joined.findings[0].1.contains("ClusterPeer east: spec"), "{:?}", joined.findings);
 }
 
+/// A selector of namespaces of east.
+fn east(more: &[(&str, &str)]) -> String {
+    let mut all = labels(more);
+    all.insert("hawser.dev/cluster".to_owned(), "east".to_owned());
+    serde_json::json!({"matchLabels": all}).to_string()
+}
+
+/// What policies ask for.
+fn asked(policies: Vec<serde_json::Value>) -> AskedClusters {
+    let mut compiler = Compiler::new(Vec::new());
+    for (number, policy) in policies.into_iter().enumerate() {
+        let name = format!("p{number}");
+        if policy["subject"].is_null() {
+            let name = ObjectName { namespace: "x".to_owned(), name };
+            compiler.set_network_policy(name, Some(serde_json::from_value(policy).expect("a policy")));
+        } else {
+            compiler.set_cluster_policy(name, Some(serde_json::from_value(policy).expect("a policy")));
+        }
+    }
+    compiler.asked_clusters().clone()
+}
+
+fn network_policy(namespaces: &[&str]) -> serde_json::Value {
+    let from: Vec<_> =
+        namespaces.iter().map(|text| serde_json::json!({"namespaceSelector": json(text)})).collect();
+    serde_json::json!({"podSelector": {}, "ingress": [{"from": from}]})
+}
+
+fn deny(namespaces: &str) -> serde_json::Value {
+    let rule = serde_json::json!({"action": "Deny", "from": [{"namespaces": json(namespaces)}]});
+    serde_json::json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": [rule]})
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+fn asks(namespaces: &[&str]) -> AskedClusters {
+    asked(if namespaces.is_empty() { Vec::new() } else { vec![network_policy(namespaces)] })
+}
+
 /// What policy was told, as lines.
 fn shown_to_policy(told: Option<Foreign>) -> Vec<String> {
     let Some(Foreign { cidrs, namespaces, pods, complete }) = told else { return Vec::new() };
     let mut lines = vec![format!(
         "{:?}{}",
         cidrs.unwrap_or_default().into_values().flatten().collect::<Vec<_>>(),
-        if complete { " complete" } else { "" }
+        if complete.is_some() { " complete" } else { "" }
     )];
     lines.extend(namespaces.iter().map(|(name, known)| match known {
         Some(facts) => format!("{name} {:?}", facts.labels),
@@ -191,8 +234,12 @@ fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
     ));
     register.hear(Told::Complete);
     register.decide(&synced());
-    assert_eq!(shown_to_policy(register.for_policy()), ["[10.2.0.0/16]"], "nobody has asked for more");
-    assert!(register.ask(true));
+    assert_eq!(
+        shown_to_policy(register.for_policy()),
+        ["[10.2.0.0/16] complete"],
+        "nobody has asked for more"
+    );
+    assert!(register.ask(asks(&[&east(&[])])));
     assert_eq!(
         shown_to_policy(register.for_policy()),
         [
@@ -208,14 +255,13 @@ fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
     // Each change for itself.
     register.hear(told(
         "east",
-        vec![label_set(2, "bank", "db"), pod("a", "10.2.1.7", 2), pod("a", "10.2.1.8", 1)],
+        vec![label_set(2, "shop", "db"), pod("a", "10.2.1.7", 2), pod("a", "10.2.1.8", 1)],
     ));
     assert_eq!(
         shown_to_policy(register.for_policy()),
         [
             "[10.2.0.0/16] complete",
-            r#"bank@east/10.2.1.7 {10.2.1.7} {"app": "db"}"#,
-            "shop@east/10.2.1.7 gone",
+            r#"shop@east/10.2.1.7 {10.2.1.7} {"app": "db"}"#,
             r#"shop@east/10.2.1.8 {10.2.1.8} {"app": "web"}"#,
         ]
     );
@@ -225,16 +271,89 @@ fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
     let told_now = shown_to_policy(register.for_policy());
     assert!(told_now.iter().any(|line| line.starts_with("shop@east/10.2.2.7 {")), "{told_now:?}");
     // Without its ClusterPeer, and when nobody asks any more, all of it goes.
-    assert!(register.ask(false));
+    assert!(register.ask(asks(&[])));
     let gone = shown_to_policy(register.for_policy());
     assert_eq!(gone.iter().filter(|line| line.ends_with(" gone")).count(), 4, "{gone:?}");
-    assert!(register.ask(true));
+    assert!(register.ask(asks(&[&east(&[])])));
     assert_eq!(shown_to_policy(register.for_policy()).len(), 5);
     register.peers(peers(true, &[]));
     register.decide(&synced());
     let gone = shown_to_policy(register.for_policy());
     assert_eq!(gone[0], "[] complete");
     assert_eq!(gone.iter().filter(|line| line.ends_with(" gone")).count(), 4, "{gone:?}");
+}
+
+#[test]
+fn policies_that_accept_are_told_of_whom_their_selectors_find() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    let space = |name: &str, tier: &str| {
+        Change::Put(Object::Namespace(name.into(), Arc::new(labels(&[("tier", tier)]))))
+    };
+    register.hear(told(
+        "east",
+        vec![
+            space("shop", "x"),
+            space("bank", "y"),
+            label_set(1, "shop", "web"),
+            label_set(2, "bank", "web"),
+            label_set(3, "nowhere", "web"),
+            put("a", 1, "10.2.1.0/24"),
+            pod("a", "10.2.1.1", 1),
+            pod("a", "10.2.1.2", 2),
+            pod("a", "10.2.1.3", 3),
+        ],
+    ));
+    register.hear(Told::Complete);
+    register.decide(&synced());
+    let pods = |register: &mut Register| -> Vec<String> {
+        let lines = shown_to_policy(register.for_policy()).into_iter();
+        lines.filter_map(|line| line.split_once("east/10.2.").map(|(_, rest)| rest.to_owned())).collect()
+    };
+    let of_x = || network_policy(&[&east(&[("tier", "x")])]);
+    register.ask(asked(vec![of_x()]));
+    assert_eq!(pods(&mut register), [r#"1.1 {10.2.1.1} {"app": "web"}"#]);
+    // Another tier of a namespace, and its pods come; back, and they go.
+    register.hear(told("east", vec![space("bank", "x")]));
+    assert!(pods(&mut register).contains(&r#"1.2 {10.2.1.2} {"app": "web"}"#.to_owned()));
+    register.hear(told("east", vec![space("bank", "y")]));
+    assert!(pods(&mut register).contains(&"1.2 gone".to_owned()));
+    // Another cluster is somebody else, and so is who nobody has told the namespace of.
+    let west = r#"{"matchLabels": {"hawser.dev/cluster": "west"}}"#;
+    register.ask(asked(vec![network_policy(&[west])]));
+    assert_eq!(pods(&mut register), ["1.1 gone"]);
+    // Who denies has to know all.
+    register.ask(asked(vec![network_policy(&[west]), deny(&east(&[("tier", "x")]))]));
+    let all = pods(&mut register);
+    assert_eq!(all.iter().map(|line| &line[..3]).collect::<Vec<_>>(), ["1.2", "1.3", "1.1"], "{all:?}");
+}
+
+#[test]
+fn of_more_pods_than_policy_can_hold_the_others_are_refused_by_name_until_there_is_room() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.pods.limit = 10;
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    let shop = Change::Put(Object::Namespace("shop".into(), Arc::default()));
+    let mut all = vec![shop, label_set(1, "shop", "web"), put("a", 1, "10.2.1.0/24")];
+    all.extend((1..=12).map(|host| pod("a", &format!("10.2.1.{host}"), 1)));
+    register.hear(told("east", all));
+    register.ask(asked(vec![network_policy(&[&east(&[])])]));
+    register.decide(&synced());
+    let pods = |register: &mut Register| shown_to_policy(register.for_policy()).len().saturating_sub(2);
+    assert_eq!(pods(&mut register), 10);
+    let findings = register.decide(&synced()).findings;
+    let refused: Vec<_> = findings.iter().map(|(code, _)| code.as_str()).collect();
+    assert_eq!(refused, ["joined-cluster-endpoint-beyond-limit"; 2]);
+    assert!(findings[0].1.contains("endpoint 10.2.1.11 of cluster east: policies ask for more than 10 pods"));
+    let gone =
+        |host: u8| Change::Delete(Key::Endpoint(format!("10.2.1.{host}").parse().expect("an address")));
+    register.hear(told("east", vec![gone(1)]));
+    assert!(register.decide(&synced()).findings.len() == 2, "not for each that goes");
+    register.hear(told("east", vec![gone(2)]));
+    register.for_policy();
+    assert_eq!(register.decide(&synced()).findings, []);
 }
 
 #[test]
@@ -245,7 +364,7 @@ fn services_of_others_and_pods_cost_the_mesh_no_decision() {
     assert!(!register.hear(told("east", vec![])), "nothing was known, and nothing is");
     assert!(!register.hear(told("east", vec![label_set(1, "shop", "web"), pod("a", "10.2.1.7", 1)])));
     assert!(!register.hear(Told::Heard { cluster: name("east") }));
-    let service = Arc::new(mesh_core::policy::model::ObjectName { namespace: "a".into(), name: "s".into() });
+    let service = Arc::new(ObjectName { namespace: "a".into(), name: "s".into() });
     assert!(!register.hear(told("east", vec![Change::Delete(Key::Service(service))])));
     assert!(register.states[&name("east")].services.is_empty());
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use datapath::{Change, Datapath, PolicyBanks};
 use ipnet::IpNet;
-use mesh_core::policy::compile::Compiler;
+use mesh_core::policy::compile::{AskedClusters, Compiler};
 use mesh_core::policy::model::ObjectName;
 use mesh_core::policy::tables::Delta;
 use mesh_core::service;
@@ -30,8 +30,8 @@ use crate::watch::mail::{Mail, Mailbox};
 const IDLE: Duration = Duration::from_secs(1);
 /// How often what is wrong is told at most: a full account of a large cluster is work.
 const TELL: Duration = Duration::from_secs(1);
-/// A policy that asks for pods of joined clusters waits so long for somebody to tell of them: without, what it denies would be
-/// open and what others allow by address cut.
+/// A policy that denies pods of joined clusters waits so long for somebody to tell of them: without, what others allow by
+/// address would be cut. One that accepts them waits for nobody: until they are told of it accepts nothing.
 const TELL_OF_CLUSTERS: Duration = Duration::from_secs(10);
 /// At an agent's start, when what was in force before still is: longer than `clustermesh` needs to fail over (15 s), and to wait
 /// for clusters that it does not reach (30 s).
@@ -54,8 +54,8 @@ pub struct Parts {
     pub findings: watch::Sender<Arc<Findings>>,
     /// Metrics.
     pub metrics: Metrics,
-    /// Where is told whether policy asks for pods of joined clusters.
-    pub asks: watch::Sender<bool>,
+    /// Where is told which pods of joined clusters policy asks for.
+    pub asks: watch::Sender<AskedClusters>,
     /// Pods that were attached before the agent began.
     pub known: Vec<Attached>,
     /// Those of them that the data path does not know.
@@ -93,18 +93,33 @@ struct Clusters {
     own: Vec<IpNet>,
     /// Those of the others.
     guarded: Vec<IpNet>,
-    /// Since when a policy asks.
-    asking: Option<Instant>,
+    /// Whom policies ask for.
+    asked: AskedClusters,
+    /// Since when they do at all, and since when for everybody.
+    since: [Option<Instant>; 2],
     /// All there is was told.
     complete: bool,
-    tell: watch::Sender<bool>,
+    tell: watch::Sender<AskedClusters>,
 }
 
 impl Clusters {
     /// Has to be waited for before anything new is put into force.
     fn awaited(&self, applied: bool) -> bool {
-        let patience = if applied { TELL_OF_CLUSTERS } else { TELL_AT_START };
-        self.asking.is_some_and(|since| !self.complete && since.elapsed() < patience)
+        let [at_all, everybody] = self.since;
+        let (since, patience) = if applied { (everybody, TELL_OF_CLUSTERS) } else { (at_all, TELL_AT_START) };
+        since.is_some_and(|since| !self.complete && since.elapsed() < patience)
+    }
+
+    /// What policies ask for now.
+    fn ask(&mut self, asked: &AskedClusters) {
+        if *asked == self.asked {
+            return;
+        }
+        self.asked = asked.clone();
+        for (since, does) in self.since.iter_mut().zip([!asked.nobody(), asked.everybody()]) {
+            *since = does.then(|| since.unwrap_or_else(Instant::now));
+        }
+        self.tell.send_replace(asked.clone());
     }
 }
 
@@ -120,7 +135,8 @@ impl Engine {
         let clusters = Clusters {
             own: guarded,
             guarded: Vec::new(),
-            asking: None,
+            asked: AskedClusters::default(),
+            since: [None; 2],
             complete: false,
             tell: parts.asks.clone(),
         };
@@ -233,22 +249,19 @@ impl Engine {
         any
     }
 
-    /// Pods of joined clusters. While no policy asks for them nobody tells of any, and their addresses are the world's. True:
+    /// Pods of joined clusters. Nobody tells of those that no policy asks for, and their addresses are the world's. True:
     /// something was told.
     fn clusters(&mut self, foreign: Foreign) -> bool {
-        let asking = self.policy.asks_for_clusters();
-        if asking != self.clusters.asking.is_some() {
-            self.clusters.asking = asking.then(Instant::now);
-            self.clusters.tell.send_replace(asking);
-        }
+        self.clusters.ask(self.policy.asked_clusters());
         let Foreign { cidrs, namespaces, pods, complete } = foreign;
-        self.clusters.complete = complete && asking;
+        self.clusters.complete = complete.is_some_and(|asked| asked == self.clusters.asked);
         let any = cidrs.is_some() || !namespaces.is_empty() || !pods.is_empty();
         if let Some(cidrs) = cidrs {
             self.clusters.guarded = cidrs.into_values().flatten().collect();
         }
-        // Who is not told of yet matches every Deny and nothing else, from the moment on at which the others are known.
-        let others = self.clusters.guarded.iter().filter(|_| asking);
+        // Where some are denied, who is not told of yet matches every Deny and nothing else, from the moment on at which the
+        // others are known.
+        let others = self.clusters.guarded.iter().filter(|_| self.clusters.asked.everybody());
         let all: Vec<IpNet> = self.clusters.own.iter().chain(others).copied().collect();
         self.policy.set_guarded(&all);
         let namespaces = namespaces.into_iter().map(|(name, known)| Fact::Namespace(name, known));

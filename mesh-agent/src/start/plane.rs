@@ -6,6 +6,7 @@ use std::time::Duration;
 use datapath::LinkKind;
 use ipnet::IpNet;
 use mesh_core::name::NodeName;
+use mesh_core::policy::compile::AskedClusters;
 use tokio::sync::{mpsc, watch};
 
 use crate::attachments::Table;
@@ -38,8 +39,8 @@ const REST: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) config: Config,
-    /// Whether policy asks for pods of joined clusters.
-    pub(super) asks: watch::Sender<bool>,
+    /// Which pods of joined clusters policy asks for.
+    pub(super) asks: watch::Sender<AskedClusters>,
     /// What is guarded from the start on.
     pub(super) guarded: Vec<IpNet>,
     pub(super) node: NodeName,

@@ -234,6 +234,18 @@ pub enum Refusal {
         /// The node.
         node: NodeName,
     },
+    /// A pod that policies ask for, beyond those that are known to them.
+    #[error(
+        "endpoint {address} of cluster {cluster}: policies ask for more than {limit} pods of joined clusters; no rule accepts this one; narrow their selectors with label hawser.dev/cluster, or use ipBlock"
+    )]
+    EndpointBeyondLimit {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The address.
+        address: IpAddr,
+        /// How many are known to policies.
+        limit: usize,
+    },
     /// A pod whose labels were not told: no policy can judge it.
     #[error("endpoint {address} of cluster {cluster}: label set {labels} was not told; refused until it is")]
     EndpointWithoutLabels {
@@ -290,6 +302,7 @@ impl Refusal {
             Self::NodeEndpointOurs { .. } => "NodeEndpointOurs",
             Self::EndpointWithoutNode { .. } => "EndpointWithoutNode",
             Self::EndpointOutside { .. } => "EndpointOutside",
+            Self::EndpointBeyondLimit { .. } => "EndpointBeyondLimit",
             Self::EndpointWithoutLabels { .. } => "EndpointWithoutLabels",
             Self::BackendOutside { .. } => "BackendOutside",
             Self::BackendWithoutService { .. } => "BackendWithoutService",

@@ -16,6 +16,7 @@
 mod asked;
 mod book;
 mod cluster;
+mod clusters;
 mod commit;
 mod network;
 mod normal;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use self::book::Book;
+use self::clusters::Asking;
 use self::normal::Policy;
 use self::owners::{Owner, Owners, Who};
 use self::regions::Regions;
@@ -41,12 +43,14 @@ use self::rules::Rules;
 use self::shelf::Shelf;
 use super::classes::{Atoms, Classes};
 use super::model::{
-    ClusterNetworkPolicySpec, NamespaceFacts, NetworkPolicySpec, NodePolicyFacts, ObjectName, PodFacts,
+    ClusterNetworkPolicySpec, NamedPort, NamespaceFacts, NetworkPolicySpec, NodePolicyFacts, ObjectName,
+    PodFacts, foreign_port, is_foreign_namespace,
 };
 use super::problems::{PolicyProblem, PolicyRef};
 use super::selector::PodMatchIndex;
 use super::tables::{ClassId, State, TableId};
 use crate::name::NodeName;
+pub use clusters::AskedClusters;
 pub(crate) use program::{Decision, Peer};
 pub use rules::RuleRef;
 
@@ -144,8 +148,7 @@ pub struct Compiler {
     dirty: Dirty,
     book: Book,
     work: Work,
-    /// Policies that there are and ask for pods of other clusters.
-    asking: usize,
+    asking: Asking,
 }
 
 impl Compiler {
@@ -168,7 +171,7 @@ impl Compiler {
             dirty: Dirty::default(),
             book: Book::default(),
             work: Work::default(),
-            asking: 0,
+            asking: Asking::default(),
         }
     }
 
@@ -188,14 +191,18 @@ impl Compiler {
         self.regions.set_guarded(guarded);
     }
 
-    /// Does any policy ask for pods of other clusters? Where none does, nothing has to be known of them.
-    pub fn asks_for_clusters(&self) -> bool {
-        self.asking > 0
+    /// Which pods of other clusters policies ask for. Nothing has to be known of the others.
+    pub fn asked_clusters(&self) -> &AskedClusters {
+        self.asking.asked()
     }
 
     /// A pod with addresses of its own (also of other nodes), or none: it is gone.
     pub fn set_pod(&mut self, name: ObjectName, facts: Option<PodFacts>) {
-        let facts = facts.map(|PodFacts { labels, ips, ports }| {
+        let foreign = is_foreign_namespace(&name.namespace);
+        let facts = facts.map(|PodFacts { labels, ips, mut ports }| {
+            if foreign {
+                ports = ports.into_iter().map(|p| NamedPort { name: foreign_port(&p.name), ..p }).collect();
+            }
             (Who::Pod { namespace: name.namespace.clone(), labels, ports }, ips)
         });
         if self.set_owner(Owner::Pod(name.clone()), facts) && self.subjects.contains_key(&name) {
@@ -303,7 +310,7 @@ impl Compiler {
         if let Some(id) = before {
             if let Some(record) = self.policies.get(&id) {
                 self.by_subject.remove(&record.policy.subject, id);
-                self.asking -= usize::from(record.policy.asks_for_clusters());
+                self.asking.remove(&record.policy);
                 self.dirty.subjects.extend(record.subjects.iter().cloned());
             }
             self.dirty.policies.remove(&id);
@@ -317,7 +324,7 @@ impl Compiler {
         self.last_policy += 1;
         let id = self.last_policy;
         self.by_subject.insert(&policy.subject, id);
-        self.asking += usize::from(policy.asks_for_clusters());
+        self.asking.insert(&policy);
         self.current.insert(object, id);
         let record = PolicyRecord { policy: Arc::new(policy), subjects: BTreeSet::new(), in_use: false };
         self.policies.insert(id, record);

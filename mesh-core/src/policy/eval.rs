@@ -239,7 +239,23 @@ fn any_rule_allows(policy: &NetworkPolicySpec, asked: &Asked<'_>) -> bool {
             .egress
             .iter()
             .flatten()
-            .any(|rule| any_peer(rule.to.as_deref(), asked) && any_port(rule.ports.as_deref(), asked)),
+            .any(|rule| egress_rule_allows(rule.to.as_deref(), rule.ports.as_deref(), asked)),
+    }
+}
+
+fn egress_rule_allows(to: Option<&[PolicyPeer]>, ports: Option<&[PolicyPort]>, asked: &Asked<'_>) -> bool {
+    let foreign = matches!(asked.peer, Party::Pod(pod) if pod.name.namespace.contains('@'));
+    if !foreign {
+        return any_peer(to, asked) && any_port(ports, asked);
+    }
+    // Model: names of ports of another cluster's pod go with a selector that has found it; else it is like any address outside.
+    let address = Asked { peer: Party::Outside, ..*asked };
+    match to {
+        None | Some([]) => any_port(ports, &address),
+        Some(peers) => peers.iter().any(|peer| {
+            let as_what = if peer.ip_block.is_some() { &address } else { asked };
+            peer_matches(peer, asked) && any_port(ports, as_what)
+        }),
     }
 }
 

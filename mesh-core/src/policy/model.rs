@@ -14,7 +14,9 @@
 //! - A namespace of another cluster is called `NAMESPACE@CLUSTER` ([`foreign_namespace`]), which no object of the own API can
 //!   be, and has the label [`LABEL_CLUSTER`](crate::numbers::LABEL_CLUSTER) as every namespace has. A selector of namespaces
 //!   that does not mention that label never matches one; a `podSelector` alone means the policy's own namespace, in its own
-//!   cluster. No policy is for pods of other clusters: they are judged there.
+//!   cluster. No policy is for pods of other clusters: they are judged there. A port's name means a port of such a pod
+//!   only where a selector has found the pod: not in rules for everybody, nor for blocks around it. So whoever no
+//!   selector can find is no more than an address.
 //! - An address that two pods or nodes claim, and one of a pod whose namespace is not known, is *unknown* as
 //!   [`PolicyFacts::guarded`] says, wherever it lies; such a pod has no policy of its own either: nothing may pass.
 //! - What a Deny says of ports holds for unknown addresses too; a port's name in an unknown destination is any port of
@@ -45,6 +47,12 @@ pub struct ObjectName {
 /// How the namespace `name` of another cluster is called here.
 pub fn foreign_namespace(name: &str, cluster: &ClusterName) -> String {
     format!("{name}@{cluster}")
+}
+
+/// How the port `name` of a container of another cluster's pod is called where names are looked up, so that only rules whose
+/// selector has found the pod find it.
+pub(crate) fn foreign_port(name: &str) -> String {
+    format!("{name}@")
 }
 
 /// Is it the name of a namespace of another cluster?

@@ -9,7 +9,7 @@ use super::owners::{Owner, Who};
 use super::program::{Side, named};
 use crate::policy::classes::Signature;
 use crate::policy::explain::PeerIdentity;
-use crate::policy::model::{Direction, ObjectName, Protocol};
+use crate::policy::model::{Direction, ObjectName, Protocol, foreign_port};
 use crate::policy::problems::{PolicyProblem, PolicyRef};
 use crate::policy::tables::{ClassId, TableId, index};
 
@@ -20,12 +20,15 @@ impl Compiler {
         policy: &'a Policy,
     ) -> impl Iterator<Item = PolicyProblem> + 'a {
         let missing = policy.names.iter().filter(|used| {
-            !self.owners.naming(&used.name).any(|id| match self.owners.profile(id).map(|p| &*p.who) {
+            let foreign = foreign_port(&used.name);
+            let naming = self.owners.naming(&used.name).chain(self.owners.naming(&foreign));
+            !naming.into_iter().any(|id| match self.owners.profile(id).map(|p| &*p.who) {
                 Some(Who::Pod { namespace, labels, ports }) => {
                     let labels_of = self.namespaces.get(namespace).map(|facts| &facts.labels);
                     let meant = used.direction == Direction::Egress
                         || labels_of.is_some_and(|of| policy.subject.governs(namespace, of, labels));
-                    meant && !named(ports, &used.name, used.protocol).is_empty()
+                    let has = |name| !named(ports, name, used.protocol).is_empty();
+                    meant && (has(&used.name) || has(&foreign))
                 }
                 Some(Who::Node { .. }) | None => false,
             })

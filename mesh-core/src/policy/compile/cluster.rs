@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::normal::{Action, NameUse, Peers, Policy, PortMatch, Ports, Rank, Rule};
+use super::normal::{Action, NameUse, Peers, Policy, PortMatch, Ports, Rank, Rule, with_foreign_names};
 use super::read::{Reader, position};
 use crate::policy::classes::{Atom, Block};
 use crate::policy::model::{
@@ -285,6 +285,9 @@ fn split(open: Open, index: u32, action: Action, all: bool, rules: &mut Vec<Rule
         rules.push(Rule { index, action, peers: Peers::AnyOf(open.addresses), ports: ports(numbers) });
     }
     if !open.pods.is_empty() {
-        rules.push(Rule { index, action, peers: Peers::AnyOf(open.pods), ports: ports(open.ports) });
+        let asks = open.direction == Direction::Egress
+            && open.pods.iter().any(|atom| atom.asks_for_clusters().is_some());
+        let entries = if asks { with_foreign_names(&open.ports) } else { open.ports };
+        rules.push(Rule { index, action, peers: Peers::AnyOf(open.pods), ports: ports(entries) });
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::normal::{Action, NameUse, Peers, Policy, PortMatch, Ports, Rank, Rule};
+use super::normal::{Action, NameUse, Peers, Policy, PortMatch, Ports, Rank, Rule, with_foreign_names};
 use super::read::{Reader, position};
 use crate::policy::classes::{Atom, Block};
 use crate::policy::model::{
@@ -33,13 +33,13 @@ pub(crate) fn read(name: &ObjectName, spec: &NetworkPolicySpec) -> Policy {
     let ingress = spec.ingress.iter().flatten().map(|rule| (&rule.from, &rule.ports)).enumerate();
     let mut rules = [Vec::new(), Vec::new()];
     for (i, (peers, ports)) in ingress {
-        let rule = reader.rule(Direction::Ingress, i, peers.as_deref(), ports.as_deref());
-        rules[index(Direction::Ingress)].push(rule);
+        let read = reader.rule(Direction::Ingress, i, peers.as_deref(), ports.as_deref());
+        rules[index(Direction::Ingress)].extend(read);
     }
     let egress = spec.egress.iter().flatten().map(|rule| (&rule.to, &rule.ports)).enumerate();
     for (i, (peers, ports)) in egress {
-        let rule = reader.rule(Direction::Egress, i, peers.as_deref(), ports.as_deref());
-        rules[index(Direction::Egress)].push(rule);
+        let read = reader.rule(Direction::Egress, i, peers.as_deref(), ports.as_deref());
+        rules[index(Direction::Egress)].extend(read);
     }
     for direction in [Direction::Ingress, Direction::Egress] {
         if !isolates[index(direction)] {
@@ -89,7 +89,7 @@ impl Network {
         i: usize,
         peers: Option<&[PolicyPeer]>,
         ports: Option<&[PolicyPort]>,
-    ) -> Rule {
+    ) -> Vec<Rule> {
         let (path, list) = match direction {
             Direction::Ingress => (format!("spec.ingress[{i}]"), "from"),
             Direction::Egress => (format!("spec.egress[{i}]"), "to"),
@@ -104,12 +104,24 @@ impl Network {
         }
         let everybody = peers.is_none_or(<[PolicyPeer]>::is_empty);
         let all = ports.is_none_or(<[PolicyPort]>::is_empty);
-        Rule {
-            index: position(i),
-            action: Action::Accept,
-            peers: if everybody { Peers::Everybody } else { Peers::AnyOf(atoms) },
-            ports: if all { Ports::All } else { Ports::AnyOf(matches) },
+        let rule = |peers, ports| Rule { index: position(i), action: Action::Accept, peers, ports };
+        let ports = |entries| if all { Ports::All } else { Ports::AnyOf(entries) };
+        if everybody {
+            return vec![rule(Peers::Everybody, ports(matches))];
         }
+        // Names of ports of other clusters' pods go with selectors that can find those.
+        let named =
+            direction == Direction::Egress && matches.iter().any(|port| matches!(port, PortMatch::Name(..)));
+        let (asking, others): (BTreeSet<_>, BTreeSet<_>) =
+            atoms.into_iter().partition(|atom| named && atom.asks_for_clusters().is_some());
+        if asking.is_empty() {
+            return vec![rule(Peers::AnyOf(others), ports(matches))];
+        }
+        let mut rules = vec![rule(Peers::AnyOf(asking), ports(with_foreign_names(&matches)))];
+        if !others.is_empty() {
+            rules.push(rule(Peers::AnyOf(others), ports(matches)));
+        }
+        rules
     }
 
     fn peer(&mut self, path: &str, peer: &PolicyPeer) -> Option<Atom> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::policy::classes::Atom;
+use crate::policy::model::foreign_port;
 use crate::policy::model::{Direction, Protocol};
 use crate::policy::problems::{PolicyProblem, PolicyRef};
 use crate::policy::selector::PodMatch;
@@ -93,11 +94,14 @@ impl Policy {
         peers.flatten().collect()
     }
 
-    /// Can any of its rules tell pods of other clusters apart?
-    pub(crate) fn asks_for_clusters(&self) -> bool {
-        self.atoms().into_iter().any(|atom| match &**atom {
-            Atom::Pods(pods) => pods.asks_for_clusters(),
-            Atom::Nodes(_) | Atom::Block(_) => false,
+    /// Selectors by which its rules tell pods of other clusters apart, and whether they do more than accept them.
+    pub(crate) fn asks_for_clusters(&self) -> impl Iterator<Item = (&PodMatch, bool)> {
+        let peers = self.rules.iter().flatten().filter_map(|rule| match &rule.peers {
+            Peers::AnyOf(atoms) => Some((atoms, rule.action != Action::Accept)),
+            Peers::Everybody => None,
+        });
+        peers.flat_map(|(atoms, more)| {
+            atoms.iter().filter_map(move |atom| Some((atom.asks_for_clusters()?, more)))
         })
     }
 
@@ -113,4 +117,23 @@ impl Policy {
         });
         names.collect()
     }
+}
+
+impl Atom {
+    /// The selector, if it can mean pods of other clusters.
+    pub(crate) fn asks_for_clusters(&self) -> Option<&PodMatch> {
+        match self {
+            Self::Pods(pods) => pods.asks_for_clusters().then_some(pods),
+            Self::Nodes(_) | Self::Block(_) => None,
+        }
+    }
+}
+
+/// The same entries, with their names for ports of other clusters' pods ([`foreign_port`]).
+pub(crate) fn with_foreign_names(ports: &BTreeSet<PortMatch>) -> BTreeSet<PortMatch> {
+    let foreign = ports.iter().filter_map(|port| match port {
+        PortMatch::Name(name, protocol) => Some(PortMatch::Name(foreign_port(name), *protocol)),
+        PortMatch::Protocol(_) | PortMatch::Range(..) => None,
+    });
+    ports.iter().cloned().chain(foreign).collect()
 }
