@@ -28,35 +28,101 @@ async fn get(address: SocketAddr, path: &str) -> String {
     answer
 }
 
+/// A replica of a cluster's `clustermesh` in a process of its own.
+struct Replica {
+    process: tokio::process::Child,
+    listen: SocketAddr,
+    health: SocketAddr,
+    metrics: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Replica {
+    fn start(of: &Cluster, identity: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let text = format!("clusterName: {}\npodCIDRs: [10.{}.0.0/16]\nmtu: null\n", of.name, of.net);
+        let config = file("config.yaml", &text);
+        let kubeconfig = file("kubeconfig", &of.api.kubeconfig(&User::admin()));
+        let [listen, health, metrics] = free();
+        let process = tokio::process::Command::new(env!("CARGO_BIN_EXE_clustermesh"))
+            .arg("--config")
+            .arg(config)
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["--identity", identity, "--log", "json"])
+            .arg("--listen-address")
+            .arg(listen.to_string())
+            .arg("--health-address")
+            .arg(health.to_string())
+            .arg("--metrics-address")
+            .arg(metrics.to_string())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Self { process, listen, health, metrics, _directory: directory }
+    }
+
+    /// Until a metric is that.
+    async fn shows(&self, metric: &str) {
+        let shown = async {
+            while !get(self.metrics, "/metrics").await.contains(metric) {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(DEADLINE, shown).await.is_ok(), "{metric} is not shown");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_leader_is_killed_the_other_replica_goes_on_where_it_was() {
+    let (east, mut west) = (Cluster::start("east", 1).await, Cluster::start("west", 2).await);
+    west.stop().await;
+    let mut first = Replica::start(&west, "pod-1");
+    first.shows("hawser_clustermesh_leader 1").await;
+    let second = Replica::start(&west, "pod-2");
+    second.shows("hawser_clustermesh_leader 0").await;
+    west.join_with(&east);
+    east.join("west", &["10.2.0.0/16"], &[second.listen, first.listen], &west.bundle());
+    let agent = east.agent();
+    let tls = agent_config(cluster("west"), Roots::parse(&west.bundle()).unwrap()).unwrap();
+    let addresses = vec![address(second.listen), address(first.listen)];
+    let token = Some(west.token(AUDIENCE, "mesh-agent"));
+    let neighbour = Agent::start(Target { addresses, tls, token }, Scope::All);
+    eventually("all is known", || {
+        agent.pods("west") == ["10.2.1.2 web"] && neighbour.pods("east") == ["10.1.1.2 web"]
+    })
+    .await;
+    eventually("complete", || neighbour.read(|heard| heard.complete > 0)).await;
+    let changes = [&agent, &neighbour].map(|one| one.read(|heard| heard.changes));
+    first.process.kill().await.unwrap();
+    second.shows("hawser_clustermesh_leader 1").await;
+    west.pod(3, "new");
+    east.pod(3, "new");
+    eventually("the agents of both hear what is new", || {
+        agent.pods("west").len() == 2 && neighbour.pods("east").len() == 2
+    })
+    .await;
+    eventually("and of their own", || agent.pods("east").len() == 2 && neighbour.pods("west").len() == 2)
+        .await;
+    // Two pods with a label set each, and nothing else: nothing was torn down.
+    for (one, before) in [&agent, &neighbour].into_iter().zip(changes) {
+        one.read(|heard| assert_eq!((heard.changes - before, heard.gone.as_slice()), (4, [].as_slice())));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_program_serves_says_how_it_is_and_ends_in_order() {
     let mut east = Cluster::start("east", 1).await;
     east.stop().await;
-    let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = directory.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let config = file("config.yaml", "clusterName: east\npodCIDRs: [10.1.0.0/16]\nmtu: null\n");
-    let kubeconfig = file("kubeconfig", &east.api.kubeconfig(&User::admin()));
-    let [listen, health, metrics] = free();
-    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_clustermesh"))
-        .arg("--config")
-        .arg(config)
-        .arg("--kubeconfig")
-        .arg(kubeconfig)
-        .args(["--identity", "pod-1", "--log", "json"])
-        .arg("--listen-address")
-        .arg(listen.to_string())
-        .arg("--health-address")
-        .arg(health.to_string())
-        .arg("--metrics-address")
-        .arg(metrics.to_string())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    let mut replica = Replica::start(&east, "pod-1");
+    let Replica { process: program, listen, health, metrics, .. } = &mut replica;
+    let (listen, health, metrics) = (*listen, *health, *metrics);
     let ready = async {
         while !get(health, "/readyz").await.starts_with("HTTP/1.1 200") {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
