@@ -16,14 +16,13 @@ use xtask::bench::Row;
 
 use crate::cluster::{Lab, LabOptions};
 use crate::pod::NAMESPACE;
+use crate::usage::{count, memory, seconds, until_idle};
 
 const BENCH: &str = "watch";
 /// Changes of each kind; the mean of them is given.
 const CHANGES: u32 = 100;
 /// For how long an agent is watched that has nothing to do.
 const QUIET: Duration = Duration::from_secs(10);
-/// Ticks of a second in /proc, of every architecture that we are built for.
-const USER_HZ: f64 = 100.0;
 /// Room for 8,192 nodes' /24.
 const CIDRS: [&str; 2] = ["10.224.0.0/11", "fd00:10:244::/48"];
 
@@ -106,15 +105,7 @@ pub fn run(quick: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
             let lines = lines(&faults.served(), resource);
             if lines >= u64::from(CHANGES) { Ok(()) } else { Err(format!("{lines} lines")) }
         })?;
-        // Until the agent has worked it off: its CPU stands still.
-        let mut last = seconds(pid)?;
-        netlab::eventually(Duration::from_secs(30), "the agent is done", || {
-            std::thread::sleep(Duration::from_millis(200));
-            let now = seconds(pid).map_err(|error| format!("{error:#}"))?;
-            let done = now - last < 0.02;
-            last = now;
-            if done { Ok(()) } else { Err("busy".to_owned()) }
-        })?;
+        let last = until_idle(pid)?;
         let served = faults.served();
         let all: u64 = served.values().map(|one| one.bytes).sum();
         add(what, "bytes to each agent", "B", count(all) / f64::from(CHANGES));
@@ -153,11 +144,6 @@ const CHANGES_OF: [(&str, &str, Change); 3] = [
 
 fn lines(served: &BTreeMap<(Verb, String), Served>, resource: &str) -> u64 {
     served.get(&(Verb::Watch, resource.to_owned())).map_or(0, |one| one.frames)
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn count(number: u64) -> f64 {
-    number as f64
 }
 
 fn create(lab: &Lab, object: &Value) -> Result<()> {
@@ -274,22 +260,4 @@ fn received(lab: &Lab) -> Result<f64> {
     let line =
         text.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("the node has eth0")?;
     line.split_whitespace().next().unwrap_or_default().parse().context("bytes received by eth0")
-}
-
-/// CPU seconds of a process, in the kernel and outside.
-fn seconds(pid: i32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Behind the name, which may have blanks; utime and stime are fields 14 and 15 of all.
-    let rest = text.rsplit(')').next().unwrap_or_default();
-    let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-    let ticks: f64 = ticks.collect::<Result<Vec<_>, _>>()?.into_iter().sum();
-    Ok(ticks / USER_HZ)
-}
-
-/// A line of a process's status in kB, as MB.
-fn memory(pid: i32, line: &str) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let value = text.lines().find_map(|found| found.strip_prefix(line)).with_context(|| line.to_owned())?;
-    let kilobytes: f64 = value.trim().trim_end_matches(" kB").parse().context("kB")?;
-    Ok(kilobytes * 1024.0 / 1e6)
 }

@@ -13,6 +13,7 @@
 //! - [`demo`]: what `make demo` shows.
 
 pub mod ask;
+pub mod bench_clustermesh;
 pub mod bench_cni;
 pub mod bench_datapath;
 pub mod bench_tunnel;
@@ -32,6 +33,7 @@ pub mod plain;
 pub mod pod;
 pub mod raw;
 pub mod runtime;
+mod usage;
 pub mod witness;
 
 pub use cluster::{Lab, LabOptions};

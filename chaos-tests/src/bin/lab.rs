@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use chaos_tests::bench_clustermesh::simulated;
 use chaos_tests::cluster::{Lab, LabOptions, node_name};
 use chaos_tests::demo;
 use chaos_tests::load::{self, Exchange};
@@ -71,9 +72,9 @@ enum Verb {
     Reap,
     /// Measures.
     Bench {
-        /// `cni`, `datapath`, `tunnel` or `watch`.
+        /// `clustermesh`, `cni`, `datapath`, `tunnel` or `watch`.
         bench: String,
-        /// In about a minute, with wider spread (`datapath`, `tunnel`); among a tenth of the objects (`watch`).
+        /// In about a minute, with wider spread (`datapath`, `tunnel`); among fewer objects (`clustermesh`, `watch`).
         #[arg(long)]
         quick: bool,
         /// Also write the results here.
@@ -97,6 +98,27 @@ enum Verb {
         /// Stays on this CPU.
         #[arg(long)]
         cpu: Option<usize>,
+    },
+    /// Serves as many clusters until it is killed; `bench clustermesh` starts this.
+    #[command(hide = true)]
+    SimulateClusters {
+        #[arg(long)]
+        clusters: u32,
+        #[arg(long)]
+        nodes: u32,
+        #[arg(long)]
+        pods: u32,
+        /// Name of the cluster that follows them.
+        #[arg(long)]
+        own: String,
+        /// Its certificates.
+        #[arg(long)]
+        trust: PathBuf,
+        #[arg(long)]
+        kubeconfig: PathBuf,
+        /// For its files.
+        #[arg(long)]
+        directory: PathBuf,
     },
     /// Holds a lab until it is told to end; `up` starts this.
     #[command(hide = true)]
@@ -150,12 +172,15 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Bench { bench, quick, file } => {
             let mut say = |line: &str| eprintln!("{line}");
             let results = match (bench.as_str(), quick) {
+                ("clustermesh", quick) => chaos_tests::bench_clustermesh::run(*quick, &mut say)?,
                 ("cni", false) => chaos_tests::bench_cni::run(&mut say)?,
                 ("cni", true) => bail!("the bench cni has no --quick"),
                 ("datapath", quick) => chaos_tests::bench_datapath::run(*quick, &mut say)?,
                 ("tunnel", quick) => chaos_tests::bench_tunnel::run(*quick, &mut say)?,
                 ("watch", quick) => chaos_tests::bench_watch::run(*quick, &mut say)?,
-                _ => bail!("no bench is called {bench:?}; there are: cni, datapath, tunnel, watch"),
+                _ => bail!(
+                    "no bench is called {bench:?}; there are: clustermesh, cni, datapath, tunnel, watch"
+                ),
             };
             println!("{}", xtask::bench::table(&results));
             if let Some(file) = file {
@@ -174,6 +199,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Load { .. } => bail!("lab load wants --serve ADDRESS or --to ADDRESS"),
+        Verb::SimulateClusters { clusters, nodes, pods, own, trust, kubeconfig, directory } => {
+            let size = simulated::Size { clusters: *clusters, nodes: *nodes, pods: *pods };
+            simulated::run(size, own, trust, kubeconfig, directory).map(|()| ExitCode::SUCCESS)
+        }
         Verb::Serve { nodes, pods } => serve(arguments, *nodes, *pods),
     }
 }
