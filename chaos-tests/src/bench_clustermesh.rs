@@ -31,12 +31,12 @@ const PEERS: u32 = 4096;
 /// For what takes long among so many.
 const LONG: Duration = Duration::from_secs(600);
 /// Endpoints that change one after the other, and at once.
-const CHANGES: u32 = 200;
+const CHANGES: u32 = 1000;
 const BURST: u32 = 5000;
 /// Nodes that get other keys one after the other.
 const KEYS: u32 = 20;
 /// For how long both are watched that have nothing to do.
-const QUIET: Duration = Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(30);
 
 /// Measures; `quick` with few small clusters.
 ///
@@ -59,6 +59,8 @@ struct Bench {
     lab: Lab,
     directory: PathBuf,
     _simulated: Process,
+    /// CPU seconds a second of both, while nothing changes.
+    idle: (f64, f64),
     rows: Vec<Row>,
 }
 
@@ -100,7 +102,7 @@ impl Bench {
                 (Some(status), _) => Err(format!("ended with {status}: {}", text())),
             }
         })?;
-        Ok(Self { size, lab, directory, _simulated: simulated, rows: Vec::new() })
+        Ok(Self { size, lab, directory, _simulated: simulated, idle: (0.0, 0.0), rows: Vec::new() })
     }
 
     fn add(&mut self, subject: &str, metric: &str, unit: &str, value: f64) {
@@ -137,6 +139,7 @@ impl Bench {
         let rate = |before: f64, after: f64| (after - before) / QUIET.as_secs_f64();
         let (of_daemon, of_agent) = (rate(before.0, seconds(daemon)?), rate(before.1, seconds(agent)?));
         let bytes = rate(before.2, self.received()?);
+        self.idle = (of_daemon, of_agent);
         self.add("nothing changes", "CPU of clustermesh", "ms/s", of_daemon * 1000.0);
         self.add("nothing changes", "CPU of the agent", "ms/s", of_agent * 1000.0);
         self.add("nothing changes", "received by the agent, TLS included", "B/s", bytes);
@@ -186,12 +189,21 @@ impl Bench {
     fn change(&mut self, what: &str, ask: Ask, times: u32) -> Result<()> {
         let (daemon, agent) = (self.daemon()?, self.agent()?);
         let sent = |bench: &Self| bench.of_daemon("hawser_clustermesh_message_bytes_sent_total");
-        let before = (until_idle(daemon)?, until_idle(agent)?, self.received()?, sent(self)?);
+        until_idle(daemon)?;
+        until_idle(agent)?;
+        let before = (seconds(daemon)?, seconds(agent)?, self.received()?, sent(self)?);
+        let begun = Instant::now();
         simulated::ask(&self.directory, ask)?;
-        let after = (until_idle(daemon)?, until_idle(agent)?, self.received()?, sent(self)?);
+        until_idle(daemon)?;
+        until_idle(agent)?;
+        let passed = begun.elapsed().as_secs_f64();
+        let after = (seconds(daemon)?, seconds(agent)?, self.received()?, sent(self)?);
         let each = |before: f64, after: f64| (after - before) / f64::from(times);
-        self.add(what, "CPU of clustermesh, each", "ms", each(before.0, after.0) * 1000.0);
-        self.add(what, "CPU of the agent, each", "ms", each(before.1, after.1) * 1000.0);
+        let beyond = |before, after, idle: f64| each(before, after - idle * passed) * 1000.0;
+        let of_daemon = beyond(before.0, after.0, self.idle.0);
+        let of_agent = beyond(before.1, after.1, self.idle.1);
+        self.add(what, "CPU of clustermesh beyond its idle rate, each", "ms", of_daemon);
+        self.add(what, "CPU of the agent beyond its idle rate, each", "ms", of_agent);
         self.add(what, "received by the agent, TLS included, each", "B", each(before.2, after.2));
         self.add(what, "of these messages, each", "B", each(before.3, after.3));
         Ok(())

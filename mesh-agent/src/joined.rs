@@ -315,10 +315,15 @@ impl Register {
 
     /// Judges anew. Before all ClusterPeers are known nothing of what was believed goes.
     pub fn decide(&mut self, nodes: &Nodes) -> Joined {
-        let mut findings = Vec::new();
+        let (mut findings, mut more) = (Vec::new(), 0_usize);
+        // Beyond its bound each node of a large clusterset is a refusal.
         let mut tell = |refusal: &Refusal| {
-            let code = format!("joined-cluster-{}", kebab(refusal.reason()));
-            findings.push((code, refusal.to_string()));
+            if findings.len() < SENTENCES {
+                let code = format!("joined-cluster-{}", kebab(refusal.reason()));
+                findings.push((code, refusal.to_string()));
+            } else {
+                more += 1;
+            }
         };
         let remembered = self.remembered_peers();
         let mut peers: Vec<ClusterPeer> = Vec::new();
@@ -347,16 +352,19 @@ impl Register {
             let (believed, claims, refused) = self.judge(nodes, &peers);
             refused.iter().for_each(&mut tell);
             // Of pods on nodes that are believed only now, or no longer.
-            self.anew |= claims != self.claims || !self.judged;
+            self.anew |= claims.have_other_places_than(&self.claims) || !self.judged;
             self.judged = true;
             (self.believed, self.claims) = (believed, claims);
         }
         self.refused.iter().for_each(&mut tell);
-        let unusable = self.unusable.values().cloned();
-        findings.extend(unusable.map(|text| ("joined-cluster-announcement".to_owned(), text)));
-        if findings.len() > SENTENCES {
-            let more = findings.len() - SENTENCES;
-            findings.truncate(SENTENCES);
+        for text in self.unusable.values() {
+            if findings.len() < SENTENCES {
+                findings.push(("joined-cluster-announcement".to_owned(), text.clone()));
+            } else {
+                more += 1;
+            }
+        }
+        if more > 0 {
             findings.push(("joined-cluster-more".to_owned(), format!("{more} more of joined clusters")));
         }
         Joined { believed: self.believed.clone(), findings, synced: self.peers.synced }

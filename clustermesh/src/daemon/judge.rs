@@ -181,20 +181,7 @@ impl Judge {
                 }
             }
         }
-        let of = |claims: &Claims| {
-            let mut by_cluster: BTreeMap<ClusterName, Vec<_>> = BTreeMap::new();
-            for (cluster, node, accepted) in claims.iter() {
-                by_cluster.entry(cluster.clone()).or_default().push((node.clone(), accepted.clone()));
-            }
-            by_cluster
-        };
-        let (before, now) = (of(&self.claims), of(&claims));
-        let mut moved: BTreeSet<ClusterName> = before
-            .keys()
-            .chain(now.keys())
-            .filter(|one| before.get(*one) != now.get(*one))
-            .cloned()
-            .collect();
+        let mut moved: BTreeSet<ClusterName> = claims.differing(&self.claims).cloned().collect();
         let all = disbelieved.iter().chain(&self.disbelieved_nodes);
         let differs = all.filter(|(id, wrong)| {
             disbelieved.get(*id) != Some(*wrong) || self.disbelieved_nodes.get(*id) != Some(*wrong)

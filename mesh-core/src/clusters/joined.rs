@@ -47,22 +47,22 @@ impl Joined {
             oldest.sort_unstable();
             let accepted = oldest.into_iter().filter_map(|(created, name)| {
                 let accepted = claims.of(cluster, name).filter(|accepted| !accepted.pod_cidrs.is_empty())?;
+                Some((name.as_ref(), (created, accepted)))
+            });
+            for (place, (name, accepted)) in accepted.enumerate() {
+                // Each cluster has its turn, so that none takes the others' places.
+                ranked.push(((place, age.get(cluster), cluster, name), accepted));
+            }
+        }
+        ranked.sort_unstable_by_key(|(rank, _)| *rank);
+        for (place, ((.., cluster, name), (created, accepted))) in ranked.into_iter().enumerate() {
+            if place < MAX_NODES {
                 let facts = NodeFacts {
                     created,
                     pod_cidrs: accepted.pod_cidrs.clone(),
                     announcement: AnnouncementFact::Valid(accepted.announcement.clone()),
                     ..NodeFacts::default()
                 };
-                Some((name.as_ref(), facts))
-            });
-            for (place, (name, facts)) in accepted.enumerate() {
-                // Each cluster has its turn, so that none takes the others' places.
-                ranked.push(((place, age.get(cluster), cluster, name), facts));
-            }
-        }
-        ranked.sort_by_key(|(rank, _)| *rank);
-        for (place, ((.., cluster, name), facts)) in ranked.into_iter().enumerate() {
-            if place < MAX_NODES {
                 joined.nodes.insert(NodeName::foreign(name, cluster), facts);
             } else {
                 let node = NodeId { node: name.clone(), cluster: cluster.clone() };

@@ -3,7 +3,7 @@
 //! In three steps, so that a change costs no more than what it touches: [`Borders`] from the ClusterPeers, [`Claims`] from
 //! the nodes of all clusters, then each endpoint and each backend by itself. None depends on the order in which facts came.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -152,11 +152,30 @@ impl Borders {
         }
         Ok(())
     }
+}
+
+/// Whose pods are where; looked up for each endpoint of each node.
+struct Ground<'a> {
+    cidrs: BTreeMap<IpNet, &'a ClusterName>,
+    lengths: BTreeSet<u8>,
+}
+
+impl<'a> Ground<'a> {
+    fn of(borders: &'a Borders) -> Self {
+        let own = borders.own.iter().map(|(cidr, name)| (cidr.trunc(), name));
+        let guarded = borders.guarded().map(|(name, cidr)| (cidr.trunc(), name));
+        let cidrs: BTreeMap<IpNet, &ClusterName> = guarded.chain(own).collect();
+        let lengths = cidrs.keys().map(IpNet::prefix_len).collect();
+        Self { cidrs, lengths }
+    }
 
     /// In whose pod CIDR an address is.
-    fn pods(&self, address: IpAddr) -> Option<(IpNet, &ClusterName)> {
-        let own = self.own.iter().map(|(cidr, name)| (*cidr, name));
-        own.chain(self.guarded().map(|(name, cidr)| (cidr, name))).find(|(cidr, _)| cidr.contains(&address))
+    fn pods(&self, address: IpAddr) -> Option<(IpNet, &'a ClusterName)> {
+        self.lengths.iter().find_map(|length| {
+            // A length of the other family may be too long for it.
+            let cidr = IpNet::new(address, *length).ok()?.trunc();
+            self.cidrs.get(&cidr).map(|name| (cidr, *name))
+        })
     }
 }
 
@@ -198,23 +217,24 @@ impl Claims {
             by_age.extend(ranked);
         }
         let mut claims = Self::default();
-        let mut keys: BTreeMap<PublicKey, NodeId> = BTreeMap::new();
+        let ground = Ground::of(borders);
+        let mut keys: BTreeMap<PublicKey, Id<'_>> = BTreeMap::new();
         // CIDRs of one cluster by their first address: at most one of those before a CIDR can reach into it.
         let mut cidrs: BTreeMap<&ClusterName, BTreeMap<IpAddr, (IpNet, &NodeName)>> = BTreeMap::new();
         for ((_, cluster, _, name), node) in by_age {
-            let id = NodeId { node: name.clone(), cluster: cluster.clone() };
-            if let Some(refusal) = key_of_another(own, &keys, &id, &node.announcement) {
+            let id = Id { node: name, cluster };
+            if let Some(refusal) = key_of_another(own, &keys, id, &node.announcement) {
                 refusals.push(refusal);
                 continue;
             }
             for slot in Slot::ALL {
-                keys.insert(node.announcement.slot(slot).public_key, id.clone());
+                keys.insert(node.announcement.slot(slot).public_key, id);
             }
             let held = cidrs.entry(cluster).or_default();
             let mut accepted =
                 AcceptedNode { pod_cidrs: Vec::new(), announcement: node.announcement.clone() };
             for cidr in &node.pod_cidrs {
-                match cidr_of_node(borders, held, &id, *cidr) {
+                match cidr_of_node(borders, held, id, *cidr) {
                     None => {
                         held.insert(cidr.network(), (*cidr, name));
                         accepted.pod_cidrs.push(*cidr);
@@ -223,7 +243,7 @@ impl Claims {
                 }
             }
             accepted.announcement.endpoints.retain(|address| {
-                let refusal = endpoint_of_node(own, borders, &id, *address);
+                let refusal = endpoint_of_node(own, &ground, id, *address);
                 let keep = refusal.is_none();
                 refusals.extend(refusal);
                 keep
@@ -236,6 +256,21 @@ impl Claims {
     /// What is accepted of a node.
     pub fn of(&self, cluster: &ClusterName, node: &NodeName) -> Option<&AcceptedNode> {
         self.0.get(cluster)?.get(node)
+    }
+
+    /// Do others accept other nodes, or other pod CIDRs of them? That is what endpoints are held to.
+    pub fn have_other_places_than(&self, others: &Self) -> bool {
+        !self.places().eq(others.places())
+    }
+
+    fn places(&self) -> impl Iterator<Item = (&ClusterName, &NodeName, &[IpNet])> {
+        self.iter().map(|(cluster, node, accepted)| (cluster, node, accepted.pod_cidrs.as_slice()))
+    }
+
+    /// Clusters of which others accept something else.
+    pub fn differing<'a>(&'a self, others: &'a Self) -> impl Iterator<Item = &'a ClusterName> {
+        let all: BTreeSet<&ClusterName> = self.0.keys().chain(others.0.keys()).collect();
+        all.into_iter().filter(|cluster| self.0.get(*cluster) != others.0.get(*cluster))
     }
 
     /// All of them.
@@ -254,20 +289,35 @@ impl Claims {
         address: IpAddr,
         endpoint: &RemoteEndpoint,
     ) -> Result<(), Box<Refusal>> {
-        let cluster_name = cluster.clone();
-        let node = NodeName::clone(&endpoint.node);
-        let cidrs = self.of(cluster, &node).map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
+        let names = || (cluster.clone(), NodeName::clone(&endpoint.node));
+        let accepted = self.of(cluster, &endpoint.node);
+        let cidrs = accepted.map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
         if cidrs.is_empty() {
-            return Err(Box::new(Refusal::EndpointWithoutNode { cluster: cluster_name, address, node }));
+            let (cluster, node) = names();
+            return Err(Box::new(Refusal::EndpointWithoutNode { cluster, address, node }));
         }
         if !cidrs.iter().any(|cidr| cidr.contains(&address)) {
-            return Err(Box::new(Refusal::EndpointOutside { cluster: cluster_name, address, node }));
+            let (cluster, node) = names();
+            return Err(Box::new(Refusal::EndpointOutside { cluster, address, node }));
         }
         if !state.label_sets.contains_key(&endpoint.labels) {
-            let labels = endpoint.labels.0;
-            return Err(Box::new(Refusal::EndpointWithoutLabels { cluster: cluster_name, address, labels }));
+            let (cluster, labels) = (cluster.clone(), endpoint.labels.0);
+            return Err(Box::new(Refusal::EndpointWithoutLabels { cluster, address, labels }));
         }
         Ok(())
+    }
+}
+
+/// A node, not yet to be named.
+#[derive(Clone, Copy)]
+struct Id<'a> {
+    node: &'a NodeName,
+    cluster: &'a ClusterName,
+}
+
+impl Id<'_> {
+    fn named(self) -> NodeId {
+        NodeId { node: self.node.clone(), cluster: self.cluster.clone() }
     }
 }
 
@@ -280,49 +330,48 @@ fn of_node(own: &OwnCluster, peer: &ClusterName, cidr: IpNet) -> Option<Refusal>
 
 fn key_of_another(
     own: &OwnCluster,
-    keys: &BTreeMap<PublicKey, NodeId>,
-    id: &NodeId,
+    keys: &BTreeMap<PublicKey, Id<'_>>,
+    id: Id<'_>,
     announcement: &Announcement,
 ) -> Option<Refusal> {
     Slot::ALL.into_iter().find_map(|slot| {
         let key = announcement.slot(slot).public_key;
         let ours = own.keys.get(&key).map(|node| Holder::Own(node.clone()));
-        let holder = ours.or_else(|| keys.get(&key).map(|holder| Holder::Remote(holder.clone())))?;
-        Some(Refusal::NodeKeyTwice { node: id.clone(), slot, key, holder })
+        let holder = ours.or_else(|| keys.get(&key).map(|holder| Holder::Remote(holder.named())))?;
+        Some(Refusal::NodeKeyTwice { node: id.named(), slot, key, holder })
     })
 }
 
 fn cidr_of_node(
     borders: &Borders,
     held: &BTreeMap<IpAddr, (IpNet, &NodeName)>,
-    id: &NodeId,
+    id: Id<'_>,
     cidr: IpNet,
 ) -> Option<Refusal> {
-    let node = id.clone();
-    let allowed = borders.of(&id.cluster).unwrap_or_default();
+    let allowed = borders.of(id.cluster).unwrap_or_default();
     if !prefix::inside(allowed, &cidr) {
-        return Some(Refusal::NodeCidrOutside { node, cidr, allowed: list(allowed) });
+        return Some(Refusal::NodeCidrOutside { node: id.named(), cidr, allowed: list(allowed) });
     }
     if prefix::mesh_address(&cidr).is_none() {
-        return Some(Refusal::NodeCidrTooSmall { node, cidr });
+        return Some(Refusal::NodeCidrTooSmall { node: id.named(), cidr });
     }
     let before = held.range(..=cidr.network()).next_back();
     let within = held.range(cidr.network()..=cidr.broadcast()).next();
     let near = before.into_iter().chain(within).map(|(_, holder)| holder);
     let (other, holder) = near.into_iter().find(|(other, _)| prefix::overlap(other, &cidr))?;
-    Some(Refusal::NodeCidrTwice { node, cidr, holder: (*holder).clone(), other: *other })
+    Some(Refusal::NodeCidrTwice { node: id.named(), cidr, holder: (*holder).clone(), other: *other })
 }
 
-fn endpoint_of_node(own: &OwnCluster, borders: &Borders, id: &NodeId, address: IpAddr) -> Option<Refusal> {
-    let node = id.clone();
+fn endpoint_of_node(own: &OwnCluster, ground: &Ground<'_>, id: Id<'_>, address: IpAddr) -> Option<Refusal> {
     if !prefix::is_unicast(address) {
-        return Some(Refusal::NodeEndpointUnusable { node, address });
+        return Some(Refusal::NodeEndpointUnusable { node: id.named(), address });
     }
-    if let Some((cidr, cluster)) = borders.pods(address) {
-        return Some(Refusal::NodeEndpointInside { node, address, cidr, cluster: cluster.clone() });
+    if let Some((cidr, cluster)) = ground.pods(address) {
+        let cluster = cluster.clone();
+        return Some(Refusal::NodeEndpointInside { node: id.named(), address, cidr, cluster });
     }
     let holder = own.addresses.get(&address)?.clone();
-    Some(Refusal::NodeEndpointOurs { node, address, holder })
+    Some(Refusal::NodeEndpointOurs { node: id.named(), address, holder })
 }
 
 fn list(cidrs: &[IpNet]) -> String {
