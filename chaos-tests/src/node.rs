@@ -29,6 +29,7 @@ pub struct Node {
     /// After the processes, so that they end first.
     pub namespace: Namespace,
     drift_interval: u64,
+    kernel_wireguard: bool,
     binaries: Binaries,
     dir: LabDir,
     /// Where its data path is pinned: nodes may share one BPF file system.
@@ -113,6 +114,7 @@ impl Node {
             tunnel: None,
             namespace,
             drift_interval: lab.options.drift_interval,
+            kernel_wireguard: lab.options.kernel_wireguard,
             binaries: lab.binaries.clone(),
             dir: lab.dir.clone(),
             pins: pins(lab.dir.path(), number),
@@ -120,19 +122,49 @@ impl Node {
         if lab.options.bare {
             return Ok(node);
         }
-        let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
-        let cidrs = cidrs.replace(", ", "', '");
-        let name_line = format!("clusterName: {}\n", lab.cluster_name());
-        let config = format!("{name_line}podCIDRs: ['{cidrs}']\nwireguard: {engine}\n{}", lab.options.config);
-        node.write_file("/etc/hawser/config.yaml", &config)?;
-        node.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
-        if !lab.options.kernel_wireguard {
-            node.start_tunnel()?;
-        }
-        node.start_agent()?;
-        node.install_cni()?;
+        node.install(&config(lab), kubeconfig)?;
         Ok(node)
+    }
+
+    /// Puts Hawser onto this node, as a lab does that is not bare.
+    ///
+    /// # Errors
+    /// A file cannot be written, or a program not be started.
+    pub(crate) fn install(&mut self, config: &str, kubeconfig: &str) -> Result<()> {
+        self.write_file("/etc/hawser/config.yaml", config)?;
+        self.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
+        if !self.kernel_wireguard {
+            self.start_tunnel()?;
+        }
+        self.start_agent()?;
+        self.install_cni()
+    }
+
+    /// Runs `mesh-agent uninstall` with the agent's own flags and these; whether it succeeded, and what it said.
+    ///
+    /// # Errors
+    /// It cannot be run, or does not end.
+    pub fn uninstall(&self, flags: &[&str]) -> Result<(bool, String)> {
+        let mut command = Command::new(&self.binaries.agent);
+        command.args(["uninstall", "--kubeconfig", "/etc/hawser/kubeconfig", "--node-name", &self.name]);
+        command.arg("--bpf-pin-dir").arg(&self.pins).args(flags).env("NO_COLOR", "1");
+        let output = self.namespace.exec(command, Duration::from_secs(COMMAND) * netlab::slowness())?;
+        Ok((output.status.success(), output.stdout_text() + &output.stderr_text()))
+    }
+
+    /// Runs `hawser-cni uninstall`; what it said.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn uninstall_cni(&self) -> Result<String> {
+        let mut command = Command::new(&self.binaries.cni);
+        command.arg("uninstall");
+        self.run(command)
+    }
+
+    /// Where the data path of this node is pinned.
+    pub fn pins(&self) -> &Path {
+        &self.pins
     }
 
     /// Writes a file of this node, mode 0600.
@@ -221,6 +253,18 @@ impl Node {
         let status = self.agent.take().context("no agent is running")?.stop(Duration::from_secs(10))?;
         if !status.success() {
             bail!("mesh-agent on {} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+
+    /// SIGTERM to the tunnel, and its end awaited.
+    ///
+    /// # Errors
+    /// It is not running, or does not end.
+    pub fn stop_tunnel(&mut self) -> Result<()> {
+        let status = self.tunnel.take().context("no tunnel is running")?.stop(Duration::from_secs(10))?;
+        if !status.success() {
+            bail!("mesh-tunnel on {} ended with {status}", self.name);
         }
         Ok(())
     }
@@ -424,6 +468,14 @@ impl Node {
         let global = |ip: &IpAddr| mesh_core::prefix::is_unicast(*ip);
         Ok(all.iter().map(ipnet::IpNet::addr).filter(global).collect())
     }
+}
+
+/// The agent's configuration on every node of a lab.
+pub(crate) fn config(lab: &Lab) -> String {
+    let cidrs = lab.cluster_cidrs().iter().map(|cidr| format!("'{cidr}'")).collect::<Vec<_>>().join(", ");
+    let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
+    let name = lab.cluster_name();
+    format!("clusterName: {name}\npodCIDRs: [{cidrs}]\nwireguard: {engine}\n{}", lab.options.config)
 }
 
 /// One for each node of each lab.

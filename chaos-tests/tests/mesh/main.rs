@@ -17,6 +17,7 @@ mod retired;
 mod rotation;
 mod rotation_faults;
 mod traffic;
+mod uninstall;
 mod weather;
 
 use std::time::Duration;
