@@ -133,9 +133,8 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     if let Some(Verb::Uninstall(verb)) = &arguments.verb {
         return take_off(&arguments, verb).await;
     }
-    let node = arguments
-        .node_name
-        .context("node name (--node-name or NODE_NAME) is missing; it is that of this node's Node object")?;
+    let missing = "node name is missing: give --node-name <NODE_NAME>, or NODE_NAME in the environment";
+    let node = arguments.node_name.context(missing)?;
     start::run(Options {
         config: arguments.config,
         kubeconfig: arguments.kubeconfig,

@@ -253,14 +253,16 @@ fn kubeapi_uid() -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What `deploy/` gives for a lab's cluster and this image.
+/// What `deploy/` gives for a lab's cluster and this image, and what takes it off the nodes.
 fn manifests(image: &str) -> Result<Vec<Value>> {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/hawser");
     let mut values = Values::default();
     image.clone_into(&mut values.image.name);
     "lab".clone_into(&mut values.cluster_name);
     values.pod_cidrs = vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/48".to_owned()];
-    let rendered = xtask::deploy::manifests(&chart, &values)?;
+    let mut rendered = xtask::deploy::manifests(&chart, &values)?;
+    values.uninstall.enabled = true;
+    rendered.extend(xtask::deploy::manifests(&chart, &values)?.remove_entry("uninstall.yaml"));
     let mut objects = Vec::new();
     for text in rendered.values() {
         objects.extend(serde_saphyr::from_multiple::<Value>(text)?.into_iter().filter(|o| !o.is_null()));
@@ -406,5 +408,41 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
         runtime.remove(sandbox)?;
         ensure!(runtime.attachments().is_empty());
     }
+    for (kubelet, (tunnel, agent)) in kubelets.iter().zip(&pods) {
+        kubelet.stop(tunnel)?;
+        kubelet.stop(if kubelet.runtime.node == 2 { &successor } else { agent })?;
+        taken_off(kubelet)?;
+    }
     lab.agents_were_refused_nothing()
+}
+
+/// The DaemonSet that takes Hawser off a node does so with the mounts and capabilities that it has, and its pod stays.
+fn taken_off(kubelet: &Kubelet<'_>) -> Result<()> {
+    let node = kubelet.lab.node(kubelet.runtime.node);
+    let pod = kubelet.start("hawser-uninstall", |_| ())?;
+    let looked = eventually(LONG, "a second look finds nothing", || match kubelet.log(&pod, "done") {
+        log if log.contains("done: nothing of Hawser is left here") => Ok(()),
+        log => Err(log),
+    });
+    let said = kubelet.log(&pod, "node");
+    looked.with_context(|| said.clone())?;
+    ensure!(said.contains("removed: programs and maps pinned in /sys/fs/bpf/hawser/v"), "{said}");
+    for (command, gone) in [
+        ("ip link", "hawser"),
+        ("ip route show table all", "proto 202"),
+        ("ip -6 route show table all", "proto 202"),
+        ("ip rule", "proto 202"),
+        ("ip addr show lo", "10.244."),
+        ("nft list tables", "hawser"),
+        ("ls /sys/fs/bpf", "hawser"),
+        ("find /var/lib/hawser /run/hawser -mindepth 1", "/"),
+        ("ls /etc/cni/net.d", "hawser"),
+        ("ls /opt/cni/bin", "hawser"),
+    ] {
+        let shown = node.sh(command)?;
+        ensure!(!shown.contains(gone), "{command} on {}: {shown}; {said}", node.name);
+    }
+    let object: Value = kubelet.lab.api().store().get("nodes", None, &node.name)?;
+    ensure!(object["metadata"]["annotations"].get("hawser.dev/wireguard").is_none(), "{object}");
+    kubelet.stop(&pod)
 }

@@ -353,7 +353,8 @@ fn files(found: &Found, want: &Want, plan: &mut Plan) {
     if kept(&audit) {
         plan.stays.push(format!("{}: the record of destroyed keys was to be kept", audit.display()));
     }
-    let mounted = |path: &PathBuf| format!("{}: a file system is mounted there", path.display());
+    let mounted =
+        |path: &PathBuf| format!("{}: it is a mount, so that it is emptied and stays", path.display());
     plan.stays.extend(judged.mounts.iter().map(mounted));
     plan.stays.extend(judged.strange.iter().take(NAMED).map(|path| not_ours(path)));
     if judged.strange.len() > NAMED {
