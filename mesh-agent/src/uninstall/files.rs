@@ -118,7 +118,9 @@ impl Places {
             };
         }
         if path == self.tunnel || path.parent() == Some(&self.tunnel) {
-            let device = name.strip_suffix(".sock").or_else(|| name.strip_suffix(".stats"));
+            let device = name.split_once('.').and_then(|(device, kind)| {
+                ["sock", "stats", "next", "former"].contains(&kind).then_some(device)
+            });
             let slot = |name: &str| Slot::ALL.iter().any(|slot| slot.device() == name);
             return match entry {
                 Entry::Directory | Entry::Mount => public(path == self.tunnel),
