@@ -26,6 +26,8 @@ pub struct Node {
     pub port: PortId,
     agent: Option<Process>,
     tunnel: Option<Process>,
+    /// A second one, that waits for the devices of the first.
+    next_tunnel: Option<Process>,
     /// After the processes, so that they end first.
     pub namespace: Namespace,
     drift_interval: u64,
@@ -39,7 +41,7 @@ pub struct Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // Its programs first: the agent would pin anew.
-        drop((self.agent.take(), self.tunnel.take()));
+        drop((self.agent.take(), self.tunnel.take(), self.next_tunnel.take()));
         let pins = self.pins.clone();
         let removed = self.namespace.run(move || match std::fs::remove_dir_all(&pins) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -112,6 +114,7 @@ impl Node {
             port,
             agent: None,
             tunnel: None,
+            next_tunnel: None,
             namespace,
             drift_interval: lab.options.drift_interval,
             kernel_wireguard: lab.options.kernel_wireguard,
@@ -185,6 +188,45 @@ impl Node {
         command.args(["hawser0", "hawser1"]);
         self.tunnel = Some(self.spawn(command, "mesh-tunnel")?);
         Ok(())
+    }
+
+    /// Starts a second `mesh-tunnel` beside the first, as a DaemonSet with a surge does.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_next_tunnel(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.binaries.tunnel);
+        command.args(["hawser0", "hawser1"]);
+        self.next_tunnel = Some(self.spawn(command, "mesh-tunnel-next")?);
+        Ok(())
+    }
+
+    /// The second `mesh-tunnel`, if there is one.
+    pub const fn next_tunnel(&self) -> Option<&Process> {
+        self.next_tunnel.as_ref()
+    }
+
+    /// SIGTERM to the first `mesh-tunnel`, and its end awaited; the second one is the first from now on.
+    ///
+    /// # Errors
+    /// One of them is not running, or the first does not end.
+    pub fn retire_tunnel(&mut self) -> Result<()> {
+        let next = self.next_tunnel.take().context("no second tunnel is running")?;
+        self.stop_tunnel()?;
+        self.tunnel = Some(next);
+        Ok(())
+    }
+
+    /// The process that serves the socket of a slot's device.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn serves(&self, device: &str) -> Result<i32> {
+        let path = format!("/var/run/wireguard/{device}.sock");
+        self.namespace.run(move || {
+            let stream = std::os::unix::net::UnixStream::connect(&path).context(path)?;
+            Ok(nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?.pid())
+        })
     }
 
     /// Starts `mesh-agent`.

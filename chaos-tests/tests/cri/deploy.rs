@@ -86,7 +86,7 @@ impl Kubelet<'_> {
             ..m::SandboxConfig::default()
         };
         let sandbox: m::Id = runtime.ask("RunPodSandbox", m::RunSandbox { config: Some(config.clone()) })?;
-        let pod = DaemonPod { sandbox: sandbox.id, logs };
+        let mut pod = DaemonPod { sandbox: sandbox.id, logs, containers: Vec::new() };
         let volumes = self.volumes(&spec, &uid)?;
         let run = |container: &Value| -> Result<String> {
             let name = container["name"].as_str().context("a container without a name")?;
@@ -177,7 +177,7 @@ impl Kubelet<'_> {
             })?;
         }
         for container in spec["containers"].as_array().into_iter().flatten() {
-            run(container)?;
+            pod.containers.push(run(container)?);
         }
         Ok(pod)
     }
@@ -245,6 +245,8 @@ impl Kubelet<'_> {
 struct DaemonPod {
     sandbox: String,
     logs: String,
+    /// Those that are no init containers, in the order of the manifest.
+    containers: Vec<String>,
 }
 
 fn kubeapi_uid() -> String {
@@ -408,12 +410,48 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
         runtime.remove(sandbox)?;
         ensure!(runtime.attachments().is_empty());
     }
+    pods[0].0 = tunnel_replaced(&kubelets[0], &pods[0].0)?;
     for (kubelet, (tunnel, agent)) in kubelets.iter().zip(&pods) {
         kubelet.stop(tunnel)?;
         kubelet.stop(if kubelet.runtime.node == 2 { &successor } else { agent })?;
         taken_off(kubelet)?;
     }
     lab.agents_were_refused_nothing()
+}
+
+/// A second tunnel beside the first, as an upgrade starts one: by the manifest's own probe it is ready when it has both devices, and
+/// the first is until then, or a DaemonSet would end it with a device that is in use. Which is handed over when is the agent's to say.
+fn tunnel_replaced(kubelet: &Kubelet<'_>, first: &DaemonPod) -> Result<DaemonPod> {
+    let node = kubelet.lab.node(kubelet.runtime.node);
+    let second = kubelet.start("mesh-tunnel", |_| ())?;
+    let container = &kubelet.object("DaemonSet", "mesh-tunnel")?["spec"]["template"]["spec"]["containers"][0];
+    let probe = container["readinessProbe"]["exec"]["command"].as_array().context("a probe")?;
+    let probe: Vec<&str> = probe.iter().filter_map(Value::as_str).collect();
+    let ready = |pod: &DaemonPod| {
+        let container = pod.containers[0].clone();
+        let pod = CriPod { sandbox: pod.sandbox.clone(), container, ips: Vec::new() };
+        kubelet.runtime.exec(&pod, &probe).map_err(|error| format!("{error:#}"))
+    };
+    for device in ["hawser1", "hawser0"] {
+        eventually(LONG, "the second tunnel waits", || {
+            node.sh(&format!("flock --nonblock --shared /run/wireguard/{device}.next true"))
+                .map_or(Ok(()), |_| Err("it is not locked".to_owned()))
+        })?;
+        let told = ready(&second);
+        ensure!(told.as_ref().is_err_and(|why| why.contains("another container serves hawser0")), "{told:?}");
+        ready(first).map_err(anyhow::Error::msg)?;
+        node.sh(&format!("rm /run/wireguard/{device}.sock"))?;
+        eventually(LONG, "the device was handed over", || {
+            let log = kubelet.log(first, "mesh-tunnel");
+            let said = |line: &&str| line.contains("handed over") && line.contains(device);
+            log.lines().find(said).map(drop).ok_or(log.clone())
+        })?;
+        ready(first).map_err(anyhow::Error::msg)?;
+    }
+    eventually(LONG, "the second tunnel is ready", || ready(&second))?;
+    kubelet.stop(first)?;
+    eventually(LONG, "the agent has programmed it", || node.ready())?;
+    Ok(second)
 }
 
 /// The DaemonSet that takes Hawser off a node does so with the mounts and capabilities that it has, and its pod stays.

@@ -18,6 +18,7 @@ mod rotation;
 mod rotation_faults;
 mod traffic;
 mod uninstall;
+mod upgrade;
 mod weather;
 
 use std::time::Duration;

@@ -187,6 +187,13 @@ fn a_node_is_as_it_was_before_and_what_others_have_on_it_is_untouched() -> Resul
     refused(lab.node(1), &[], "2 pods are connected (")?;
     // A runtime takes a pod down without an agent; another pod outlives the drain.
     a.remove(&lab)?;
+    // The kernel takes a namespace down after nobody has it any more.
+    eventually(Duration::from_secs(20), "the pod's link is gone", || {
+        let links = lab.node(1).sh("ip -brief link").map_err(|error| format!("{error:#}"))?;
+        let pods = links.lines().filter(|line| line.starts_with("hw") && line.contains('@')).count();
+        // The other pod's, and both ends of somebody's pair.
+        if pods == 2 { Ok(()) } else { Err(links) }
+    })?;
     refused(lab.node(1), &[], "1 pods are connected (default/left)")?;
 
     let taints = json!({"spec": {"taints": [{"key": "hawser.dev/agent-not-ready", "effect": "NoSchedule"},
