@@ -417,6 +417,19 @@ impl Lab {
         Ok(())
     }
 
+    /// Puts Hawser onto a node of a bare lab, as onto every node of another.
+    ///
+    /// # Errors
+    /// There is no Node object, or as the node says.
+    pub fn install(&mut self, number: u8) -> Result<()> {
+        let name = node_name(number);
+        let object: Value = self.api().store().get("nodes", None, &name).map_err(|e| anyhow!("{e}"))?;
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        let kubeconfig = self.kubeconfig(&User::agent_of_node(&name, uid));
+        let config = crate::node::config(self);
+        self.node_mut(number).install(&config, &kubeconfig)
+    }
+
     /// Ends a node and deletes its Node object. Its disk stays, for [`Lab::add_node`] of the same number.
     ///
     /// # Errors

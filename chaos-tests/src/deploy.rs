@@ -23,6 +23,10 @@ pub const MANIFESTS: [(&str, &str); 12] = [
     ("clustermesh.yaml", include_str!("../../deploy/clustermesh.yaml")),
 ];
 
+/// What takes Hawser off the nodes again; no part of an installation.
+pub const UNINSTALL: (&str, &str) =
+    ("uninstall/uninstall.yaml", include_str!("../../deploy/uninstall/uninstall.yaml"));
+
 /// Installs them.
 ///
 /// # Errors

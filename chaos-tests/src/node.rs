@@ -26,9 +26,12 @@ pub struct Node {
     pub port: PortId,
     agent: Option<Process>,
     tunnel: Option<Process>,
+    /// A second one, that waits for the devices of the first.
+    next_tunnel: Option<Process>,
     /// After the processes, so that they end first.
     pub namespace: Namespace,
     drift_interval: u64,
+    kernel_wireguard: bool,
     binaries: Binaries,
     dir: LabDir,
     /// Where its data path is pinned: nodes may share one BPF file system.
@@ -38,7 +41,7 @@ pub struct Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // Its programs first: the agent would pin anew.
-        drop((self.agent.take(), self.tunnel.take()));
+        drop((self.agent.take(), self.tunnel.take(), self.next_tunnel.take()));
         let pins = self.pins.clone();
         let removed = self.namespace.run(move || match std::fs::remove_dir_all(&pins) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -111,8 +114,10 @@ impl Node {
             port,
             agent: None,
             tunnel: None,
+            next_tunnel: None,
             namespace,
             drift_interval: lab.options.drift_interval,
+            kernel_wireguard: lab.options.kernel_wireguard,
             binaries: lab.binaries.clone(),
             dir: lab.dir.clone(),
             pins: pins(lab.dir.path(), number),
@@ -120,19 +125,49 @@ impl Node {
         if lab.options.bare {
             return Ok(node);
         }
-        let cidrs = lab.cluster_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
-        let cidrs = cidrs.replace(", ", "', '");
-        let name_line = format!("clusterName: {}\n", lab.cluster_name());
-        let config = format!("{name_line}podCIDRs: ['{cidrs}']\nwireguard: {engine}\n{}", lab.options.config);
-        node.write_file("/etc/hawser/config.yaml", &config)?;
-        node.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
-        if !lab.options.kernel_wireguard {
-            node.start_tunnel()?;
-        }
-        node.start_agent()?;
-        node.install_cni()?;
+        node.install(&config(lab), kubeconfig)?;
         Ok(node)
+    }
+
+    /// Puts Hawser onto this node, as a lab does that is not bare.
+    ///
+    /// # Errors
+    /// A file cannot be written, or a program not be started.
+    pub(crate) fn install(&mut self, config: &str, kubeconfig: &str) -> Result<()> {
+        self.write_file("/etc/hawser/config.yaml", config)?;
+        self.write_file("/etc/hawser/kubeconfig", kubeconfig)?;
+        if !self.kernel_wireguard {
+            self.start_tunnel()?;
+        }
+        self.start_agent()?;
+        self.install_cni()
+    }
+
+    /// Runs `mesh-agent uninstall` with the agent's own flags and these; whether it succeeded, and what it said.
+    ///
+    /// # Errors
+    /// It cannot be run, or does not end.
+    pub fn uninstall(&self, flags: &[&str]) -> Result<(bool, String)> {
+        let mut command = Command::new(&self.binaries.agent);
+        command.args(["uninstall", "--kubeconfig", "/etc/hawser/kubeconfig", "--node-name", &self.name]);
+        command.arg("--bpf-pin-dir").arg(&self.pins).args(flags).env("NO_COLOR", "1");
+        let output = self.namespace.exec(command, Duration::from_secs(COMMAND) * netlab::slowness())?;
+        Ok((output.status.success(), output.stdout_text() + &output.stderr_text()))
+    }
+
+    /// Runs `hawser-cni uninstall`; what it said.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn uninstall_cni(&self) -> Result<String> {
+        let mut command = Command::new(&self.binaries.cni);
+        command.arg("uninstall");
+        self.run(command)
+    }
+
+    /// Where the data path of this node is pinned.
+    pub fn pins(&self) -> &Path {
+        &self.pins
     }
 
     /// Writes a file of this node, mode 0600.
@@ -153,6 +188,45 @@ impl Node {
         command.args(["hawser0", "hawser1"]);
         self.tunnel = Some(self.spawn(command, "mesh-tunnel")?);
         Ok(())
+    }
+
+    /// Starts a second `mesh-tunnel` beside the first, as a DaemonSet with a surge does.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_next_tunnel(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.binaries.tunnel);
+        command.args(["hawser0", "hawser1"]);
+        self.next_tunnel = Some(self.spawn(command, "mesh-tunnel-next")?);
+        Ok(())
+    }
+
+    /// The second `mesh-tunnel`, if there is one.
+    pub const fn next_tunnel(&self) -> Option<&Process> {
+        self.next_tunnel.as_ref()
+    }
+
+    /// SIGTERM to the first `mesh-tunnel`, and its end awaited; the second one is the first from now on.
+    ///
+    /// # Errors
+    /// One of them is not running, or the first does not end.
+    pub fn retire_tunnel(&mut self) -> Result<()> {
+        let next = self.next_tunnel.take().context("no second tunnel is running")?;
+        self.stop_tunnel()?;
+        self.tunnel = Some(next);
+        Ok(())
+    }
+
+    /// The process that serves the socket of a slot's device.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn serves(&self, device: &str) -> Result<i32> {
+        let path = format!("/var/run/wireguard/{device}.sock");
+        self.namespace.run(move || {
+            let stream = std::os::unix::net::UnixStream::connect(&path).context(path)?;
+            Ok(nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?.pid())
+        })
     }
 
     /// Starts `mesh-agent`.
@@ -221,6 +295,18 @@ impl Node {
         let status = self.agent.take().context("no agent is running")?.stop(Duration::from_secs(10))?;
         if !status.success() {
             bail!("mesh-agent on {} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+
+    /// SIGTERM to the tunnel, and its end awaited.
+    ///
+    /// # Errors
+    /// It is not running, or does not end.
+    pub fn stop_tunnel(&mut self) -> Result<()> {
+        let status = self.tunnel.take().context("no tunnel is running")?.stop(Duration::from_secs(10))?;
+        if !status.success() {
+            bail!("mesh-tunnel on {} ended with {status}", self.name);
         }
         Ok(())
     }
@@ -424,6 +510,14 @@ impl Node {
         let global = |ip: &IpAddr| mesh_core::prefix::is_unicast(*ip);
         Ok(all.iter().map(ipnet::IpNet::addr).filter(global).collect())
     }
+}
+
+/// The agent's configuration on every node of a lab.
+pub(crate) fn config(lab: &Lab) -> String {
+    let cidrs = lab.cluster_cidrs().iter().map(|cidr| format!("'{cidr}'")).collect::<Vec<_>>().join(", ");
+    let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
+    let name = lab.cluster_name();
+    format!("clusterName: {name}\npodCIDRs: [{cidrs}]\nwireguard: {engine}\n{}", lab.options.config)
 }
 
 /// One for each node of each lab.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use chaos_tests::deploy::MANIFESTS;
+use chaos_tests::deploy::{MANIFESTS, UNINSTALL};
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
@@ -22,7 +22,7 @@ fn objects() -> impl Iterator<Item = (&'static str, Value)> {
         let objects: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
         objects.into_iter().map(move |object| (name, object))
     };
-    MANIFESTS.into_iter().flat_map(each)
+    MANIFESTS.into_iter().chain([UNINSTALL]).flat_map(each)
 }
 
 /// What `before` has and `after` has not, or not so.

@@ -76,21 +76,25 @@ pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Temporary files of `dir/name` that are there.
+pub(crate) fn temporaries(dir: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
+    let prefix = prefix(name);
+    let is_ours = |path: &PathBuf| {
+        let found = path.file_name().and_then(|found| found.to_str());
+        found.is_some_and(|found| found.starts_with(&prefix) && found.ends_with(".tmp"))
+    };
+    let all =
+        fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()?;
+    Ok(all.into_iter().filter(is_ours).collect())
+}
+
 /// Removes temporary files of `dir/name` that a crash has left.
 pub(crate) fn remove_stale(dir: &Path, name: &str) -> io::Result<()> {
-    let prefix = prefix(name);
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let is_ours = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|found| found.starts_with(&prefix) && found.ends_with(".tmp"));
-        let age = |entry: &fs::DirEntry| {
-            let modified = entry.metadata().ok()?.modified().ok()?;
-            SystemTime::now().duration_since(modified).ok()
-        };
-        if is_ours && age(&entry).is_some_and(|age| age >= STALE) {
-            remove(&entry.path())?;
+    for path in temporaries(dir, name)? {
+        let modified = path.symlink_metadata().and_then(|found| found.modified()).ok();
+        let age = modified.and_then(|modified| SystemTime::now().duration_since(modified).ok());
+        if age.is_some_and(|age| age >= STALE) {
+            remove(&path)?;
         }
     }
     Ok(())

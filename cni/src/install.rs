@@ -218,25 +218,34 @@ fn network_of(path: &Path) -> String {
 }
 
 /// Removes what [`install`] has put there: configuration first, so that no runtime calls what is gone. Files of
-/// those names that are not ours stay, with a warning.
+/// those names that are not ours stay, with a warning. What cannot be removed keeps nothing else from going.
 ///
 /// # Errors
-/// [`InstallError::File`].
-pub fn uninstall(places: &Places) -> Result<Report, InstallError> {
-    let mut report = Report::default();
-    let conf = places.conf_dir.join(&places.conf_name);
+/// All [`InstallError::File`] that there were; the report has what is gone.
+pub fn uninstall(places: &Places) -> (Report, Vec<InstallError>) {
+    let (mut report, mut errors) = (Report::default(), Vec::new());
+    let Places { bin_dir, conf_dir, conf_name } = places;
+    let conf = conf_dir.join(conf_name);
     match fs::read(&conf) {
-        Ok(content) if is_our_conflist(&content) => remove(&places.conf_dir, &conf, &mut report)?,
+        Ok(content) if is_our_conflist(&content) => errors.extend(remove(conf_dir, &conf, &mut report).err()),
         Ok(_) => report.warnings.push(format!("{} is not Hawser's and stays", conf.display())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(file_error("read", &conf)(error)),
+        Err(error) => errors.push(file_error("read", &conf)(error)),
     }
-    let loopback = places.bin_dir.join(LOOPBACK);
+    let loopback = bin_dir.join(LOOPBACK);
     if fs::read_link(&loopback).is_ok_and(|target| target == Path::new(BINARY)) {
-        remove(&places.bin_dir, &loopback, &mut report)?;
+        errors.extend(remove(bin_dir, &loopback, &mut report).err());
     }
-    remove(&places.bin_dir, &places.bin_dir.join(BINARY), &mut report)?;
-    Ok(report)
+    errors.extend(remove(bin_dir, &bin_dir.join(BINARY), &mut report).err());
+    for (dir, name) in [(conf_dir, conf_name.as_str()), (bin_dir, BINARY)] {
+        // Of an installer that was cut off: nobody writes any more, however young they are.
+        match files::temporaries(dir, name) {
+            Ok(rests) => rests.iter().for_each(|rest| errors.extend(remove(dir, rest, &mut report).err())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => errors.push(file_error("read", dir)(error)),
+        }
+    }
+    (report, errors)
 }
 
 fn remove(dir: &Path, path: &Path, report: &mut Report) -> Result<(), InstallError> {

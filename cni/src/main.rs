@@ -49,7 +49,13 @@ fn serve(invocation: &Invocation) -> anyhow::Result<()> {
             };
             say(&format!("{done}: BPF file system {}\n", options.bpffs.display()))
         }
-        Invocation::Uninstall(places) => tell(&uninstall(places)?, "removed"),
+        Invocation::Uninstall(places) => {
+            let (report, errors) = uninstall(places);
+            tell(&report, "removed")?;
+            let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            anyhow::ensure!(all.is_empty(), "{}", all.join("; "));
+            Ok(())
+        }
     }
 }
 

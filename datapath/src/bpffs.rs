@@ -95,9 +95,7 @@ impl PinDirectory {
         let mut removed = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(failed(&self.root, "list"))? {
             let path = entry.map_err(failed(&self.root, "list"))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_layout = name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
-            if path != own && is_layout {
+            if path != own && crate::remains::is_layout(&path) {
                 for link in fs::read_dir(path.join("links")).into_iter().flatten().flatten() {
                     crate::attach::remove(&link.path())?;
                 }

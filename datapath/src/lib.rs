@@ -25,6 +25,7 @@ mod map;
 mod maps;
 mod node;
 mod program;
+mod remains;
 mod services;
 mod sys;
 
@@ -40,4 +41,5 @@ pub use map::{Array, Counters, Keyed};
 pub use maps::{Capacities, Maps};
 pub use node::{Endpoint, Local};
 pub use program::{Hook, LinkKind, Program};
+pub use remains::{Filter, Remains};
 pub use services::InstalledServices;

@@ -217,6 +217,7 @@ impl Turn<'_> {
         let cause = match asked {
             Some(request) => Cause::Request(request),
             None if due() => Cause::Schedule,
+            None if self.observed.successor => Cause::Tunnel,
             None => return,
         };
         if self.observed.synced && self.observed.shows(None) {

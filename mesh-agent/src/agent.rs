@@ -123,6 +123,7 @@ mod pairs;
 mod psks;
 mod rotate;
 mod slot_addresses;
+mod successor;
 mod wake;
 
 pub(crate) use evidence::unix;
@@ -157,6 +158,8 @@ pub struct Memory {
     device_psks: crate::wireguard::Psks,
     /// Since when peers' keys are seen announced.
     known: evidence::Known,
+    /// A new mesh-tunnel that waits for devices.
+    succession: successor::Succession,
     /// Peers that could not be programmed in this turn.
     unput: BTreeSet<(Slot, PublicKey)>,
 }
@@ -295,8 +298,12 @@ impl Agent {
         let refused = self.ledger.review(&mut view, &self.psks);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let rotated = self.rotate(&mut view, &mut observed, &state).await;
-        if let Err(error) = &rotated {
-            tracing::error!(err = %error, "Could not go on with the rotation of keys; trying again");
+        match &rotated {
+            Ok(()) => {}
+            Err(error @ rotate::RotateError::HandOver { .. }) => tracing::debug!("{error}"),
+            Err(error) => {
+                tracing::error!(err = %error, "Could not go on with the rotation of keys; trying again");
+            }
         }
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let mail = std::mem::take(&mut self.memory.mail);

@@ -156,10 +156,12 @@ impl Guard {
             ipv6: own.iter().any(|cidr| cidr.addr().is_ipv6()),
             loose: desired.own_node_ips.iter().copied().filter(|_| on).collect(),
         };
+        let state_dir = config.state_dir.clone();
         let work = move || {
             let host = Host::default();
             let facts = host.observe(&want)?;
             let (fixes, findings) = judge(&facts, &want);
+            crate::host::before::remember(&state_dir, &facts, &want, &fixes);
             let failed: Vec<String> = fixes.iter().filter_map(|fix| set(&host, fix)).collect();
             Ok((findings, failed))
         };

@@ -11,6 +11,7 @@ use rustix::fs::StatVfsMountFlags;
 
 use crate::nft::NftError;
 
+pub(crate) mod before;
 mod firewall;
 mod judge;
 mod links;
@@ -19,7 +20,9 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 
-pub use firewall::{ChainHook, DropsBy, ForeignChain};
+pub use before::Before;
+pub use firewall::{AcceptRule, ChainHook, DropsBy, ForeignChain};
+pub(crate) use firewall::{ours as accept_rules, remove as remove_accept_rule};
 pub use judge::{HostFinding, Severity, judge};
 pub use links::{Link, LinkAddress, uplink};
 pub use networkd::Networkd;

@@ -55,7 +55,7 @@ impl<T: Default + Clone + Serialize + DeserializeOwned + Send + 'static> Kept<T>
 }
 
 /// In place of the file, whole, and on the disk when it returns.
-fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

@@ -44,5 +44,6 @@ pub mod shaping;
 pub mod start;
 pub mod status;
 pub mod taint;
+pub mod uninstall;
 pub mod watch;
 pub mod wireguard;

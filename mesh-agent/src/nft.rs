@@ -3,7 +3,7 @@
 //! [`ruleset`] decides (pure), [`Nft`] does. The table is only ever replaced as a whole, in one transaction, so no packet
 //! meets half a ruleset. Everything blocks for at most seconds: call it from a thread that may.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) mod conntrack;
 pub(crate) mod encode;
@@ -26,10 +26,10 @@ pub use ruleset::{
 pub use sets::SetShape;
 pub use socket::NftError;
 
-pub(crate) use encode::{expressions, rule_message};
+pub(crate) use encode::{Message, expressions, rule_message};
 pub(crate) use observe::{ListedChain, chains, rules, same_expressions, steady};
 pub(crate) use socket::{Channel, parse_error};
-pub(crate) use wire::{NETLINK_NETFILTER, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flag};
+pub(crate) use wire::{NETLINK_NETFILTER, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, flag, msg};
 
 use ledger::Ledger;
 use model::Table;
@@ -40,6 +40,14 @@ use model::Table;
 /// Netlink failed.
 pub fn generation() -> Result<u32, NftError> {
     Channel::open(NETLINK_NETFILTER)?.generation()
+}
+
+/// Names of all tables of the family `inet`.
+///
+/// # Errors
+/// Netlink failed, or the ruleset changed during every attempt to read it.
+pub fn tables() -> Result<BTreeSet<String>, NftError> {
+    observe::tables(&mut Channel::open(NETLINK_NETFILTER)?)
 }
 
 /// Our table in the kernel, with the memory of its counters. Each call opens a socket of its own, in the network

@@ -93,7 +93,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     crate::guard::close(&config, &guarded, &kernel).await.context("Could not refuse plaintext of pods")?;
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
     let opened = plane::open(&config, &guarded, &kernel, &register).await;
-    let (client, patient) = clients(&options, &config, &known).await?;
+    let (client, patient) = clients(options.kubeconfig.as_deref(), &config, &known).await?;
     let keys = keys(&config.state_dir, &client, &node).await?;
     let rotor = Rotor::load(&keys)?;
     let wireguard = Caller::new(WireGuard::new(implementation(config.engine).await?));
@@ -400,10 +400,14 @@ fn port_of(kubeconfig: &kube::config::Kubeconfig) -> Option<u16> {
 ///
 /// The first is for those who try again by themselves: kube's own retries of 429, 503 and 504 wait up to minutes without
 /// a word, long after the server is back. The second has them, for requests under a deadline of seconds.
-async fn clients(options: &Options, config: &Config, known: &Known) -> anyhow::Result<(Client, Client)> {
+pub(crate) async fn clients(
+    kubeconfig: Option<&Path>,
+    config: &Config,
+    known: &Known,
+) -> anyhow::Result<(Client, Client)> {
     let make = |config| {
         // What can be wrong here are the certificates, whose place the error does not know.
-        Client::try_from(config).with_context(|| match &options.kubeconfig {
+        Client::try_from(config).with_context(|| match kubeconfig {
             Some(path) => format!(
                 "kubeconfig {}: no client can be made of it; see certificate-authority, client-certificate and client-key",
                 path.display()
@@ -416,7 +420,7 @@ async fn clients(options: &Options, config: &Config, known: &Known) -> anyhow::R
         prompt.default_retry = false;
         anyhow::Ok((make(prompt)?, make(chosen.clone())?))
     };
-    let base = match &options.kubeconfig {
+    let base = match kubeconfig {
         Some(path) => {
             let kubeconfig = kube::config::Kubeconfig::read_from(path)
                 .with_context(|| format!("kubeconfig {} (--kubeconfig)", path.display()))?;
@@ -429,7 +433,7 @@ async fn clients(options: &Options, config: &Config, known: &Known) -> anyhow::R
     };
     if base.root_cert.as_ref().is_some_and(Vec::is_empty) {
         // Nothing would be trusted, and every request fail for a reason that names no file.
-        let place = options.kubeconfig.as_ref().map_or_else(
+        let place = kubeconfig.map_or_else(
             || "service account: ca.crt".to_owned(),
             |path| format!("kubeconfig {}: certificate-authority", path.display()),
         );

@@ -60,7 +60,7 @@ async fn take_off(api: &Api<Node>, node: &NodeName) {
 }
 
 /// True: it was there and is not any more.
-async fn once(api: &Api<Node>, node: &NodeName) -> kube::Result<bool> {
+pub(crate) async fn once(api: &Api<Node>, node: &NodeName) -> kube::Result<bool> {
     let Some(found) = api.get_opt(node.as_str()).await? else { return Ok(false) };
     let taints = found.spec.and_then(|spec| spec.taints).unwrap_or_default();
     let Some(rest) = without_ours(&taints) else { return Ok(false) };

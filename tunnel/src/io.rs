@@ -5,6 +5,7 @@ pub mod device;
 mod link;
 mod listen;
 pub mod server;
+mod succession;
 pub mod supervisor;
 mod tun;
 mod udp;

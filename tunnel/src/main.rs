@@ -28,6 +28,9 @@ struct Args {
     /// Log format; the default is pretty on a terminal, else JSON
     #[arg(long, value_enum)]
     log: Option<LogFormat>,
+    /// Say whether the main process of this container serves all these interfaces, and end: for probes
+    #[arg(long)]
+    check: bool,
     /// Directory of the sockets IFNAME.sock (configuration) and IFNAME.stats (counters as JSON)
     #[arg(long, default_value = "/var/run/wireguard", value_name = "DIR")]
     uapi_dir: PathBuf,
@@ -47,6 +50,9 @@ enum LogFormat {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if args.check {
+        return supervisor::check(&args.interfaces, &args.uapi_dir);
+    }
     start_log(args.log);
     // Blocked before any thread starts, so that every thread inherits it and only `wait` sees the signals.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::template;
-use crate::values::{Clustermesh, Values};
+use crate::values::{Clustermesh, Uninstall, Values};
 
 /// Above each rendered manifest.
 const HEADER: &str = "# Rendered by `cargo xtask manifests` from deploy/chart/hawser; change it there.\n";
@@ -142,6 +142,10 @@ pub fn rendered(root: &Path) -> Result<BTreeMap<String, String>> {
     for (name, text) in manifests(&root.join(chart), &joined)? {
         all.insert(format!("deploy/{name}"), text);
     }
+    // In a folder of its own, which `kubectl apply -f deploy/` does not look into.
+    let gone = Values { uninstall: Uninstall { enabled: true, ..Uninstall::default() }, ..Values::default() };
+    let found = manifests(&root.join(chart), &gone)?.remove_entry("uninstall.yaml");
+    all.extend(found.map(|(name, text)| (format!("deploy/uninstall/{name}"), text)));
     all.insert(format!("{chart}/values.schema.json"), schema()?);
     all.insert(format!("{chart}/values.yaml"), values_yaml()?);
     Ok(all)

@@ -52,6 +52,20 @@ pub struct Values {
     pub bpffs: Bpffs,
     /// Labels that a node must have to get Hawser; none: every node does.
     pub node_selector: BTreeMap<String, String>,
+    /// Removal of Hawser from its nodes: see "Remove" in deploy/README.md.
+    pub uninstall: Uninstall,
+}
+
+/// Removal of Hawser from its nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Uninstall {
+    /// On: agent and tunnel end, and in their place a DaemonSet takes everything of Hawser off each node. Drain the nodes before.
+    pub enabled: bool,
+    /// Pods that are still connected lose their links at once. Off: a node with such pods stays protected until they are gone.
+    pub cut_pods: bool,
+    /// The record of destroyed keys, /var/lib/hawser/audit/keys.jsonl, stays on the nodes.
+    pub keep_audit: bool,
 }
 
 /// The container image.
@@ -269,6 +283,7 @@ impl Default for Values {
             cni: Cni::default(),
             bpffs: Bpffs::default(),
             node_selector: BTreeMap::new(),
+            uninstall: Uninstall::default(),
         }
     }
 }

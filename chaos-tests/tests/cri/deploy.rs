@@ -86,7 +86,7 @@ impl Kubelet<'_> {
             ..m::SandboxConfig::default()
         };
         let sandbox: m::Id = runtime.ask("RunPodSandbox", m::RunSandbox { config: Some(config.clone()) })?;
-        let pod = DaemonPod { sandbox: sandbox.id, logs };
+        let mut pod = DaemonPod { sandbox: sandbox.id, logs, containers: Vec::new() };
         let volumes = self.volumes(&spec, &uid)?;
         let run = |container: &Value| -> Result<String> {
             let name = container["name"].as_str().context("a container without a name")?;
@@ -177,7 +177,7 @@ impl Kubelet<'_> {
             })?;
         }
         for container in spec["containers"].as_array().into_iter().flatten() {
-            run(container)?;
+            pod.containers.push(run(container)?);
         }
         Ok(pod)
     }
@@ -245,6 +245,8 @@ impl Kubelet<'_> {
 struct DaemonPod {
     sandbox: String,
     logs: String,
+    /// Those that are no init containers, in the order of the manifest.
+    containers: Vec<String>,
 }
 
 fn kubeapi_uid() -> String {
@@ -253,14 +255,16 @@ fn kubeapi_uid() -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What `deploy/` gives for a lab's cluster and this image.
+/// What `deploy/` gives for a lab's cluster and this image, and what takes it off the nodes.
 fn manifests(image: &str) -> Result<Vec<Value>> {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/hawser");
     let mut values = Values::default();
     image.clone_into(&mut values.image.name);
     "lab".clone_into(&mut values.cluster_name);
     values.pod_cidrs = vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/48".to_owned()];
-    let rendered = xtask::deploy::manifests(&chart, &values)?;
+    let mut rendered = xtask::deploy::manifests(&chart, &values)?;
+    values.uninstall.enabled = true;
+    rendered.extend(xtask::deploy::manifests(&chart, &values)?.remove_entry("uninstall.yaml"));
     let mut objects = Vec::new();
     for text in rendered.values() {
         objects.extend(serde_saphyr::from_multiple::<Value>(text)?.into_iter().filter(|o| !o.is_null()));
@@ -406,5 +410,77 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
         runtime.remove(sandbox)?;
         ensure!(runtime.attachments().is_empty());
     }
+    pods[0].0 = tunnel_replaced(&kubelets[0], &pods[0].0)?;
+    for (kubelet, (tunnel, agent)) in kubelets.iter().zip(&pods) {
+        kubelet.stop(tunnel)?;
+        kubelet.stop(if kubelet.runtime.node == 2 { &successor } else { agent })?;
+        taken_off(kubelet)?;
+    }
     lab.agents_were_refused_nothing()
+}
+
+/// A second tunnel beside the first, as an upgrade starts one: by the manifest's own probe it is ready when it has both devices, and
+/// the first is until then, or a DaemonSet would end it with a device that is in use. Which is handed over when is the agent's to say.
+fn tunnel_replaced(kubelet: &Kubelet<'_>, first: &DaemonPod) -> Result<DaemonPod> {
+    let node = kubelet.lab.node(kubelet.runtime.node);
+    let second = kubelet.start("mesh-tunnel", |_| ())?;
+    let container = &kubelet.object("DaemonSet", "mesh-tunnel")?["spec"]["template"]["spec"]["containers"][0];
+    let probe = container["readinessProbe"]["exec"]["command"].as_array().context("a probe")?;
+    let probe: Vec<&str> = probe.iter().filter_map(Value::as_str).collect();
+    let ready = |pod: &DaemonPod| {
+        let container = pod.containers[0].clone();
+        let pod = CriPod { sandbox: pod.sandbox.clone(), container, ips: Vec::new() };
+        kubelet.runtime.exec(&pod, &probe).map_err(|error| format!("{error:#}"))
+    };
+    for device in ["hawser1", "hawser0"] {
+        eventually(LONG, "the second tunnel waits", || {
+            node.sh(&format!("flock --nonblock --shared /run/wireguard/{device}.next true"))
+                .map_or(Ok(()), |_| Err("it is not locked".to_owned()))
+        })?;
+        let told = ready(&second);
+        ensure!(told.as_ref().is_err_and(|why| why.contains("another container serves hawser0")), "{told:?}");
+        ready(first).map_err(anyhow::Error::msg)?;
+        node.sh(&format!("rm /run/wireguard/{device}.sock"))?;
+        eventually(LONG, "the device was handed over", || {
+            let log = kubelet.log(first, "mesh-tunnel");
+            let said = |line: &&str| line.contains("handed over") && line.contains(device);
+            log.lines().find(said).map(drop).ok_or(log.clone())
+        })?;
+        ready(first).map_err(anyhow::Error::msg)?;
+    }
+    eventually(LONG, "the second tunnel is ready", || ready(&second))?;
+    kubelet.stop(first)?;
+    eventually(LONG, "the agent has programmed it", || node.ready())?;
+    Ok(second)
+}
+
+/// The DaemonSet that takes Hawser off a node does so with the mounts and capabilities that it has, and its pod stays.
+fn taken_off(kubelet: &Kubelet<'_>) -> Result<()> {
+    let node = kubelet.lab.node(kubelet.runtime.node);
+    let pod = kubelet.start("hawser-uninstall", |_| ())?;
+    let looked = eventually(LONG, "a second look finds nothing", || match kubelet.log(&pod, "done") {
+        log if log.contains("done: nothing of Hawser is left here") => Ok(()),
+        log => Err(log),
+    });
+    let said = kubelet.log(&pod, "node");
+    looked.with_context(|| said.clone())?;
+    ensure!(said.contains("removed: programs and maps pinned in /sys/fs/bpf/hawser/v"), "{said}");
+    for (command, gone) in [
+        ("ip link", "hawser"),
+        ("ip route show table all", "proto 202"),
+        ("ip -6 route show table all", "proto 202"),
+        ("ip rule", "proto 202"),
+        ("ip addr show lo", "10.244."),
+        ("nft list tables", "hawser"),
+        ("ls /sys/fs/bpf", "hawser"),
+        ("find /var/lib/hawser /run/hawser -mindepth 1", "/"),
+        ("ls /etc/cni/net.d", "hawser"),
+        ("ls /opt/cni/bin", "hawser"),
+    ] {
+        let shown = node.sh(command)?;
+        ensure!(!shown.contains(gone), "{command} on {}: {shown}; {said}", node.name);
+    }
+    let object: Value = kubelet.lab.api().store().get("nodes", None, &node.name)?;
+    ensure!(object["metadata"]["annotations"].get("hawser.dev/wireguard").is_none(), "{object}");
+    kubelet.stop(&pod)
 }

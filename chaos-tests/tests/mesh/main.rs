@@ -17,6 +17,8 @@ mod retired;
 mod rotation;
 mod rotation_faults;
 mod traffic;
+mod uninstall;
+mod upgrade;
 mod weather;
 
 use std::time::Duration;

@@ -255,6 +255,20 @@ fn uninstall_removes_what_install_made_and_nothing_else() {
 }
 
 #[test]
+fn what_cannot_be_uninstalled_is_named_and_the_rest_goes() {
+    let (agent, node) = (Agent::good(), Node::new());
+    assert_eq!(node.install(&socket(&agent), &[]).exit, 0);
+    fs::remove_file(node.path("bin/hawser-cni")).unwrap();
+    fs::create_dir(node.path("bin/hawser-cni")).unwrap();
+    fs::write(node.path("net.d/.05-hawser.conflist.0123456789abcdef.tmp"), "{").unwrap();
+    let output = node.run("uninstall", &[]);
+    assert_eq!(output.exit, 1, "{output:?}");
+    assert!(output.stderr.contains("bin/hawser-cni cannot be removed"), "{output:?}");
+    assert_eq!(fs::read_dir(node.path("net.d")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(node.path("bin")).unwrap().count(), 1, "the directory alone");
+}
+
+#[test]
 fn an_upgrade_replaces_binary_and_conflist_whole_and_clears_old_rests() {
     let (agent, node) = (Agent::good(), Node::new());
     fs::create_dir(node.path("bin")).unwrap();

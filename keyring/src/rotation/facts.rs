@@ -102,6 +102,8 @@ pub struct Observed<'a> {
     pub peers: &'a [PeerFacts<'a>],
     /// The annotation `hawser.dev/rotate`.
     pub request: Option<&'a str>,
+    /// A new `mesh-tunnel` waits for this node's devices.
+    pub successor: bool,
 }
 
 impl Observed<'_> {

@@ -85,6 +85,8 @@ pub enum Cause {
     Schedule,
     /// Somebody asked for it.
     Request(Request),
+    /// A new `mesh-tunnel` waits for the devices; each is handed over while its slot is silent.
+    Tunnel,
 }
 
 /// Why a peer was not seen to have left a slot.

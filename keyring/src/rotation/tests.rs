@@ -41,6 +41,7 @@ struct Facts {
     announced: Option<Announcement>,
     synced: bool,
     request: Option<&'static str>,
+    successor: bool,
 }
 
 impl Facts {
@@ -59,6 +60,7 @@ impl Facts {
             announced: None,
             synced: true,
             request: None,
+            successor: false,
         };
         facts.accept(None);
         facts
@@ -97,6 +99,7 @@ impl Facts {
             synced: self.synced,
             peers,
             request: self.request,
+            successor: self.successor,
         };
         machine.step(&SETTINGS, &observed, Now { uptime, unix: 2_000_000 })
     }
@@ -188,6 +191,7 @@ fn a_schedule_begins_in_the_last_quarter_of_the_period_and_never_after_it() {
                 synced: true,
                 peers: &[],
                 request: None,
+                successor: false,
             };
             let due = due(&settings, &observed);
             let at = |unix| {
@@ -205,6 +209,21 @@ fn a_schedule_begins_in_the_last_quarter_of_the_period_and_never_after_it() {
     assert!(dues[0] >= 64_800 && dues[399] <= 86_400, "{} to {}", dues[0], dues[399]);
     // Spread: no hundredth of the quarter has more than twenty of the four hundred.
     assert!(dues.windows(21).all(|window| window[20] - window[0] > 216), "{dues:?}");
+}
+
+#[test]
+fn a_tunnel_that_waits_for_the_devices_begins_a_rotation_and_one_that_has_them_none() {
+    let mut facts = Facts::new();
+    facts.successor = true;
+    let machine = facts.go(&Machine::default(), &[], QUIET);
+    let cause = |machine: &Machine| machine.state().rotation.as_ref().map(|rotation| rotation.cause.clone());
+    assert_eq!(cause(&machine), Some(Cause::Tunnel));
+    assert_eq!(State::decode(&machine.state().encode()).unwrap(), *machine.state());
+    // It has the devices before the second key is replaced.
+    facts.successor = false;
+    let machine = facts.whole_rotation(machine);
+    assert_eq!(cause(&machine), None);
+    assert_eq!(facts.go(&machine, &[], QUIET), machine);
 }
 
 #[test]

@@ -565,6 +565,7 @@ impl World {
             synced: true,
             peers: &peers,
             request: request.as_deref(),
+            successor: false,
         };
         node.machine.step(&settings, &observed, Now { uptime, unix: 0 })
     }

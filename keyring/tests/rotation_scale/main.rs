@@ -407,6 +407,7 @@ impl Cluster {
             synced: true,
             peers: &peers,
             request: Some("now"),
+            successor: false,
         };
         node.machine.step(settings, &observed, Now { uptime: Duration::from_secs(self.now), unix: 0 })
     }

@@ -51,6 +51,8 @@ pub(super) enum RotateError {
     WireGuard(#[from] CallError),
     #[error("Could not write the record of destroyed keys {path}: {source}")]
     Record { path: String, source: std::io::Error },
+    #[error("{slot} is handed over to another mesh-tunnel")]
+    HandOver { slot: Slot },
 }
 
 impl Rotor {
@@ -81,10 +83,11 @@ impl Rotor {
     }
 
     /// Has it anything to do or to decide? Facts about thousands of peers are gathered for that alone.
-    fn has_work(&self, agent: &Agent, request: Option<&str>) -> bool {
+    fn has_work(&self, agent: &Agent, request: Option<&str>, successor: bool) -> bool {
         let state = self.machine.state();
         let asked = keyring::rotation::Request::of(request);
         self.turns()
+            || successor
             || state.pending.is_some()
             || (asked.is_some() && asked != state.done)
             || !agent.config.rotation.period.is_zero()
@@ -115,7 +118,8 @@ impl Agent {
     ) -> Result<(), RotateError> {
         self.rotor.listen(state, Instant::now());
         let request = view.nodes.get(&self.node).and_then(|own| own.rotate.clone());
-        if !self.rotor.has_work(self, request.as_deref()) {
+        let successor = self.tunnel_waits();
+        if !self.rotor.has_work(self, request.as_deref(), successor) {
             return Ok(());
         }
         for _ in 0..STEPS {
@@ -131,6 +135,7 @@ impl Agent {
                     synced: view.synced,
                     peers: &facts,
                     request: request.as_deref(),
+                    successor,
                 };
                 self.rotor.machine.step(&self.config.rotation, &facts, self.now())
             };
@@ -138,6 +143,9 @@ impl Agent {
             for effect in &step.effects {
                 idle &= matches!(effect, Effect::Ask { .. });
                 self.perform(effect, step.next.state(), view, observed).await?;
+            }
+            if !self.rotor.turns() {
+                self.memory.succession.begun(step.next.state(), Instant::now());
             }
             self.rotor.machine = step.next;
             view.local.announcement = announcement(&self.keys, self.rotor.draining(), self.psks.kem());
@@ -208,7 +216,12 @@ impl Agent {
                 let epoch = self.keys.stage(*slot)?.epoch;
                 tracing::info!(device = %slot, epoch = epoch.0, "Made the next key");
             }
-            Effect::Install { slot } => self.install(*slot, observed).await?,
+            Effect::Install { slot } => {
+                if self.hands_over(*slot, next) {
+                    return Err(RotateError::HandOver { slot: *slot });
+                }
+                self.install(*slot, observed).await?;
+            }
             Effect::Commit { slot } => {
                 if let Some(replaced) = self.keys.commit(*slot)?
                     && let Some(error) = replaced.not_wiped

@@ -2,8 +2,9 @@
 
 use crate::nft::model::{Direction, InterfaceName, Is, Match, Rule, Verdict};
 use crate::nft::{
-    Channel, ListedChain, NETLINK_NETFILTER, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NftError, Object,
-    ObservedRule, TABLE, chains, expressions, flag, rule_message, rules, same_expressions, steady, wire,
+    Channel, ListedChain, Message, NETLINK_NETFILTER, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NftError,
+    Object, ObservedRule, TABLE, chains, expressions, flag, msg, rule_message, rules, same_expressions,
+    steady, wire,
 };
 
 /// Where a foreign chain stands.
@@ -47,12 +48,34 @@ impl ForeignChain {
     /// As `nft` names it: family, table, chain.
     #[must_use]
     pub fn name(&self) -> String {
-        let family = match self.family {
-            NFPROTO_IPV4 => "ip",
-            NFPROTO_IPV6 => "ip6",
-            _ => "inet",
-        };
-        format!("{family} {} {}", self.table, self.chain)
+        chain_name(self.family, &self.table, &self.chain)
+    }
+}
+
+fn chain_name(family: u8, table: &str, chain: &str) -> String {
+    let family = match family {
+        NFPROTO_IPV4 => "ip",
+        NFPROTO_IPV6 => "ip6",
+        _ => "inet",
+    };
+    format!("{family} {table} {chain}")
+}
+
+/// A rule that we put into a chain of somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AcceptRule {
+    /// `NFPROTO_*`: `inet`, `ip` or `ip6`.
+    family: u8,
+    table: String,
+    chain: String,
+    /// The kernel's number of it in the table.
+    handle: u64,
+}
+
+impl std::fmt::Display for AcceptRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let chain = chain_name(self.family, &self.table, &self.chain);
+        write!(f, "nf_tables rule {chain} handle {} ({COMMENT})", self.handle)
     }
 }
 
@@ -102,6 +125,53 @@ pub(crate) fn observe(veth_prefix: &str) -> Result<Vec<ForeignChain>, NftError> 
         }
         Ok(Some(found))
     })
+}
+
+/// Rules in chains of others that are ours: with our comment, and exactly what [`let_pods_through`] puts there.
+pub(crate) fn ours(veth_prefix: &str) -> Result<Vec<AcceptRule>, NftError> {
+    let wanted = [Direction::In, Direction::Out]
+        .map(|direction| expressions(&accept(direction, veth_prefix), &[], &Object::Transaction));
+    let wanted = wanted.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let is_ours = |rule: &ObservedRule| {
+        rule.comment.as_deref() == Some(COMMENT)
+            && wanted.iter().any(|wanted| same_expressions(&rule.expressions, wanted))
+    };
+    let mut channel = Channel::open(NETLINK_NETFILTER)?;
+    steady(&mut channel, |channel| {
+        let Some(all) = chains(channel, 0)? else { return Ok(None) };
+        let mut found = Vec::new();
+        for listed in all.into_iter().filter(|listed| relevant(listed).is_some()) {
+            let Some(rules) = rules(channel, listed.family, &listed.table, Some(&listed.name))? else {
+                return Ok(None);
+            };
+            let handles = rules.iter().filter(|(_, rule)| is_ours(rule)).filter_map(|(_, rule)| rule.handle);
+            found.extend(handles.map(|handle| AcceptRule {
+                family: listed.family,
+                table: listed.table.clone(),
+                chain: listed.name.clone(),
+                handle,
+            }));
+        }
+        Ok(Some(found))
+    })
+}
+
+/// Takes such a rule out of its chain.
+pub(crate) fn remove(rule: &AcceptRule) -> Result<(), NftError> {
+    use wire::{Attr, nfta};
+    let object = Object::Rule {
+        table: rule.table.clone(),
+        chain: rule.chain.clone(),
+        index: 0,
+        comment: COMMENT.to_owned(),
+    };
+    let attrs = vec![
+        Attr::text(nfta::RULE_TABLE, &rule.table),
+        Attr::text(nfta::RULE_CHAIN, &rule.chain),
+        Attr::be64(nfta::RULE_HANDLE, rule.handle),
+    ];
+    let delete = Message { kind: msg::DELRULE, flags: 0, family: rule.family, attrs, object };
+    Channel::open(NETLINK_NETFILTER)?.transact(&[delete])
 }
 
 /// Hook, and whether the policy is drop.

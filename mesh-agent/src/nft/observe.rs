@@ -1,6 +1,6 @@
 //! What the kernel has, and how it differs from what is desired.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::encode::{
@@ -78,6 +78,8 @@ pub struct ObservedChain {
 /// A dumped rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedRule {
+    /// The kernel's number of it in its table, by which it is deleted.
+    pub(crate) handle: Option<u64>,
     /// Name and attributes of each expression.
     pub(crate) expressions: Vec<(String, Vec<u8>)>,
     /// Comment, as `nft list` shows it.
@@ -323,6 +325,20 @@ pub(crate) fn observe(channel: &mut Channel, name: &str) -> Result<Observed, Nft
     })
 }
 
+/// Names of all `inet` tables.
+pub(crate) fn tables(channel: &mut Channel) -> Result<BTreeSet<String>, NftError> {
+    steady(channel, |channel| {
+        let Some(all) = channel.dump(msg::GETTABLE, NFPROTO_INET, &[], "tables")? else { return Ok(None) };
+        let name = |answer: &Answer| {
+            let attrs = wire::parse(&answer.attrs)?;
+            wire::find(&attrs, nfta::TABLE_NAME).map(wire::text)
+        };
+        let all = all.iter().filter(|answer| answer.family == NFPROTO_INET);
+        let named = all.map(|answer| name(answer).ok_or(NftError::Malformed { what: "a table" }));
+        named.collect::<Result<_, _>>().map(Some)
+    })
+}
+
 fn table_flags(answer: &Answer, name: &str) -> Option<u32> {
     let attrs = wire::parse(&answer.attrs)?;
     let found = wire::find(&attrs, nfta::TABLE_NAME).map(wire::text)?;
@@ -395,10 +411,11 @@ fn parse_rule(answer: &Answer) -> Option<(String, String, ObservedRule)> {
         expressions.push((name, wire::find(&element, nfta::EXPR_DATA).unwrap_or_default().to_vec()));
     }
     let (comment, hash) = parse_userdata(wire::find(&attrs, nfta::RULE_USERDATA).unwrap_or_default());
+    let handle = wire::find(&attrs, nfta::RULE_HANDLE).and_then(wire::be64);
     Some((
         wire::text(wire::find(&attrs, nfta::RULE_TABLE)?),
         wire::text(wire::find(&attrs, nfta::RULE_CHAIN)?),
-        ObservedRule { expressions, comment, hash },
+        ObservedRule { handle, expressions, comment, hash },
     ))
 }
 

@@ -120,6 +120,7 @@ pub(crate) mod msg {
     pub(crate) const GETCHAIN: u16 = 4;
     pub(crate) const NEWRULE: u16 = 6;
     pub(crate) const GETRULE: u16 = 7;
+    pub(crate) const DELRULE: u16 = 8;
     pub(crate) const NEWSET: u16 = 9;
     pub(crate) const GETSET: u16 = 10;
     pub(crate) const NEWSETELEM: u16 = 12;
@@ -154,6 +155,7 @@ pub(crate) mod nfta {
     pub(crate) const HOOK_PRIORITY: u16 = 2;
     pub(crate) const RULE_TABLE: u16 = 1;
     pub(crate) const RULE_CHAIN: u16 = 2;
+    pub(crate) const RULE_HANDLE: u16 = 3;
     pub(crate) const RULE_EXPRESSIONS: u16 = 4;
     pub(crate) const RULE_USERDATA: u16 = 7;
     pub(crate) const EXPR_NAME: u16 = 1;

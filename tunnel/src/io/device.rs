@@ -173,7 +173,7 @@ impl Drop for Device {
     }
 }
 
-fn socket_path(dir: &Path, name: &str, suffix: &str) -> PathBuf {
+pub(super) fn socket_path(dir: &Path, name: &str, suffix: &str) -> PathBuf {
     dir.join(format!("{name}.{suffix}"))
 }
 

@@ -1,15 +1,23 @@
-//! Keeps one device running: waits for a name that is taken, starts again what failed.
+//! Keeps one device running: waits for a name that is taken, starts again what failed, hands over to who waits ([`succession`]).
 
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::Stop;
 use super::device::{Device, Options, StartError};
+use super::succession::{self, Mark, Part};
 use super::tun::TunError;
 
 /// Between two attempts while the name is taken. Short, since a successor waits for its predecessor to exit.
 const RETRY: Duration = Duration::from_millis(200);
 /// Between two attempts after any other obstacle: an attempt may create the interface and take it back.
 const RETRY_SLOWLY: Duration = Duration::from_secs(2);
+/// For a successor to take the device that was handed over to it: it tries every [`RETRY`].
+const HAND_OVER: Duration = Duration::from_secs(10);
 /// Between two log lines about the same obstacle.
 const REMIND: Duration = Duration::from_secs(10);
 
@@ -18,25 +26,40 @@ const REMIND: Duration = Duration::from_secs(10);
 pub fn run(options: &Options, stop: &Stop) {
     let interface = options.name.as_str();
     let mut reported: Option<(String, Instant)> = None;
+    // That this process waits for the device, or has handed it over.
+    let (mut part, mut handed_over) = (None, false);
     while !stop.is_raised() {
         let mut pause = RETRY;
         match Device::start(options) {
             Ok(device) => {
-                reported = None;
+                (reported, part, handed_over) = (None, None, false);
                 tracing::info!(interface, mtu = options.mtu, dir = %options.uapi_dir.display(), "device is up for configuration");
-                if let Some(cause) = device.wait(stop) {
-                    tracing::error!(
+                let failed = device.wait(stop);
+                let awaited = failed.is_some() && succession::is_awaited(&options.uapi_dir, interface);
+                match failed {
+                    Some(cause) if awaited => {
+                        tracing::info!(interface, cause, "handing the device over to who waits")
+                    }
+                    Some(cause) => tracing::error!(
                         interface,
                         cause,
                         "device failed, starting it afresh without configuration"
-                    );
+                    ),
+                    None => {}
                 }
                 drop(device);
                 tracing::info!(interface, "device is gone");
+                if awaited {
+                    handed_over = true;
+                    part = mark(Part::Former, options);
+                    hand_over(options, stop);
+                }
             }
             Err(e) => {
                 if !matches!(e, StartError::Tun(TunError::Taken { .. })) {
                     pause = RETRY_SLOWLY;
+                } else if part.is_none() && !handed_over {
+                    part = mark(Part::Next, options);
                 }
                 let text = e.to_string();
                 let due = reported.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() > REMIND);
@@ -50,4 +73,48 @@ pub fn run(options: &Options, stop: &Stop) {
             break;
         }
     }
+}
+
+/// Says what this process is to the device. Without that it gets it when its owner exits, and probes take it for broken.
+fn mark(part: Part, options: &Options) -> Option<Mark> {
+    match Mark::take(part, &options.uapi_dir, &options.name) {
+        Ok(mark) => mark,
+        Err(error) => {
+            tracing::warn!(interface = options.name, ?part, %error, "others cannot be told about the interface");
+            None
+        }
+    }
+}
+
+/// Leaves the name alone until whoever waits for it has it.
+fn hand_over(options: &Options, stop: &Stop) {
+    let begun = Instant::now();
+    while succession::is_awaited(&options.uapi_dir, &options.name) && begun.elapsed() < HAND_OVER {
+        if stop.wait(RETRY) {
+            return;
+        }
+    }
+    tracing::info!(interface = options.name, took = ?begun.elapsed(), "device was handed over");
+}
+
+/// Succeeds if each interface is served by a process of the caller's PID namespace, or was until that handed it over: in a
+/// container, by its own main process, and not by that of another container which has it still.
+///
+/// # Errors
+/// Names the interface, and who serves it instead.
+pub fn check(interfaces: &[String], uapi_dir: &Path) -> anyhow::Result<()> {
+    for interface in interfaces.iter().filter(|interface| !succession::was_ours(uapi_dir, interface)) {
+        let path = super::device::socket_path(uapi_dir, interface, "sock");
+        let stream = UnixStream::connect(&path)
+            .with_context(|| format!("{}: nobody serves {interface}", path.display()))?;
+        let served_by = getsockopt(&stream, PeerCredentials)
+            .with_context(|| format!("{}: who serves {interface} is not known", path.display()))?;
+        // The kernel shows processes of other namespaces as 0.
+        anyhow::ensure!(
+            served_by.pid() != 0,
+            "{}: a process of another container serves {interface}",
+            path.display()
+        );
+    }
+    Ok(())
 }

@@ -94,8 +94,28 @@ fn every_choice_is_in_the_manifests() {
 }
 
 #[test]
+fn removal_takes_the_place_of_agent_and_tunnel() {
+    let values = parse_values("uninstall: {enabled: true, cutPods: true, keepAudit: true}").unwrap();
+    let rendered = manifests(&chart(), &values).unwrap();
+    let sets = objects(&rendered);
+    let sets: Vec<&Value> = sets.iter().filter(|object| object["kind"] == "DaemonSet").collect();
+    let names: Vec<&Value> = sets.iter().map(|set| &set["metadata"]["name"]).collect();
+    assert_eq!(names, ["hawser-uninstall"]);
+    let pod = &sets[0]["spec"]["template"]["spec"];
+    let args = pod["initContainers"][0]["args"].to_string();
+    assert!(args.contains("--cut-pods") && args.contains("--keep-audit"), "{args}");
+    // What they read and what they may do in the API is still there.
+    for name in ["config.yaml", "rbac.yaml", "admission.yaml"] {
+        assert!(rendered.contains_key(name), "{name}");
+    }
+    assert!(!manifests(&chart(), &Values::default()).unwrap().contains_key("uninstall.yaml"));
+}
+
+#[test]
 fn nothing_of_ours_is_privileged_but_what_the_values_say() {
-    for object in objects(&manifests(&chart(), &Values::default()).unwrap()) {
+    let removal = parse_values("uninstall: {enabled: true}").unwrap();
+    let all = [Values::default(), removal].map(|values| objects(&manifests(&chart(), &values).unwrap()));
+    for object in all.into_iter().flatten() {
         let text = object.to_string();
         for word in
             ["\"privileged\":true", "hostPID", "mountPropagation", "SYS_RESOURCE", "SYS_MODULE", "hostIPC"]

@@ -150,6 +150,7 @@ impl Site {
             synced: true,
             peers: &peers,
             request: self.request.as_deref(),
+            successor: false,
         };
         self.machine.step(&SETTINGS, &observed, Now { uptime: self.uptime, unix: 0 })
     }
