@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use datapath::{AttachMode, Attachment, Datapath, Hook, LinkKind, LoadOptions};
+use datapath::{AttachMode, Attachment, Datapath, Hook, LinkKind, LoadOptions, Remains};
 use ipnet::IpNet;
 
 use super::lab::{Node, PinDir, counted, open, options};
@@ -230,5 +230,43 @@ fn a_pod_without_an_endpoint_can_say_nothing() {
         seen.unwrap();
         assert_eq!(node.arrived(), 0);
         assert!(datapath.attachments().unwrap().iter().any(|found| found.hook == Hook::Egress));
+    }
+}
+
+#[test]
+fn what_a_data_path_has_left_is_taken_away_without_loading_one_and_not_while_one_is_open() {
+    for mode in modes() {
+        let (node, pins) = (Node::new(), PinDir::new());
+        let datapath = open(&with(&pins, mode));
+        let links =
+            [("one", LinkKind::Uplink), ("two", LinkKind::Pod)].map(|(name, kind)| (node.dummy(name), kind));
+        for (link, kind) in links {
+            datapath.attach(kind, link).unwrap();
+        }
+        let refused = Remains::open(pins.path()).unwrap_err();
+        assert!(matches!(refused, datapath::Error::InUse { .. }), "{refused}");
+        drop(datapath);
+        fs::create_dir(pins.path().join("vother")).unwrap();
+        let remains = Remains::open(pins.path()).unwrap();
+        let (layouts, others) = remains.entries().unwrap();
+        assert_eq!((layouts.len(), others), (1, vec![pins.path().join("vother")]), "{mode:?}");
+        let filters = remains.filters().unwrap();
+        assert_eq!(filters.len(), if mode == AttachMode::Clsact { 4 } else { 0 }, "{filters:?}");
+        for filter in filters {
+            remains.remove_filter(filter).unwrap();
+            remains.remove_filter(filter).unwrap();
+        }
+        for layout in layouts {
+            remains.remove_layout(&layout).unwrap();
+            remains.remove_layout(&layout).unwrap();
+        }
+        assert!(remains.remove_root().is_err(), "somebody's directory is in it");
+        fs::remove_dir(pins.path().join("vother")).unwrap();
+        remains.remove_root().unwrap();
+        assert_eq!(remains.filters().unwrap(), []);
+        drop(remains);
+        assert!(!pins.path().exists());
+        assert_eq!(Remains::open(pins.path()).unwrap().root(), None);
+        assert_eq!(open(&with(&pins, mode)).attachments().unwrap(), [], "{mode:?}");
     }
 }
