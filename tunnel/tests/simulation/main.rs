@@ -22,7 +22,7 @@ use world::World;
 /// Hours of each world; 24 and more in `HAWSER_SIMULATED_HOURS`.
 const HOURS: u64 = 2;
 /// Worlds; more in `HAWSER_SIMULATED_SEEDS`.
-const SEEDS: u64 = 6;
+const SEEDS: u64 = 5;
 
 fn number(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
