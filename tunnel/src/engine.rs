@@ -200,10 +200,18 @@ impl Engine {
         scratch: &mut [u8],
         sink: &mut impl Sink,
     ) {
+        self.run_timers(peer, scratch, sink);
         let response_len = {
             let mut inner = lock(&peer.inner);
-            if !inner.may_answer(Instant::now()) {
-                return self.counters.add(Counter::RateLimited);
+            let now = Instant::now();
+            if !inner.may_answer(now) {
+                let own = inner.initiate(now, scratch);
+                drop(inner);
+                self.counters.add(Counter::RateLimited);
+                if let Some(n) = own {
+                    self.send(peer, from, &scratch[..n], sink);
+                }
+                return;
             }
             match inner.decapsulate(datagram, scratch) {
                 Some(TunnResult::WriteToNetwork(response)) => {
@@ -237,6 +245,7 @@ impl Engine {
         scratch: &mut [u8],
         sink: &mut impl Sink,
     ) {
+        self.run_timers(peer, scratch, sink);
         let keepalive_len = {
             let mut inner = lock(&peer.inner);
             match inner.decapsulate(datagram, scratch) {
@@ -314,15 +323,21 @@ impl Engine {
         let peers: Vec<Arc<Peer>> = read(&self.registry).by_key.values().cloned().collect();
         for peer in peers {
             // Two turns: the protocol's timers, then the persistent keepalive.
-            let first = lock(&peer.inner).update_timers(scratch);
-            self.counters.add_many(Counter::HandshakeTimeout, first.discarded);
-            if let Some((to, n)) = first.send {
-                self.send(&peer, to, &scratch[..n], sink);
-            }
+            self.run_timers(&peer, scratch, sink);
             let second = lock(&peer.inner).persistent_keepalive(now, scratch);
             if let Some((to, n)) = second {
                 self.send(&peer, to, &scratch[..n], sink);
             }
+        }
+    }
+
+    /// Runs the protocol's timers of one peer. Before a handshake message, too: `Tunn` takes the time of its last turn for the
+    /// present, and after a pause (a machine that slept) a new session would be taken for old and ended early.
+    fn run_timers(&self, peer: &Peer, scratch: &mut [u8], sink: &mut impl Sink) {
+        let ticked = lock(&peer.inner).update_timers(scratch);
+        self.counters.add_many(Counter::HandshakeTimeout, ticked.discarded);
+        if let Some((to, n)) = ticked.send {
+            self.send(peer, to, &scratch[..n], sink);
         }
     }
 

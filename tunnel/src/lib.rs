@@ -34,6 +34,14 @@
 //! * The replay window is 1024 packets (the kernel's is 8192): a packet reordered by more is dropped.
 //! * Padding to 16 bytes is done here, before encryption ([`packet::padded_len`]).
 //! * Peers with a public key of low order never get a session: `Tunn` would accept the zero secret.
+//! * It begins a handshake when it sends after 15 s in which it heard nothing, where the kernel first waits 15 s for an answer:
+//!   peers that seldom talk shake hands more often than they need, at most every 15 s from each side.
+//! * The timestamps of initiations go on from the wall clock as it was when the peer's state was made: by a new process, a new
+//!   pre-shared key, a new key of the device. Where that clock was set back since an earlier state, the peer refuses them until
+//!   they have caught up (as it refuses the kernel's), and only the peer can begin. After 90 s of such attempts a session ends,
+//!   though it may be in use by what the peer sends.
+//! * Its clock moves with its timers, every 250 ms: a session ends up to so much late, and a lone packet of that moment is lost
+//!   where the peer was earlier; after a machine has slept, the same holds of older keys.
 //! * A pre-shared key inside `Tunn` is not wiped from memory when its peer goes away; ours are.
 //! * Sent datagrams leave from the address that the routing table picks, which on a host with several
 //!   addresses need not be the one that the peer wrote to.

@@ -20,6 +20,8 @@ const UNCONFIRMED: usize = 8;
 const ANSWERS: usize = 4;
 /// A session is used this long at most (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
 const SESSION: Duration = Duration::from_secs(180);
+/// Least time between two initiations for one peer (section 6.1, too).
+const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// First byte of a data message.
 pub(super) const TYPE_DATA: u8 = 4;
 
@@ -59,6 +61,8 @@ pub(super) struct PeerInner {
     unconfirmed: [Option<u32>; UNCONFIRMED],
     /// When the last handshake was confirmed.
     confirmed_at: Option<Instant>,
+    /// When an initiation was last sent in place of an answer.
+    initiated_at: Option<Instant>,
     queued: u64,
     keepalive: Duration,
     /// An authenticated packet was sent or received since the last tick.
@@ -80,6 +84,7 @@ impl Peer {
                 endpoint: None,
                 unconfirmed: [None; UNCONFIRMED],
                 confirmed_at: None,
+                initiated_at: None,
                 queued: 0,
                 keepalive: Duration::ZERO,
                 active: false,
@@ -125,6 +130,7 @@ impl PeerInner {
         self.index = u32::MAX;
         self.unconfirmed = [None; UNCONFIRMED];
         self.confirmed_at = None;
+        self.initiated_at = None;
         self.queued = 0;
     }
 
@@ -194,11 +200,30 @@ impl PeerInner {
         self.unconfirmed[0] = local;
     }
 
-    /// Whether another initiation may be answered. A peer that really lost its session is not shut out by this: what we
-    /// send it comes to nothing, and after 15 s we begin a handshake ourselves.
+    /// Whether another initiation may be answered. A peer that really lost its session is not shut out by this: it gets an
+    /// initiation of ours instead ([`Self::initiate`]).
     pub(super) fn may_answer(&self, now: Instant) -> bool {
         let lives = self.confirmed_at.is_some_and(|at| now.saturating_duration_since(at) < SESSION);
         !lives || self.unconfirmed.iter().flatten().count() < ANSWERS
+    }
+
+    /// Begins a handshake, or repeats the initiation of one that is under way, which may have gone elsewhere; at most once in
+    /// [`REKEY_TIMEOUT`]. The peer proves by a response that it is there now, which an initiation does not prove; and a
+    /// place among the sessions is taken only then.
+    pub(super) fn initiate(&mut self, now: Instant, scratch: &mut [u8]) -> Option<usize> {
+        if self.initiated_at.is_some_and(|at| now.saturating_duration_since(at) < REKEY_TIMEOUT) {
+            return None;
+        }
+        match self.tunn.as_mut()?.format_handshake_initiation(scratch, true) {
+            TunnResult::WriteToNetwork(initiation) => {
+                self.initiated_at = Some(now);
+                Some(initiation.len())
+            }
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
+        }
     }
 
     /// A handshake was confirmed; what was answered before it is past.
