@@ -4,7 +4,7 @@
 //! `PROPTEST_CASES=20000 cargo test -p mesh-core --test policy_oracle` asks more. A failing world prints itself as API
 //! objects in JSON and leaves its seed in `policy_oracle/seeds.txt`; it is kept in `policy_oracle/regressions.yaml`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -14,7 +14,8 @@ use mesh_core::policy::eval::eval_pod;
 use mesh_core::policy::fixture::World;
 use mesh_core::policy::fixture::cases::About;
 use mesh_core::policy::model::{
-    Direction, Flow, ObjectName, PodFacts, PolicyFacts, Verdict, is_foreign_namespace,
+    Direction, Flow, LabelSelector, NamespaceFacts, ObjectName, PodFacts, PolicyFacts, PolicyPeer, Verdict,
+    foreign_namespace, is_foreign_namespace,
 };
 use mesh_core::policy::tables::{State, judge};
 use proptest::prelude::*;
@@ -206,24 +207,41 @@ proptest! {
     }
 }
 
-/// These facts where no address of another cluster's pod has anything in common with others, as an agent sees to it.
-fn apart(mut facts: PolicyFacts) -> PolicyFacts {
+/// These facts, joined with a cluster that has a twin of each pod at an address that nobody else has, and in which every policy
+/// has a peer there beside its own: pods of the policy's labels where it has any, or of all.
+fn joined(mut facts: PolicyFacts, only_accepts: bool) -> PolicyFacts {
     facts.guarded.clear();
-    let claims = |ip: &IpAddr| {
-        let pods = facts.pods.values().filter(|pod| pod.ips.contains(ip)).count();
-        pods + facts.nodes.values().filter(|node| node.ips.contains(ip)).count()
+    let (space, label) = (foreign_namespace("x", &"east".parse().unwrap()), "hawser.dev/cluster".to_owned());
+    let labels: BTreeMap<String, String> = [(label.clone(), "east".to_owned())].into();
+    facts.namespaces.insert(space.clone(), NamespaceFacts { labels: labels.clone(), audit: false });
+    facts.pods.retain(|name, _| !is_foreign_namespace(&name.namespace));
+    let twins = facts.pods.values().cloned().enumerate().map(|(number, pod)| {
+        let host = u8::try_from(number).unwrap();
+        let ips = [[10, 99, 7, host].into(), [0xfd99, 0, 0, 0, 0, 0, 0, u16::from(host)].into()].into();
+        (ObjectName { namespace: space.clone(), name: format!("twin-{number}") }, PodFacts { ips, ..pod })
+    });
+    let twins: Vec<_> = twins.collect();
+    facts.pods.extend(twins);
+    let there = LabelSelector { match_labels: labels, match_expressions: Vec::new() };
+    let add = |peers: &mut Option<Vec<PolicyPeer>>| {
+        let peers = peers.get_or_insert_default();
+        let pods = peers.iter().find_map(|peer| peer.pod_selector.clone());
+        peers.push(PolicyPeer {
+            pod_selector: pods,
+            namespace_selector: Some(there.clone()),
+            ip_block: None,
+        });
     };
-    let clear = |pod: &PodFacts| pod.ips.iter().all(|ip| claims(ip) == 1);
-    let kept: BTreeSet<ObjectName> = facts
-        .pods
-        .iter()
-        .filter(|(name, pod)| {
-            let known = facts.namespaces.contains_key(&name.namespace);
-            !is_foreign_namespace(&name.namespace) || (known && clear(pod))
-        })
-        .map(|(name, _)| name.clone())
-        .collect();
-    facts.pods.retain(|name, _| kept.contains(name));
+    for spec in facts.network_policies.values_mut() {
+        spec.ingress.iter_mut().flatten().for_each(|rule| add(&mut rule.from));
+        spec.egress.iter_mut().flatten().for_each(|rule| add(&mut rule.to));
+    }
+    if only_accepts {
+        for spec in facts.cluster_policies.values_mut() {
+            spec.ingress.retain(|rule| rule.action == "Accept");
+            spec.egress.retain(|rule| rule.action == "Accept");
+        }
+    }
     facts
 }
 
@@ -231,8 +249,10 @@ proptest! {
     #![proptest_config(config(600))]
 
     #[test]
-    fn who_is_not_asked_for_in_another_cluster_need_not_be_told(RandomFacts(facts) in facts()) {
-        let facts = apart(facts);
+    fn who_is_not_asked_for_in_another_cluster_need_not_be_told(
+        (RandomFacts(facts), only_accepts) in (facts(), prop::bool::weighted(0.8))
+    ) {
+        let facts = joined(facts, only_accepts);
         let asked = compiler(&facts).asked_clusters().clone();
         let mut told = facts.clone();
         told.pods.retain(|name, pod| {
