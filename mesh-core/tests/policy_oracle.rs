@@ -211,12 +211,12 @@ proptest! {
 /// has a peer there beside its own: pods of the policy's labels where it has any, or of all.
 fn joined(mut facts: PolicyFacts, only_accepts: bool) -> PolicyFacts {
     facts.guarded.clear();
-    let (space, label) = (foreign_namespace("x", &"east".parse().unwrap()), "hawser.dev/cluster".to_owned());
-    let labels: BTreeMap<String, String> = [(label.clone(), "east".to_owned())].into();
+    let space = foreign_namespace("x", &"east".parse().expect("a name of a cluster"));
+    let labels: BTreeMap<_, _> = [("hawser.dev/cluster".to_owned(), "east".to_owned())].into();
     facts.namespaces.insert(space.clone(), NamespaceFacts { labels: labels.clone(), audit: false });
     facts.pods.retain(|name, _| !is_foreign_namespace(&name.namespace));
     let twins = facts.pods.values().cloned().enumerate().map(|(number, pod)| {
-        let host = u8::try_from(number).unwrap();
+        let host = u8::try_from(number).expect("worlds have few pods");
         let ips = [[10, 99, 7, host].into(), [0xfd99, 0, 0, 0, 0, 0, 0, u16::from(host)].into()].into();
         (ObjectName { namespace: space.clone(), name: format!("twin-{number}") }, PodFacts { ips, ..pod })
     });
