@@ -83,7 +83,7 @@ pub struct LabOptions {
     pub config: String,
     /// Whether nodes begin with nothing of ours on them, for scenarios that install it.
     pub bare: bool,
-    /// Which of the places on the switch that clusters have: 0 or 1.
+    /// Which of the places on the switch that clusters have: 0, 1 or 2.
     pub site: u8,
     /// Whether the API server allocates cluster IPs, in 10.(96 + site).0.0/16 and fd00:10:(96 + site)::/112.
     pub allocates_services: bool,
@@ -102,7 +102,7 @@ impl LabOptions {
             disk: None,
             kernel_wireguard: false,
             host_api: false,
-            cluster_cidrs: ["10.244.0.0/16", "fd00:10:244::/48"],
+            cluster_cidrs: CIDRS[0],
             end_on_signal: false,
             config: String::new(),
             bare: false,
@@ -212,8 +212,12 @@ const API_HOST: u8 = 254;
 const WORLD_HOST: u8 = 253;
 /// The node that may serve the API as well ([`Lab::front`]).
 const FIRST_NODE: u8 = 1;
-/// Pod CIDRs of the cluster at site 1.
-const OTHER_CIDRS: [&str; 2] = ["10.245.0.0/16", "fd00:10:245::/48"];
+/// Pod CIDRs of the cluster at each site.
+const CIDRS: [[&str; 2]; 3] = [
+    ["10.244.0.0/16", "fd00:10:244::/48"],
+    ["10.245.0.0/16", "fd00:10:245::/48"],
+    ["10.246.0.0/16", "fd00:10:246::/48"],
+];
 /// Nobody has it.
 const ABSENT_HOST: u8 = 250;
 
@@ -231,12 +235,15 @@ impl Lab {
         Self::up_on(options, None)
     }
 
-    /// Brings another cluster up beside `other`, on its switch and at site 1. The one that was up first has to outlive it.
+    /// Brings another cluster up beside `other`, on its switch and at the next site. The one that was up first has to outlive
+    /// it.
     ///
     /// # Errors
-    /// As [`Lab::up`].
+    /// As [`Lab::up`]; there is no next site.
     pub fn up_beside(options: LabOptions, other: &Self) -> Result<Self> {
-        let options = LabOptions { site: 1, cluster_cidrs: OTHER_CIDRS, ..options };
+        let site = other.options.site + 1;
+        let cluster_cidrs = *CIDRS.get(usize::from(site)).context("a switch has room for three clusters")?;
+        let options = LabOptions { site, cluster_cidrs, ..options };
         Self::up_on(options, Some(Arc::clone(&other.switch)))
     }
 
@@ -569,7 +576,7 @@ impl Lab {
 
     /// What may cross the switch: WireGuard, and TLS to the API and to `clustermesh`, of clusters beside this one, too.
     pub fn policy(&self) -> Policy {
-        let hosts = [API_HOST, API_HOST - 10].into_iter().chain(self.front);
+        let hosts = (0..).zip(CIDRS).map(|(site, _)| API_HOST - 10 * site).chain(self.front);
         let servers = hosts.flat_map(|host| [API_PORT, PORT_CLUSTERMESH].map(|port| (underlay(host), port)));
         servers.fold(Policy::wireguard([51880, 51881]), |policy, ((v4, v6), port)| {
             policy.api_server(SocketAddr::new(v4.into(), port)).api_server(SocketAddr::new(v6.into(), port))

@@ -133,13 +133,13 @@ impl Lab {
         }))
     }
 
-    /// Makes `other` known here.
+    /// Makes another cluster known here, by its ClusterPeer, which has so many nodes.
     ///
     /// # Errors
     /// The API refused.
-    pub fn join(&mut self, other: &Self) -> Result<()> {
-        let _: Value = self.api().store().create(&other.as_peer()?).map_err(|error| anyhow!("{error}"))?;
-        self.joined += other.nodes.len();
+    fn know(&mut self, peer: &Value, nodes: usize) -> Result<()> {
+        let _: Value = self.api().store().create(peer).map_err(|error| anyhow!("{error}"))?;
+        self.joined += nodes;
         Ok(())
     }
 
@@ -176,12 +176,20 @@ pub fn told(lab: &Lab) -> String {
 /// # Errors
 /// What could not be made, or what is missing after `deadline`.
 pub fn join_both(a: &mut Lab, b: &mut Lab, deadline: Duration) -> Result<()> {
-    a.start_clustermesh()?;
-    b.start_clustermesh()?;
-    a.join(b)?;
-    b.join(a)?;
-    for lab in [&*a, &*b] {
-        lab.await_mesh(deadline).with_context(|| told(lab))?;
+    join_all(&mut [a, b], deadline)
+}
+
+/// As [`join_both`], of any number of labs.
+///
+/// # Errors
+/// As [`join_both`].
+pub fn join_all(labs: &mut [&mut Lab], deadline: Duration) -> Result<()> {
+    labs.iter_mut().try_for_each(|lab| lab.start_clustermesh())?;
+    let known = labs.iter().map(|lab| Ok((lab.as_peer()?, lab.nodes.len()))).collect::<Result<Vec<_>>>()?;
+    for (at, lab) in labs.iter_mut().enumerate() {
+        for (_, (peer, nodes)) in known.iter().enumerate().filter(|(other, _)| *other != at) {
+            lab.know(peer, *nodes)?;
+        }
     }
-    Ok(())
+    labs.iter().try_for_each(|lab| lab.await_mesh(deadline).with_context(|| told(lab)))
 }

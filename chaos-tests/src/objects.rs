@@ -1,5 +1,6 @@
 //! Objects of the API, as a user writes them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, anyhow};
@@ -191,4 +192,51 @@ pub fn set_endpoints(lab: &Lab, service: &str, endpoints: &[Endpoint<'_>]) -> Re
         )?;
     }
     Ok(())
+}
+
+/// A ServiceExport of the service.
+pub fn export(service: &str) -> Value {
+    json!({"apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+        "metadata": {"name": service, "namespace": NAMESPACE}})
+}
+
+/// The first ClusterSetIP of its import.
+///
+/// # Errors
+/// There is none yet.
+pub fn imported_address(lab: &Lab, service: &str) -> Result<IpAddr, String> {
+    let import: Value = lab
+        .api()
+        .store()
+        .get("serviceimports.multicluster.x-k8s.io", Some(NAMESPACE), service)
+        .map_err(|error| error.to_string())?;
+    let first = import["spec"]["ips"][0].as_str().ok_or_else(|| format!("no address yet: {import}"))?;
+    first.parse().map_err(|error| format!("{first}: {error}"))
+}
+
+/// Backends that an imported service has here, by cluster; IPv4 alone.
+///
+/// # Errors
+/// The API refused.
+pub fn imported_backends(lab: &Lab, service: &str) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
+    let slices: Vec<Value> = lab
+        .api()
+        .store()
+        .list("endpointslices.discovery.k8s.io", Some(NAMESPACE))
+        .map_err(|error| error.to_string())?;
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for slice in &slices {
+        let labels = &slice["metadata"]["labels"];
+        let ours =
+            labels["multicluster.kubernetes.io/service-name"] == service && slice["addressType"] == "IPv4";
+        let Some(cluster) = labels["multicluster.kubernetes.io/source-cluster"].as_str().filter(|_| ours)
+        else {
+            continue;
+        };
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            let address = endpoint["addresses"][0].as_str().unwrap_or_default();
+            found.entry(cluster.to_owned()).or_default().insert(address.to_owned());
+        }
+    }
+    Ok(found)
 }

@@ -11,9 +11,10 @@ use crate::ask::{Ask, PATIENCE};
 use crate::cluster::Lab;
 use crate::namer::Namer;
 use crate::objects::{
-    BACKEND_PORT, Endpoint, SERVICE_PORT, apply, delete_policy, network_policy, service, set_endpoints,
+    BACKEND_PORT, Endpoint, SERVICE_PORT, apply, delete_policy, export, imported_address, network_policy,
+    service, set_endpoints,
 };
-use crate::pod::{NAMESPACE, Pod};
+use crate::pod::Pod;
 
 /// The service that both clusters have.
 const SERVICE: &str = "shop";
@@ -42,11 +43,6 @@ pub struct Joined {
     pub policy_held: bool,
 }
 
-fn export() -> Value {
-    json!({"apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
-        "metadata": {"name": SERVICE, "namespace": NAMESPACE}})
-}
-
 /// Shows it with a client in `west` and backends of both clusters, the last pods of each.
 ///
 /// # Errors
@@ -61,9 +57,10 @@ pub fn show(
     for (lab, backend) in [(west, local), (east, remote)] {
         apply(lab, &service(SERVICE, &json!({})))?;
         set_endpoints(lab, SERVICE, &[Endpoint::ready(backend)])?;
-        apply(lab, &export())?;
+        apply(lab, &export(SERVICE))?;
     }
-    let address = eventually(SOON, "the service of both clusters has an address", || address(west))?;
+    let address =
+        eventually(SOON, "the service of both clusters has an address", || imported_address(west, SERVICE))?;
     let at = SocketAddr::new(address, SERVICE_PORT);
     let ask = || Ask::Tcp.once(&client.namespace, at, PATIENCE);
     let by = |name: &str, what: &str| -> Result<f64> {
@@ -93,17 +90,6 @@ pub fn show(
         seconds_to_return,
         policy_held,
     })
-}
-
-/// `spec.ips` of the import.
-fn address(lab: &Lab) -> Result<IpAddr, String> {
-    let import: Value = lab
-        .api()
-        .store()
-        .get("serviceimports.multicluster.x-k8s.io", Some(NAMESPACE), SERVICE)
-        .map_err(|error| error.to_string())?;
-    let first = import["spec"]["ips"][0].as_str().ok_or_else(|| format!("no address yet: {import}"))?;
-    first.parse().map_err(|error| format!("{first}: {error}"))
 }
 
 /// Policy of the cluster where the pod is.

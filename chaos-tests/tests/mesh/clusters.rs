@@ -1,15 +1,19 @@
 //! Two clusters beside each other, joined by their `clustermesh`: pods of one speak to pods of the other through WireGuard.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::ask::{Ask, PATIENCE};
-use chaos_tests::joined::told;
+use chaos_tests::joined::{join_all, told};
 use chaos_tests::matrix::Party;
 use chaos_tests::namer::Namer;
-use chaos_tests::objects::BACKEND_PORT;
+use chaos_tests::objects::{
+    BACKEND_PORT, Endpoint, SERVICE_PORT, apply, export, imported_address, imported_backends, service,
+    set_endpoints,
+};
 use chaos_tests::witness::{Witness, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
 use kubeapi::User;
@@ -45,11 +49,6 @@ fn two(name: &str, nodes: u8) -> Result<(Lab, Lab)> {
         lab.await_mesh(MESH).with_context(|| told(lab))?;
     }
     Ok((west, east))
-}
-
-fn apply(lab: &Lab, object: &Value) -> Result<()> {
-    let _: Value = lab.api().store().create(object).map_err(|error| anyhow!("{error}"))?;
-    Ok(())
 }
 
 #[test]
@@ -198,5 +197,112 @@ fn policy_of_the_target_cluster_holds_and_names_pods_of_the_other_by_their_clust
         }
     })?;
     println!("a pod of the other cluster was let in {:?} after it got its label", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn what_changes_while_one_of_three_clusters_is_cut_off_is_in_all_of_them_after_the_heal() -> Result<()> {
+    let with_services =
+        |side: &str| LabOptions { allocates_services: true, ..options(&format!("three-{side}"), 1) };
+    let mut west = lab(with_services("w"))?;
+    let mut east = Lab::up_beside(with_services("e"), &west)?;
+    let mut north = Lab::up_beside(with_services("n"), &east)?;
+    join_all(&mut [&mut west, &mut east, &mut north], MESH)?;
+    let labs = [&west, &east, &north];
+    let [a, b] = [west.add_pod(1, "a")?, west.add_pod(1, "b")?];
+    let [c, d] = [east.add_pod(1, "c")?, east.add_pod(1, "d")?];
+    let [e, f] = [north.add_pod(1, "e")?, north.add_pod(1, "f")?];
+    let _servers = [&a, &b, &c, &d, &e, &f]
+        .map(|pod| Namer::new(&pod.namespace, &pod.name, &pod.ips, BACKEND_PORT))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    for (lab, pod) in labs.into_iter().zip([&a, &c, &e]) {
+        apply(lab, &service("shop", &json!({})))?;
+        set_endpoints(lab, "shop", &[Endpoint::ready(pod)])?;
+        apply(lab, &export("shop"))?;
+    }
+    let all_know = |deadline: u64, what: &str, of: [Option<&Pod>; 3], who: &[usize]| {
+        eventually(Duration::from_secs(deadline), what, || {
+            who.iter().try_for_each(|me| {
+                let expected: BTreeMap<String, BTreeSet<String>> = labs
+                    .iter()
+                    .zip(of)
+                    .filter_map(|(lab, pod)| Some((lab, pod?)))
+                    .map(|(lab, pod)| {
+                        (
+                            lab.cluster_name().to_owned(),
+                            BTreeSet::from_iter(pod.ip(true).map(|ip| ip.to_string())),
+                        )
+                    })
+                    .collect();
+                let found = imported_backends(labs[*me], "shop")?;
+                if found == expected {
+                    return Ok(());
+                }
+                Err(format!("cluster {me} knows {found:?}, not {expected:?}; {}", told(labs[*me])))
+            })
+        })
+    };
+    all_know(20, "everybody knows all backends", [Some(&a), Some(&c), Some(&e)], &[0, 1, 2])?;
+
+    let mut witness = Witness::new(&west)?;
+    let streams = witness.streams(&a.namespace, &c.namespace, &c.ips)?;
+    let within = witness.streams(&e.namespace, &f.namespace, &f.ips)?;
+    flowing(&streams, 20)?;
+    let ports =
+        |lab: &Lab| lab.nodes.iter().map(|node| node.port).chain(lab.hosts.clone()).collect::<Vec<_>>();
+    let rest = [ports(&west), ports(&east)].concat();
+    west.switch.partition(&[&ports(&north), &rest])?;
+    // Everywhere something changes, also where nobody can hear of it.
+    set_endpoints(&west, "shop", &[Endpoint::ready(&b)])?;
+    set_endpoints(&east, "shop", &[Endpoint::ready(&d)])?;
+    set_endpoints(&north, "shop", &[Endpoint::ready(&f)])?;
+    let g = north.add_pod(1, "g")?;
+    all_know(
+        10,
+        "the two that see each other go on, and know the third as it was",
+        [Some(&b), Some(&d), Some(&e)],
+        &[0, 1],
+    )?;
+    let begun = Instant::now();
+    all_know(60, "backends of a silent cluster leave with its lease", [Some(&b), Some(&d), None], &[0, 1])?;
+    all_know(60, "and those of both others leave the one that is alone", [None, None, Some(&f)], &[2])?;
+    let left = begun.elapsed();
+    flowing(&streams, 20)?;
+    flowing(&within, 20)?;
+
+    west.switch.heal()?;
+    let begun = Instant::now();
+    all_know(60, "everything is everywhere", [Some(&b), Some(&d), Some(&f)], &[0, 1, 2])?;
+    let healed = begun.elapsed();
+    // And traffic goes there: from a pod that came meanwhile, to a service whose own backend goes now.
+    eventually(Duration::from_secs(20), "all pods talk", || {
+        for (from, to) in [(&g, &b), (&g, &d), (&a, &f), (&c, &g)] {
+            let at = SocketAddr::new(to.ip(true).ok_or("no address")?, BACKEND_PORT);
+            // `g` has no server: who is there refuses.
+            match Ask::Tcp.once(&from.namespace, at, PATIENCE) {
+                Ok(name) if name == to.name => {}
+                Err(error) if to.name == "g" && error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                other => return Err(format!("{} to {}: {other:?}", from.name, to.name)),
+            }
+        }
+        Ok(())
+    })?;
+    let at =
+        SocketAddr::new(imported_address(&north, "shop").map_err(|error| anyhow!("{error}"))?, SERVICE_PORT);
+    set_endpoints(&north, "shop", &[])?;
+    eventually(
+        Duration::from_secs(20),
+        "the service of the cluster that was alone moves to the others",
+        || match Ask::Tcp.once(&g.namespace, at, PATIENCE) {
+            Ok(name) if ["b", "d"].contains(&name.as_str()) => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )?;
+    let gap = lossless(streams)?.max(lossless(within)?);
+    let frames = witness.clean(&west)?;
+    println!(
+        "silent backends left after {left:?}; everything was everywhere {healed:?} after the heal; streams of those who saw each other lost 0, longest gap {gap:?}; {frames} frames, none in clear"
+    );
     Ok(())
 }
