@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::topology::{FIRST_SERVER, MANY_STREAMS, Topology};
 use super::udp;
-use crate::load::{self, Exchange};
+use crate::load::{self, Buffers, Exchange};
 
 /// Ticks of a second in /proc, of every architecture that we are built for.
 const USER_HZ: f64 = 100.0;
@@ -79,7 +79,7 @@ fn streams(made: &Topology, count: usize, duration: Duration) -> Result<(f64, f6
             let port = u16::try_from(n / made.servers.len()).unwrap_or_default();
             let address = made.servers[n % made.servers.len()].1;
             let to = SocketAddr::new(address.into(), FIRST_SERVER + port);
-            made.client.thread(move || load::bulk(to, duration))
+            made.client.thread(move || load::bulk(to, duration, Buffers::Tuned))
         })
         .collect();
     let mut bits = 0.0;
