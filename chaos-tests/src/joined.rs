@@ -18,6 +18,8 @@ const TRUST: &str = "hawser-clustermesh-trust";
 const SECRETS: &str = "/var/run/secrets/hawser.dev/clustermesh";
 /// Audience of that token.
 const AUDIENCE: &str = "clustermesh.hawser.dev";
+/// Where `clustermesh` serves names of `clusterset.local`.
+pub const NAMES_PORT: u16 = 1053;
 /// For `clustermesh` to have made its authority.
 const START: Duration = Duration::from_secs(30);
 
@@ -82,6 +84,7 @@ impl Lab {
             .arg("--kubeconfig")
             .arg(directory.join("kubeconfig"))
             .args(["--identity", "lab"])
+            .args(["--dns-address", &format!("{}:{NAMES_PORT}", self.control_addresses().0)])
             .env("NO_COLOR", "1");
         let log = directory.join("clustermesh.log");
         self.clustermesh = Some(self.control.spawn(command, Output::File(log)).context("clustermesh")?);

@@ -42,6 +42,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 const NEXT: Duration = Duration::from_millis(50);
 /// HTTP/2 windows in bytes, of a stream and of a connection: 1 MiB in flight is 80 Mbit/s over 100 ms.
 const WINDOW: u32 = 1024 * 1024;
+/// A stream with a token goes on with a new one after so long: servers end one whose token is an hour old.
+const TOKEN: Duration = Duration::from_secs(50 * 60);
 /// Longest token that is read from a file.
 const MAX_TOKEN: usize = 64 * 1024;
 
@@ -54,6 +56,8 @@ pub struct Target {
     pub tls: Arc<rustls::ClientConfig>,
     /// A file with a ServiceAccount's token for audience [`AUDIENCE`], read at each connection.
     pub token: Option<PathBuf>,
+    /// Changes when the certificate that we show is renewed: a stream goes on with the new one, before the old one is over.
+    pub renewed: Option<watch::Receiver<u64>>,
 }
 
 /// Audience of tokens that agents show to their cluster's `clustermesh`.
@@ -71,7 +75,11 @@ impl fmt::Debug for Target {
 impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
         let tls = Arc::ptr_eq(&self.tls, &other.tls);
-        tls && self.addresses == other.addresses && self.token == other.token
+        let renewed = match (&self.renewed, &other.renewed) {
+            (Some(one), Some(other)) => one.same_channel(other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        tls && renewed && self.addresses == other.addresses && self.token == other.token
     }
 }
 
@@ -143,6 +151,9 @@ pub enum FollowError {
     /// The target is another one now.
     #[error("the target has changed")]
     Changed,
+    /// What we show of ourselves is soon over, and there is a new one.
+    #[error("begun anew with a new certificate or token")]
+    Renewed,
 }
 
 impl FollowError {
@@ -177,6 +188,7 @@ impl FollowError {
             Self::Silent(_) => "Silent",
             Self::Session(error) => error.reason(),
             Self::Changed => "Changed",
+            Self::Renewed => "Renewed",
         }
     }
 }
@@ -216,20 +228,23 @@ pub async fn follow(
         let now = target.borrow_and_update().clone();
         let begun = Instant::now();
         let address = now.addresses.get(tried % now.addresses.len().max(1)).cloned();
+        let renewal = renewal(&now);
         let stream = async {
             let address = address.clone().ok_or(FollowError::NoAddress)?;
             one_stream(&now, address, &mut session, &tell, &events).await
         };
         let ended = tokio::select! {
             ended = stream => ended,
+            () = renewal => Err(FollowError::Renewed),
             () = changed(&mut target) => Err(FollowError::Changed),
             () = tell.closed() => return,
         };
         let Err(why) = ended else { return };
-        let moved = matches!(why, FollowError::Changed);
+        let (moved, renewed) = (matches!(why, FollowError::Changed), matches!(why, FollowError::Renewed));
         events(&Event::Ended { address, why });
-        if moved {
-            (patience, tried) = (Patience::new(), 0);
+        if moved || renewed {
+            // The server is the same one where only the certificate is new.
+            (patience, tried) = (Patience::new(), if moved { 0 } else { tried });
             continue;
         }
         if begun.elapsed() >= GOOD {
@@ -244,6 +259,36 @@ pub async fn follow(
             () = tokio::time::sleep(pause) => {}
             () = changed(&mut target) => (patience, tried) = (Patience::new(), 0),
             () = tell.closed() => return,
+        }
+    }
+}
+
+/// Waits until what is shown from now on should be shown anew; for ever, if it needs not.
+fn renewal(target: &Target) -> impl Future<Output = ()> + use<> {
+    let by_token = target.token.as_ref().map(|_| tokio::time::sleep(TOKEN));
+    let renewed = target.renewed.clone().map(|mut renewed| {
+        renewed.mark_unchanged();
+        renewed
+    });
+    async move {
+        let by_token = async {
+            match by_token {
+                Some(sleep) => sleep.await,
+                None => std::future::pending().await,
+            }
+        };
+        let by_certificate = async {
+            // Whoever renews may have ended: then nothing will be new any more.
+            if let Some(mut renewed) = renewed
+                && renewed.changed().await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = by_token => {}
+            () = by_certificate => {}
         }
     }
 }

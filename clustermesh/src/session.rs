@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 
 use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Kind, Object, Refusal, Version};
 use proto::clustermesh::{
-    At, Counts, FollowResponse, MAX_CLUSTERS, Message, MessageError, NodeNames, ObjectError, Say, Unread,
-    WireChange, WireObject, kind_of, most, read_change, read_object,
+    At, Counts, FollowResponse, MAX_CLUSTERS, MAX_STATE, Message, MessageError, NodeNames, ObjectError, Say,
+    Unread, WireChange, WireObject, kind_of, most, read_change, read_object,
 };
 
 use crate::Told;
@@ -46,15 +46,58 @@ pub struct Session {
 #[derive(Debug, Default)]
 struct Mirror {
     at: Option<At>,
-    state: ClusterState,
+    kept: Kept,
     names: NodeNames,
     pending: Option<Pending>,
 }
 
 #[derive(Debug)]
 enum Pending {
-    Snapshot { version: At, state: Box<ClusterState>, names: NodeNames, arrived: Counts },
-    Changes { from: At, to: At, parts: u32, changes: Vec<Change>, names: NodeNames },
+    Snapshot { version: At, kept: Box<Kept>, names: NodeNames, arrived: Counts },
+    Changes { from: At, to: At, parts: u32, changes: Vec<Change>, bytes: usize, names: NodeNames },
+}
+
+/// A state, and how much it is.
+#[derive(Debug, Default)]
+struct Kept {
+    state: ClusterState,
+    /// Sum of [`Object::size`].
+    bytes: usize,
+}
+
+impl Kept {
+    /// Puts an object, if there is room for it. What was known under its key does not count any more in any case.
+    fn put(&mut self, cluster: &ClusterName, object: Object) -> Result<(), LeftOut> {
+        let (key, size) = (object.key(), object.size());
+        let known = self.state.get(&key);
+        let (kind, limit) = (key.kind(), most(key.kind()));
+        if known.is_none() && self.state.count(kind) >= limit {
+            let object = key.to_string();
+            return Err(LeftOut::TooMany { cluster: cluster.clone(), object, kind, limit });
+        }
+        let rest = self.bytes.saturating_sub(known.as_ref().map_or(0, Object::size));
+        if rest + size > MAX_STATE {
+            let object = key.to_string();
+            self.delete(key);
+            return Err(LeftOut::TooMuch { cluster: cluster.clone(), object });
+        }
+        self.bytes = rest + size;
+        self.state.apply(Change::Put(object));
+        Ok(())
+    }
+
+    fn delete(&mut self, key: Key) {
+        let known = self.state.get(&key).as_ref().map_or(0, Object::size);
+        self.bytes = self.bytes.saturating_sub(known);
+        self.state.apply(Change::Delete(key));
+    }
+}
+
+fn size(change: &Change) -> usize {
+    match change {
+        Change::Put(object) => object.size(),
+        Change::Delete(_) => 0,
+    }
 }
 
 /// What came of one message.
@@ -102,6 +145,17 @@ pub enum LeftOut {
         /// How many are kept.
         limit: usize,
     },
+    /// More bytes than are kept.
+    #[error(
+        "cluster {cluster}: {object} would be more than the {} MiB of objects that are kept of a cluster; refused; split that cluster, or shorten labels and annotations there",
+        MAX_STATE >> 20
+    )]
+    TooMuch {
+        /// Whose.
+        cluster: ClusterName,
+        /// Which.
+        object: String,
+    },
     /// It speaks of a cluster of which it may not.
     #[error(transparent)]
     Foreign(Box<Refusal>),
@@ -123,6 +177,7 @@ impl LeftOut {
             Self::UnknownKind { .. } => "UnknownKind",
             Self::UnknownMessage => "UnknownMessage",
             Self::TooMany { .. } => "TooManyObjects",
+            Self::TooMuch { .. } => "TooManyBytes",
             Self::Foreign(refusal) => refusal.reason(),
             Self::TooManyClusters { .. } => "TooManyClusters",
         }
@@ -182,7 +237,8 @@ pub enum SessionError {
     },
     /// Too much at once.
     #[error(
-        "cluster {cluster}: more than {MAX_CHANGES} changes between two versions; refused; upgrade clustermesh there"
+        "cluster {cluster}: more than {MAX_CHANGES} changes, or {} MiB of them, between two versions; refused; upgrade clustermesh there",
+        MAX_STATE >> 20
     )]
     TooManyChanges {
         /// Whose.
@@ -222,7 +278,7 @@ impl Session {
     /// What is known of a cluster.
     pub fn state(&self, cluster: &ClusterName) -> Option<(Version, &ClusterState)> {
         let mirror = self.clusters.get(cluster)?;
-        Some((mirror.at?.version, &mirror.state))
+        Some((mirror.at?.version, &mirror.kept.state))
     }
 
     /// Takes in what a server said.
@@ -309,7 +365,7 @@ impl Turn<'_> {
         }
         self.mirror.pending = Some(Pending::Snapshot {
             version,
-            state: Box::default(),
+            kept: Box::default(),
             names: NodeNames::default(),
             arrived: Counts::default(),
         });
@@ -317,7 +373,7 @@ impl Turn<'_> {
     }
 
     fn snapshot_part(&mut self, objects: Vec<WireObject>) -> Result<(), SessionError> {
-        let Some(Pending::Snapshot { state, names, arrived, .. }) = &mut self.mirror.pending else {
+        let Some(Pending::Snapshot { kept, names, arrived, .. }) = &mut self.mirror.pending else {
             return Err(self.unexpected("a part of a snapshot"));
         };
         for object in objects {
@@ -335,16 +391,13 @@ impl Turn<'_> {
             if let Object::Node(name, _) = &object {
                 names.insert(name);
             }
-            match room(&self.cluster, state, &object.key()) {
-                Ok(()) => drop(state.apply(Change::Put(object))),
-                Err(left_out) => self.outcome.left_out.push(left_out),
-            }
+            self.outcome.left_out.extend(kept.put(&self.cluster, object).err());
         }
         Ok(())
     }
 
     fn snapshot_end(&mut self, end: At, counts: &Counts) -> Result<(), SessionError> {
-        let Some(Pending::Snapshot { version, state, names, arrived }) = self.mirror.pending.take() else {
+        let Some(Pending::Snapshot { version, kept, names, arrived }) = self.mirror.pending.take() else {
             return Err(self.unexpected("the end of a snapshot"));
         };
         if version != end {
@@ -359,8 +412,8 @@ impl Turn<'_> {
         if let Some((kind, found, wanted)) = wrong {
             return Err(SessionError::Truncated { cluster: self.cluster.clone(), kind, found, wanted });
         }
-        let changes = self.mirror.state.changes_to(&state);
-        self.mirror.state = *state;
+        let changes = self.mirror.kept.state.changes_to(&kept.state);
+        self.mirror.kept = *kept;
         self.mirror.names = names;
         self.reached(version, changes);
         Ok(())
@@ -373,12 +426,12 @@ impl Turn<'_> {
         (part, more): (u32, bool),
     ) -> Result<(), SessionError> {
         let known = self.mirror.at.ok_or_else(|| self.unexpected("changes"))?;
-        let (mut changes, mut names) = match self.mirror.pending.take() {
-            None if from == known && part == 0 => (Vec::new(), NodeNames::default()),
-            Some(Pending::Changes { from: begun, to: wanted, parts, changes, names })
+        let (mut changes, mut bytes, mut names) = match self.mirror.pending.take() {
+            None if from == known && part == 0 => (Vec::new(), 0, NodeNames::default()),
+            Some(Pending::Changes { from: begun, to: wanted, parts, changes, bytes, names })
                 if begun == from && wanted == to && parts == part =>
             {
-                (changes, names)
+                (changes, bytes, names)
             }
             None | Some(Pending::Changes { .. }) => return Err(self.other_version("a change", from)),
             Some(Pending::Snapshot { .. }) => return Err(self.unexpected("a change inside a snapshot")),
@@ -387,7 +440,7 @@ impl Turn<'_> {
             let (known, found) = (known.version, to.version);
             return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found });
         }
-        if changes.len() + wire.len() > MAX_CHANGES {
+        if changes.len() + wire.len() > MAX_CHANGES || bytes > MAX_STATE {
             return Err(SessionError::TooManyChanges { cluster: self.cluster.clone() });
         }
         for change in wire {
@@ -401,6 +454,7 @@ impl Turn<'_> {
                     if let Change::Put(Object::Node(name, _)) = &change {
                         names.insert(name);
                     }
+                    bytes += size(&change);
                     changes.push(change);
                 }
                 Err(unread) => {
@@ -412,7 +466,7 @@ impl Turn<'_> {
             }
         }
         if more {
-            self.mirror.pending = Some(Pending::Changes { from, to, parts: part + 1, changes, names });
+            self.mirror.pending = Some(Pending::Changes { from, to, parts: part + 1, changes, bytes, names });
             return Ok(());
         }
         let changes = self.apply(changes);
@@ -425,20 +479,18 @@ impl Turn<'_> {
         let mirror = &mut *self.mirror;
         let mut before: BTreeMap<Key, Option<Object>> = BTreeMap::new();
         for change in changes {
-            let key = change.key();
-            if matches!(change, Change::Put(_))
-                && let Err(left_out) = room(&self.cluster, &mirror.state, &key)
-            {
-                self.outcome.left_out.push(left_out);
-                continue;
+            before.entry(change.key()).or_insert_with_key(|key| mirror.kept.state.get(key));
+            match change {
+                Change::Put(object) => {
+                    self.outcome.left_out.extend(mirror.kept.put(&self.cluster, object).err());
+                }
+                Change::Delete(key) => mirror.kept.delete(key),
             }
-            before.entry(key).or_insert_with_key(|key| mirror.state.get(key));
-            mirror.state.apply(change);
         }
         // Keys are ordered by kind: what is referred to comes first.
         let (mut put, mut gone) = (Vec::new(), Vec::new());
         for (key, before) in before {
-            let now = mirror.state.get(&key);
+            let now = mirror.kept.state.get(&key);
             if let Key::Node(name) = &key {
                 match now {
                     Some(_) => mirror.names.insert(name),
@@ -472,19 +524,10 @@ fn left_out(cluster: &ClusterName, unread: Unread) -> (LeftOut, Option<Key>) {
     }
 }
 
-/// Is there room for an object?
-fn room(cluster: &ClusterName, state: &ClusterState, key: &Key) -> Result<(), LeftOut> {
-    let (kind, limit) = (key.kind(), most(key.kind()));
-    if state.count(kind) < limit || state.get(key).is_some() {
-        return Ok(());
-    }
-    Err(LeftOut::TooMany { cluster: cluster.clone(), object: key.to_string(), kind, limit })
-}
-
 impl Session {
     /// Counts what is kept of all clusters, for metrics and bounds.
     pub fn objects(&self) -> usize {
-        self.clusters.values().map(|mirror| mirror.state.len()).sum()
+        self.clusters.values().map(|mirror| mirror.kept.state.len()).sum()
     }
 
     /// Names of clusters with a state.

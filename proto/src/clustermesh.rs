@@ -64,8 +64,12 @@ pub const MAX_PORTS: usize = 100;
 /// Longest word that Kubernetes may add a value to (`trafficDistribution`, zones): a label's value.
 pub const MAX_WORD: usize = 63;
 
+/// Most bytes of a cluster's objects that are kept ([`mesh_core::clusters::Object::size`]), so that one that never ends takes no
+/// more memory than a few times that: 150,000 pods with label sets of their own are a fifth of it.
+pub const MAX_STATE: usize = 256 << 20;
+
 /// Most objects of a cluster that are kept, by kind: more than Kubernetes promises to work with (5,000 nodes, 150,000 pods,
-/// 10,000 services, 10,000 namespaces; two addresses each), so that a peer that never ends takes no more memory than that.
+/// 10,000 services, 10,000 namespaces; two addresses each).
 pub const fn most(kind: Kind) -> usize {
     match kind {
         Kind::LabelSet | Kind::Endpoint => 400_000,

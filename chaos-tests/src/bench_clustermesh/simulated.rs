@@ -236,7 +236,14 @@ async fn one(
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address: SocketAddr = listener.local_addr()?;
     let tokens = Tokens::new(client.clone(), std::iter::empty());
-    let serving = Serving { hub: hub.clone(), trust, tokens, tls, metrics: Metrics::new() };
+    let serving = Serving {
+        hub: hub.clone(),
+        trust,
+        tokens,
+        tls,
+        recheck: clustermesh::daemon::server::RECHECK,
+        metrics: Metrics::new(),
+    };
     tokio::spawn(serve(listener, serving, stopped.clone()));
     tokio::spawn(hub.clone().beat());
     let peer = json!({

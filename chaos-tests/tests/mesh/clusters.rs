@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::ask::{Ask, PATIENCE};
-use chaos_tests::joined::{join_all, told};
+use chaos_tests::joined::{NAMES_PORT, join_all, told};
 use chaos_tests::matrix::Party;
 use chaos_tests::namer::Namer;
 use chaos_tests::objects::{
@@ -200,6 +200,29 @@ fn policy_of_the_target_cluster_holds_and_names_pods_of_the_other_by_their_clust
     Ok(())
 }
 
+/// What a server of names answers (RFC 1035, section 4).
+fn asked(from: &netlab::Namespace, server: SocketAddr, name: &str, kind: u16) -> Result<Vec<u8>> {
+    let mut question = vec![7, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len())?);
+        question.extend(label.as_bytes());
+    }
+    question.push(0);
+    question.extend([kind.to_be_bytes(), [0, 1]].concat());
+    let answer = from.run(move || {
+        let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send_to(&question, server)?;
+        let mut answer = vec![0; 1232];
+        let length = socket.recv(&mut answer)?;
+        answer.truncate(length);
+        std::io::Result::Ok(answer)
+    });
+    let answer = answer.with_context(|| format!("{name} at {server}"))?;
+    ensure!(answer.get(..2) == Some(&[7, 7]) && answer.len() >= 12, "{answer:?}");
+    Ok(answer)
+}
+
 #[test]
 fn what_changes_while_one_of_three_clusters_is_cut_off_is_in_all_of_them_after_the_heal() -> Result<()> {
     let with_services =
@@ -301,6 +324,20 @@ fn what_changes_while_one_of_three_clusters_is_cut_off_is_in_all_of_them_after_t
     )?;
     let gap = lossless(streams)?.max(lossless(within)?);
     let frames = witness.clean(&west)?;
+    // Names, without a resolver between: what CoreDNS would ask.
+    let (SocketAddr::V4(service), names) = (at, north.control_addresses().0) else {
+        anyhow::bail!("{at} is no IPv4 address");
+    };
+    let names = SocketAddr::new(names.into(), NAMES_PORT);
+    let address = [&[0, 4][..], &service.ip().octets()].concat();
+    let found = asked(&g.namespace, names, "shop.default.svc.clusterset.local", 1)?;
+    ensure!(found.windows(6).any(|part| part == address), "no {address:?} in {found:?}");
+    let found = asked(&g.namespace, names, "_tcp._tcp.shop.default.svc.clusterset.local", 33)?;
+    // Priority 0, a weight, the port, and the service's own name.
+    let target = [&SERVICE_PORT.to_be_bytes()[..], b"\x04shop\x07default\x03svc"].concat();
+    ensure!(found.windows(target.len()).any(|part| part == target), "no {target:?} in {found:?}");
+    let found = asked(&g.namespace, names, "nobody.default.svc.clusterset.local", 1)?;
+    ensure!(found[3] & 15 == 3, "no NXDOMAIN: {found:?}");
     println!(
         "silent backends left after {left:?}; everything was everywhere {healed:?} after the heal; streams of those who saw each other lost 0, longest gap {gap:?}; {frames} frames, none in clear"
     );

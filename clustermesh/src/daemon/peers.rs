@@ -33,6 +33,8 @@ const INBOX: usize = 64;
 const WRITE: Duration = Duration::from_secs(2);
 /// Texts of refusals that are kept of a cluster, for its status.
 const KEPT: usize = 8;
+/// Facts of one cluster that are not believed and stand in the log; metrics count all.
+const LOGGED: usize = 64;
 
 /// The resource of ClusterPeers.
 pub fn resource() -> ApiResource {
@@ -165,6 +167,8 @@ struct Peers {
     told: mpsc::Receiver<(ClusterName, u64, Told)>,
     followers: u64,
     reasons: BTreeSet<&'static str>,
+    /// What of each is in the log already.
+    logged: BTreeMap<ClusterName, BTreeMap<String, &'static str>>,
 }
 
 type Seens = watch::Receiver<Option<BTreeMap<String, Read>>>;
@@ -182,6 +186,7 @@ impl Peers {
             told,
             followers: 0,
             reasons: BTreeSet::new(),
+            logged: BTreeMap::new(),
         }
     }
 
@@ -212,6 +217,7 @@ impl Peers {
                         let reads = seen.borrow().clone().unwrap_or_default();
                         standing_tx.send_replace(self.standing(&reads));
                         self.count();
+                        self.log();
                     }
                     continue;
                 }
@@ -276,7 +282,7 @@ impl Peers {
                 }
             },
         };
-        let target = Target { addresses, tls, token: None };
+        let target = Target { addresses, tls, token: None, renewed: Some(self.parts.credentials.renewals()) };
         if let Some(followed) = self.followed.get_mut(name) {
             followed.roots = roots.cloned();
             followed.target.send_if_modified(|present| {
@@ -321,6 +327,8 @@ impl Peers {
                     (link.connected, link.trouble) = (Some(address.clone()), None);
                 }
                 Event::Ended { why: FollowError::Changed, .. } => link.connected = None,
+                // It is connected again in a moment, or there is another reason.
+                Event::Ended { why: FollowError::Renewed, .. } => {}
                 Event::Ended { address, why } => {
                     let reason = why.reason();
                     metrics.interrupted(reason);
@@ -396,6 +404,25 @@ impl Peers {
         };
         let mut of = of;
         reads.iter().map(|(name, read)| (name.clone(), of(read))).collect()
+    }
+
+    /// Logs what is not believed, each once for as long as it is so.
+    fn log(&mut self) {
+        let Some(judge) = &self.judge else { return };
+        let mut now = BTreeMap::new();
+        for name in self.followed.keys() {
+            let found = judge.disbelieved(name).take(LOGGED);
+            let found: BTreeMap<String, &'static str> =
+                found.map(|one| (one.to_string(), one.reason())).collect();
+            let before = self.logged.get(name);
+            for (text, reason) in &found {
+                if before.is_none_or(|before| !before.contains_key(text)) {
+                    tracing::warn!(cluster = %name, reason, "Not believed: {text}");
+                }
+            }
+            now.insert(name.clone(), found);
+        }
+        self.logged = now;
     }
 
     /// Sets gauges.

@@ -53,7 +53,7 @@ const AHEAD: usize = 2;
 /// How long a message may wait for a follower that takes none: its connection is gone, or it hangs.
 const STUCK: Duration = Duration::from_secs(60);
 /// How often it is looked again whether a follower is still whom it said.
-const RECHECK: Duration = Duration::from_secs(60);
+pub const RECHECK: Duration = Duration::from_secs(60);
 /// The longest life of an agent's stream; it goes on from where it was with its present token. Tokens live for an hour.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// Keepalive of connections.
@@ -76,6 +76,8 @@ pub struct Serving {
     pub tokens: Tokens,
     /// TLS ([`super::tls::server_config`]).
     pub tls: Arc<rustls::ServerConfig>,
+    /// How often a follower's certificate is looked at again; [`RECHECK`].
+    pub recheck: Duration,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -323,7 +325,7 @@ impl Stream {
         let mut stop = self.stop.clone();
         let mut trust = self.serving.trust.changes();
         let born = Instant::now();
-        let mut recheck = tokio::time::interval(RECHECK);
+        let mut recheck = tokio::time::interval(self.serving.recheck);
         let end = loop {
             tokio::select! {
                 // First of all whether anything may be said.

@@ -66,7 +66,10 @@ impl Trust {
 }
 
 /// The own certificate with its key. Whoever connects gets the present one.
-pub struct Credentials(RwLock<Arc<CertifiedKey>>);
+pub struct Credentials {
+    present: RwLock<Arc<CertifiedKey>>,
+    renewed: watch::Sender<u64>,
+}
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,16 +80,22 @@ impl fmt::Debug for Credentials {
 impl Credentials {
     /// Begins with these.
     pub fn new(key: Arc<CertifiedKey>) -> Self {
-        Self(RwLock::new(key))
+        Self { present: RwLock::new(key), renewed: watch::Sender::new(0) }
     }
 
-    /// From now on these. Streams that run go on.
+    /// From now on these. Streams that were begun with the old one are begun anew by who follows, and go on where they were.
     pub fn renew(&self, key: Arc<CertifiedKey>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = key;
+        *self.present.write().unwrap_or_else(PoisonError::into_inner) = key;
+        self.renewed.send_modify(|number| *number += 1);
+    }
+
+    /// Changes at each renewal.
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.renewed.subscribe()
     }
 
     fn present(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.present.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -179,4 +188,61 @@ pub fn server_config(trust: Arc<Trust>, own: Arc<Credentials>) -> Result<Arc<Ser
     config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::time::SystemTime;
+
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConnection, NamedGroup, ProtocolVersion, ServerConnection};
+
+    use super::*;
+    use crate::daemon::authority::Authority;
+    use crate::tls::client_config;
+
+    #[test]
+    fn two_clusters_agree_on_tls_1_3_with_the_hybrid_key_exchange() {
+        let now = SystemTime::now();
+        let [east, west] =
+            ["east", "west"].map(|name| Authority::make(&name.parse().unwrap(), now).unwrap().0);
+        let roots = |authority: &Authority| Roots::parse(authority.pem()).unwrap();
+        let trust = Arc::new(Trust::default());
+        trust.set([("west".parse().unwrap(), roots(&west))].into());
+        let credentials =
+            |authority: &Authority| Arc::new(Credentials::new(authority.issue(now).unwrap().key));
+        let server = server_config(trust, credentials(&east)).unwrap();
+        let trusted = roots(&east);
+        let trusted = Arc::new(move |_: &ClusterName| Some(trusted.clone()));
+        let client = client_config("east".parse().unwrap(), trusted, Some(credentials(&west))).unwrap();
+        let name = ServerName::try_from("east.example").unwrap();
+        let mut client = ClientConnection::new(client, name).unwrap();
+        let mut server = ServerConnection::new(server).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets().unwrap();
+            let mut wire = Vec::new();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        client.writer().write_all(b"said").unwrap();
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).unwrap();
+        server.read_tls(&mut wire.as_slice()).unwrap();
+        server.process_new_packets().unwrap();
+        let mut heard = [0; 4];
+        server.reader().read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"said");
+        for (version, group) in [
+            (client.protocol_version(), client.negotiated_key_exchange_group()),
+            (server.protocol_version(), server.negotiated_key_exchange_group()),
+        ] {
+            assert_eq!(version, Some(ProtocolVersion::TLSv1_3));
+            assert_eq!(group.map(|group| group.name()), Some(NamedGroup::X25519MLKEM768));
+        }
+    }
 }

@@ -342,3 +342,92 @@ fn a_snapshot_of_the_same_version_in_another_view_is_taken() {
     assert_eq!(told, [Told::Changed { cluster: cluster("east"), version: at.version, changes: gone }]);
     assert_eq!(session.begin().get(&cluster("east")), Some(&at));
 }
+
+#[test]
+fn a_cluster_that_tells_too_much_keeps_what_fits_and_loses_the_rest_by_name() {
+    let mut session = Session::new(Scope::One(cluster("east")));
+    let names = NodeNames::default();
+    let big = |number: u8| {
+        let labels = (0..100u8).map(|label| (format!("{label}-{}", "k".repeat(300)), "v".repeat(60)));
+        Object::Namespace(format!("n{number}").into(), Arc::new(labels.collect()))
+    };
+    let fits = MAX_STATE / big(0).size();
+    session.hear(say(Say::SnapshotBegin(at(1, 0).into()))).unwrap();
+    // The same text a thousand times over, so that the test is quick: sizes are what counts.
+    let kept = Kept { bytes: (fits - 1) * big(0).size(), state: ClusterState::default() };
+    let mirror = session.clusters.get_mut(&cluster("east")).unwrap();
+    let Some(Pending::Snapshot { kept: pending, .. }) = &mut mirror.pending else { panic!("a snapshot") };
+    **pending = kept;
+    let hear = |session: &mut Session, object: &Object| {
+        let left_out =
+            session.hear(say(Say::SnapshotPart(vec![write_object(object, &names)]))).unwrap().left_out;
+        left_out.iter().map(LeftOut::reason).collect::<Vec<_>>()
+    };
+    assert_eq!(hear(&mut session, &big(1)), [""; 0]);
+    assert_eq!(hear(&mut session, &big(2)), ["TooManyBytes"]);
+    // What was there may become another of the same size, and small ones still fit or not by their own size.
+    assert_eq!(hear(&mut session, &big(1)), [""; 0]);
+    let mut state = ClusterState::default();
+    state.apply(Change::Put(big(1)));
+    let mut arrived = counts(&state);
+    arrived.known.insert(Kind::Namespace, 3);
+    let end = session.hear(say(Say::SnapshotEnd { version: at(1, 0).into(), counts: arrived })).unwrap();
+    assert_eq!(end.told.len(), 1);
+    assert_eq!(session.state(&cluster("east")), Some((at(1, 0), &state)));
+    // Later it grows: what it was does not count any more, either.
+    let version = (at(1, 0), at(1, 1));
+    let grown = Object::Namespace(
+        "n1".into(),
+        Arc::new((0..250u8).map(|l| (l.to_string(), "v".repeat(60))).collect()),
+    );
+    session.clusters.get_mut(&cluster("east")).unwrap().kept.bytes =
+        MAX_STATE + big(1).size() - grown.size() + 1;
+    let changes = Say::Changes {
+        from: version.0.into(),
+        to: version.1.into(),
+        changes: vec![write_change(&Change::Put(grown), &names)],
+        part: 0,
+        more: false,
+    };
+    let outcome = session.hear(say(changes)).unwrap();
+    assert_eq!(outcome.left_out.iter().map(LeftOut::reason).collect::<Vec<_>>(), ["TooManyBytes"]);
+    assert!(session.state(&cluster("east")).unwrap().1.is_empty());
+}
+
+#[test]
+fn too_many_objects_clusters_and_changes_are_refused_by_name() {
+    let mut session = Session::new(Scope::All);
+    let names = NodeNames::default();
+    for number in 0..=MAX_CLUSTERS {
+        let message = Message::Of(cluster(&format!("c{number}")), Say::SnapshotBegin(at(1, 0).into()));
+        let left_out = session.hear(message.into()).unwrap().left_out;
+        let reasons: Vec<_> = left_out.iter().map(LeftOut::reason).collect();
+        assert_eq!(reasons, if number < MAX_CLUSTERS { vec![] } else { vec!["TooManyClusters"] });
+    }
+    let mut session = Session::new(Scope::One(cluster("east")));
+    session.hear(say(Say::SnapshotBegin(at(1, 0).into()))).unwrap();
+    let limit = most(Kind::Namespace);
+    for number in 0..=limit {
+        let object = Object::Namespace(format!("n{number}").into(), Arc::default());
+        let left_out =
+            session.hear(say(Say::SnapshotPart(vec![write_object(&object, &names)]))).unwrap().left_out;
+        assert_eq!(left_out.len(), usize::from(number == limit));
+        assert!(
+            left_out.iter().all(|one| one.reason() == "TooManyObjects" && one.to_string().contains("20000"))
+        );
+    }
+    let mut session = Session::new(Scope::One(cluster("east")));
+    snapshot(&(at(1, 0), ClusterState::default())).into_iter().for_each(|m| drop(session.hear(m).unwrap()));
+    let delete = write_change(&Change::Delete(Key::Namespace("n".into())), &names);
+    let part = |part, changes| Say::Changes {
+        from: at(1, 0).into(),
+        to: at(1, 1).into(),
+        changes,
+        part,
+        more: true,
+    };
+    session.hear(say(part(0, vec![delete.clone(); MAX_CHANGES]))).unwrap();
+    let error = session.hear(say(part(1, vec![delete]))).unwrap_err();
+    assert_eq!(error.reason(), "TooManyChanges");
+    assert_eq!(session.state(&cluster("east")).unwrap().0, at(1, 0), "what was known still is");
+}

@@ -33,7 +33,10 @@ fn intrude(east: &Cluster, leaf: Option<&Leaf>, token: Option<std::path::PathBuf
     let roots = Roots::parse(&east.bundle()).unwrap();
     let own = leaf.map(|leaf| Arc::new(Credentials::new(Arc::clone(&leaf.key))) as Arc<_>);
     let tls = client_config(cluster("east"), Arc::new(move |_| Some(roots.clone())), own).unwrap();
-    Agent::start(Target { addresses: vec![address(east.line.address)], tls, token }, Scope::All)
+    Agent::start(
+        Target { addresses: vec![address(east.line.address)], tls, token, renewed: None },
+        Scope::All,
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -93,7 +93,7 @@ async fn when_the_leader_is_killed_the_other_replica_goes_on_where_it_was() {
     let tls = agent_config(cluster("west"), Roots::parse(&west.bundle()).unwrap()).unwrap();
     let addresses = vec![address(second.listen), address(first.listen)];
     let token = Some(west.token(AUDIENCE, "mesh-agent"));
-    let neighbour = Agent::start(Target { addresses, tls, token }, Scope::All);
+    let neighbour = Agent::start(Target { addresses, tls, token, renewed: None }, Scope::All);
     eventually("all is known", || {
         agent.pods("west") == ["10.2.1.2 web"] && neighbour.pods("east") == ["10.1.1.2 web"]
     })
@@ -132,7 +132,8 @@ async fn the_program_serves_says_how_it_is_and_ends_in_order() {
     assert!(get(health, "/healthz").await.ends_with("ok\n"));
     let tls = agent_config(cluster("east"), Roots::parse(&east.bundle()).unwrap()).unwrap();
     let token = Some(east.token(AUDIENCE, "mesh-agent"));
-    let agent = Agent::start(Target { addresses: vec![address(listen)], tls, token }, Scope::All);
+    let agent =
+        Agent::start(Target { addresses: vec![address(listen)], tls, token, renewed: None }, Scope::All);
     eventually("an agent hears it", || agent.pods("east") == ["10.1.1.2 web"]).await;
     let shown = get(metrics, "/metrics").await;
     for metric in ["hawser_clustermesh_leader 1", "hawser_clustermesh_streams{kind=\"agent\"} 1"] {

@@ -1,9 +1,9 @@
 //! Certificates and trust change while streams run.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use clustermesh::daemon::authority::Authority;
+use clustermesh::daemon::authority::{Authority, LEAF};
 use clustermesh::daemon::hub::Hub;
 use clustermesh::daemon::metrics::Metrics;
 use clustermesh::daemon::server::{Serving, serve};
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::world::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_renewed_certificate_drops_no_stream_and_trust_that_is_gone_cuts_one() {
+async fn streams_outlive_certificates_that_are_renewed_in_time_and_end_with_others_and_with_their_trust() {
     let api = Cluster::start("api", 9).await;
     let now = SystemTime::now();
     let (east, west) = (
@@ -42,38 +42,52 @@ async fn a_renewed_certificate_drops_no_stream_and_trust_that_is_gone_cuts_one()
         trust: Arc::clone(&trust),
         tokens: Tokens::new(api.client.clone(), []),
         tls: server_config(Arc::clone(&trust), Arc::clone(&own)).unwrap(),
+        recheck: Duration::from_millis(50),
         metrics: metrics.clone(),
     };
     let server = tokio::spawn(serve(listener, serving, stopped));
     let east_roots = roots(&east);
-    let mine = Arc::new(Credentials::new(west.issue(now).unwrap().key));
+    // West's certificate is soon over.
+    let life = Duration::from_secs(5);
+    let mine = Arc::new(Credentials::new(west.issue(now - LEAF + life).unwrap().key));
     let trusted = Arc::new(move |_: &_| Some(east_roots.clone()));
     let tls = client_config(cluster("east"), trusted, Some(Arc::clone(&mine) as Arc<_>)).unwrap();
-    let target = || Target { addresses: vec![address(at)], tls: Arc::clone(&tls), token: None };
+    let target =
+        |renewed| Target { addresses: vec![address(at)], tls: Arc::clone(&tls), token: None, renewed };
     let spaces = |peer: &Agent| {
         peer.read(|heard| heard.states.get(&cluster("east")).map_or(0, |s| s.namespaces.len()))
     };
-    let peer = Agent::start(target(), Scope::One(cluster("east")));
-    eventually("a stream", || spaces(&peer) == 1).await;
+    let peer = Agent::start(target(Some(mine.renewals())), Scope::One(cluster("east")));
+    // One that does not care for its certificate.
+    let careless = Agent::start(target(None), Scope::One(cluster("east")));
+    eventually("two streams", || spaces(&peer) == 1 && spaces(&careless) == 1).await;
     own.renew(east.issue(SystemTime::now()).unwrap().key);
     mine.renew(west.issue(SystemTime::now()).unwrap().key);
+    eventually("the stream is begun anew at once", || peer.read(|heard| heard.connected == 2)).await;
     hub.advance(vec![namespace("b")]);
-    eventually("the stream goes on", || spaces(&peer) == 2).await;
-    let newcomer = Agent::start(target(), Scope::One(cluster("east")));
-    eventually("a stream with the new certificates", || spaces(&newcomer) == 2).await;
-    assert_eq!(peer.read(|heard| (heard.connected, heard.ended.len())), (1, 0));
+    eventually("and goes on where it was", || spaces(&peer) == 2).await;
+    eventually("who shows a certificate that is over is cut, and comes with the new one", || {
+        careless.read(|heard| heard.ended == ["RefusedByServer"] && heard.connected == 2)
+    })
+    .await;
+    assert!(SystemTime::now() >= now + life);
+    hub.advance(vec![namespace("c")]);
+    eventually("all go on", || spaces(&peer) == 3 && spaces(&careless) == 3).await;
+    assert_eq!(peer.read(|heard| heard.ended.clone()), ["Renewed"]);
+    assert_eq!(metrics.refusals("CertificateExpired"), 1);
+    drop(careless);
     // Another authority for west: who has a certificate of the old one is cut, and not let in again.
     let other = Authority::make(&cluster("west"), now).unwrap().0;
     trust.set([(cluster("west"), roots(&other))].into());
     eventually("the stream is cut", || {
-        peer.read(|heard| heard.ended.first().is_some_and(|why| why == "RefusedByServer"))
+        peer.read(|heard| heard.ended.get(1).is_some_and(|why| why == "RefusedByServer"))
     })
     .await;
-    hub.advance(vec![namespace("c")]);
+    hub.advance(vec![namespace("d")]);
     eventually("it is refused", || metrics.refusals("CertificateNotVouched") > 2).await;
-    assert_eq!(spaces(&peer), 2);
+    assert_eq!(spaces(&peer), 3);
     mine.renew(other.issue(SystemTime::now()).unwrap().key);
-    eventually("with the new authority it is let in", || spaces(&peer) == 3).await;
+    eventually("with the new authority it is let in", || spaces(&peer) == 4).await;
     // At the end streams are told.
     stop.send_replace(true);
     tokio::time::timeout(DEADLINE, server).await.unwrap().unwrap();

@@ -299,7 +299,10 @@ impl Cluster {
 
     pub(crate) fn agent_with(&self, token: Option<PathBuf>) -> Agent {
         let tls = agent_config(cluster(self.name), Roots::parse(&self.bundle()).unwrap()).unwrap();
-        Agent::start(Target { addresses: vec![address(self.line.address)], tls, token }, Scope::All)
+        Agent::start(
+            Target { addresses: vec![address(self.line.address)], tls, token, renewed: None },
+            Scope::All,
+        )
     }
 }
 

@@ -25,6 +25,8 @@ use crate::model_api::{ModelApi, is_ours, read};
 use crate::wire::{address, backend, service};
 
 const LEASE: u64 = 1_000;
+/// For so long a peer is awaited that has told nothing: a new leader hears from hundreds at once.
+const FIRST_WORD: u64 = 4 * LEASE;
 const PEERS: [&str; 2] = ["east", "north"];
 const NAMES: [&str; 2] = ["web", "api"];
 const SPACES: [&str; 2] = ["shop", "bank"];
@@ -415,7 +417,7 @@ impl Lab {
                 kept.map(|(key, object)| (key.clone(), object["spec"].clone())).collect::<BTreeMap<_, _>>()
             };
             let before = keep(&self.api);
-            self.now = Millis(self.now.0 + LEASE);
+            self.now = Millis(self.now.0 + FIRST_WORD);
             self.world.tick(self.now);
             self.settle();
             assert_eq!(
@@ -581,7 +583,9 @@ fn nothing_is_decided_before_everything_is_known() {
         world.complete(kind);
     }
     assert!(world.is_complete() && !world.knows_all_names(), "peers may still tell");
-    world.tick(Millis(LEASE));
+    world.tick(Millis(FIRST_WORD - 1));
+    assert!(!world.knows_all_names(), "longer than a lease: many may tell at once");
+    world.tick(Millis(FIRST_WORD));
     assert!(world.knows_all_names(), "whoever told nothing until now is not waited for");
 }
 

@@ -107,7 +107,7 @@ pub async fn run(
             },
         };
         known = Some(found);
-        let now = Target { addresses, tls, token: Some(settings.token_file.clone()) };
+        let now = Target { addresses, tls, token: Some(settings.token_file.clone()), renewed: None };
         match &target {
             Some(target) => {
                 target.send_if_modified(|present| {

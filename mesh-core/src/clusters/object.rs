@@ -119,6 +119,41 @@ impl Object {
             Self::Backend(name, address, _) => Key::Backend(Arc::clone(name), *address),
         }
     }
+
+    /// About how many bytes it takes: all its words, and [`Self::EACH`] for each of them and for itself. At least that.
+    pub fn size(&self) -> usize {
+        let word = |text: &str| text.len() + Self::EACH;
+        let labels =
+            |labels: &Labels| labels.iter().map(|(key, value)| word(key) + word(value)).sum::<usize>();
+        let own = match self {
+            Self::LabelSet(_, set) => {
+                let ports = set.ports.iter().map(|port| word(&port.name));
+                word(&set.namespace) + labels(&set.labels) + ports.sum::<usize>()
+            }
+            Self::Namespace(name, of) => word(name) + labels(of),
+            Self::Node(name, node) => {
+                let parts = node.pod_cidrs.len() + node.announcement.endpoints.len();
+                // Keys, with the long one of the post-quantum exchange.
+                let keys = if node.announcement.kem.is_some() { 1600 } else { 200 };
+                word(name.as_str()) + word(&node.uid) + parts * Self::EACH + keys
+            }
+            Self::Endpoint(..) => 0,
+            Self::Service(name, service) => {
+                let ports = service.ports.iter();
+                let ports = ports.map(|port| word(&port.name) + port.app_protocol.as_deref().map_or(0, word));
+                let words = word(&name.namespace) + word(&name.name);
+                words + ports.sum::<usize>() + labels(&service.labels) + labels(&service.annotations)
+            }
+            Self::Backend(_, _, backend) => {
+                let hostname = backend.hostname.as_deref().map_or(0, word);
+                hostname + backend.ports.iter().map(|port| word(&port.name)).sum::<usize>()
+            }
+        };
+        own + Self::EACH
+    }
+
+    /// Bytes that a part of an object takes besides its words, roughly: a string's or a map's own.
+    const EACH: usize = 48;
 }
 
 /// One thing that happens to a state.
