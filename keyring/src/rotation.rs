@@ -292,9 +292,17 @@ impl Turn<'_> {
             self.ask(slot, quiet && only_answers_lack);
             return;
         };
-        if before.as_ref() != Some(&verdict) && (verdict.noisy || !verdict.overdue.is_empty()) {
+        let in_use = verdict.noisy || !verdict.overdue.is_empty();
+        // Nobody asked for new keys here: a tunnel that waits is worth no pair's traffic.
+        let kept = in_use && cause == Cause::Tunnel;
+        if before.as_ref() != Some(&verdict) && in_use {
             let node = self.observed.node.clone();
-            self.effects.push(Effect::Overdue(Overdue { node, slot, verdict: verdict.clone() }));
+            self.effects.push(Effect::Overdue(Overdue { node, slot, verdict: verdict.clone(), kept }));
+        }
+        if kept {
+            self.memory = Memory::default();
+            self.state.rotation = None;
+            return;
         }
         let replace = [Effect::Stage { slot }, Effect::Install { slot }, Effect::Commit { slot }];
         self.effects.extend(replace);

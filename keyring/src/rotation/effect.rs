@@ -47,6 +47,8 @@ pub struct Overdue {
     pub slot: Slot,
     /// Who had not left, and why.
     pub verdict: Verdict,
+    /// Its key stays: only a tunnel waits for the slot ([`super::Cause::Tunnel`]).
+    pub kept: bool,
 }
 
 /// Peers that a message names; the rest are counted, since a message goes into an Event of at most 1,024 bytes.
@@ -54,11 +56,13 @@ const NAMED: usize = 8;
 
 impl fmt::Display for Overdue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { node, slot, verdict } = self;
-        write!(
-            f,
-            "node {node}: the key of {slot} is replaced at the deadline though not everybody left it: "
-        )?;
+        let Self { node, slot, verdict, kept } = self;
+        let what = if *kept {
+            "the mesh-tunnel that waits does not get it, since not everybody left it by the deadline"
+        } else {
+            "its key is replaced at the deadline though not everybody left it"
+        };
+        write!(f, "node {node}: {slot}: {what}: ")?;
         for (index, (peer, laggard)) in verdict.overdue.iter().take(NAMED).enumerate() {
             write!(f, "{}{peer} ({laggard})", if index == 0 { "" } else { ", " })?;
         }
@@ -68,11 +72,12 @@ impl fmt::Display for Overdue {
         if verdict.overdue.is_empty() {
             f.write_str("packets still come in there")?;
         }
-        write!(
-            f,
-            "; look at mesh-agent there, and whether UDP passes to {}; the pair talks again when both agents know both keys",
-            slot.other()
-        )
+        write!(f, "; look at mesh-agent there, and whether UDP passes to {}", slot.other())?;
+        f.write_str(if *kept {
+            "; keys stay as they are, and it is tried again"
+        } else {
+            "; the pair talks again when both agents know both keys"
+        })
     }
 }
 

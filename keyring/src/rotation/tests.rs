@@ -283,7 +283,7 @@ fn at_the_deadline_the_key_goes_and_who_was_left_is_named() {
     let Effect::Overdue(overdue) = &step.effects[1] else { panic!("{:?}", step.effects) };
     assert_eq!(
         overdue.to_string(),
-        "node m: the key of hawser0 is replaced at the deadline though not everybody left it: \
+        "node m: hawser0: its key is replaced at the deadline though not everybody left it: \
          deaf (it does not answer), stays (no handshake on the other slot); look at mesh-agent there, and whether UDP \
          passes to hawser1; the pair talks again when both agents know both keys"
     );
@@ -293,6 +293,27 @@ fn at_the_deadline_the_key_goes_and_who_was_left_is_named() {
     let Effect::Destroyed(record) = &step.effects[0] else { panic!("{:?}", step.effects) };
     assert_eq!(record.verdict.as_ref().map(|verdict| verdict.overdue.len()), Some(2));
     assert_eq!((record.old.epoch, record.new.epoch), (Epoch(1), Epoch(4)));
+}
+
+#[test]
+fn a_tunnel_that_waits_gets_no_slot_that_is_in_use_and_costs_it_no_key() {
+    let mut facts = Facts::new();
+    facts.successor = true;
+    let machine = facts.go(&Machine::default(), &[], QUIET);
+    facts.accept(Some(ONE));
+    let machine = facts.go(&machine, &[], Duration::ZERO);
+    let stays = name("stays");
+    let peers = [PeerFacts { sending: Some(ONE), target: ZERO, ..on(&stays, ONE) }];
+    let step = facts.step(&machine, &peers, DEADLINE + QUIET);
+    assert_eq!(words(&step.effects), ["persist", "overdue"]);
+    let Effect::Overdue(overdue) = &step.effects[1] else { panic!("{:?}", step.effects) };
+    assert_eq!(
+        overdue.to_string(),
+        "node m: hawser1: the mesh-tunnel that waits does not get it, since not everybody left it by the deadline: stays (no \
+         handshake on the other slot); look at mesh-agent there, and whether UDP passes to hawser0; keys stay as they are, and \
+         it is tried again"
+    );
+    assert_eq!(*step.next.state(), State::default());
 }
 
 /// Peers answer at once, whenever they are asked; the steps of this node are so far apart. How long it takes.
@@ -342,7 +363,7 @@ fn a_report_names_few_and_counts_the_rest() {
     let overdue =
         (0..300).map(|peer| (name(&format!("{}{peer}", "n".repeat(80))), Laggard::Silent)).collect();
     let verdict = Verdict { overdue, noisy: true };
-    let text = Overdue { node: name("m"), slot: ZERO, verdict }.to_string();
+    let text = Overdue { node: name("m"), slot: ZERO, verdict, kept: false }.to_string();
     assert!(text.contains(" and 292 more; ") && text.len() < 1024 + 400, "{} bytes: {text}", text.len());
 }
 

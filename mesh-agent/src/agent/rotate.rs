@@ -118,11 +118,12 @@ impl Agent {
     ) -> Result<(), RotateError> {
         self.rotor.listen(state, Instant::now());
         let request = view.nodes.get(&self.node).and_then(|own| own.rotate.clone());
-        let successor = self.tunnel_waits();
-        if !self.rotor.has_work(self, request.as_deref(), successor) {
+        if !self.rotor.has_work(self, request.as_deref(), self.tunnel_waits()) {
             return Ok(());
         }
         for _ in 0..STEPS {
+            self.memory.succession.sees(self.rotor.machine.state(), Instant::now());
+            let successor = self.tunnel_waits();
             let peers = plan::peers(view);
             let peers: BTreeMap<&NodeName, &NodeFacts> =
                 view.nodes.iter().filter(|(name, _)| peers.contains(*name)).collect();
@@ -145,7 +146,7 @@ impl Agent {
                 self.perform(effect, step.next.state(), view, observed).await?;
             }
             if !self.rotor.turns() {
-                self.memory.succession.begun(step.next.state(), Instant::now());
+                self.memory.succession.begun();
             }
             self.rotor.machine = step.next;
             view.local.announcement = announcement(&self.keys, self.rotor.draining(), self.psks.kem());

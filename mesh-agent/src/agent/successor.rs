@@ -21,7 +21,8 @@ use crate::wireguard::Implementation;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a slot is tried to be handed over in one rotation; then it goes on with the one that it has.
 const TRIES: u8 = 3;
-/// Between two rotations that a waiting tunnel has begun: one that cannot be handed anything shall not replace keys for ever.
+/// Between two rotations for a waiting tunnel, from the end of one on: one that cannot be handed anything shall not keep its node
+/// busy for ever.
 const AGAIN: Duration = Duration::from_secs(600);
 
 /// What is remembered of it.
@@ -29,22 +30,26 @@ const AGAIN: Duration = Duration::from_secs(600);
 pub(super) struct Succession {
     /// When each slot was last handed over, and how often in this rotation.
     asked: [(Option<Instant>, u8); 2],
-    /// When a rotation last began for it.
-    begun: Option<Instant>,
+    /// When a rotation for it was last under way.
+    tried: Option<Instant>,
 }
 
 impl Succession {
     /// A rotation has begun.
-    pub(super) fn begun(&mut self, state: &State, now: Instant) {
+    pub(super) fn begun(&mut self) {
         self.asked = Default::default();
+    }
+
+    /// How the rotation stands, at each turn.
+    pub(super) fn sees(&mut self, state: &State, now: Instant) {
         if state.rotation.as_ref().is_some_and(|rotation| rotation.cause == Cause::Tunnel) {
-            self.begun = Some(now);
+            self.tried = Some(now);
         }
     }
 
     /// May a rotation begin for it?
     fn may_begin(&self, now: Instant) -> bool {
-        self.begun.is_none_or(|begun| now.duration_since(begun) >= AGAIN)
+        self.tried.is_none_or(|tried| now.duration_since(tried) >= AGAIN)
     }
 
     /// What to do about a slot for which somebody waits and which `verdict` lets go: ask for it, wait, or go on without.
@@ -148,13 +153,15 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_that_goes_on_waiting_begins_a_rotation_every_ten_minutes_at_most() {
+    fn a_tunnel_that_goes_on_waiting_begins_a_rotation_ten_minutes_after_the_last_one_at_the_earliest() {
         let (mut succession, now) = (Succession::default(), Instant::now());
         let rotation = |cause| keyring::rotation::Rotation { cause, slot: Slot::One, stage: Stage::Waiting };
         let state = |cause| State { rotation: Some(rotation(cause)), ..State::default() };
-        succession.begun(&state(Cause::Schedule), now);
+        succession.sees(&state(Cause::Schedule), now);
         assert!(succession.may_begin(now));
-        succession.begun(&state(Cause::Tunnel), now);
-        assert!(!succession.may_begin(now + AGAIN / 2) && succession.may_begin(now + AGAIN));
+        for later in [now, now + AGAIN] {
+            succession.sees(&state(Cause::Tunnel), later);
+            assert!(!succession.may_begin(later + AGAIN / 2) && succession.may_begin(later + AGAIN));
+        }
     }
 }
