@@ -114,7 +114,7 @@ pub(crate) trait World {
 /// Does a plan, and goes on after failures; what refuses packets is touched only when no pod has a link.
 pub(crate) async fn carry_out(plan: Plan, world: &mut impl World) -> Report {
     let mut report = Report { stays: plan.stays, ..Report::default() };
-    let mut pods = None;
+    let (mut pods, mut remember) = (None, false);
     for step in &plan.steps {
         if step.stage() > Stage::Carries {
             let pods = match pods {
@@ -126,9 +126,17 @@ pub(crate) async fn carry_out(plan: Plan, world: &mut impl World) -> Report {
                 continue;
             }
         }
+        // It alone knows what a setting was, for the next try.
+        if remember && matches!(step, Step::File { path, .. } if path.ends_with(crate::host::before::FILE)) {
+            report.failed.push(format!("{step}: kept, since a setting could not be put back"));
+            continue;
+        }
         match world.take(step).await {
             Ok(()) => report.removed.push(step.to_string()),
-            Err(error) => report.failed.push(format!("{step}: {error}")),
+            Err(error) => {
+                remember |= matches!(step, Step::Setting { .. });
+                report.failed.push(format!("{step}: {error}"));
+            }
         }
     }
     report

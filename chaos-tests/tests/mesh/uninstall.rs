@@ -257,7 +257,8 @@ fn what_cannot_be_taken_away_is_named_the_rest_goes_and_a_second_try_finishes() 
     // A file that is mounted cannot be deleted, and nobody answers for the API.
     shell(
         lab.node(1),
-        "mount --bind /etc/hostname /var/lib/hawser/keys/epoch; echo mine > /var/lib/hawser/keys/notes",
+        "echo another > /run/another; mount --bind /run/another /var/lib/hawser/keys/epoch; \
+         echo mine > /var/lib/hawser/keys/notes",
     )?;
     lab.api().faults().refuse_connections(true);
     let flags = ["--reset-forwarding"];
@@ -274,7 +275,11 @@ fn what_cannot_be_taken_away_is_named_the_rest_goes_and_a_second_try_finishes() 
         ensure!(said.contains(line), "no {line:?} in {said}");
     }
     lab.api().faults().refuse_connections(false);
-    shell(lab.node(1), "umount /var/lib/hawser/keys/epoch; rm /var/lib/hawser/keys/notes")?;
+    ensure!(lab.node(1).sh("cat /run/another")? == "another\n", "what is mounted there is not ours");
+    shell(
+        lab.node(1),
+        "rm -f /run/another; umount /var/lib/hawser/keys/epoch; rm /var/lib/hawser/keys/notes",
+    )?;
     let (done, said) = lab.node(1).uninstall(&flags)?;
     ensure!(done && said.contains("removed: directory /var/lib/hawser/keys\n"), "{said}");
     lab.node(1).uninstall_cni()?;

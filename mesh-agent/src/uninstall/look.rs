@@ -117,6 +117,14 @@ fn rest(config: &Config, want: &Want, mut found: Found) -> Looked {
         |key: &String| Some((key.clone(), fs::read_to_string(proc_sys.join(key)).ok()?.trim().to_owned()));
     found.settings = found.before.0.keys().filter_map(now).collect();
     for (directory, depth) in want.places.directories() {
+        // What it leads to holds keys, and is not to be found from here once the link is gone.
+        if directory.is_symlink() {
+            let at = directory.display();
+            unseen.push(format!(
+                "{at} is a link: name the directory itself in the configuration, and look again"
+            ));
+            continue;
+        }
         if let Err((path, error)) = walk(&directory, depth, &mut found.files) {
             unseen.push(format!("{}: {error}", path.display()));
         }

@@ -264,6 +264,13 @@ proptest! {
         prop_assert_eq!(report.removed.len(), model.taken.len());
         prop_assert_eq!(report.removed.len() + report.failed.len() + report.held.len(), plan.steps.len());
         prop_assert_eq!(report.is_done(), model.taken.len() == plan.steps.len());
+        // What a setting was is remembered for as long as it could not be put back.
+        let is_record = |step: &Step| matches!(step, Step::File { path, .. } if path.ends_with("settings.json"));
+        let setting = |step: &Step| matches!(step, Step::Setting { .. });
+        let taken = |is: &dyn Fn(&Step) -> bool| model.taken.iter().filter(|(step, _)| is(step)).count();
+        if taken(&is_record) > 0 {
+            prop_assert_eq!(taken(&setting), plan.steps.iter().filter(|step| setting(step)).count());
+        }
         // One refusal alone keeps nothing else from going.
         let blocked = !model.pods.is_empty();
         prop_assert_eq!(report.held.is_empty(), !blocked);

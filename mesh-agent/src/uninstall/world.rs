@@ -149,7 +149,8 @@ fn put_back(path: &Path, value: &str) -> io::Result<()> {
     io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(path)?, value.as_bytes())
 }
 
-/// Zeros over the bytes of a file, on the disk when it returns. What is no plain file has no bytes of ours.
+/// Zeros over the bytes of a file, on the disk when it returns. What is no plain file has no bytes of ours, and what is mounted
+/// over one is somebody else's.
 fn wipe(path: &Path) -> io::Result<()> {
     let found = match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -157,6 +158,12 @@ fn wipe(path: &Path) -> io::Result<()> {
     };
     if !found.is_file() {
         return Ok(());
+    }
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    let mount = rustix::fs::statx(rustix::fs::CWD, path, flags, rustix::fs::StatxFlags::TYPE)?;
+    let told = rustix::fs::StatxAttributes::MOUNT_ROOT;
+    if mount.stx_attributes.contains(told) {
+        return Err(io::Error::other("another file is mounted over it; unmount that"));
     }
     let nofollow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
     let mut file = fs::OpenOptions::new().write(true).custom_flags(nofollow).open(path)?;
