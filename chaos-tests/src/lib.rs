@@ -16,6 +16,7 @@ pub mod ask;
 pub mod bench_clustermesh;
 pub mod bench_cni;
 pub mod bench_datapath;
+pub mod bench_memory;
 pub mod bench_tunnel;
 pub mod bench_watch;
 pub mod binaries;
