@@ -20,6 +20,12 @@ fn main() -> ExitCode {
 
     let mut command = Command::new(&clang);
     command.args(FLAGS);
+    // BTF names files with the folder that they were compiled in: neither that, nor a reason for another object, is anybody's business.
+    command.arg("-fdebug-compilation-dir=/hawser/datapath");
+    if let Some(folder) = env::var_os("CARGO_MANIFEST_DIR") {
+        let folder = PathBuf::from(folder);
+        command.arg(format!("-ffile-prefix-map={}=/hawser/datapath", folder.display()));
+    }
     if let Some(include) = &include {
         command.arg("-I").arg(include);
         println!("cargo:rustc-env=HAWSER_BPF_INCLUDE={}", include.display());

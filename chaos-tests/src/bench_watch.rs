@@ -24,7 +24,7 @@ const CHANGES: u32 = 100;
 /// For how long an agent is watched that has nothing to do.
 const QUIET: Duration = Duration::from_secs(10);
 /// Room for 8,192 nodes' /24.
-const CIDRS: [&str; 2] = ["10.224.0.0/11", "fd00:10:244::/48"];
+pub(crate) const CIDRS: [&str; 2] = ["10.224.0.0/11", "fd00:10:244::/48"];
 
 /// Measures; `quick` among a tenth of the objects.
 ///
@@ -146,7 +146,7 @@ fn lines(served: &BTreeMap<(Verb, String), Served>, resource: &str) -> u64 {
     served.get(&(Verb::Watch, resource.to_owned())).map_or(0, |one| one.frames)
 }
 
-fn create(lab: &Lab, object: &Value) -> Result<()> {
+pub(crate) fn create(lab: &Lab, object: &Value) -> Result<()> {
     let created: Result<Value, _> = lab.api().store().create(object);
     created.map(drop).map_err(|error| anyhow!("{}: {error}", object["metadata"]["name"]))
 }
@@ -177,7 +177,7 @@ fn key(number: u32, slot: u8) -> String {
 }
 
 /// A Node as a kubelet with twenty images writes it, with the announcement of an agent.
-fn node(number: u32) -> Value {
+pub(crate) fn node(number: u32) -> Value {
     let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 10)) + number);
     let v4 = format!("{}/24", Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 224, 0, 0)) + (number << 8)));
     let v6 = format!("fd00:10:244:{:x}::/64", 0x1000 + number);
@@ -229,7 +229,7 @@ fn pod_name(number: u32) -> String {
 }
 
 /// A Pod of a Deployment, with what an agent writes at it.
-fn pod(number: u32, nodes: u32) -> Value {
+pub(crate) fn pod(number: u32, nodes: u32) -> Value {
     let (node, place) = (number % nodes, number / nodes + 10);
     let v4 = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 224, 0, 0)) + (node << 8) + place);
     let app = format!("service-{:04}", number % 1000);

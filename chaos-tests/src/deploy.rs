@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result, anyhow};
 use kubeapi::{Store, User};
-use serde_json::Value;
+use mesh_core::numbers::NAMESPACE;
+use serde_json::{Value, json};
 
 use crate::Lab;
 use crate::cluster::node_name;
@@ -27,6 +28,14 @@ pub const MANIFESTS: [(&str, &str); 12] = [
 pub const UNINSTALL: (&str, &str) =
     ("uninstall/uninstall.yaml", include_str!("../../deploy/uninstall/uninstall.yaml"));
 
+/// Operators' roles in the whole cluster, and in `hawser-system`. The manifests bind them to nobody.
+const ROLES: [(&str, &[&str]); 4] = [
+    ("hawser-viewer", &["hawser-viewer"]),
+    ("hawser-operator", &[]),
+    ("hawser-tester", &["hawser-tester"]),
+    ("hawser-auditor", &["hawser-auditor", "hawser-audit-signer"]),
+];
+
 /// Installs them.
 ///
 /// # Errors
@@ -35,7 +44,25 @@ pub fn apply(store: &Store) -> Result<()> {
     for (name, text) in MANIFESTS {
         store.apply_manifests(text).with_context(|| format!("could not apply deploy/{name}"))?;
     }
+    // As an administrator does: to accounts of these names.
+    for (user, roles) in ROLES {
+        bind(store, user, "Cluster", user)?;
+        roles.iter().try_for_each(|role| bind(store, user, "", role))?;
+    }
     Ok(())
+}
+
+fn bind(store: &Store, user: &str, cluster: &str, role: &str) -> Result<()> {
+    let metadata = match cluster {
+        "" => json!({"name": role, "namespace": NAMESPACE}),
+        _ => json!({"name": role}),
+    };
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": format!("{cluster}RoleBinding"), "metadata": metadata,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": format!("{cluster}Role"), "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": user, "namespace": NAMESPACE}],
+    });
+    store.create(&binding).map(drop).map_err(|error| anyhow!("binding of {role}: {error}"))
 }
 
 impl Lab {

@@ -8,6 +8,7 @@
 //! - [`raw`]: frames that the kernel would not send.
 //! - [`witness`]: what a scenario watches while it breaks things.
 //! - [`objects`], [`kube_proxy`]: what a user, and a cluster beside us, would have there.
+//! - [`kubelet`]: runs pods that a command under test makes.
 //! - [`load`]: requests and responses for benches.
 //! - [`deploy`]: the manifests that every lab is installed from.
 //! - [`demo`]: what `make demo` shows.
@@ -16,6 +17,7 @@ pub mod ask;
 pub mod bench_clustermesh;
 pub mod bench_cni;
 pub mod bench_datapath;
+pub mod bench_memory;
 pub mod bench_tunnel;
 pub mod bench_watch;
 pub mod binaries;
@@ -24,6 +26,7 @@ pub mod demo;
 pub mod deploy;
 pub mod joined;
 pub mod kube_proxy;
+pub mod kubelet;
 pub mod load;
 pub mod matrix;
 pub mod namer;

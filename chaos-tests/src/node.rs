@@ -197,6 +197,14 @@ impl Node {
     pub fn start_next_tunnel(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binaries.tunnel);
         command.args(["hawser0", "hawser1"]);
+        self.start_next_tunnel_as(command)
+    }
+
+    /// [`Node::start_next_tunnel`] of a release that is another program.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_next_tunnel_as(&mut self, command: Command) -> Result<()> {
         self.next_tunnel = Some(self.spawn(command, "mesh-tunnel-next")?);
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod client;
 pub mod clustermesh;
 pub mod completion;
+pub mod connectivity;
 pub mod doctor;
 pub mod flows;
 pub mod keys;

@@ -7,6 +7,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cli::audit::{self, AuditArgs};
 use cli::clustermesh::{self, ClustermeshCommand};
 use cli::completion::{self, CompletionArgs};
+use cli::connectivity::{self, ConnectivityCommand};
 use cli::doctor::{self, DoctorArgs};
 use cli::flows::{self, FlowArgs};
 use cli::keys::{self, KeysCommand};
@@ -34,6 +35,9 @@ enum Command {
     Flows(FlowArgs),
     /// Evidence about encryption, keys and policy, judged and signed.
     Audit(AuditArgs),
+    /// Whether pods reach what they should, and nothing else, and how fast.
+    #[command(subcommand)]
+    Connectivity(ConnectivityCommand),
     /// Network policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -81,6 +85,8 @@ fn run(command: &Command, out: &mut (dyn Write + Send), terminal: bool) -> anyho
         Command::Flows(args) => Ok(flows::run(args, terminal, out, &mut io::stderr()).map(|()| 0)?),
         Command::Audit(args) => with_api(audit::run(args, out)),
         Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(args, out)).map(|()| 0),
+        Command::Connectivity(ConnectivityCommand::Test(args)) => with_api(connectivity::test(args, out)),
+        Command::Connectivity(in_pod) => Ok(connectivity::in_pod(in_pod).map(|()| 0)?),
         Command::Policy(PolicyCommand::Explain(args)) => with_api(policy::explain(args, out)),
         Command::Clustermesh(ClustermeshCommand::Join(args)) => with_api(clustermesh::join(args, out)),
         Command::Sysdump(args) => with_api(sysdump::run(args, out)),

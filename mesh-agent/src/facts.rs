@@ -10,6 +10,8 @@ use mesh_core::policy::model::Labels;
 use mesh_core::view::{AnnouncementFact, EndpointFact, MalformedField, NodeFacts};
 use serde::{Deserialize, Serialize};
 
+use crate::condition::NETWORK_UNAVAILABLE;
+
 pub mod decode;
 pub mod pod;
 pub mod ports;
@@ -31,6 +33,19 @@ pub struct NodeStatus {
     /// `addresses`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addresses: Option<Vec<NodeAddress>>,
+    /// `conditions`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Vec<NodeCondition>>,
+}
+
+/// One condition of a Node, without its words and times.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NodeCondition {
+    /// `Ready`, `NetworkUnavailable`…
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False`, `Unknown`.
+    pub status: String,
 }
 
 /// One address of a Node.
@@ -54,12 +69,18 @@ pub struct NodeSeen {
     pub facts: NodeFacts,
     /// Its labels.
     pub labels: Labels,
+    /// Its condition `NetworkUnavailable` is True.
+    pub network_unavailable: bool,
 }
 
 /// Reads a Node with its labels.
 pub fn node_seen(object: &Node) -> Option<(NodeName, NodeSeen)> {
     let (name, facts) = node(object)?;
-    Some((name, NodeSeen { facts, labels: object.metadata.labels.clone().unwrap_or_default() }))
+    let conditions = object.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut of_network = conditions.filter(|condition| condition.kind == NETWORK_UNAVAILABLE);
+    let network_unavailable = of_network.any(|condition| condition.status == "True");
+    let labels = object.metadata.labels.clone().unwrap_or_default();
+    Some((name, NodeSeen { facts, labels, network_unavailable }))
 }
 
 /// InternalIPs of one node that are read: a few for each family. Each becomes routes and allowed IPs on every other node,

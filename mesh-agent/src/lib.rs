@@ -12,6 +12,7 @@ pub mod announced;
 pub mod attachments;
 pub use mesh_core::cache;
 pub mod cni;
+pub mod condition;
 pub mod config;
 pub mod container;
 pub mod devices;

@@ -219,7 +219,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }));
     let watching =
         Watching { client: client.clone(), mailbox: Arc::clone(&mailbox), metrics: metrics.clone() };
-    watches(&mut tasks, &watching, &node, nodes_tx, pods_tx);
+    let (unavailable_tx, unavailable) = watch::channel(false);
+    watches(&mut tasks, &watching, &node, (nodes_tx, unavailable_tx), pods_tx);
     tasks.spawn(named("data path", plane::run(shared, plane_tx, links, lookup_tx, findings_tx)));
     let (servers_tx, servers_told) = watch::channel(std::collections::BTreeSet::new());
     tasks.spawn(named("watch of API servers", {
@@ -294,6 +295,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             Ok(())
         }
     }));
+    tasks.spawn(named("condition NetworkUnavailable", {
+        let (client, node, readiness) = (client.clone(), node.clone(), readiness.clone());
+        async move {
+            crate::condition::keep_false(client, node, readiness, unavailable).await;
+            Ok(())
+        }
+    }));
     tasks.spawn(named("annotations of pods", {
         let (client, table) = (client.clone(), Arc::clone(&agent_table));
         async move {
@@ -354,7 +362,7 @@ fn watches(
     tasks: &mut Tasks,
     watching: &Watching,
     node: &NodeName,
-    nodes: watch::Sender<crate::watch::Nodes>,
+    (nodes, unavailable): (watch::Sender<crate::watch::Nodes>, watch::Sender<bool>),
     pods: watch::Sender<crate::watch::Pods>,
 ) {
     use crate::watch as watches;
@@ -365,7 +373,7 @@ fn watches(
             Ok(())
         }));
     };
-    spawn("watch of nodes", watches::nodes(w(), nodes).boxed());
+    spawn("watch of nodes", watches::nodes(w(), nodes, (node.clone(), unavailable)).boxed());
     spawn("watch of this node's pods", watches::own_pods(w(), node, pods).boxed());
     spawn("watch of pods", watches::pods(w()).boxed());
     spawn("watch of namespaces", watches::namespaces(w()).boxed());

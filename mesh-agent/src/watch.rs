@@ -74,8 +74,12 @@ pub fn nodes_api(client: Client) -> Api<Node> {
     Api::all_with(client, &ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&()))
 }
 
-/// Watches all Nodes until the receiver is dropped.
-pub async fn nodes(watching: Watching, tell: channel::Sender<Nodes>) {
+/// Watches all Nodes until the receiver is dropped. Of the own one it tells also whether its condition `NetworkUnavailable` is True.
+pub async fn nodes(
+    watching: Watching,
+    tell: channel::Sender<Nodes>,
+    (own, unavailable): (NodeName, channel::Sender<bool>),
+) {
     let api = nodes_api(watching.client.clone());
     let again = api.clone();
     let ask = move |name: NodeName| {
@@ -85,6 +89,10 @@ pub async fn nodes(watching: Watching, tell: channel::Sender<Nodes>) {
     let read = |node: &Node| facts::node_seen(node).map(|(name, seen)| (name, Arc::new(seen)));
     let changed = |cache: &Cache<NodeName, Arc<NodeSeen>>, keys: &[NodeName]| {
         watching.mailbox.post(|mail| mail.nodes.put(cache, keys));
+        if keys.contains(&own) {
+            let now = cache.get(&own).is_some_and(|seen| seen.network_unavailable);
+            unavailable.send_if_modified(|before| std::mem::replace(before, now) != now);
+        }
         tell.send_if_modified(|nodes| fold_nodes(nodes, cache, keys));
         !tell.is_closed()
     };

@@ -60,6 +60,13 @@ fn check(values: &Values) -> Result<()> {
         "metrics.podMonitor: Prometheus does not reach metrics.address {}; write 0.0.0.0:51891 or [::]:51891",
         values.metrics.address
     );
+    let pins = values.bpffs.pin_directory.strip_prefix("/sys/fs/bpf/").unwrap_or_default();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    ensure!(
+        pins.starts_with(|c: char| c.is_ascii_alphanumeric()) && pins.chars().all(plain),
+        "bpffs.pinDirectory: {:?} is no directory of the node's BPF file system; write it as /sys/fs/bpf/hawser",
+        values.bpffs.pin_directory
+    );
     let share = values.agent.max_unavailable.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
     ensure!(
         share.is_some_and(|share| (1..=100).contains(&share)),

@@ -104,6 +104,13 @@ pub(crate) fn pack(workspace: &Workspace, pack: &Pack, progress: Progress) -> Re
         progress.say(format_args!("{program}: {}", mebibytes(content.len())));
         files.push(ImageFile { path: program.to_owned(), mode: 0o755, content });
     }
+    // Without it a C library that is linked in asks the DNS first and does not look into /etc/hosts where that answers; API servers
+    // are named there on many nodes.
+    files.push(ImageFile {
+        path: "etc/nsswitch.conf".to_owned(),
+        mode: 0o644,
+        content: b"hosts: files dns\n".to_vec(),
+    });
     files.push(ImageFile {
         path: "sbom.cdx.json".to_owned(),
         mode: 0o644,

@@ -52,8 +52,19 @@ pub struct Values {
     pub bpffs: Bpffs,
     /// Labels that a node must have to get Hawser; none: every node does.
     pub node_selector: BTreeMap<String, String>,
+    /// Rights of people and programs that use the command line, hawser.
+    pub operators: Operators,
     /// Removal of Hawser from its nodes: see "Remove" in deploy/README.md.
     pub uninstall: Uninstall,
+}
+
+/// Rights of people and programs that use the command line, hawser.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Operators {
+    /// ServiceAccounts hawser-viewer, hawser-operator, hawser-tester and hawser-auditor that have the roles of these names, for
+    /// programs. Off: there are the roles, for an administrator to bind; who may make pods in hawser-system could use the accounts.
+    pub service_accounts: bool,
 }
 
 /// Removal of Hawser from its nodes.
@@ -259,6 +270,10 @@ pub struct Bpffs {
     /// Mount /sys/fs/bpf on nodes that have not: a container that enters the runtime's mount namespace, before the agent. Off where
     /// systemd has mounted it on every node, and nobody should have the capabilities for that.
     pub mount: bool,
+    /// Where maps and programs are pinned, beneath /sys/fs/bpf. Not to be changed while nodes have pods: what is pinned elsewhere
+    /// stays in force.
+    #[schemars(regex(pattern = "^/sys/fs/bpf/[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    pub pin_directory: String,
 }
 
 impl Default for Values {
@@ -283,6 +298,7 @@ impl Default for Values {
             cni: Cni::default(),
             bpffs: Bpffs::default(),
             node_selector: BTreeMap::new(),
+            operators: Operators::default(),
             uninstall: Uninstall::default(),
         }
     }
@@ -371,6 +387,6 @@ impl Default for Cni {
 
 impl Default for Bpffs {
     fn default() -> Self {
-        Self { mount: true }
+        Self { mount: true, pin_directory: "/sys/fs/bpf/hawser".to_owned() }
     }
 }

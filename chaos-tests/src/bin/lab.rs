@@ -176,10 +176,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 ("cni", false) => chaos_tests::bench_cni::run(&mut say)?,
                 ("cni", true) => bail!("the bench cni has no --quick"),
                 ("datapath", quick) => chaos_tests::bench_datapath::run(*quick, &mut say)?,
+                ("memory", false) => chaos_tests::bench_memory::run(&mut say)?,
+                ("memory", true) => bail!("the bench memory has no --quick"),
                 ("tunnel", quick) => chaos_tests::bench_tunnel::run(*quick, &mut say)?,
                 ("watch", quick) => chaos_tests::bench_watch::run(*quick, &mut say)?,
                 _ => bail!(
-                    "no bench is called {bench:?}; there are: clustermesh, cni, datapath, tunnel, watch"
+                    "no bench is called {bench:?}; there are: clustermesh, cni, datapath, memory, tunnel, watch"
                 ),
             };
             println!("{}", xtask::bench::table(&results));

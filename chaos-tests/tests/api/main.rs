@@ -7,6 +7,7 @@
     reason = "a failed step fails the test, and numbers are for people"
 )]
 
+mod condition;
 mod faults;
 mod nodes;
 mod program;

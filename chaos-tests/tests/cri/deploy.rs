@@ -262,6 +262,7 @@ fn manifests(image: &str) -> Result<Vec<Value>> {
     image.clone_into(&mut values.image.name);
     "lab".clone_into(&mut values.cluster_name);
     values.pod_cidrs = vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/48".to_owned()];
+    "/sys/fs/bpf/mesh".clone_into(&mut values.bpffs.pin_directory);
     let mut rendered = xtask::deploy::manifests(&chart, &values)?;
     values.uninstall.enabled = true;
     rendered.extend(xtask::deploy::manifests(&chart, &values)?.remove_entry("uninstall.yaml"));
@@ -305,6 +306,10 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
         let node = lab.node(number);
         // As on a node that nothing has prepared.
         node.sh("umount /sys/fs/bpf")?;
+        // Some installers give them to a user of their own.
+        node.sh("chown 1000:1000 /opt/cni /etc/cni")?;
+        node.sh("mkdir -p /opt/cni/bin /etc/cni/net.d")?;
+        node.sh("chown 1000:1000 /opt/cni/bin /etc/cni/net.d")?;
         let taints = json!({"spec": {"taints": [{"key": "hawser.dev/agent-not-ready", "effect": "NoSchedule"},
             {"key": "dedicated", "value": "x", "effect": "NoSchedule"}]}});
         lab.api().store().patch("nodes", None, &node_name(number), &kubeapi::Patch::Merge(taints))?;
@@ -464,7 +469,7 @@ fn taken_off(kubelet: &Kubelet<'_>) -> Result<()> {
     });
     let said = kubelet.log(&pod, "node");
     looked.with_context(|| said.clone())?;
-    ensure!(said.contains("removed: programs and maps pinned in /sys/fs/bpf/hawser/v"), "{said}");
+    ensure!(said.contains("removed: programs and maps pinned in /sys/fs/bpf/mesh/v"), "{said}");
     for (command, gone) in [
         ("ip link", "hawser"),
         ("ip route show table all", "proto 202"),
@@ -472,7 +477,7 @@ fn taken_off(kubelet: &Kubelet<'_>) -> Result<()> {
         ("ip rule", "proto 202"),
         ("ip addr show lo", "10.244."),
         ("nft list tables", "hawser"),
-        ("ls /sys/fs/bpf", "hawser"),
+        ("ls /sys/fs/bpf", "mesh"),
         ("find /var/lib/hawser /run/hawser -mindepth 1", "/"),
         ("ls /etc/cni/net.d", "hawser"),
         ("ls /opt/cni/bin", "hawser"),

@@ -8,6 +8,7 @@
 mod audit;
 mod cli;
 mod clusters;
+mod connectivity;
 mod drift;
 mod host_traffic;
 mod membership;

@@ -54,6 +54,9 @@ fn wrong_values_are_refused_by_name() {
         assert!(error.contains(word), "{error}");
     };
     refused("podCIDRs: []", "podCIDRs");
+    for place in ["/tmp/pins", "/sys/fs/bpf", "/sys/fs/bpf/", "/sys/fs/bpf/../x", "/sys/fs/bpf/a/b"] {
+        refused(&format!("bpffs: {{pinDirectory: {place}}}"), "no directory of the node's BPF file system");
+    }
     refused("metrics: {podMonitor: true}", "does not reach");
     refused("agent: {maxUnavailable: '1'}", "is no share");
 }
@@ -62,7 +65,7 @@ fn wrong_values_are_refused_by_name() {
 fn every_choice_is_in_the_manifests() {
     let values = parse_values(
         "{podCIDRs: [10.42.0.0/16], apiServers: ['192.0.2.9:6443'], nonMasqueradeCIDRs: [192.0.2.0/24], mtu: 1400, keepaliveSeconds: 0, \
-          tunnel: {enabled: false}, bpffs: {mount: false}, metrics: {address: '0.0.0.0:51891', podMonitor: true, dashboard: true}, \
+          tunnel: {enabled: false}, bpffs: {mount: false, pinDirectory: /sys/fs/bpf/mesh}, operators: {serviceAccounts: true}, metrics: {address: '0.0.0.0:51891', podMonitor: true, dashboard: true}, \
           nodeSelector: {pool: 'on'}, imagePullSecrets: [pull], cni: {chain: [portmap]}, agent: {memoryLimit: 256Mi}}").unwrap();
     let rendered = manifests(&chart(), &values).unwrap();
     assert!(!rendered.contains_key("mesh-tunnel.yaml"), "no tunnel");
@@ -81,6 +84,7 @@ fn every_choice_is_in_the_manifests() {
     assert_eq!(config["apiServers"], serde_json::json!(["192.0.2.9:6443"]));
     assert_eq!((&config["mtu"], &config["keepaliveSeconds"]), (&1400.into(), &0.into()));
     assert_eq!(config["wireguard"], "kernel");
+    assert_eq!(config["bpfPinDir"], "/sys/fs/bpf/mesh");
     let pod = find("DaemonSet", "mesh-agent")["spec"]["template"]["spec"].clone();
     assert_eq!(pod["nodeSelector"]["pool"], "on");
     assert_eq!(pod["imagePullSecrets"][0]["name"], "pull");
@@ -91,6 +95,32 @@ fn every_choice_is_in_the_manifests() {
     find("PodMonitor", "mesh-agent");
     let dashboard = find("ConfigMap", "hawser-dashboard")["data"]["hawser.json"].clone();
     serde_json::from_str::<Value>(dashboard.as_str().unwrap()).unwrap();
+}
+
+/// Whoever may make pods in the namespace could use an account, so there is none that nobody asked for.
+#[test]
+fn operators_have_roles_and_accounts_only_where_somebody_asks_for_them() {
+    let accounts = |values: &Values| -> Vec<String> {
+        let all = objects(&manifests(&chart(), values).unwrap());
+        let named = all.iter().filter(|object| {
+            ["ServiceAccount", "RoleBinding", "ClusterRoleBinding"].iter().any(|kind| object["kind"] == *kind)
+        });
+        let mut names: Vec<String> =
+            named.map(|object| object["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    assert_eq!(accounts(&Values::default()), ["hawser-mesh-agent", "mesh-agent"]);
+    let with = accounts(&parse_values("operators: {serviceAccounts: true}").unwrap());
+    for role in ["auditor", "operator", "tester", "viewer"] {
+        let name = format!("hawser-{role}");
+        assert!(with.contains(&name), "{name} not in {with:?}");
+        let default = objects(&manifests(&chart(), &Values::default()).unwrap());
+        let has =
+            |object: &Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == name.as_str();
+        assert!(default.iter().any(has), "{name}");
+    }
 }
 
 #[test]
