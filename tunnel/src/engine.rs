@@ -29,6 +29,7 @@ mod configure;
 mod identity;
 mod load;
 mod peer;
+mod places;
 mod receive;
 mod transmit;
 
@@ -201,38 +202,10 @@ impl Engine {
         sink: &mut impl Sink,
     ) {
         self.run_timers(peer, scratch, sink);
-        let response_len = {
-            let mut inner = lock(&peer.inner);
-            let now = Instant::now();
-            if !inner.may_answer(now) {
-                let own = inner.initiate(now, scratch);
-                drop(inner);
-                self.counters.add(Counter::RateLimited);
-                if let Some(n) = own {
-                    self.send(peer, from, &scratch[..n], sink);
-                }
-                return;
-            }
-            match inner.decapsulate(datagram, scratch) {
-                Some(TunnResult::WriteToNetwork(response)) => {
-                    let local: Option<&[u8; 4]> = response.get(4..).and_then(<[u8]>::first_chunk);
-                    let local = local.map(|b| u32::from_le_bytes(*b));
-                    let n = response.len();
-                    // The endpoint does not follow yet: an initiation may be a replay that this process,
-                    // freshly started, cannot recognise. The first data packet proves the sender.
-                    inner.note_unconfirmed(local);
-                    Some(n)
-                }
-                None
-                | Some(
-                    TunnResult::Err(_)
-                    | TunnResult::Done
-                    | TunnResult::WriteToTunnelV4(..)
-                    | TunnResult::WriteToTunnelV6(..),
-                ) => None,
-            }
-        };
-        let Some(n) = response_len else { return self.counters.add(Counter::ReplayOrAuth) };
+        // The endpoint does not follow yet: an initiation may be a replay that this process, freshly started, cannot
+        // recognise. The first data packet proves the sender.
+        let answer = lock(&peer.inner).answer(datagram, scratch);
+        let Some(n) = answer else { return self.counters.add(Counter::ReplayOrAuth) };
         peer.add_rx(datagram.len());
         self.send(peer, from, &scratch[..n], sink);
     }
@@ -240,7 +213,7 @@ impl Engine {
     fn handle_response(
         &self,
         peer: &Arc<Peer>,
-        datagram: &[u8],
+        (own, datagram): (u32, &[u8]),
         from: SocketAddr,
         scratch: &mut [u8],
         sink: &mut impl Sink,
@@ -251,6 +224,7 @@ impl Engine {
             match inner.decapsulate(datagram, scratch) {
                 Some(TunnResult::WriteToNetwork(keepalive)) => {
                     let n = keepalive.len();
+                    inner.answered(own);
                     self.roam(&mut inner, from);
                     Some(n)
                 }
@@ -289,7 +263,6 @@ impl Engine {
     /// Notes the time of a confirmed handshake and sends what waited for it.
     fn handshake_done(&self, peer: &Arc<Peer>, scratch: &mut [u8], sink: &mut impl Sink) {
         peer.note_handshake();
-        lock(&peer.inner).confirmed(Instant::now());
         self.counters.add(Counter::HandshakeDone);
         tracing::debug!(peer = %peer.public_key, "handshake completed");
         // `Tunn` holds at most `QUEUE_LIMIT` packets; the bound keeps a surprise from becoming a loop.

@@ -40,6 +40,7 @@
 //!   pre-shared key, a new key of the device. Where that clock was set back since an earlier state, the peer refuses them until
 //!   they have caught up (as it refuses the kernel's), and only the peer can begin. After 90 s of such attempts a session ends,
 //!   though it may be in use by what the peer sends.
+//! * It puts a session wherever its index says, in use or not: places in use are passed over here (`engine::places`).
 //! * Its clock moves with its timers, every 250 ms: a session ends up to so much late, and a lone packet of that moment is lost
 //!   where the peer was earlier; after a machine has slept, the same holds of older keys.
 //! * A pre-shared key inside `Tunn` is not wiped from memory when its peer goes away; ours are.

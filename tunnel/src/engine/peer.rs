@@ -7,21 +7,13 @@ use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
 
+use super::places::{PLACES, Places};
 use super::unix_time;
 use crate::counters::Counter;
 use crate::keys::PublicKey;
 
 /// Packets that `Tunn` keeps while it has no session.
 pub(super) const QUEUE_LIMIT: u64 = 256;
-/// Responses that may wait for their first data packet; `Tunn` keeps eight sessions.
-const UNCONFIRMED: usize = 8;
-/// Of these, so many at most while a session lives: each answer takes one of `Tunn`'s eight places, and initiations that
-/// somebody recorded would push out the session in use.
-const ANSWERS: usize = 4;
-/// A session is used this long at most (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
-const SESSION: Duration = Duration::from_secs(180);
-/// Least time between two initiations for one peer (section 6.1, too).
-const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// First byte of a data message.
 pub(super) const TYPE_DATA: u8 = 4;
 
@@ -57,12 +49,8 @@ pub(super) struct PeerInner {
     /// The 24-bit index of `tunn`; without one it means nothing.
     pub(super) index: u32,
     pub(super) endpoint: Option<SocketAddr>,
-    /// Local indexes of sessions that we answered and that have carried no data yet.
-    unconfirmed: [Option<u32>; UNCONFIRMED],
-    /// When the last handshake was confirmed.
-    confirmed_at: Option<Instant>,
-    /// When an initiation was last sent in place of an answer.
-    initiated_at: Option<Instant>,
+    /// Those of `tunn`.
+    places: Places,
     queued: u64,
     keepalive: Duration,
     /// An authenticated packet was sent or received since the last tick.
@@ -74,7 +62,7 @@ pub(super) struct PeerInner {
 }
 
 impl Peer {
-    pub(super) const fn new(id: u64, public_key: PublicKey) -> Self {
+    pub(super) fn new(id: u64, public_key: PublicKey) -> Self {
         Self {
             id,
             public_key,
@@ -82,9 +70,7 @@ impl Peer {
                 tunn: None,
                 index: u32::MAX,
                 endpoint: None,
-                unconfirmed: [None; UNCONFIRMED],
-                confirmed_at: None,
-                initiated_at: None,
+                places: Places::default(),
                 queued: 0,
                 keepalive: Duration::ZERO,
                 active: false,
@@ -128,9 +114,7 @@ impl PeerInner {
     pub(super) fn retire(&mut self) {
         self.tunn = None;
         self.index = u32::MAX;
-        self.unconfirmed = [None; UNCONFIRMED];
-        self.confirmed_at = None;
-        self.initiated_at = None;
+        self.places = Places::default();
         self.queued = 0;
     }
 
@@ -154,7 +138,7 @@ impl PeerInner {
                 self.active = true;
                 return Encapsulated::Send(to, d.len());
             }
-            TunnResult::WriteToNetwork(initiation) => Some((to, initiation.len())),
+            TunnResult::WriteToNetwork(initiation) => Some(initiation.len()),
             TunnResult::Done
             | TunnResult::Err(_)
             | TunnResult::WriteToTunnelV4(..)
@@ -165,7 +149,7 @@ impl PeerInner {
             return Encapsulated::Dropped(Counter::QueueFull);
         }
         self.queued = (self.queued + 1).min(QUEUE_LIMIT);
-        Encapsulated::Queued(start)
+        Encapsulated::Queued(start.map(|n| (to, self.begun(n, scratch))))
     }
 
     /// `None` if there is no `Tunn`.
@@ -184,7 +168,12 @@ impl PeerInner {
         self.queued = self.queued.saturating_sub(1);
         let to = self.endpoint?;
         match self.tunn.as_mut()?.decapsulate(None, &[], scratch) {
-            TunnResult::WriteToNetwork(d) => Some((to, d.len())),
+            TunnResult::WriteToNetwork(d) if d.first() == Some(&TYPE_DATA) => Some((to, d.len())),
+            // The session has ended meanwhile, and the packet waits again.
+            TunnResult::WriteToNetwork(initiation) => {
+                let n = initiation.len();
+                Some((to, self.begun(n, scratch)))
+            }
             TunnResult::Done
             | TunnResult::Err(_)
             | TunnResult::WriteToTunnelV4(..)
@@ -195,28 +184,43 @@ impl PeerInner {
         }
     }
 
-    pub(super) fn note_unconfirmed(&mut self, local: Option<u32>) {
-        self.unconfirmed.rotate_right(1);
-        self.unconfirmed[0] = local;
-    }
-
-    /// Whether another initiation may be answered. A peer that really lost its session is not shut out by this: it gets an
-    /// initiation of ours instead ([`Self::initiate`]).
-    pub(super) fn may_answer(&self, now: Instant) -> bool {
-        let lives = self.confirmed_at.is_some_and(|at| now.saturating_duration_since(at) < SESSION);
-        !lives || self.unconfirmed.iter().flatten().count() < ANSWERS
-    }
-
-    /// Begins a handshake, or repeats the initiation of one that is under way, which may have gone elsewhere; at most once in
-    /// [`REKEY_TIMEOUT`]. The peer proves by a response that it is there now, which an initiation does not prove; and a
-    /// place among the sessions is taken only then.
-    pub(super) fn initiate(&mut self, now: Instant, scratch: &mut [u8]) -> Option<usize> {
-        if self.initiated_at.is_some_and(|at| now.saturating_duration_since(at) < REKEY_TIMEOUT) {
-            return None;
+    /// Answers an initiation; the answer's length. `None` if it is not authentic, or not newer than the last one.
+    pub(super) fn answer(&mut self, initiation: &[u8], scratch: &mut [u8]) -> Option<usize> {
+        for _ in 0..PLACES {
+            if self.places.next_is_free() {
+                break;
+            }
+            // Never sent. If the answer is refused, the timers repeat it as any other: once, since it has moved the index on.
+            self.begin(scratch)?;
         }
+        match self.decapsulate(initiation, scratch)? {
+            TunnResult::WriteToNetwork(answer) => {
+                let n = answer.len();
+                self.places.made(&scratch[..n]);
+                Some(n)
+            }
+            TunnResult::Err(_)
+            | TunnResult::Done
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
+        }
+    }
+
+    /// The initiation of ours with this index was answered.
+    pub(super) fn answered(&mut self, index: u32) {
+        self.places.answered(index);
+    }
+
+    /// Whether this session, of which data was authentic, is one that we answered and is confirmed by that.
+    pub(super) fn confirm(&mut self, receiver: u32) -> bool {
+        self.places.heard(receiver)
+    }
+
+    /// Makes an initiation, whether or not another is under way; its length.
+    pub(super) fn begin(&mut self, scratch: &mut [u8]) -> Option<usize> {
         match self.tunn.as_mut()?.format_handshake_initiation(scratch, true) {
             TunnResult::WriteToNetwork(initiation) => {
-                self.initiated_at = Some(now);
+                self.places.made(initiation);
                 Some(initiation.len())
             }
             TunnResult::Done
@@ -226,26 +230,31 @@ impl PeerInner {
         }
     }
 
-    /// A handshake was confirmed; what was answered before it is past.
-    pub(super) fn confirmed(&mut self, now: Instant) {
-        self.confirmed_at = Some(now);
-        self.unconfirmed = [None; UNCONFIRMED];
-    }
-
-    /// Whether this data packet is the first of a session that we answered.
-    pub(super) fn confirm(&mut self, receiver: u32) -> bool {
-        let slot = self.unconfirmed.iter_mut().find(|s| **s == Some(receiver));
-        slot.is_some_and(|s| s.take().is_some())
+    /// Takes note of an initiation that `Tunn` has begun with, `scratch[..n]`, and makes it anew while its session would take a
+    /// place in use: the peer sends by the session there until it hears of the new one.
+    pub(super) fn begun(&mut self, n: usize, scratch: &mut [u8]) -> usize {
+        self.places.made(&scratch[..n]);
+        let mut len = n;
+        for _ in 0..PLACES {
+            if self.places.last_is_free() {
+                break;
+            }
+            len = self.begin(scratch).unwrap_or(len);
+        }
+        len
     }
 
     pub(super) fn update_timers(&mut self, scratch: &mut [u8]) -> Ticked {
         let Some(tunn) = self.tunn.as_mut() else { return Ticked::default() };
         match tunn.update_timers(scratch) {
             TunnResult::WriteToNetwork(d) => {
-                if d.first() == Some(&TYPE_DATA) {
+                let (data, mut n) = (d.first() == Some(&TYPE_DATA), d.len());
+                if data {
                     self.active = true;
+                } else {
+                    n = self.begun(n, scratch);
                 }
-                Ticked { send: self.endpoint.map(|to| (to, d.len())), discarded: 0 }
+                Ticked { send: self.endpoint.map(|to| (to, n)), discarded: 0 }
             }
             // The session has expired, and the queue with it.
             TunnResult::Err(_) => Ticked { send: None, discarded: std::mem::take(&mut self.queued) },
@@ -279,7 +288,11 @@ impl PeerInner {
             tunn.format_handshake_initiation(scratch, false)
         };
         match result {
-            TunnResult::WriteToNetwork(d) => Some((to, d.len())),
+            TunnResult::WriteToNetwork(d) if session => Some((to, d.len())),
+            TunnResult::WriteToNetwork(d) => {
+                let n = d.len();
+                Some((to, self.begun(n, scratch)))
+            }
             TunnResult::Done
             | TunnResult::Err(_)
             | TunnResult::WriteToTunnelV4(..)

@@ -140,7 +140,7 @@ impl Engine {
                 if self.admit(&identity, datagram, from, scratch, sink)
                     && let Some(peer) = self.by_receiver(response.receiver_idx, 1)
                 {
-                    self.handle_response(&peer, datagram, from, scratch, sink);
+                    self.handle_response(&peer, (response.receiver_idx, datagram), from, scratch, sink);
                 }
             }
             Packet::PacketCookieReply(ref cookie) => {
@@ -196,9 +196,9 @@ impl Engine {
             }
             opened.authentic = true;
             opened.bytes += datagram.len();
-            opened.confirmed |= inner.confirm(receiver);
         }
         if opened.authentic {
+            opened.confirmed = inner.confirm(receiver);
             self.roam(&mut inner, from);
         }
         drop(inner);
