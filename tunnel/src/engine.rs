@@ -31,6 +31,7 @@ mod load;
 mod peer;
 mod places;
 mod receive;
+mod renewal;
 mod transmit;
 
 pub use receive::Inbox;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::places::{PLACES, Places};
+use super::renewal::Renewal;
 use super::unix_time;
 use crate::counters::Counter;
 use crate::keys::PublicKey;
@@ -51,6 +52,7 @@ pub(super) struct PeerInner {
     pub(super) endpoint: Option<SocketAddr>,
     /// Those of `tunn`.
     places: Places,
+    renewal: Renewal,
     queued: u64,
     keepalive: Duration,
     /// An authenticated packet was sent or received since the last tick.
@@ -71,6 +73,7 @@ impl Peer {
                 index: u32::MAX,
                 endpoint: None,
                 places: Places::default(),
+                renewal: Renewal::default(),
                 queued: 0,
                 keepalive: Duration::ZERO,
                 active: false,
@@ -115,6 +118,7 @@ impl PeerInner {
         self.tunn = None;
         self.index = u32::MAX;
         self.places = Places::default();
+        self.renewal = Renewal::default();
         self.queued = 0;
     }
 
@@ -136,6 +140,7 @@ impl PeerInner {
         let start = match tunn.encapsulate(packet, scratch) {
             TunnResult::WriteToNetwork(d) if d.first() == Some(&TYPE_DATA) => {
                 self.active = true;
+                self.renewal.note_sent();
                 return Encapsulated::Send(to, d.len());
             }
             TunnResult::WriteToNetwork(initiation) => Some(initiation.len()),
@@ -209,11 +214,19 @@ impl PeerInner {
     /// The initiation of ours with this index was answered.
     pub(super) fn answered(&mut self, index: u32) {
         self.places.answered(index);
+        self.renewal = Renewal::begun(Instant::now());
     }
 
-    /// Whether this session, of which data was authentic, is one that we answered and is confirmed by that.
-    pub(super) fn confirm(&mut self, receiver: u32) -> bool {
-        self.places.heard(receiver)
+    /// Whether this session, of which data was authentic, perhaps with content, is one that we answered and is confirmed by that.
+    pub(super) fn confirm(&mut self, receiver: u32, content: bool) -> bool {
+        let confirmed = self.places.heard(receiver);
+        if confirmed {
+            self.renewal = Renewal::default();
+        }
+        if content {
+            self.renewal.note_received();
+        }
+        confirmed
     }
 
     /// Makes an initiation, whether or not another is under way; its length.
@@ -259,8 +272,25 @@ impl PeerInner {
             // The session has expired, and the queue with it.
             TunnResult::Err(_) => Ticked { send: None, discarded: std::mem::take(&mut self.queued) },
             TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
-                Ticked::default()
+                Ticked { send: self.renew(scratch), discarded: 0 }
             }
+        }
+    }
+
+    /// Begins a handshake where the session in use wants renewal and none is under way.
+    fn renew(&mut self, scratch: &mut [u8]) -> Option<Outgoing> {
+        if !self.renewal.is_due(Instant::now()) {
+            return None;
+        }
+        match self.tunn.as_mut()?.format_handshake_initiation(scratch, false) {
+            TunnResult::WriteToNetwork(initiation) => {
+                let n = self.begun(initiation.len(), scratch);
+                self.endpoint.map(|to| (to, n))
+            }
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
         }
     }
 

@@ -198,7 +198,7 @@ impl Engine {
             opened.bytes += datagram.len();
         }
         if opened.authentic {
-            opened.confirmed = inner.confirm(receiver);
+            opened.confirmed = inner.confirm(receiver, !inbox.fresh.is_empty());
             self.roam(&mut inner, from);
         }
         drop(inner);

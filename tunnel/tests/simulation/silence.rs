@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tunnel::counters::Counter;
+
 use crate::node::{Known, Node, Out, packet};
 use crate::world::HEALED;
 
@@ -21,6 +23,8 @@ struct Duel {
     got: Vec<u64>,
     /// Whether a datagram of this type is carried.
     carries: fn(u8) -> bool,
+    /// Who has nothing to say.
+    silent: Option<usize>,
 }
 
 fn address(n: usize) -> SocketAddr {
@@ -37,6 +41,7 @@ impl Duel {
             sent: 0,
             got: Vec::new(),
             carries: |_| true,
+            silent: None,
         };
         (0..2).for_each(|n| duel.start(n));
         duel
@@ -83,11 +88,37 @@ impl Duel {
             for n in 0..2 {
                 let out = self.nodes[n].tick(next);
                 self.carry(n, out);
-                if next.subsec_nanos() == 0 {
+                if next.subsec_nanos() == 0 && self.silent != Some(n) {
                     self.say(n);
                 }
             }
         }
+    }
+}
+
+#[test]
+fn who_began_a_session_renews_it_though_it_answers_what_somebody_recorded() {
+    for silent in [None, Some(0), Some(1)] {
+        let mut duel = Duel::new();
+        // An initiation that never came, for somebody to keep.
+        duel.carries = |_| false;
+        let first = packet(1, 0, 1000);
+        let recorded = duel.nodes[1].transmit(duel.now, &first).datagrams.remove(0).1;
+        duel.now += SECOND;
+        duel.start(1);
+        duel.carries = |_| true;
+        duel.say(0);
+        duel.pass(SECOND);
+        duel.silent = silent;
+        duel.wire.insert((duel.now + LATENCY, 0), (0, recorded));
+        duel.pass(100 * SECOND);
+        let handshakes = |duel: &Duel| duel.nodes[0].engine.counters().get(Counter::HandshakeDone);
+        assert_eq!(handshakes(&duel), 1);
+        let answers = duel.nodes[0].engine.counters().get(Counter::ResponseSent);
+        assert_eq!(answers, 1, "the recorded one");
+        // Section 6.2 of the paper: after 120 s where it sends, after 165 s where it only receives.
+        duel.pass(if silent == Some(0) { 70 * SECOND } else { 25 * SECOND });
+        assert_eq!(handshakes(&duel), 2, "{silent:?} is silent");
     }
 }
 
