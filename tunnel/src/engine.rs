@@ -22,6 +22,7 @@ use boringtun::noise::TunnResult;
 use crate::counters::{Counter, Counters};
 use crate::keys::PublicKey;
 use crate::offload::vnet;
+use crate::path;
 use crate::state::State;
 use crate::table::{AllowedIps, Owner};
 
@@ -39,7 +40,7 @@ pub use transmit::Outbox;
 
 use identity::{Identity, derive_public};
 use load::SourceLimiter;
-use peer::{Peer, PeerInner, QUEUE_LIMIT};
+use peer::{NO_LIMIT, Peer, PeerInner, QUEUE_LIMIT};
 
 /// Longest datagram or inner packet.
 pub const MAX_PACKET: usize = 65535;
@@ -64,6 +65,11 @@ pub trait Sink {
     /// # Errors
     /// Those of the TUN device; the engine counts them.
     fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> std::io::Result<()>;
+    /// The present MTU of the TUN device in bytes, if it is to be had: asked when a packet is longer than the last that was
+    /// told ([`Engine::set_mtu`]).
+    fn tun_mtu(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// The UDP side of the configuration, which the engine does not own.
@@ -226,7 +232,7 @@ impl Engine {
                 Some(TunnResult::WriteToNetwork(keepalive)) => {
                     let n = keepalive.len();
                     inner.answered(own);
-                    self.roam(&mut inner, from);
+                    self.roam(peer, &mut inner, from);
                     Some(n)
                 }
                 None
@@ -253,10 +259,11 @@ impl Engine {
     }
 
     /// Makes the endpoint follow an authenticated packet.
-    fn roam(&self, inner: &mut PeerInner, from: SocketAddr) {
+    fn roam(&self, peer: &Peer, inner: &mut PeerInner, from: SocketAddr) {
         inner.active = true;
         if inner.endpoint != Some(from) {
             inner.endpoint = Some(from);
+            peer.set_room(NO_LIMIT);
             self.counters.add(Counter::Roamed);
         }
     }
@@ -312,6 +319,21 @@ impl Engine {
         self.counters.add_many(Counter::HandshakeTimeout, ticked.discarded);
         if let Some((to, n)) = ticked.send {
             self.send(peer, to, &scratch[..n], sink);
+        }
+    }
+
+    /// Learns how much the paths to peers take: `mtu` says it of an endpoint, in bytes, where it is known. Call it about once
+    /// a second. It is not asked of peers that nothing was sent to since.
+    pub fn look_at_paths(&self, mut mtu: impl FnMut(SocketAddr) -> Option<usize>) {
+        let peers: Vec<Arc<Peer>> = read(&self.registry).by_key.values().cloned().collect();
+        for peer in peers.into_iter().filter(|peer| peer.is_to_be_looked_at()) {
+            let Some(endpoint) = lock(&peer.inner).endpoint else { continue };
+            let known = mtu(endpoint).map(|mtu| path::room(mtu, endpoint));
+            // More than the device's own MTU is no limit, and need not be looked at while nothing is sent.
+            let room = known.filter(|room| *room < self.mtu.load(Ordering::Relaxed)).unwrap_or(NO_LIMIT);
+            if peer.set_room(room) != room {
+                tracing::debug!(peer = %peer.public_key, room, "what the path to a peer takes has changed");
+            }
         }
     }
 

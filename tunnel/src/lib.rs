@@ -27,6 +27,15 @@
 //! One thread carries both directions of a device ([`io`]). Memory: 0.8 MiB of buffers for each device, the same for any number of
 //! peers; a peer without a session keeps at most 256 packets.
 //!
+//! # Paths narrower than the uplink
+//!
+//! Datagrams leave with "don't fragment", so the kernel learns what a path takes from routers that say so. Once a second the
+//! engine asks it about the peers that something is sent to ([`engine::Engine::look_at_paths`]), and from then on answers
+//! packets that would not fit as a router would ([`path`]): by ICMP, to their senders, and drops them (`drops.too_long`). Packets
+//! that may be fragmented, or whose senders cannot go lower (1280 bytes of IPv6, 576 of IPv4), are sent, and their datagrams
+//! fragmented by the kernel; so is everything in the second before. A path whose routers' ICMP is lost on the way stays unknown,
+//! as for any other sender: there the MTU has to be configured.
+//!
 //! # What `Tunn` does not do, and what follows
 //!
 //! * `REJECT_AFTER_MESSAGES`: data packets with a counter at or above it are dropped before `Tunn` sees
@@ -53,6 +62,7 @@ pub mod io;
 pub mod keys;
 pub mod offload;
 pub mod packet;
+pub mod path;
 pub mod state;
 pub mod table;
 pub mod uapi;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
@@ -15,6 +15,8 @@ use crate::keys::PublicKey;
 
 /// Packets that `Tunn` keeps while it has no session.
 pub(super) const QUEUE_LIMIT: u64 = 256;
+/// The room of a path of which nothing is known.
+pub(super) const NO_LIMIT: usize = usize::MAX;
 /// First byte of a data message.
 pub(super) const TYPE_DATA: u8 = 4;
 
@@ -43,6 +45,10 @@ pub(super) struct Peer {
     rx_bytes: AtomicU64,
     /// Nanoseconds since the UNIX epoch; 0 is never.
     last_handshake: AtomicU64,
+    /// Bytes of an inner packet that the path to the endpoint takes in one piece.
+    room: AtomicUsize,
+    /// `tx_bytes` when the path was last looked at.
+    looked_at: AtomicU64,
 }
 
 pub(super) struct PeerInner {
@@ -83,7 +89,24 @@ impl Peer {
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
             last_handshake: AtomicU64::new(0),
+            room: AtomicUsize::new(NO_LIMIT),
+            looked_at: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn room(&self) -> usize {
+        self.room.load(Ordering::Relaxed)
+    }
+
+    /// What it was before.
+    pub(super) fn set_room(&self, room: usize) -> usize {
+        self.room.swap(room, Ordering::Relaxed)
+    }
+
+    /// Whether the path may matter: something was sent since the last time, or there is a limit that may be gone.
+    pub(super) fn is_to_be_looked_at(&self) -> bool {
+        let sent = self.tx_bytes();
+        self.looked_at.swap(sent, Ordering::Relaxed) != sent || self.room() != NO_LIMIT
     }
 
     pub(super) fn add_tx(&self, bytes: usize) {

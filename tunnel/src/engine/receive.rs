@@ -199,7 +199,7 @@ impl Engine {
         }
         if opened.authentic {
             opened.confirmed = inner.confirm(receiver, !inbox.fresh.is_empty());
-            self.roam(&mut inner, from);
+            self.roam(&peer, &mut inner, from);
         }
         drop(inner);
         peer.add_rx(opened.bytes);

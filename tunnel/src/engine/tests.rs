@@ -14,6 +14,7 @@ use crate::packet;
 use crate::uapi::{PeerRequest, PrefixOp, SetRequest};
 
 mod batches;
+mod path;
 mod places;
 
 #[derive(Default)]
@@ -52,6 +53,8 @@ struct Out {
     pieces: Vec<usize>,
     /// It takes no super-packets, as some kernels do not.
     picky: bool,
+    /// What its device has at present, if that is to be had.
+    mtu: Option<usize>,
 }
 
 impl Sink for Out {
@@ -66,6 +69,9 @@ impl Sink for Out {
         self.pieces.push(pieces.len());
         self.tun.extend(split::tests::all(header, pieces.concat()).expect("what is delivered can be cut"));
         Ok(())
+    }
+    fn tun_mtu(&self) -> Option<usize> {
+        self.mtu
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::event::PollFlags;
 
 use super::device::Shared;
 use super::udp::{self, Sockets};
-use super::ready_for;
+use super::{link, ready_for};
 use crate::counters::Counter;
 use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, read};
 use crate::offload::coalesce::MAX_RUN;
@@ -55,6 +55,10 @@ impl Sink for Wire<'_> {
         let first = usize::from(!self.0.offloads.vnet);
         rustix::io::writev(&self.0.tun, &all[first..=pieces.len()])?;
         Ok(())
+    }
+
+    fn tun_mtu(&self) -> Option<usize> {
+        link::mtu_of(self.0.index).ok()
     }
 }
 

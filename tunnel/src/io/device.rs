@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use super::carry::{self, Wire};
 use super::listen::{ListenError, Listener};
 use super::tun::{TunError, open_tun};
-use super::udp::Sockets;
+use super::udp::{Paths, Sockets};
 use super::{Stop, link, ready, server};
 use crate::engine::{Engine, MAX_PACKET, SCRATCH, Underlay, lock, read, write};
 use crate::offload::{Offloads, Techniques};
 
 /// How often timers run; boringtun asks for at least every 250 ms.
 const TICK: Duration = Duration::from_millis(100);
-/// Ticks between two looks at the MTU and at the socket's path.
+/// Ticks between two looks at the MTU, at what the paths to peers take, and at the socket's path.
 const TICKS_PER_LOOK: u32 = 10;
 
 /// What a device is made of.
@@ -82,7 +82,7 @@ pub(super) struct Shared {
     pub(super) uapi: Listener,
     pub(super) stats: Listener,
     pub(super) stop: Stop,
-    index: u32,
+    pub(super) index: u32,
     pub(super) tun: OwnedFd,
     pub(super) offloads: Offloads,
     pub(super) techniques: Techniques,
@@ -237,6 +237,8 @@ fn run_timers(shared: &Arc<Shared>) -> io::Result<()> {
             Ok(mtu) => shared.engine.set_mtu(mtu),
             Err(e) => tracing::debug!(interface = shared.name, error = %e, "MTU not read"),
         }
+        let mut paths = Paths::new(shared.fwmark());
+        shared.engine.look_at_paths(|endpoint| paths.mtu_to(endpoint));
         if !shared.uapi.is_reachable() {
             // To remove the socket is how `wg-quick` and others ask a userspace device to go away.
             return Err(io::Error::other("the configuration socket was removed"));

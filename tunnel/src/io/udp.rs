@@ -9,7 +9,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
-use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, ip_mtu, ipv6_mtu, set_ip_mtu_discover, set_ipv6_mtu_discover,
+    set_socket_recv_buffer_size_force,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::offload::Techniques;
@@ -149,10 +152,51 @@ impl Sockets {
                 }
                 one_by_one()
             }
-            // A datagram is longer than the path takes: by itself it is fragmented.
+            // A datagram is longer than the path takes: by itself it is fragmented. That is so until the next look at paths, and
+            // for packets whose senders allow it or could not be told.
             Err(Errno::EINVAL | Errno::EMSGSIZE) => one_by_one(),
             Err(_) => 0,
         }
+    }
+}
+
+/// Asks the kernel how long datagrams to an endpoint may be, without sending any.
+///
+/// It knows by the route's device and by what routers said of our datagrams (RFC 1191, RFC 8201), which it checks to be about
+/// one of our sockets' and forgets after 10 minutes (`mtu_expires`).
+#[derive(Debug)]
+pub(super) struct Paths {
+    fwmark: u32,
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+}
+
+impl Paths {
+    /// For datagrams with this mark, which may have routes of their own.
+    pub(super) const fn new(fwmark: u32) -> Self {
+        Self { fwmark, v4: None, v6: None }
+    }
+
+    /// Bytes of an IP packet; `None` where there is no route.
+    pub(super) fn mtu_to(&mut self, to: SocketAddr) -> Option<usize> {
+        let (socket, any) = match to {
+            SocketAddr::V4(_) => (&mut self.v4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
+            SocketAddr::V6(_) => (&mut self.v6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+        };
+        if socket.is_none() {
+            let fresh = UdpSocket::bind(any).ok()?;
+            if self.fwmark != 0 {
+                socket2::SockRef::from(&fresh).set_mark(self.fwmark).ok()?;
+            }
+            *socket = Some(fresh);
+        }
+        let socket = socket.as_ref()?;
+        socket.connect(to).ok()?;
+        let mtu = match to {
+            SocketAddr::V4(_) => ip_mtu(socket),
+            SocketAddr::V6(_) => ipv6_mtu(socket),
+        };
+        usize::try_from(mtu.ok()?).ok()
     }
 }
 
@@ -169,8 +213,13 @@ fn optional(bound: io::Result<UdpSocket>) -> io::Result<Option<UdpSocket>> {
 
 fn bind_one(addr: SocketAddr, fwmark: u32, buffers: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    // Not to be fragmented on the way, so that its narrowest link becomes known ([`Paths`]); by the kernel, which knows it, where
+    // it must be. Said whatever the host's `ip_no_pmtu_disc` is.
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
+        set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::WANT)?;
+    } else {
+        set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::WANT)?;
     }
     // The forced sizes pass the host's limits and need CAP_NET_ADMIN; the plain ones are capped by them.
     if buffers && set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {

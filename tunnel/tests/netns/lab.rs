@@ -321,7 +321,7 @@ impl Node {
 /// Nodes on one switch.
 pub(crate) struct Lab {
     pub(crate) nodes: Vec<Node>,
-    _switch: Ns,
+    switch: Ns,
 }
 
 impl Lab {
@@ -339,7 +339,7 @@ impl Lab {
             ns.run("ip link set u0 up");
             Node { ns, n, keys: Keys::new(), program: *program, process: None, log: Arc::default() }
         });
-        Self { nodes: nodes.collect(), _switch: switch }
+        Self { nodes: nodes.collect(), switch }
     }
 
     /// Nodes with configured tunnels and no peers.
@@ -363,6 +363,14 @@ impl Lab {
         a.knows(b, Some(b.v4()), "");
         b.knows(a, Some(a.v4()), "");
         lab
+    }
+
+    /// Gives a namespace a link to the switch.
+    pub(crate) fn plug(&self, ns: &Ns, link: &str) {
+        let line = format!("ip link add p-{link} type veth peer name {link} netns {}", ns.pid());
+        self.switch.run(&line);
+        self.switch.run(&format!("ip link set p-{link} master br0 up"));
+        ns.run(&format!("ip link set {link} up"));
     }
 
     pub(crate) fn two(&self) -> (&Node, &Node) {

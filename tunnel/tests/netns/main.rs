@@ -7,5 +7,6 @@ mod interop;
 mod lab;
 mod lifecycle;
 mod offload;
+mod path;
 mod peers;
 mod traffic;
