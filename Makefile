@@ -9,7 +9,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Seconds for each fuzz target.
 SECONDS_EACH ?= 60
 
-.PHONY: help demo image test test-policy test-rotation test-vm test-all bench fuzz clean tools
+.PHONY: help demo image test test-policy test-rotation test-vm test-all bench fuzz sanitize clean tools
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -51,6 +51,10 @@ bench: tools ## Run the bench NAME, rows also to the file JSON
 fuzz: tools ## Run every fuzz target for SECONDS_EACH
 	@$(XTASK) deps --for fuzz
 	@$(XTASK) fuzz --seconds $(SECONDS_EACH)
+
+sanitize: tools ## Run the tests of the userspace tunnel with AddressSanitizer
+	@$(XTASK) deps --for netns
+	@$(XTASK) sanitize
 
 clean: ## Remove what crashed labs left, and everything that was built
 	@if command -v $(CARGO) >/dev/null && command -v cc >/dev/null; then $(XTASK) reap; fi
