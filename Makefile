@@ -9,13 +9,13 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Seconds for each fuzz target.
 SECONDS_EACH ?= 60
 
-.PHONY: help demo image test test-policy test-rotation test-vm test-all bench fuzz clean tools
+.PHONY: help demo image test test-policy test-rotation test-vm test-all bench fuzz sanitize clean tools
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
 	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; ROUNDS=, NODES= for test-rotation; KERNELS=6.1,6.12, STEP=words for test-vm;'
-	@echo '            ARCH=, IMAGE=, LOAD=1 for image; NAME=clustermesh|cni|datapath|memory|tunnel|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
+	@echo '            ARCH=, IMAGE=, LOAD=1 for image; NAME=clustermesh|cni|datapath|memory|tunnel|tunnel-ablation|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
 	@$(XTASK) deps --for demo
@@ -51,6 +51,10 @@ bench: tools ## Run the bench NAME, rows also to the file JSON
 fuzz: tools ## Run every fuzz target for SECONDS_EACH
 	@$(XTASK) deps --for fuzz
 	@$(XTASK) fuzz --seconds $(SECONDS_EACH)
+
+sanitize: tools ## Run the tests of the userspace tunnel with AddressSanitizer
+	@$(XTASK) deps --for netns
+	@$(XTASK) sanitize
 
 clean: ## Remove what crashed labs left, and everything that was built
 	@if command -v $(CARGO) >/dev/null && command -v cc >/dev/null; then $(XTASK) reap; fi

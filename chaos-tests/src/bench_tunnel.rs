@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netlab::LabDir;
 use xtask::bench::Row;
 
@@ -22,11 +22,12 @@ mod topology;
 mod udp;
 
 use measure::{METRICS, Plan, Values};
-use subject::Subject;
+use subject::{Subject, Technique};
 use topology::Topology;
 
-/// Name of the bench.
+/// Names of the benches.
 const BENCH: &str = "tunnel";
+const ABLATION: &str = "tunnel-ablation";
 /// The subject that the others are held against.
 const OURS: Subject = Subject::Ours;
 /// Peers of the second part, and who has so many: each is a process and two namespaces.
@@ -71,9 +72,7 @@ const GOALS: [Goal; 7] = [
 /// A topology cannot be made, or a path is broken.
 pub fn run(quick: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
     let plan = if quick { QUICK } else { FULL };
-    netlab::reap(LabDir::DEFAULT_ROOT).context("could not remove what a crashed lab left")?;
-    let dir = LabDir::create(LabDir::DEFAULT_ROOT, &netlab::unique_name("bench-tunnel"))?;
-    dir.clean_on_signal()?;
+    let dir = lab_dir()?;
     let (subjects, missing): (Vec<_>, Vec<_>) = Subject::ALL.into_iter().partition(|s| s.missing().is_none());
     let not_run = |say: &mut dyn FnMut(&str)| {
         for subject in &missing {
@@ -97,14 +96,47 @@ pub fn run(quick: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
         if peers == 1 {
             goals(&subjects, &values, say);
         }
-        rows.extend(rows_of(&subjects, &values, peers));
+        rows.extend(rows_of(BENCH, &subjects, &values, peers));
     }
     not_run(say);
     dir.close()?;
     Ok(rows)
 }
 
-fn rows_of(subjects: &[Subject], values: &[Values], peers: u8) -> Vec<Row> {
+/// `cargo xtask bench tunnel-ablation`: what each technique of `mesh-tunnel` brings, by leaving out one at a time, and all.
+///
+/// # Errors
+/// As [`run`].
+pub fn ablation(quick: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
+    let plan = if quick { QUICK } else { FULL };
+    let dir = lab_dir()?;
+    let mut subjects = vec![OURS];
+    subjects.extend(Technique::ALL.map(Subject::Without));
+    subjects.push(Subject::OursPlain);
+    if let Some(missing) = OURS.missing() {
+        bail!("{missing}");
+    }
+    let made = subjects.iter().map(|s| Topology::new(&dir, *s, 1)).collect::<Result<Vec<_>>>()?;
+    say(&format!(
+        "{} rounds of {}",
+        plan.rounds,
+        subjects.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ")
+    ));
+    let values = measure::in_turns(&made, plan)?;
+    let rows = rows_of(ABLATION, &subjects, &values, 1);
+    dir.close()?;
+    Ok(rows)
+}
+
+/// A folder for the lab, after what a crashed one left is removed.
+fn lab_dir() -> Result<LabDir> {
+    netlab::reap(LabDir::DEFAULT_ROOT).context("could not remove what a crashed lab left")?;
+    let dir = LabDir::create(LabDir::DEFAULT_ROOT, &netlab::unique_name("bench-tunnel"))?;
+    dir.clean_on_signal()?;
+    Ok(dir)
+}
+
+fn rows_of(bench: &str, subjects: &[Subject], values: &[Values], peers: u8) -> Vec<Row> {
     let ours = subjects.iter().position(|s| *s == OURS).and_then(|at| values.get(at));
     let mut rows = Vec::new();
     for (metric, (name, unit)) in METRICS.into_iter().enumerate() {
@@ -116,7 +148,7 @@ fn rows_of(subjects: &[Subject], values: &[Values], peers: u8) -> Vec<Row> {
             } else {
                 name.replace("4 streams", &format!("{peers} streams"))
             };
-            let Some(row) = Row::of(BENCH, &label, &name, unit, own) else { continue };
+            let Some(row) = Row::of(bench, &label, &name, unit, own) else { continue };
             rows.push(match ours {
                 // Of what was lost, which may be nothing, there is no ratio.
                 Some(ours) if *subject != OURS && unit != "%" => row.against(OURS.name(), own, &ours[metric]),

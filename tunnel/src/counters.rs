@@ -42,6 +42,8 @@ counters! {
     RateLimited => "drops"."rate_limited",
     /// Inner packet that did not fit the queue of a peer without a session.
     QueueFull => "drops"."queue_full",
+    /// Inner packet that is longer than the path to its peer takes in one piece, whose sender was told so by ICMP.
+    TooLong => "drops"."too_long",
     /// Inner packets discarded because the handshake they waited for was given up.
     HandshakeTimeout => "drops"."handshake_timeout",
     /// Decrypted packet that the TUN device did not take (down, or gone).

@@ -22,6 +22,7 @@ use boringtun::noise::TunnResult;
 use crate::counters::{Counter, Counters};
 use crate::keys::PublicKey;
 use crate::offload::vnet;
+use crate::path;
 use crate::state::State;
 use crate::table::{AllowedIps, Owner};
 
@@ -29,7 +30,9 @@ mod configure;
 mod identity;
 mod load;
 mod peer;
+mod places;
 mod receive;
+mod renewal;
 mod transmit;
 
 pub use receive::Inbox;
@@ -37,7 +40,7 @@ pub use transmit::Outbox;
 
 use identity::{Identity, derive_public};
 use load::SourceLimiter;
-use peer::{Peer, PeerInner, QUEUE_LIMIT};
+use peer::{NO_LIMIT, Peer, PeerInner, QUEUE_LIMIT};
 
 /// Longest datagram or inner packet.
 pub const MAX_PACKET: usize = 65535;
@@ -62,6 +65,11 @@ pub trait Sink {
     /// # Errors
     /// Those of the TUN device; the engine counts them.
     fn write_tun(&mut self, header: &vnet::Header, pieces: &[&[u8]]) -> std::io::Result<()>;
+    /// The present MTU of the TUN device in bytes, if it is to be had: asked when a packet is longer than the last that was
+    /// told ([`Engine::set_mtu`]).
+    fn tun_mtu(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// The UDP side of the configuration, which the engine does not own.
@@ -201,38 +209,10 @@ impl Engine {
         sink: &mut impl Sink,
     ) {
         self.run_timers(peer, scratch, sink);
-        let response_len = {
-            let mut inner = lock(&peer.inner);
-            let now = Instant::now();
-            if !inner.may_answer(now) {
-                let own = inner.initiate(now, scratch);
-                drop(inner);
-                self.counters.add(Counter::RateLimited);
-                if let Some(n) = own {
-                    self.send(peer, from, &scratch[..n], sink);
-                }
-                return;
-            }
-            match inner.decapsulate(datagram, scratch) {
-                Some(TunnResult::WriteToNetwork(response)) => {
-                    let local: Option<&[u8; 4]> = response.get(4..).and_then(<[u8]>::first_chunk);
-                    let local = local.map(|b| u32::from_le_bytes(*b));
-                    let n = response.len();
-                    // The endpoint does not follow yet: an initiation may be a replay that this process,
-                    // freshly started, cannot recognise. The first data packet proves the sender.
-                    inner.note_unconfirmed(local);
-                    Some(n)
-                }
-                None
-                | Some(
-                    TunnResult::Err(_)
-                    | TunnResult::Done
-                    | TunnResult::WriteToTunnelV4(..)
-                    | TunnResult::WriteToTunnelV6(..),
-                ) => None,
-            }
-        };
-        let Some(n) = response_len else { return self.counters.add(Counter::ReplayOrAuth) };
+        // The endpoint does not follow yet: an initiation may be a replay that this process, freshly started, cannot
+        // recognise. The first data packet proves the sender.
+        let answer = lock(&peer.inner).answer(datagram, scratch);
+        let Some(n) = answer else { return self.counters.add(Counter::ReplayOrAuth) };
         peer.add_rx(datagram.len());
         self.send(peer, from, &scratch[..n], sink);
     }
@@ -240,7 +220,7 @@ impl Engine {
     fn handle_response(
         &self,
         peer: &Arc<Peer>,
-        datagram: &[u8],
+        (own, datagram): (u32, &[u8]),
         from: SocketAddr,
         scratch: &mut [u8],
         sink: &mut impl Sink,
@@ -251,7 +231,8 @@ impl Engine {
             match inner.decapsulate(datagram, scratch) {
                 Some(TunnResult::WriteToNetwork(keepalive)) => {
                     let n = keepalive.len();
-                    self.roam(&mut inner, from);
+                    inner.answered(own);
+                    self.roam(peer, &mut inner, from);
                     Some(n)
                 }
                 None
@@ -278,10 +259,11 @@ impl Engine {
     }
 
     /// Makes the endpoint follow an authenticated packet.
-    fn roam(&self, inner: &mut PeerInner, from: SocketAddr) {
+    fn roam(&self, peer: &Peer, inner: &mut PeerInner, from: SocketAddr) {
         inner.active = true;
         if inner.endpoint != Some(from) {
             inner.endpoint = Some(from);
+            peer.set_room(NO_LIMIT);
             self.counters.add(Counter::Roamed);
         }
     }
@@ -289,7 +271,6 @@ impl Engine {
     /// Notes the time of a confirmed handshake and sends what waited for it.
     fn handshake_done(&self, peer: &Arc<Peer>, scratch: &mut [u8], sink: &mut impl Sink) {
         peer.note_handshake();
-        lock(&peer.inner).confirmed(Instant::now());
         self.counters.add(Counter::HandshakeDone);
         tracing::debug!(peer = %peer.public_key, "handshake completed");
         // `Tunn` holds at most `QUEUE_LIMIT` packets; the bound keeps a surprise from becoming a loop.
@@ -338,6 +319,21 @@ impl Engine {
         self.counters.add_many(Counter::HandshakeTimeout, ticked.discarded);
         if let Some((to, n)) = ticked.send {
             self.send(peer, to, &scratch[..n], sink);
+        }
+    }
+
+    /// Learns how much the paths to peers take: `mtu` says it of an endpoint, in bytes, where it is known. Call it about once
+    /// a second. It is not asked of peers that nothing was sent to since.
+    pub fn look_at_paths(&self, mut mtu: impl FnMut(SocketAddr) -> Option<usize>) {
+        let peers: Vec<Arc<Peer>> = read(&self.registry).by_key.values().cloned().collect();
+        for peer in peers.into_iter().filter(|peer| peer.is_to_be_looked_at()) {
+            let Some(endpoint) = lock(&peer.inner).endpoint else { continue };
+            let known = mtu(endpoint).map(|mtu| path::room(mtu, endpoint));
+            // More than the device's own MTU is no limit, and need not be looked at while nothing is sent.
+            let room = known.filter(|room| *room < self.mtu.load(Ordering::Relaxed)).unwrap_or(NO_LIMIT);
+            if peer.set_room(room) != room {
+                tracing::debug!(peer = %peer.public_key, room, "what the path to a peer takes has changed");
+            }
         }
     }
 

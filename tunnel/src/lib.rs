@@ -27,6 +27,15 @@
 //! One thread carries both directions of a device ([`io`]). Memory: 0.8 MiB of buffers for each device, the same for any number of
 //! peers; a peer without a session keeps at most 256 packets.
 //!
+//! # Paths narrower than the uplink
+//!
+//! Datagrams leave with "don't fragment", so the kernel learns what a path takes from routers that say so. Once a second the
+//! engine asks it about the peers that something is sent to ([`engine::Engine::look_at_paths`]), and from then on answers
+//! packets that would not fit as a router would ([`path`]): by ICMP, to their senders, and drops them (`drops.too_long`). Packets
+//! that may be fragmented, or whose senders cannot go lower (1280 bytes of IPv6, 576 of IPv4), are sent, and their datagrams
+//! fragmented by the kernel; so is everything in the second before. A path whose routers' ICMP is lost on the way stays unknown,
+//! as for any other sender: there the MTU has to be configured.
+//!
 //! # What `Tunn` does not do, and what follows
 //!
 //! * `REJECT_AFTER_MESSAGES`: data packets with a counter at or above it are dropped before `Tunn` sees
@@ -40,6 +49,7 @@
 //!   pre-shared key, a new key of the device. Where that clock was set back since an earlier state, the peer refuses them until
 //!   they have caught up (as it refuses the kernel's), and only the peer can begin. After 90 s of such attempts a session ends,
 //!   though it may be in use by what the peer sends.
+//! * It puts a session wherever its index says, in use or not: places in use are passed over here (`engine::places`).
 //! * Its clock moves with its timers, every 250 ms: a session ends up to so much late, and a lone packet of that moment is lost
 //!   where the peer was earlier; after a machine has slept, the same holds of older keys.
 //! * A pre-shared key inside `Tunn` is not wiped from memory when its peer goes away; ours are.
@@ -52,6 +62,7 @@ pub mod io;
 pub mod keys;
 pub mod offload;
 pub mod packet;
+pub mod path;
 pub mod state;
 pub mod table;
 pub mod uapi;

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use tunnel::io::Stop;
 use tunnel::io::device::Options;
 use tunnel::io::supervisor;
+use tunnel::offload::Techniques;
 
 /// Userspace WireGuard devices. `wg` and the agent configure them; the process needs neither to go on.
 #[derive(Debug, Parser)]
@@ -25,6 +26,9 @@ struct Args {
     /// Packets and datagrams many at a time, or one per system call; `auto` takes what the kernel has
     #[arg(long, value_enum, default_value_t = Offload::Auto)]
     offload: Offload,
+    /// Leave a technique out, to measure what it brings
+    #[arg(long, hide = true, value_enum, value_delimiter = ',', value_name = "TECHNIQUE")]
+    without: Vec<Technique>,
     /// Log format; the default is pretty on a terminal, else JSON
     #[arg(long, value_enum)]
     log: Option<LogFormat>,
@@ -40,6 +44,37 @@ struct Args {
 enum Offload {
     Auto,
     Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Technique {
+    Cut,
+    Join,
+    TrainsOut,
+    TrainsIn,
+    Bursts,
+    Buffers,
+}
+
+impl Args {
+    fn techniques(&self) -> Techniques {
+        let mut all = match self.offload {
+            Offload::Auto => Techniques::ALL,
+            Offload::Off => Techniques::ONE_BY_ONE,
+        };
+        for technique in &self.without {
+            let left_out = match technique {
+                Technique::Cut => &mut all.cut,
+                Technique::Join => &mut all.join,
+                Technique::TrainsOut => &mut all.trains_out,
+                Technique::TrainsIn => &mut all.trains_in,
+                Technique::Bursts => &mut all.bursts,
+                Technique::Buffers => &mut all.buffers,
+            };
+            *left_out = false;
+        }
+        all
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -59,16 +94,13 @@ fn main() -> anyhow::Result<()> {
     signals.thread_block().context("SIGTERM and SIGINT cannot be blocked")?;
     let stop = Arc::new(Stop::new().context("no event descriptor")?);
     let mut threads = Vec::new();
+    let techniques = args.techniques();
     let mut names = args.interfaces;
     names.sort();
     names.dedup();
     for name in names {
-        let options = Options {
-            name: name.clone(),
-            mtu: args.mtu,
-            offload: args.offload == Offload::Auto,
-            uapi_dir: args.uapi_dir.clone(),
-        };
+        let options =
+            Options { name: name.clone(), mtu: args.mtu, techniques, uapi_dir: args.uapi_dir.clone() };
         let stop = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(name.clone())

@@ -10,6 +10,32 @@ pub mod split;
 pub mod train;
 pub mod vnet;
 
+/// What makes packets cross descriptors many at a time. Each can be left out, to measure what it brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Techniques {
+    /// Super-packets of the host are taken and cut here.
+    pub cut: bool,
+    /// What was decrypted is joined for the host.
+    pub join: bool,
+    /// Datagrams leave in trains.
+    pub trains_out: bool,
+    /// Datagrams arrive in trains.
+    pub trains_in: bool,
+    /// A turn takes what there is, not one call's worth.
+    pub bursts: bool,
+    /// Sockets have room for what comes while nobody reads.
+    pub buffers: bool,
+}
+
+impl Techniques {
+    /// All that this program knows.
+    pub const ALL: Self =
+        Self { cut: true, join: true, trains_out: true, trains_in: true, bursts: true, buffers: true };
+    /// One packet or datagram in each call.
+    pub const ONE_BY_ONE: Self =
+        Self { cut: false, join: false, trains_out: false, trains_in: false, bursts: true, buffers: true };
+}
+
 /// Which offloads are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {

@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use xtask::elf::{Linkage, linkage};
 
 use crate::deps::{self, Need};
-use crate::run::{Progress, as_root, find_program, output, run};
+use crate::run::{Progress, as_root, find_program, is_root, output, run};
+use crate::tier::Tier;
 use crate::workspace::{Workspace, cargo};
 
 /// A profile of cargo.
@@ -166,10 +167,7 @@ pub(crate) fn fuzz(workspace: &Workspace, seconds: u32, progress: Progress) -> R
     if !folder.join("Cargo.toml").is_file() {
         bail!("{} holds no fuzz targets", folder.display());
     }
-    if output(Command::new("cargo").args(["+nightly", "--version"])).is_err() {
-        progress.say("installing the nightly toolchain: libFuzzer's instrumentation is in no stable one");
-        run(Command::new("rustup").args(["toolchain", "install", "nightly", "--profile", "minimal"]))?;
-    }
+    have_nightly(progress)?;
     if find_program("cargo-fuzz").is_none()
         && output(Command::new("cargo").args(["fuzz", "--version"])).is_err()
     {
@@ -177,9 +175,8 @@ pub(crate) fn fuzz(workspace: &Workspace, seconds: u32, progress: Progress) -> R
         run(Command::new("cargo").args(["install", "cargo-fuzz", "--locked"]))?;
     }
     let fuzz = |verb: &str| {
-        let mut command = Command::new("cargo");
-        // Not the cargo and toolchain that run this program.
-        command.env_remove("RUSTUP_TOOLCHAIN").args(["+nightly", "fuzz", verb, "--fuzz-dir"]).arg(&folder);
+        let mut command = nightly();
+        command.args(["fuzz", verb, "--fuzz-dir"]).arg(&folder);
         command
     };
     let targets = output(&mut fuzz("list"))?;
@@ -192,6 +189,45 @@ pub(crate) fn fuzz(workspace: &Workspace, seconds: u32, progress: Progress) -> R
     }
     progress.say(format_args!("{} fuzz targets found nothing", targets.lines().count()));
     Ok(())
+}
+
+fn nightly() -> Command {
+    let mut command = Command::new("cargo");
+    // Not the cargo and toolchain that run this program.
+    command.env_remove("RUSTUP_TOOLCHAIN").arg("+nightly");
+    command
+}
+
+fn have_nightly(progress: Progress) -> Result<()> {
+    if output(nightly().arg("--version")).is_err() {
+        progress.say("installing the nightly toolchain: instrumentation by sanitizers is in no stable one");
+        run(Command::new("rustup").args(["toolchain", "install", "nightly", "--profile", "minimal"]))?;
+    }
+    Ok(())
+}
+
+/// Runs the tests of the userspace tunnel, which has unsafe code and takes whatever comes from the network, with
+/// AddressSanitizer and LeakSanitizer: the crate's own, and those in namespaces, whose `mesh-tunnel` is instrumented, too.
+///
+/// The standard library is not: that would take its sources (`-Zbuild-std`).
+pub(crate) fn sanitize(workspace: &Workspace, progress: Progress) -> Result<()> {
+    deps::check(&[Need::Build, Need::Tier(Tier::Netns)])?;
+    have_nightly(progress)?;
+    if !is_root() {
+        bail!("devices and namespaces need root: run this as root, with cargo in PATH");
+    }
+    let version = output(Command::new("rustc").arg("-vV"))?;
+    let host = host_triple(&version).context("rustc -vV names no host")?;
+    progress.say("AddressSanitizer: the tests of tunnel");
+    let mut command = nightly();
+    command
+        .env("RUSTFLAGS", "-Zsanitizer=address -Cforce-frame-pointers=yes")
+        .env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1")
+        // With a target the flags are not those of build scripts and macros.
+        .args(["test", "--locked", "--package", "tunnel", "--target", host, "--lib", "--test", "netns"])
+        .arg("--target-dir")
+        .arg(workspace.path("target/sanitized"));
+    run(&mut command)
 }
 
 /// `x86_64-unknown-linux-gnu` from the output of `rustc -vV`.

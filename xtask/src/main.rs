@@ -134,6 +134,8 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Run the tests of unsafe code with AddressSanitizer.
+    Sanitize,
     /// Remove what crashed labs and tests left: namespaces, processes, files.
     Reap,
     /// Check licences and sources of all dependencies with cargo-deny.
@@ -220,6 +222,7 @@ fn execute(task: Task) -> Result<()> {
         ),
         Task::Manifests { values } => manifests(&Workspace::load()?, values.as_deref(), progress),
         Task::Fuzz { seconds } => artifacts::fuzz(&Workspace::load()?, seconds, progress),
+        Task::Sanitize => artifacts::sanitize(&Workspace::load()?, progress),
         Task::Reap => artifacts::reap(&Workspace::load()?, progress),
         Task::Deny => deny(progress),
     }

@@ -1,5 +1,5 @@
 //! Any bytes from the TUN device, with any header before them. Only well-formed packets for a peer are sent, and the peer
-//! gets what the kernel would have made of them.
+//! gets what the kernel would have made of them; or nothing, and their sender is told that the path takes less.
 #![no_main]
 
 #[path = "tunnel_common.rs"]
@@ -29,10 +29,19 @@ fuzz_target!(|bytes: &[u8]| {
         let len = bytes.len().min(buffer.len());
         buffer[..len].copy_from_slice(&bytes[..len]);
         let mut out = Out::default();
+        // Narrow for every other one.
+        let path = if first[0] & 0x40 == 0 { 1500 } else { 1000 };
+        pair.engine.look_at_paths(|_| Some(path));
         pair.engine.handle_tun_packet(&header, buffer, len, outbox, &mut out);
         pair.engine.flush(outbox, &mut out);
         let made = cut(&header, bytes[..len].to_vec()).unwrap_or_default();
         assert!(out.udp.is_empty() || out.udp.len() == made.len());
+        assert!(out.tun.is_empty() || (path == 1000 && out.udp.is_empty()));
+        for told in &out.tun {
+            let header = tunnel::packet::parse(told).expect("a malformed error");
+            let longest = made.iter().map(Vec::len).max().expect("an error about nothing");
+            assert!(header.len == told.len() && told.len() <= longest);
+        }
         for ((_, datagram), made) in out.udp.iter().zip(made) {
             let header = tunnel::packet::parse(&made).expect("a malformed packet was sent");
             let mut plain = vec![0; datagram.len()];

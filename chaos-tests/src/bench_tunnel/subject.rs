@@ -5,6 +5,40 @@ use std::process::Command;
 
 use crate::binaries::Binaries;
 
+/// What `mesh-tunnel` can be told to do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Technique {
+    /// Super-packets of the host are cut by the tunnel.
+    Cut,
+    /// What arrives is joined before the host gets it.
+    Join,
+    /// Datagrams leave in trains (`UDP_SEGMENT`).
+    TrainsOut,
+    /// Datagrams arrive in trains (`UDP_GRO`).
+    TrainsIn,
+    /// A turn takes what there is.
+    Bursts,
+    /// Large buffers of the sockets.
+    Buffers,
+}
+
+impl Technique {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Cut, Self::Join, Self::TrainsOut, Self::TrainsIn, Self::Bursts, Self::Buffers];
+
+    /// The value of `--without`, and the subject's name.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Cut => ("cut", "without cutting"),
+            Self::Join => ("join", "without joining"),
+            Self::TrainsOut => ("trains-out", "without UDP_SEGMENT"),
+            Self::TrainsIn => ("trains-in", "without UDP_GRO"),
+            Self::Bursts => ("bursts", "without bursts"),
+            Self::Buffers => ("buffers", "without buffers"),
+        }
+    }
+}
+
 /// What joins nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
@@ -16,6 +50,8 @@ pub(super) enum Subject {
     Ours,
     /// `mesh-tunnel` with one packet per system call.
     OursPlain,
+    /// `mesh-tunnel` without one technique.
+    Without(Technique),
     /// Cloudflare's `boringtun-cli`.
     Boringtun,
     /// Mullvad's `gotatun`.
@@ -27,7 +63,7 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    /// All, in the order in which they are shown.
+    /// Those of the comparison, in the order in which they are shown.
     pub(super) const ALL: [Self; 8] = [
         Self::Routed,
         Self::Vxlan,
@@ -45,6 +81,7 @@ impl Subject {
             Self::Vxlan => "vxlan",
             Self::Ours => "hawser",
             Self::OursPlain => "hawser --offload off",
+            Self::Without(technique) => technique.words().1,
             Self::Boringtun => "boringtun-cli",
             Self::Gotatun => "gotatun",
             Self::WireguardGo => "wireguard-go",
@@ -56,7 +93,7 @@ impl Subject {
     pub(super) fn missing(self) -> Option<String> {
         let needed: &[(&str, &str)] = match self {
             Self::Routed | Self::Vxlan => &[],
-            Self::Ours | Self::OursPlain => {
+            Self::Ours | Self::OursPlain | Self::Without(_) => {
                 return Binaries::find().err().map(|error| format!("{error:#}"));
             }
             Self::Boringtun => &[("boringtun-cli", "cargo install boringtun-cli")],
@@ -79,10 +116,13 @@ impl Subject {
         };
         Ok(Some(match self {
             Self::Routed | Self::Vxlan | Self::Nebula => return Ok(None),
-            Self::Ours | Self::OursPlain => {
+            Self::Ours | Self::OursPlain | Self::Without(_) => {
                 let mut command = Command::new(Binaries::find()?.tunnel);
                 if self == Self::OursPlain {
                     command.args(["--offload", "off"]);
+                }
+                if let Self::Without(technique) = self {
+                    command.args(["--without", technique.words().0]);
                 }
                 command.args(["--log", "json", interface]);
                 command

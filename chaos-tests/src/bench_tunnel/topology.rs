@@ -115,6 +115,7 @@ impl Topology {
             }
             Subject::Ours
             | Subject::OursPlain
+            | Subject::Without(_)
             | Subject::Boringtun
             | Subject::Gotatun
             | Subject::WireguardGo => tunnels = wireguard(subject, &mut nodes)?,

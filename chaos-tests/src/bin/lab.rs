@@ -72,9 +72,9 @@ enum Verb {
     Reap,
     /// Measures.
     Bench {
-        /// `clustermesh`, `cni`, `datapath`, `tunnel` or `watch`.
+        /// `clustermesh`, `cni`, `datapath`, `tunnel`, `tunnel-ablation` or `watch`.
         bench: String,
-        /// In about a minute, with wider spread (`datapath`, `tunnel`); among fewer objects (`clustermesh`, `watch`).
+        /// In about a minute, with wider spread (`datapath`, `tunnel`, `tunnel-ablation`); among fewer objects (`clustermesh`, `watch`).
         #[arg(long)]
         quick: bool,
         /// Also write the results here.
@@ -179,9 +179,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 ("memory", false) => chaos_tests::bench_memory::run(&mut say)?,
                 ("memory", true) => bail!("the bench memory has no --quick"),
                 ("tunnel", quick) => chaos_tests::bench_tunnel::run(*quick, &mut say)?,
+                ("tunnel-ablation", quick) => chaos_tests::bench_tunnel::ablation(*quick, &mut say)?,
                 ("watch", quick) => chaos_tests::bench_watch::run(*quick, &mut say)?,
                 _ => bail!(
-                    "no bench is called {bench:?}; there are: clustermesh, cni, datapath, memory, tunnel, watch"
+                    "no bench is called {bench:?}; there are: clustermesh, cni, datapath, memory, tunnel, tunnel-ablation, watch"
                 ),
             };
             println!("{}", xtask::bench::table(&results));

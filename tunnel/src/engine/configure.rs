@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::identity::Identity;
-use super::peer::Peer;
+use super::peer::{NO_LIMIT, Peer};
 use super::{Engine, Registry, Underlay, lock, read, write};
 use crate::keys::PublicKey;
 use crate::state::{Changes, RouteOp, State};
@@ -86,6 +86,7 @@ impl Engine {
         for (key, endpoint) in &changes.endpoints {
             if let Some(peer) = registry.by_key.get(key) {
                 lock(&peer.inner).endpoint = Some(*endpoint);
+                peer.set_room(NO_LIMIT);
             }
         }
         for key in changes.added.union(&changes.keepalives) {

@@ -2,26 +2,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
 
+use super::places::{PLACES, Places};
+use super::renewal::Renewal;
 use super::unix_time;
 use crate::counters::Counter;
 use crate::keys::PublicKey;
 
 /// Packets that `Tunn` keeps while it has no session.
 pub(super) const QUEUE_LIMIT: u64 = 256;
-/// Responses that may wait for their first data packet; `Tunn` keeps eight sessions.
-const UNCONFIRMED: usize = 8;
-/// Of these, so many at most while a session lives: each answer takes one of `Tunn`'s eight places, and initiations that
-/// somebody recorded would push out the session in use.
-const ANSWERS: usize = 4;
-/// A session is used this long at most (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
-const SESSION: Duration = Duration::from_secs(180);
-/// Least time between two initiations for one peer (section 6.1, too).
-const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The room of a path of which nothing is known.
+pub(super) const NO_LIMIT: usize = usize::MAX;
 /// First byte of a data message.
 pub(super) const TYPE_DATA: u8 = 4;
 
@@ -50,6 +45,10 @@ pub(super) struct Peer {
     rx_bytes: AtomicU64,
     /// Nanoseconds since the UNIX epoch; 0 is never.
     last_handshake: AtomicU64,
+    /// Bytes of an inner packet that the path to the endpoint takes in one piece.
+    room: AtomicUsize,
+    /// `tx_bytes` when the path was last looked at.
+    looked_at: AtomicU64,
 }
 
 pub(super) struct PeerInner {
@@ -57,12 +56,9 @@ pub(super) struct PeerInner {
     /// The 24-bit index of `tunn`; without one it means nothing.
     pub(super) index: u32,
     pub(super) endpoint: Option<SocketAddr>,
-    /// Local indexes of sessions that we answered and that have carried no data yet.
-    unconfirmed: [Option<u32>; UNCONFIRMED],
-    /// When the last handshake was confirmed.
-    confirmed_at: Option<Instant>,
-    /// When an initiation was last sent in place of an answer.
-    initiated_at: Option<Instant>,
+    /// Those of `tunn`.
+    places: Places,
+    renewal: Renewal,
     queued: u64,
     keepalive: Duration,
     /// An authenticated packet was sent or received since the last tick.
@@ -74,7 +70,7 @@ pub(super) struct PeerInner {
 }
 
 impl Peer {
-    pub(super) const fn new(id: u64, public_key: PublicKey) -> Self {
+    pub(super) fn new(id: u64, public_key: PublicKey) -> Self {
         Self {
             id,
             public_key,
@@ -82,9 +78,8 @@ impl Peer {
                 tunn: None,
                 index: u32::MAX,
                 endpoint: None,
-                unconfirmed: [None; UNCONFIRMED],
-                confirmed_at: None,
-                initiated_at: None,
+                places: Places::default(),
+                renewal: Renewal::default(),
                 queued: 0,
                 keepalive: Duration::ZERO,
                 active: false,
@@ -94,7 +89,24 @@ impl Peer {
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
             last_handshake: AtomicU64::new(0),
+            room: AtomicUsize::new(NO_LIMIT),
+            looked_at: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn room(&self) -> usize {
+        self.room.load(Ordering::Relaxed)
+    }
+
+    /// What it was before.
+    pub(super) fn set_room(&self, room: usize) -> usize {
+        self.room.swap(room, Ordering::Relaxed)
+    }
+
+    /// Whether the path may matter: something was sent since the last time, or there is a limit that may be gone.
+    pub(super) fn is_to_be_looked_at(&self) -> bool {
+        let sent = self.tx_bytes();
+        self.looked_at.swap(sent, Ordering::Relaxed) != sent || self.room() != NO_LIMIT
     }
 
     pub(super) fn add_tx(&self, bytes: usize) {
@@ -128,9 +140,8 @@ impl PeerInner {
     pub(super) fn retire(&mut self) {
         self.tunn = None;
         self.index = u32::MAX;
-        self.unconfirmed = [None; UNCONFIRMED];
-        self.confirmed_at = None;
-        self.initiated_at = None;
+        self.places = Places::default();
+        self.renewal = Renewal::default();
         self.queued = 0;
     }
 
@@ -152,9 +163,10 @@ impl PeerInner {
         let start = match tunn.encapsulate(packet, scratch) {
             TunnResult::WriteToNetwork(d) if d.first() == Some(&TYPE_DATA) => {
                 self.active = true;
+                self.renewal.note_sent();
                 return Encapsulated::Send(to, d.len());
             }
-            TunnResult::WriteToNetwork(initiation) => Some((to, initiation.len())),
+            TunnResult::WriteToNetwork(initiation) => Some(initiation.len()),
             TunnResult::Done
             | TunnResult::Err(_)
             | TunnResult::WriteToTunnelV4(..)
@@ -165,7 +177,7 @@ impl PeerInner {
             return Encapsulated::Dropped(Counter::QueueFull);
         }
         self.queued = (self.queued + 1).min(QUEUE_LIMIT);
-        Encapsulated::Queued(start)
+        Encapsulated::Queued(start.map(|n| (to, self.begun(n, scratch))))
     }
 
     /// `None` if there is no `Tunn`.
@@ -184,7 +196,12 @@ impl PeerInner {
         self.queued = self.queued.saturating_sub(1);
         let to = self.endpoint?;
         match self.tunn.as_mut()?.decapsulate(None, &[], scratch) {
-            TunnResult::WriteToNetwork(d) => Some((to, d.len())),
+            TunnResult::WriteToNetwork(d) if d.first() == Some(&TYPE_DATA) => Some((to, d.len())),
+            // The session has ended meanwhile, and the packet waits again.
+            TunnResult::WriteToNetwork(initiation) => {
+                let n = initiation.len();
+                Some((to, self.begun(n, scratch)))
+            }
             TunnResult::Done
             | TunnResult::Err(_)
             | TunnResult::WriteToTunnelV4(..)
@@ -195,28 +212,51 @@ impl PeerInner {
         }
     }
 
-    pub(super) fn note_unconfirmed(&mut self, local: Option<u32>) {
-        self.unconfirmed.rotate_right(1);
-        self.unconfirmed[0] = local;
-    }
-
-    /// Whether another initiation may be answered. A peer that really lost its session is not shut out by this: it gets an
-    /// initiation of ours instead ([`Self::initiate`]).
-    pub(super) fn may_answer(&self, now: Instant) -> bool {
-        let lives = self.confirmed_at.is_some_and(|at| now.saturating_duration_since(at) < SESSION);
-        !lives || self.unconfirmed.iter().flatten().count() < ANSWERS
-    }
-
-    /// Begins a handshake, or repeats the initiation of one that is under way, which may have gone elsewhere; at most once in
-    /// [`REKEY_TIMEOUT`]. The peer proves by a response that it is there now, which an initiation does not prove; and a
-    /// place among the sessions is taken only then.
-    pub(super) fn initiate(&mut self, now: Instant, scratch: &mut [u8]) -> Option<usize> {
-        if self.initiated_at.is_some_and(|at| now.saturating_duration_since(at) < REKEY_TIMEOUT) {
-            return None;
+    /// Answers an initiation; the answer's length. `None` if it is not authentic, or not newer than the last one.
+    pub(super) fn answer(&mut self, initiation: &[u8], scratch: &mut [u8]) -> Option<usize> {
+        for _ in 0..PLACES {
+            if self.places.next_is_free() {
+                break;
+            }
+            // Never sent. If the answer is refused, the timers repeat it as any other: once, since it has moved the index on.
+            self.begin(scratch)?;
         }
+        match self.decapsulate(initiation, scratch)? {
+            TunnResult::WriteToNetwork(answer) => {
+                let n = answer.len();
+                self.places.made(&scratch[..n]);
+                Some(n)
+            }
+            TunnResult::Err(_)
+            | TunnResult::Done
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
+        }
+    }
+
+    /// The initiation of ours with this index was answered.
+    pub(super) fn answered(&mut self, index: u32) {
+        self.places.answered(index);
+        self.renewal = Renewal::begun(Instant::now());
+    }
+
+    /// Whether this session, of which data was authentic, perhaps with content, is one that we answered and is confirmed by that.
+    pub(super) fn confirm(&mut self, receiver: u32, content: bool) -> bool {
+        let confirmed = self.places.heard(receiver);
+        if confirmed {
+            self.renewal = Renewal::default();
+        }
+        if content {
+            self.renewal.note_received();
+        }
+        confirmed
+    }
+
+    /// Makes an initiation, whether or not another is under way; its length.
+    pub(super) fn begin(&mut self, scratch: &mut [u8]) -> Option<usize> {
         match self.tunn.as_mut()?.format_handshake_initiation(scratch, true) {
             TunnResult::WriteToNetwork(initiation) => {
-                self.initiated_at = Some(now);
+                self.places.made(initiation);
                 Some(initiation.len())
             }
             TunnResult::Done
@@ -226,32 +266,54 @@ impl PeerInner {
         }
     }
 
-    /// A handshake was confirmed; what was answered before it is past.
-    pub(super) fn confirmed(&mut self, now: Instant) {
-        self.confirmed_at = Some(now);
-        self.unconfirmed = [None; UNCONFIRMED];
-    }
-
-    /// Whether this data packet is the first of a session that we answered.
-    pub(super) fn confirm(&mut self, receiver: u32) -> bool {
-        let slot = self.unconfirmed.iter_mut().find(|s| **s == Some(receiver));
-        slot.is_some_and(|s| s.take().is_some())
+    /// Takes note of an initiation that `Tunn` has begun with, `scratch[..n]`, and makes it anew while its session would take a
+    /// place in use: the peer sends by the session there until it hears of the new one.
+    pub(super) fn begun(&mut self, n: usize, scratch: &mut [u8]) -> usize {
+        self.places.made(&scratch[..n]);
+        let mut len = n;
+        for _ in 0..PLACES {
+            if self.places.last_is_free() {
+                break;
+            }
+            len = self.begin(scratch).unwrap_or(len);
+        }
+        len
     }
 
     pub(super) fn update_timers(&mut self, scratch: &mut [u8]) -> Ticked {
         let Some(tunn) = self.tunn.as_mut() else { return Ticked::default() };
         match tunn.update_timers(scratch) {
             TunnResult::WriteToNetwork(d) => {
-                if d.first() == Some(&TYPE_DATA) {
+                let (data, mut n) = (d.first() == Some(&TYPE_DATA), d.len());
+                if data {
                     self.active = true;
+                } else {
+                    n = self.begun(n, scratch);
                 }
-                Ticked { send: self.endpoint.map(|to| (to, d.len())), discarded: 0 }
+                Ticked { send: self.endpoint.map(|to| (to, n)), discarded: 0 }
             }
             // The session has expired, and the queue with it.
             TunnResult::Err(_) => Ticked { send: None, discarded: std::mem::take(&mut self.queued) },
             TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
-                Ticked::default()
+                Ticked { send: self.renew(scratch), discarded: 0 }
             }
+        }
+    }
+
+    /// Begins a handshake where the session in use wants renewal and none is under way.
+    fn renew(&mut self, scratch: &mut [u8]) -> Option<Outgoing> {
+        if !self.renewal.is_due(Instant::now()) {
+            return None;
+        }
+        match self.tunn.as_mut()?.format_handshake_initiation(scratch, false) {
+            TunnResult::WriteToNetwork(initiation) => {
+                let n = self.begun(initiation.len(), scratch);
+                self.endpoint.map(|to| (to, n))
+            }
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
         }
     }
 
@@ -279,7 +341,11 @@ impl PeerInner {
             tunn.format_handshake_initiation(scratch, false)
         };
         match result {
-            TunnResult::WriteToNetwork(d) => Some((to, d.len())),
+            TunnResult::WriteToNetwork(d) if session => Some((to, d.len())),
+            TunnResult::WriteToNetwork(d) => {
+                let n = d.len();
+                Some((to, self.begun(n, scratch)))
+            }
             TunnResult::Done
             | TunnResult::Err(_)
             | TunnResult::WriteToTunnelV4(..)

@@ -140,7 +140,7 @@ impl Engine {
                 if self.admit(&identity, datagram, from, scratch, sink)
                     && let Some(peer) = self.by_receiver(response.receiver_idx, 1)
                 {
-                    self.handle_response(&peer, datagram, from, scratch, sink);
+                    self.handle_response(&peer, (response.receiver_idx, datagram), from, scratch, sink);
                 }
             }
             Packet::PacketCookieReply(ref cookie) => {
@@ -196,10 +196,10 @@ impl Engine {
             }
             opened.authentic = true;
             opened.bytes += datagram.len();
-            opened.confirmed |= inner.confirm(receiver);
         }
         if opened.authentic {
-            self.roam(&mut inner, from);
+            opened.confirmed = inner.confirm(receiver, !inbox.fresh.is_empty());
+            self.roam(&peer, &mut inner, from);
         }
         drop(inner);
         peer.add_rx(opened.bytes);

@@ -14,6 +14,8 @@ use crate::packet;
 use crate::uapi::{PeerRequest, PrefixOp, SetRequest};
 
 mod batches;
+mod path;
+mod places;
 
 #[derive(Default)]
 struct FakeUnderlay {
@@ -51,6 +53,8 @@ struct Out {
     pieces: Vec<usize>,
     /// It takes no super-packets, as some kernels do not.
     picky: bool,
+    /// What its device has at present, if that is to be had.
+    mtu: Option<usize>,
 }
 
 impl Sink for Out {
@@ -65,6 +69,9 @@ impl Sink for Out {
         self.pieces.push(pieces.len());
         self.tun.extend(split::tests::all(header, pieces.concat()).expect("what is delivered can be cut"));
         Ok(())
+    }
+    fn tun_mtu(&self) -> Option<usize> {
+        self.mtu
     }
 }
 
@@ -364,56 +371,6 @@ fn the_endpoint_follows_data_but_not_an_initiation_that_may_be_a_replay() {
     b.receive(&good, elsewhere);
     assert_eq!(b.endpoint_of(a.public()), Some(elsewhere));
     assert_eq!(b.count(Counter::Roamed), 1);
-}
-
-#[test]
-fn recorded_initiations_do_not_push_out_the_session_in_use() {
-    let (a, b) = pair();
-    let recorded: Vec<Vec<u8>> = (0..9)
-        .map(|_| {
-            let fresh = Node::new(1);
-            fresh.knows(&b, &["10.0.0.2/32"]);
-            fresh.transmit(&v4([10, 0, 0, 1], [10, 0, 0, 2], 0)).udp.remove(0).1
-        })
-        .collect();
-    for initiation in &recorded {
-        b.receive(initiation, "198.51.100.1:9".parse().unwrap());
-    }
-    for (from, to, packet) in
-        [(&b, &a, v4([10, 0, 0, 2], [10, 0, 0, 1], 8)), (&a, &b, v4([10, 0, 0, 1], [10, 0, 0, 2], 8))]
-    {
-        let datagram = from.transmit(&packet).udp.remove(0).1;
-        assert_eq!(to.receive(&datagram, from.addr).tun, [packet]);
-    }
-}
-
-#[test]
-fn a_peer_whose_answers_are_lost_is_asked_by_us_in_its_turn_but_not_often() {
-    let (a, b) = pair();
-    // It has lost its session, and none of our answers comes to it.
-    let (fresh, elsewhere) = (Node::new(1), "198.51.100.1:9".parse().unwrap());
-    fresh.knows(&b, &["10.0.0.2/32"]);
-    let ping = v4([10, 0, 0, 1], [10, 0, 0, 2], 8);
-    let knock = || {
-        let again = Node::new(1);
-        again.knows(&b, &["10.0.0.2/32"]);
-        again.transmit(&ping).udp.remove(0).1
-    };
-    let kinds: Vec<_> = (0..6).map(|_| b.receive(&knock(), a.addr).udp.first().map(|d| d.1[0])).collect();
-    assert_eq!(kinds, [Some(2), Some(2), Some(2), Some(2), Some(1), None]);
-    assert_eq!(b.count(Counter::RateLimited), 2);
-    // Ours comes through, wherever the peer is by now.
-    let (a, b) = pair();
-    let others: Vec<_> = (0..4).map(|_| b.receive(&knock(), a.addr)).collect();
-    assert!(others.iter().all(|out| out.udp[0].1[0] == 2));
-    let waiting = fresh.transmit(&ping).udp.remove(0).1;
-    let (to, ours) = b.receive(&waiting, elsewhere).udp.remove(0);
-    assert_eq!((to, ours[0]), (elsewhere, 1));
-    let response = fresh.receive(&ours, b.addr).udp.remove(0).1;
-    let confirmed = b.receive(&response, elsewhere).udp.remove(0).1;
-    let data: Vec<_> = fresh.receive(&confirmed, b.addr).udp.into_iter().map(|d| d.1).collect();
-    assert_eq!(data.iter().flat_map(|d| b.receive(d, elsewhere).tun).collect::<Vec<_>>(), [ping]);
-    assert_eq!(b.endpoint_of(a.public()), Some(elsewhere));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::counters::Counter;
 use crate::offload::split::{self, Plan, Segments};
 use crate::offload::train::Yard;
 use crate::offload::vnet::Header;
-use crate::packet;
+use crate::{packet, path};
 
 /// Bytes of an outbox: three full super-packets as they leave; it stays in a second-level cache.
 const OUTBOX: usize = 4 * SCRATCH;
@@ -115,6 +115,15 @@ impl Engine {
         let Some(peer) = read(&self.routes).lookup(parsed.destination).cloned() else {
             return self.counters.add_many(Counter::NoPeer, cut.remaining() as u64);
         };
+        if let Some(told) = self.too_long(&peer, &buffer[..len], cut.longest(), sink) {
+            self.counters.add_many(Counter::TooLong, cut.remaining() as u64);
+            let error = cut.next_in(buffer).and_then(|first| path::error(&buffer[first], told));
+            // One for all segments, and shorter than each of them.
+            if error.is_some_and(|error| sink.write_tun(&Header::PLAIN, &[&error]).is_err()) {
+                self.counters.add(Counter::TunWrite);
+            }
+            return;
+        }
         let needed = (cut.longest() + PADDING + OVERHEAD).max(INITIATION);
         while cut.remaining() > 0 {
             // Not with the lock held: sending may wait.
@@ -129,6 +138,19 @@ impl Engine {
         }
     }
 
+    /// What the sender of a packet is told that would go to this peer in pieces of `longest` bytes, if that is too long.
+    fn too_long(&self, peer: &Peer, packet: &[u8], longest: usize, sink: &impl Sink) -> Option<u16> {
+        let mut room = peer.room();
+        // A super-packet's pieces are as long as its connection agreed on, maybe before the device's MTU was lowered.
+        if longest > self.mtu.load(Ordering::Relaxed)
+            && let Some(mtu) = sink.tun_mtu()
+        {
+            self.set_mtu(mtu);
+            room = room.min(mtu);
+        }
+        if longest > room { path::told(packet, longest, room) } else { None }
+    }
+
     /// Encrypts `buffer[at]` into the outbox. What lies behind it in `buffer` stays as it is.
     fn encrypt(
         &self,
@@ -138,7 +160,7 @@ impl Engine {
         at: Range<usize>,
         outbox: &mut Outbox,
     ) {
-        let padded = packet::padded_len(at.len(), self.mtu.load(Ordering::Relaxed));
+        let padded = packet::padded_len(at.len(), self.mtu.load(Ordering::Relaxed).min(peer.room()));
         let end = (at.start + padded).min(buffer.len());
         let padding = at.end..end;
         let mut behind = [0; PADDING];

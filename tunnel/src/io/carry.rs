@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use rustix::event::PollFlags;
 
 use super::device::Shared;
-use super::ready_for;
 use super::udp::{self, Sockets};
+use super::{link, ready_for};
 use crate::counters::Counter;
 use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, read};
 use crate::offload::coalesce::MAX_RUN;
@@ -55,6 +55,10 @@ impl Sink for Wire<'_> {
         let first = usize::from(!self.0.offloads.vnet);
         rustix::io::writev(&self.0.tun, &all[first..=pieces.len()])?;
         Ok(())
+    }
+
+    fn tun_mtu(&self) -> Option<usize> {
+        link::mtu_of(self.0.index).ok()
     }
 }
 
@@ -104,6 +108,11 @@ pub(super) fn run(shared: &Arc<Shared>) -> io::Result<()> {
     }
 }
 
+/// Calls before it is the other side's turn.
+fn burst(shared: &Shared) -> usize {
+    if shared.techniques.bursts { BURST } else { 1 }
+}
+
 /// What to wait for of a socket. One that is not there never has anything: the flag stands in for it.
 fn poll_for<'a>(
     socket: Option<&'a UdpSocket>,
@@ -129,7 +138,7 @@ impl Outbound {
     /// Sends what the host has, up to a burst.
     fn burst(&mut self, shared: &Shared) -> io::Result<()> {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
-        for _ in 0..BURST {
+        for _ in 0..burst(shared) {
             match rustix::io::read(&shared.tun, &mut self.frame) {
                 Ok(n) => {
                     self.errors = 0;
@@ -193,7 +202,7 @@ impl Inbound {
     /// Receives what a socket has, up to a burst.
     fn burst(&mut self, shared: &Shared, socket: &UdpSocket) -> io::Result<()> {
         let mut left = DATAGRAMS;
-        for _ in 0..BURST {
+        for _ in 0..burst(shared) {
             match udp::receive(socket, &mut self.datagrams, &mut self.control) {
                 Ok(received) => {
                     self.errors = 0;

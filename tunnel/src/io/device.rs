@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use super::carry::{self, Wire};
 use super::listen::{ListenError, Listener};
 use super::tun::{TunError, open_tun};
-use super::udp::Sockets;
+use super::udp::{Paths, Sockets};
 use super::{Stop, link, ready, server};
 use crate::engine::{Engine, MAX_PACKET, SCRATCH, Underlay, lock, read, write};
-use crate::offload::Offloads;
+use crate::offload::{Offloads, Techniques};
 
 /// How often timers run; boringtun asks for at least every 250 ms.
 const TICK: Duration = Duration::from_millis(100);
-/// Ticks between two looks at the MTU and at the socket's path.
+/// Ticks between two looks at the MTU, at what the paths to peers take, and at the socket's path.
 const TICKS_PER_LOOK: u32 = 10;
 
 /// What a device is made of.
@@ -31,8 +31,8 @@ pub struct Options {
     pub name: String,
     /// MTU in bytes that the interface starts with.
     pub mtu: u32,
-    /// Whether packets cross TUN and sockets many at a time, as far as the kernel has it.
-    pub offload: bool,
+    /// What makes packets cross TUN and sockets many at a time, as far as the kernel has it.
+    pub techniques: Techniques,
     /// Directory of the sockets `NAME.sock` and `NAME.stats`.
     pub uapi_dir: PathBuf,
 }
@@ -82,9 +82,10 @@ pub(super) struct Shared {
     pub(super) uapi: Listener,
     pub(super) stats: Listener,
     pub(super) stop: Stop,
-    index: u32,
+    pub(super) index: u32,
     pub(super) tun: OwnedFd,
     pub(super) offloads: Offloads,
+    pub(super) techniques: Techniques,
     pub(super) sockets: RwLock<Option<Arc<Sockets>>>,
     /// Raised when `sockets` are others.
     pub(super) rebound: Stop,
@@ -105,8 +106,8 @@ impl Device {
     /// # Errors
     /// The first thing that could not be had; whatever was made before it is undone.
     pub fn start(options: &Options) -> Result<Self, StartError> {
-        let Options { name, mtu, offload, uapi_dir } = options;
-        let (tun, offloads) = open_tun(name, *offload)?;
+        let Options { name, mtu, techniques, uapi_dir } = options;
+        let (tun, offloads) = open_tun(name, *techniques)?;
         let resources = |source| StartError::Resources { name: name.clone(), source };
         let index = link::index_of(name).map_err(resources)?;
         link::configure(index, *mtu).map_err(|source| StartError::Link {
@@ -127,6 +128,7 @@ impl Device {
             index,
             tun,
             offloads,
+            techniques: *techniques,
             sockets: RwLock::new(None),
             rebound: Stop::new().map_err(resources)?,
             fwmark: AtomicU32::new(0),
@@ -235,6 +237,8 @@ fn run_timers(shared: &Arc<Shared>) -> io::Result<()> {
             Ok(mtu) => shared.engine.set_mtu(mtu),
             Err(e) => tracing::debug!(interface = shared.name, error = %e, "MTU not read"),
         }
+        let mut paths = Paths::new(shared.fwmark());
+        shared.engine.look_at_paths(|endpoint| paths.mtu_to(endpoint));
         if !shared.uapi.is_reachable() {
             // To remove the socket is how `wg-quick` and others ask a userspace device to go away.
             return Err(io::Error::other("the configuration socket was removed"));
@@ -244,7 +248,7 @@ fn run_timers(shared: &Arc<Shared>) -> io::Result<()> {
 
 impl Underlay for Arc<Shared> {
     fn bind(&self, port: u16) -> io::Result<()> {
-        let sockets = Arc::new(Sockets::bind(port, self.fwmark(), self.offloads.vnet)?);
+        let sockets = Arc::new(Sockets::bind(port, self.fwmark(), self.techniques)?);
         let port = sockets.port;
         let old = write(&self.sockets).replace(sockets);
         self.rebound.raise();

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::libc;
 use rustix::fs::{Mode, OFlags, open};
 
-use crate::offload::{Offloads, vnet};
+use crate::offload::{Offloads, Techniques, vnet};
 
 mod ioctl {
     nix::ioctl_write_ptr_bad!(set_iff, nix::libc::TUNSETIFF, nix::libc::ifreq);
@@ -65,9 +65,12 @@ const WANTED: [(libc::c_uint, Offloads); 2] = [
     (libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6, Offloads { vnet: true, tcp: true, udp: false }),
 ];
 
-/// Creates the interface: layer 3, no packet information, gone with the descriptor, which does not block. With `offload`,
-/// packets have a [`vnet::Header`] in front, and may be super-packets as far as this kernel has them; says which.
-pub(super) fn open_tun(name: &str, offload: bool) -> Result<(OwnedFd, Offloads), TunError> {
+const ONLY_HEADERS: Offloads = Offloads { vnet: true, tcp: false, udp: false };
+
+/// Creates the interface: layer 3, no packet information, gone with the descriptor, which does not block. With
+/// techniques for it, packets have a [`vnet::Header`] in front, and may be super-packets as far as this kernel has them; says
+/// which may be written.
+pub(super) fn open_tun(name: &str, techniques: Techniques) -> Result<(OwnedFd, Offloads), TunError> {
     if !valid_name(name) {
         return Err(TunError::Name { name: name.to_owned() });
     }
@@ -77,7 +80,8 @@ pub(super) fn open_tun(name: &str, offload: bool) -> Result<(OwnedFd, Offloads),
     for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    let vnet_hdr = if offload { libc::IFF_VNET_HDR } else { 0 };
+    let vnet = techniques.cut || techniques.join;
+    let vnet_hdr = if vnet { libc::IFF_VNET_HDR } else { 0 };
     let iff = libc::IFF_TUN | libc::IFF_NO_PI | vnet_hdr;
     let ifru_flags = libc::c_short::try_from(iff).expect("invariant: the flags fit a short");
     let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
@@ -95,7 +99,7 @@ pub(super) fn open_tun(name: &str, offload: bool) -> Result<(OwnedFd, Offloads),
     // SAFETY: `fd` is attached to a TUN interface; the argument is a plain integer.
     unsafe { ioctl::set_persist(fd.as_raw_fd(), 0) }
         .map_err(|e| TunError::Create { name: name.to_owned(), source: e.into() })?;
-    if !offload {
+    if !vnet {
         leave_nothing_to_us(&fd);
         return Ok((fd, Offloads::NONE));
     }
@@ -107,11 +111,15 @@ pub(super) fn open_tun(name: &str, offload: bool) -> Result<(OwnedFd, Offloads),
         let features = libc::c_int::try_from(features).expect("invariant: the features fit an int");
         // SAFETY: `fd` is attached to a TUN interface; the argument is a plain integer.
         if unsafe { ioctl::set_offload(fd.as_raw_fd(), features) }.is_ok() {
-            return Ok((fd, offloads));
+            if !techniques.cut {
+                leave_nothing_to_us(&fd);
+            }
+            let written = if techniques.join { offloads } else { ONLY_HEADERS };
+            return Ok((fd, written));
         }
     }
     leave_nothing_to_us(&fd);
-    Ok((fd, Offloads { vnet: true, tcp: false, udp: false }))
+    Ok((fd, ONLY_HEADERS))
 }
 
 /// An interface that somebody left behind has what was asked of it then. A kernel that refuses has no such thing.

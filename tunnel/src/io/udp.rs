@@ -1,7 +1,7 @@
 //! The UDP sockets of a device: one for IPv4 and one for IPv6, on the same port.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +9,13 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, ip_mtu, ipv6_mtu, set_ip_mtu_discover, set_ipv6_mtu_discover,
+    set_socket_recv_buffer_size_force,
+};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::offload::Techniques;
 
 /// Room for about 60 ms of a 1 Gbit/s stream while the receiving thread waits for a processor.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -70,11 +76,11 @@ pub(super) fn control_room() -> Vec<u8> {
 
 impl Sockets {
     /// Binds a port, or any if it is 0, in the families that the host has.
-    pub(super) fn bind(port: u16, fwmark: u32, offload: bool) -> io::Result<Self> {
+    pub(super) fn bind(port: u16, fwmark: u32, techniques: Techniques) -> io::Result<Self> {
         let attempts = if port == 0 { PORT_ATTEMPTS } else { 1 };
         let mut last = None;
         for _ in 0..attempts {
-            match Self::bind_once(port, fwmark, offload) {
+            match Self::bind_once(port, fwmark, techniques) {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = Some(e),
                 other => return other,
             }
@@ -82,19 +88,20 @@ impl Sockets {
         Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
     }
 
-    fn bind_once(port: u16, fwmark: u32, offload: bool) -> io::Result<Self> {
-        let v4 = optional(bind_one(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), fwmark))?;
+    fn bind_once(port: u16, fwmark: u32, techniques: Techniques) -> io::Result<Self> {
+        let bind_one = |at: IpAddr, port| bind_one(SocketAddr::from((at, port)), fwmark, techniques.buffers);
+        let v4 = optional(bind_one(Ipv4Addr::UNSPECIFIED.into(), port))?;
         let port = match &v4 {
             Some(socket) => socket.local_addr()?.port(),
             None => port,
         };
-        let v6 = optional(bind_one(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), fwmark))?;
+        let v6 = optional(bind_one(Ipv6Addr::UNSPECIFIED.into(), port))?;
         let port = match (&v4, &v6) {
             (None, Some(socket)) => socket.local_addr()?.port(),
             (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
             (Some(_), _) => port,
         };
-        if offload {
+        if techniques.trains_in {
             for socket in v4.iter().chain(&v6) {
                 // Linux 5.0; without it each datagram comes by itself.
                 if let Err(e) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
@@ -102,7 +109,7 @@ impl Sockets {
                 }
             }
         }
-        Ok(Self { v4, v6, port, trains: AtomicBool::new(offload) })
+        Ok(Self { v4, v6, port, trains: AtomicBool::new(techniques.trains_out) })
     }
 
     /// Sets the mark of packets sent from now on.
@@ -145,10 +152,51 @@ impl Sockets {
                 }
                 one_by_one()
             }
-            // A datagram is longer than the path takes: by itself it is fragmented.
+            // A datagram is longer than the path takes: by itself it is fragmented. That is so until the next look at paths, and
+            // for packets whose senders allow it or could not be told.
             Err(Errno::EINVAL | Errno::EMSGSIZE) => one_by_one(),
             Err(_) => 0,
         }
+    }
+}
+
+/// Asks the kernel how long datagrams to an endpoint may be, without sending any.
+///
+/// It knows by the route's device and by what routers said of our datagrams (RFC 1191, RFC 8201), which it checks to be about
+/// one of our sockets' and forgets after 10 minutes (`mtu_expires`).
+#[derive(Debug)]
+pub(super) struct Paths {
+    fwmark: u32,
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+}
+
+impl Paths {
+    /// For datagrams with this mark, which may have routes of their own.
+    pub(super) const fn new(fwmark: u32) -> Self {
+        Self { fwmark, v4: None, v6: None }
+    }
+
+    /// Bytes of an IP packet; `None` where there is no route.
+    pub(super) fn mtu_to(&mut self, to: SocketAddr) -> Option<usize> {
+        let (socket, any) = match to {
+            SocketAddr::V4(_) => (&mut self.v4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
+            SocketAddr::V6(_) => (&mut self.v6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+        };
+        if socket.is_none() {
+            let fresh = UdpSocket::bind(any).ok()?;
+            if self.fwmark != 0 {
+                socket2::SockRef::from(&fresh).set_mark(self.fwmark).ok()?;
+            }
+            *socket = Some(fresh);
+        }
+        let socket = socket.as_ref()?;
+        socket.connect(to).ok()?;
+        let mtu = match to {
+            SocketAddr::V4(_) => ip_mtu(socket),
+            SocketAddr::V6(_) => ipv6_mtu(socket),
+        };
+        usize::try_from(mtu.ok()?).ok()
     }
 }
 
@@ -163,16 +211,21 @@ fn optional(bound: io::Result<UdpSocket>) -> io::Result<Option<UdpSocket>> {
     }
 }
 
-fn bind_one(addr: SocketAddr, fwmark: u32) -> io::Result<UdpSocket> {
+fn bind_one(addr: SocketAddr, fwmark: u32, buffers: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    // Not to be fragmented on the way, so that its narrowest link becomes known ([`Paths`]); by the kernel, which knows it, where
+    // it must be. Said whatever the host's `ip_no_pmtu_disc` is.
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
+        set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::WANT)?;
+    } else {
+        set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::WANT)?;
     }
     // The forced sizes pass the host's limits and need CAP_NET_ADMIN; the plain ones are capped by them.
-    if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
+    if buffers && set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     }
-    if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+    if buffers && setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
         socket.set_send_buffer_size(SEND_BUFFER)?;
     }
     if fwmark != 0 {

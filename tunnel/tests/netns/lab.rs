@@ -175,6 +175,22 @@ pub(crate) enum Program {
     /// Ours with `--offload off`.
     OursPlain,
     WireguardGo,
+    Boringtun,
+}
+
+impl Program {
+    /// The peer of interoperability: Debian's, or the one that `HAWSER_PEER` names.
+    pub(crate) fn other() -> Self {
+        match std::env::var("HAWSER_PEER").as_deref() {
+            Err(_) | Ok("wireguard-go") => Self::WireguardGo,
+            Ok("boringtun-cli") => Self::Boringtun,
+            Ok(name) => panic!("HAWSER_PEER={name}: there are wireguard-go and boringtun-cli"),
+        }
+    }
+
+    pub(crate) const fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::OursPlain)
+    }
 }
 
 /// A host on the underlay: 192.0.2.N and 2001:db8::N; inside 10.77.0.N and fd77::N.
@@ -230,6 +246,7 @@ impl Node {
             Program::Ours => env!("CARGO_BIN_EXE_mesh-tunnel").to_owned() + " --log json",
             Program::OursPlain => env!("CARGO_BIN_EXE_mesh-tunnel").to_owned() + " --log json --offload off",
             Program::WireguardGo => "/usr/bin/wireguard-go -f".to_owned(),
+            Program::Boringtun => "boringtun-cli -f --disable-drop-privileges".to_owned(),
         };
         if self.program == Program::WireguardGo {
             assert!(
@@ -321,7 +338,7 @@ impl Node {
 /// Nodes on one switch.
 pub(crate) struct Lab {
     pub(crate) nodes: Vec<Node>,
-    _switch: Ns,
+    switch: Ns,
 }
 
 impl Lab {
@@ -339,7 +356,7 @@ impl Lab {
             ns.run("ip link set u0 up");
             Node { ns, n, keys: Keys::new(), program: *program, process: None, log: Arc::default() }
         });
-        Self { nodes: nodes.collect(), _switch: switch }
+        Self { nodes: nodes.collect(), switch }
     }
 
     /// Nodes with configured tunnels and no peers.
@@ -363,6 +380,14 @@ impl Lab {
         a.knows(b, Some(b.v4()), "");
         b.knows(a, Some(a.v4()), "");
         lab
+    }
+
+    /// Gives a namespace a link to the switch.
+    pub(crate) fn plug(&self, ns: &Ns, link: &str) {
+        let line = format!("ip link add p-{link} type veth peer name {link} netns {}", ns.pid());
+        self.switch.run(&line);
+        self.switch.run(&format!("ip link set p-{link} master br0 up"));
+        ns.run(&format!("ip link set {link} up"));
     }
 
     pub(crate) fn two(&self) -> (&Node, &Node) {

@@ -12,6 +12,7 @@
 mod clock;
 mod node;
 mod random;
+mod silence;
 mod world;
 
 use std::time::Duration;

@@ -5,7 +5,7 @@ use crate::offload::checksum::tests::slowly;
 use crate::offload::vnet::{Header, Segmentation};
 
 /// A TCP super-packet from 10.0.0.1 to 10.0.0.2 with a partial checksum, and what the kernel says of it.
-fn super_packet(payload: usize, segment: u16, id: u16) -> (Header, Vec<u8>) {
+pub(super) fn super_packet(payload: usize, segment: u16, id: u16) -> (Header, Vec<u8>) {
     let mut p = v4([10, 0, 0, 1], [10, 0, 0, 2], 20 + payload);
     p[4..6].copy_from_slice(&id.to_be_bytes());
     p[6] = 0x40;
