@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clustermesh::Told;
-use clustermesh::follow::{Event, Target};
+use clustermesh::follow::{Event, FollowError, Target};
 use clustermesh::session::{Scope, Session};
 use clustermesh::tls::{Roots, agent_config};
 use mesh_core::clusters::{ClusterName, Host, ServerAddress};
@@ -135,6 +135,8 @@ fn events(metrics: Metrics) -> clustermesh::follow::Events {
             metrics.clustermesh_connected(true);
             tracing::info!(%address, "Following clustermesh");
         }
+        // It goes on in a moment, or there will be another reason.
+        Event::Ended { why: FollowError::Renewed, .. } => {}
         Event::Ended { address, why } => {
             metrics.clustermesh_connected(false);
             metrics.clustermesh_ended(why.reason());
