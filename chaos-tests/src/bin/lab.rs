@@ -235,6 +235,11 @@ fn state_file(name: &str) -> PathBuf {
     Path::new(LabDir::DEFAULT_ROOT).join(name).join("lab.json")
 }
 
+/// What a lab that stays says.
+fn log_file(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("hawser-lab-{name}.log"))
+}
+
 fn read_state(name: &str) -> Result<Value> {
     let path = state_file(name);
     let text = std::fs::read_to_string(&path)
@@ -249,7 +254,7 @@ fn up(arguments: &Arguments, nodes: u8, pods: u8) -> Result<ExitCode> {
         bail!("lab {name:?} is running already; end it with: lab down --name {name}");
     }
     netlab::reap(LabDir::DEFAULT_ROOT)?;
-    let log = std::env::temp_dir().join(format!("hawser-lab-{name}.log"));
+    let log = log_file(name);
     let file = std::fs::File::create(&log)?;
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--name", name, "serve", "--nodes", &nodes.to_string(), "--pods", &pods.to_string()])
@@ -436,6 +441,11 @@ fn down(arguments: &Arguments) -> Result<ExitCode> {
         })?;
     }
     netlab::reap(LabDir::DEFAULT_ROOT)?;
+    let log = log_file(&arguments.name);
+    match std::fs::remove_file(&log) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("{}: {error}", log.display()),
+        Ok(()) | Err(_) => {}
+    }
     print(arguments, &json!({"down": arguments.name}), &format!("Lab {} is gone", arguments.name));
     Ok(ExitCode::SUCCESS)
 }

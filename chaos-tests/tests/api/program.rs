@@ -151,6 +151,7 @@ fn a_lab_is_used_with_kubectl_and_its_own_verbs_and_leaves_nothing() -> Result<(
     gone(&name, &token, pid).map_err(anyhow::Error::msg)?;
     let after = leftovers()?;
     assert!(after.0.is_subset(&before.0), "namespaces: {after:?}, before: {before:?}");
+    assert!(!std::env::temp_dir().join(format!("hawser-lab-{name}.log")).exists(), "its log is gone");
     let down = output(Command::new(LAB).args(["--name", &name, "down"]))?;
     let said = String::from_utf8_lossy(&down.stderr).into_owned();
     assert!(!down.status.success() && said.contains("start one with: lab up"), "{said}");

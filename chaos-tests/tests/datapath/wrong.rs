@@ -1,6 +1,8 @@
 //! Objects that are wrong: somebody is told which field of which object, and every other policy stays in force.
 
-use anyhow::{Result, anyhow};
+use std::collections::BTreeSet;
+
+use anyhow::{Result, anyhow, bail};
 use chaos_tests::Lab;
 use netlab::eventually;
 use serde_json::{Value, json};
@@ -104,6 +106,16 @@ fn events_about(lab: &Lab, name: &str) -> Result<Vec<String>> {
     Ok(all.iter().filter(about).map(text).collect())
 }
 
+/// Which agents have written Events about NetworkPolicies of this name; of none: of any.
+fn speakers(lab: &Lab, name: Option<&str>) -> Result<BTreeSet<String>> {
+    let all: Vec<Value> = lab.api().store().list("events", None).map_err(|error| anyhow!("{error}"))?;
+    let about = all.iter().filter(|event| {
+        let of = &event["involvedObject"];
+        of["kind"] == "NetworkPolicy" && name.is_none_or(|name| of["name"] == name)
+    });
+    Ok(about.map(|event| event["reportingInstance"].as_str().unwrap_or_default().to_owned()).collect())
+}
+
 fn conditions(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let object: Value =
         lab.api().store().get("clusternetworkpolicies", None, name).map_err(|error| anyhow!("{error}"))?;
@@ -113,7 +125,7 @@ fn conditions(lab: &Lab, name: &str) -> Result<Vec<String>> {
 
 #[test]
 fn a_wrong_object_is_named_with_its_field_and_costs_no_other_policy() -> Result<()> {
-    let lab = lab("wrong", 2)?;
+    let mut lab = lab("wrong", 2)?;
     let [client, stranger, victim] =
         [lab.add_pod(1, "client")?, lab.add_pod(1, "stranger")?, lab.add_pod(2, "victim")?];
     let others = [lab.add_pod(1, "near")?, lab.add_pod(2, "far")?];
@@ -152,5 +164,21 @@ fn a_wrong_object_is_named_with_its_field_and_costs_no_other_policy() -> Result<
     apply(&lab, &network_policy("right", ingress_only("victim", &["stranger"])))?;
     settle(&stranger.namespace, &victim.ips, PORT, true)?;
     settle(&client.namespace, &victim.ips, PORT, false)?;
+    // One agent has said all of it. When it dies, another one does.
+    let spoke = speakers(&lab, None)?;
+    let numbers: Vec<u8> =
+        lab.nodes.iter().filter(|node| spoke.contains(&node.name)).map(|node| node.number).collect();
+    let [speaker] = numbers[..] else { bail!("not one agent has written all Events: {spoke:?}") };
+    lab.node_mut(speaker).kill_agent()?;
+    let late = &wrong[0];
+    apply(&lab, &network_policy("late", late.spec.clone()))?;
+    eventually(3 * SOON, "another agent says what is wrong", || {
+        let now = speakers(&lab, Some("late")).map_err(|error| format!("{error:#}"))?;
+        if now.len() == 1 && now.is_disjoint(&spoke) {
+            Ok(())
+        } else {
+            Err(format!("{now:?} after {spoke:?}"))
+        }
+    })?;
     lab.agents_were_refused_nothing()
 }
