@@ -234,6 +234,8 @@ impl Engine {
             match fact {
                 Fact::Namespace(name, known) => self.policy.set_namespace(name, known),
                 Fact::Node(name, known) => {
+                    let ips = known.as_ref().map(|known| known.ips.clone()).unwrap_or_default();
+                    self.services.set_addresses(name.clone(), ips);
                     self.policy.set_node(name, known);
                 }
                 Fact::Pod(name, known) => self.policy.set_pod(name, known),

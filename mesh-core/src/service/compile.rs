@@ -5,14 +5,16 @@
 //! touched who gets it. So a commit's work is that of the changed objects, however many others there are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::claims::Claims;
 use super::expand;
-use super::model::{EndpointSliceFacts, HostPortFacts, LABEL_SERVICE_NAME, OwnNode, ServiceFacts};
+use super::model::{EndpointSliceFacts, HostPortFacts, LABEL_SERVICE_NAME, Nodes, OwnNode, ServiceFacts};
 use super::pools::{Maps, Pools};
 use super::problem::{Owner, ServiceProblem};
 use super::tables::{Delta, Frontend, FrontendKey, Limits, State};
 use super::wanted::{self, PoolKey, Target, Wanted};
+use crate::name::NodeName;
 use crate::policy::model::ObjectName;
 
 /// What is in the kernel's maps cannot be taken over.
@@ -45,6 +47,7 @@ pub enum AdoptError {
 #[derive(Clone, Debug)]
 pub struct Compiler {
     own: OwnNode,
+    nodes: Nodes,
     services: BTreeMap<ObjectName, ServiceFacts>,
     slices: BTreeMap<ObjectName, EndpointSliceFacts>,
     /// Names of slices by service; both in the same namespace.
@@ -81,6 +84,7 @@ impl Compiler {
     pub fn new(limits: Limits) -> Self {
         Self {
             own: OwnNode::default(),
+            nodes: Nodes::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slices_of: BTreeMap::new(),
@@ -126,6 +130,20 @@ impl Compiler {
             self.dirty.extend(self.services.keys().cloned().map(Owner::Service));
             self.dirty.extend(self.host_ports.keys().cloned().map(Owner::Pod));
         }
+    }
+
+    /// InternalIPs of a node, this one or another; none: it is gone.
+    pub fn set_addresses(&mut self, node: NodeName, addresses: BTreeSet<IpAddr>) {
+        let known = self.nodes.get(&node);
+        if known.map_or(addresses.is_empty(), |known| *known == addresses) {
+            return;
+        }
+        match addresses.is_empty() {
+            true => self.nodes.remove(&node),
+            false => self.nodes.insert(node, addresses),
+        };
+        let held = self.services.iter().filter(|(_, facts)| expand::held_to_nodes(facts));
+        self.dirty.extend(held.map(|(name, _)| Owner::Service(name.clone())));
     }
 
     /// A Service is there, or gone.
@@ -213,7 +231,7 @@ impl Compiler {
                     let key = ObjectName { namespace: name.namespace.clone(), name: slice.clone() };
                     Some((slice.as_str(), self.slices.get(&key)?))
                 });
-                expand::of_service(owner, facts, slices, &self.own)
+                expand::of_service(owner, facts, slices, &self.own, &self.nodes)
             }
             Owner::Pod(name) => {
                 let ports: Vec<&HostPortFacts> = self.host_ports.get(name).into_iter().flatten().collect();

@@ -7,12 +7,13 @@ use ipnet::IpNet;
 
 use super::model::{
     DEFAULT_AFFINITY, EndpointSliceFacts, LABEL_HEADLESS, LABEL_OTHER_PROXY, LABEL_REMOTE,
-    LoadBalancerIngress, MAX_AFFINITY, Meta, OwnNode, ServiceFacts, ServicePort,
+    LoadBalancerIngress, MAX_AFFINITY, Meta, Nodes, OwnNode, ServiceFacts, ServicePort,
 };
 use super::problem::{Owner, ServiceProblem};
 use super::select::{self, Candidate, Choice};
 use super::tables::FrontendKey;
 use super::wanted::{Claim, Family, Members, PoolKey, Rank, Reach, Target, Wanted};
+use crate::name::NodeName;
 use crate::policy::model::Protocol;
 use crate::prefix;
 
@@ -27,6 +28,7 @@ pub(super) fn of_service<'a>(
     facts: &'a ServiceFacts,
     slices: impl Iterator<Item = (&'a str, &'a EndpointSliceFacts)>,
     own: &OwnNode,
+    nodes: &Nodes,
 ) -> Wanted {
     let spec = &facts.spec;
     let mut wanted = Wanted::default();
@@ -52,6 +54,7 @@ pub(super) fn of_service<'a>(
         let mut of_family = OfFamily {
             owner,
             own,
+            nodes,
             facts,
             affinity,
             cluster_ip,
@@ -67,6 +70,12 @@ pub(super) fn of_service<'a>(
     }
     wanted.prune();
     wanted
+}
+
+/// Does each node hand what comes in by its NodePorts on to its own endpoints alone?
+pub(super) fn held_to_nodes(facts: &ServiceFacts) -> bool {
+    let typed = matches!(facts.spec.kind.as_str(), "NodePort" | "LoadBalancer");
+    typed && facts.spec.external_traffic_policy == "Local"
 }
 
 fn malformed(owner: &Owner, field: &str, value: &str, reason: &'static str) -> ServiceProblem {
@@ -302,6 +311,7 @@ fn endpoints_of<'a>(
 struct OfFamily<'a> {
     owner: &'a Owner,
     own: &'a OwnNode,
+    nodes: &'a Nodes,
     facts: &'a ServiceFacts,
     affinity: u32,
     cluster_ip: IpAddr,
@@ -315,11 +325,11 @@ impl OfFamily<'_> {
         let none = BTreeMap::new();
         let endpoints = self.endpoints.get(&(port.name, port.protocol)).unwrap_or(&none);
         let candidates: Vec<Candidate<'_>> = endpoints.values().cloned().collect();
-        let pool = |reach| PoolKey {
+        let pool = |reach: &Reach| PoolKey {
             port: port.name.to_owned(),
             protocol: port.protocol,
             family: Family::of(self.cluster_ip),
-            reach,
+            reach: reach.clone(),
         };
         let inside = match self.facts.spec.internal_traffic_policy.as_str() {
             "Local" => Reach::Local,
@@ -341,21 +351,44 @@ impl OfFamily<'_> {
         if let Some(number) = node_port
             && self.port_kept(wanted, port, "nodePort", number, &candidates)
         {
-            let key = FrontendKey::node_port(self.cluster_ip, number, port.protocol);
-            claims.push((key, Rank::NodePort, Some(Reach::Cluster)));
+            let everywhere = FrontendKey::node_port(self.cluster_ip, number, port.protocol);
+            if held_to_nodes(self.facts) {
+                claims.push((everywhere, Rank::NodePort, Some(Reach::NoNode)));
+                for (addr, reach) in self.nodes_asked(&candidates) {
+                    claims.push((said(addr, number, port.protocol), Rank::NodePortOfNode, Some(reach)));
+                }
+            } else {
+                claims.push((everywhere, Rank::NodePort, Some(Reach::Cluster)));
+            }
         }
-        let used: BTreeSet<Reach> = claims.iter().filter_map(|(_, _, reach)| *reach).collect();
+        let used: BTreeSet<&Reach> = claims.iter().filter_map(|(_, _, reach)| reach.as_ref()).collect();
         for reach in used {
             let Choice { chosen, leaving, elsewhere } = match reach {
                 Reach::Cluster => select::cluster(&candidates, self.own),
                 Reach::Local => select::local(&candidates),
+                Reach::Node(node) => select::on_node(&candidates, node),
+                Reach::NoNode => select::on_node(&candidates, ""),
             };
             wanted.pools.insert(pool(reach), Members { chosen, leaving, silent: elsewhere });
         }
         for (key, rank, reach) in claims {
-            let target = reach.map_or(Target::Nowhere, |reach| Target::Pool(pool(reach)));
+            let target = reach.map_or(Target::Nowhere, |reach| Target::Pool(pool(&reach)));
             wanted.claim(key, Claim { rank, target, affinity: self.affinity });
         }
+    }
+
+    /// Addresses of nodes at which a NodePort has somebody under `externalTrafficPolicy: Local`. This node's has whoever the service
+    /// has: its own pods are not what comes from outside (as with kube-proxy).
+    fn nodes_asked(&self, candidates: &[Candidate<'_>]) -> Vec<(IpAddr, Reach)> {
+        let of_family = |addr: &&IpAddr| Family::of(**addr) == Family::of(self.cluster_ip);
+        let own = self.own.addresses.iter().filter(of_family).map(|addr| (*addr, Reach::Cluster));
+        let with: BTreeSet<&str> =
+            candidates.iter().filter(|c| c.alive()).filter_map(Candidate::node).collect();
+        let others = with.into_iter().flat_map(|node| {
+            let addrs = node.parse().ok().and_then(|name: NodeName| self.nodes.get(&name));
+            addrs.into_iter().flatten().filter(of_family).map(|addr| (*addr, Reach::Node(node.to_owned())))
+        });
+        own.chain(others.filter(|(addr, _)| !self.own.addresses.contains(addr))).collect()
     }
 
     /// May the data path translate to these endpoints? SCTP's checksum covers the ports and is not made anew there.

@@ -3,7 +3,7 @@
 //! Nothing is validated here. What is wrong in an object (an address that is none, a protocol nobody knows) stays as it
 //! was written, so that it costs no more than itself; the compiler reports it. `null` and an absent field mean the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -36,6 +36,9 @@ pub struct OwnNode {
     /// Its pod CIDRs: who its clients are, for `loadBalancerSourceRanges`.
     pub pod_cidrs: Vec<IpNet>,
 }
+
+/// InternalIPs of the cluster's nodes, by their names. Of an address that two claim only one has it.
+pub type Nodes = BTreeMap<NodeName, BTreeSet<IpAddr>>;
 
 /// One hostPort of a pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -103,7 +106,8 @@ pub struct ServiceSpec {
     /// `Cluster` (also when empty) or `Local` (KEP-2086).
     #[serde(deserialize_with = "null_as_default")]
     pub internal_traffic_policy: String,
-    /// `Cluster` or `Local`; what pods send is never held to it, as with kube-proxy.
+    /// `Cluster` (also when empty) or `Local`. Pods are held to it at the NodePort of another node, which hands on to its own endpoints
+    /// alone; not at that of their own node, nor at other addresses, as with kube-proxy.
     #[serde(deserialize_with = "null_as_default")]
     pub external_traffic_policy: String,
     /// For people (KEP-4444): the controller turns it into the hints of slices, and those are what counts.

@@ -2,7 +2,8 @@
 //!
 //! Under the policy `Cluster`: the ready ones; of those, only the ones meant for this node, if every ready one names
 //! nodes and one of them this one; else only those meant for this zone, likewise (KEP-2433, KEP-4444). Nobody ready: those
-//! that are ending and still serve (KEP-1669). Under `Local` (KEP-2086): the same among this node's, without hints.
+//! that are ending and still serve (KEP-1669). Under `Local` (KEP-2086): the same among this node's, without hints; at the NodePort of another
+//! node, under `externalTrafficPolicy: Local`, among that node's.
 //!
 //! Endpoints of other clusters come after those of this one, ready ones after ready ones, ending ones after ending ones;
 //! hints count among those that are left. They keep their flows when own ones are back. Here we leave kube-proxy's way: it
@@ -55,6 +56,11 @@ impl<'a> Candidate<'a> {
     /// It may have flows.
     pub(super) fn alive(&self) -> bool {
         self.ready || self.serving
+    }
+
+    /// The node of this cluster on which it is.
+    pub(super) fn node(&self) -> Option<&'a str> {
+        self.facts.node_name.as_deref().filter(|node| !self.remote && !node.is_empty())
     }
 
     fn for_node(&self, node: &str) -> bool {
@@ -112,7 +118,16 @@ pub(super) fn cluster(all: &[Candidate<'_>], own: &OwnNode) -> Choice {
 
 /// The policy `Local`.
 pub(super) fn local(all: &[Candidate<'_>]) -> Choice {
-    let here = || all.iter().filter(|c| c.local);
+    among(all, |c| c.local)
+}
+
+/// The policy `Local` of another node.
+pub(super) fn on_node(all: &[Candidate<'_>], node: &str) -> Choice {
+    among(all, |c| c.node() == Some(node))
+}
+
+fn among(all: &[Candidate<'_>], has: impl Fn(&Candidate<'_>) -> bool) -> Choice {
+    let here = || all.iter().filter(|c| has(c));
     let mut chosen: BTreeSet<SocketAddr> = here().filter(|c| c.ready).map(|c| c.addr).collect();
     if chosen.is_empty() {
         chosen = here().filter(|c| c.ends_serving()).map(|c| c.addr).collect();

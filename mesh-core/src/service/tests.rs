@@ -24,6 +24,9 @@ fn object(name: &str) -> ObjectName {
 /// Tells a compiler all of a world.
 fn tell(compiler: &mut Compiler, world: &World) {
     compiler.set_node(world.own.clone());
+    for (name, addresses) in &world.homes {
+        compiler.set_addresses(name.clone(), addresses.clone());
+    }
     for (name, facts) in &world.services {
         compiler.set_service(name.clone(), Some(facts.clone()));
     }
@@ -39,6 +42,10 @@ fn change_both(change: Change, world: &mut World, compiler: &mut Compiler) {
         Change::Node(own) => {
             world.own = own.clone();
             compiler.set_node(own);
+        }
+        Change::Addresses(node, addresses) => {
+            compiler.set_addresses(node.clone(), addresses.clone());
+            world.homes.insert(node, addresses);
         }
         Change::Service(name, facts) => {
             compiler.set_service(name.clone(), facts.as_deref().cloned());

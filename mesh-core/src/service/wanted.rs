@@ -25,10 +25,14 @@ impl Family {
 }
 
 /// Which policy chose the backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reach {
     Cluster,
     Local,
+    /// The node of this name alone: it was asked by its NodePort, under `externalTrafficPolicy: Local`.
+    Node(String),
+    /// A node that has no endpoint was asked in that way.
+    NoNode,
 }
 
 /// Backends that frontends share, named within their owner.
@@ -57,13 +61,15 @@ pub(super) enum Rank {
     LoadBalancer,
     External,
     HostPort,
+    /// A NodePort at the address of one node: beneath all that is said of that address by itself, as a NodePort is at all nodes.
+    NodePortOfNode,
 }
 
 impl Rank {
     pub(super) const fn field(self) -> &'static str {
         match self {
             Self::ClusterIp => "spec.clusterIPs",
-            Self::NodePort => "spec.ports[].nodePort",
+            Self::NodePort | Self::NodePortOfNode => "spec.ports[].nodePort",
             Self::LoadBalancer => "status.loadBalancer.ingress",
             Self::External => "spec.externalIPs",
             Self::HostPort => "hostPort",

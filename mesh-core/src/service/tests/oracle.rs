@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::policy::model::{ObjectName, Protocol};
-use crate::service::model::{EndpointFacts, EndpointSliceFacts, HostPortFacts, OwnNode, ServiceFacts};
+use crate::service::model::{EndpointFacts, EndpointSliceFacts, HostPortFacts, Nodes, OwnNode, ServiceFacts};
 
 /// Everything there is.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,8 @@ pub(super) struct World {
     pub(super) own: OwnNode,
     /// InternalIPs of all nodes.
     pub(super) nodes: BTreeSet<IpAddr>,
+    /// The same, as far as it is known whose they are.
+    pub(super) homes: Nodes,
     pub(super) services: BTreeMap<ObjectName, ServiceFacts>,
     pub(super) slices: BTreeMap<ObjectName, EndpointSliceFacts>,
     pub(super) host_ports: BTreeSet<HostPortFacts>,
@@ -76,6 +78,7 @@ impl World {
         let mut wishes: Vec<Wish> = Vec::new();
         for (name, service) in &services {
             wishes.extend(self.wishes(name, service, addr, port, proto));
+            wishes.extend(self.node_wish(name, service, addr, port, proto));
         }
         wishes.extend(self.host_port_wishes(addr, port, proto));
         if let Some((holder, _)) = holder {
@@ -120,17 +123,18 @@ impl World {
             let mut wish = |rank, answer| wishes.push(((0, rank, name.clone()), answer));
             if cluster_ips(service).contains(&addr) {
                 let local = service.spec.internal_traffic_policy == "Local";
-                wish(0, self.behind(name, service, index, addr, local));
+                let scope = if local { Scope::Here } else { Scope::Cluster };
+                wish(0, self.behind(name, service, index, addr, scope));
             }
             for ingress in &service.status.load_balancer.ingress {
                 if ingress.ip_mode != "Proxy" && usable(&ingress.ip) == Some(addr) {
                     let inside = self.inside_ranges(service, addr);
-                    let answer = || self.behind(name, service, index, addr, false);
+                    let answer = || self.behind(name, service, index, addr, Scope::Cluster);
                     wish(2, if inside { answer() } else { Answer::Dropped });
                 }
             }
             if service.spec.external_ips.iter().any(|ip| usable(ip) == Some(addr)) {
-                wish(3, self.behind(name, service, index, addr, false));
+                wish(3, self.behind(name, service, index, addr, Scope::Cluster));
             }
         }
         wishes
@@ -163,6 +167,51 @@ impl World {
     fn node_port(&self, service: &ServiceFacts, addr: IpAddr, port: u16, proto: Protocol) -> Option<Answer> {
         let name =
             self.services.iter().find(|(_, other)| std::ptr::eq(*other, service)).map(|(name, _)| name)?;
+        let scope =
+            if service.spec.external_traffic_policy == "Local" { Scope::Node("") } else { Scope::Cluster };
+        let index = self.node_port_index(name, service, addr, port, proto)?;
+        Some(self.behind(name, service, index, addr, scope))
+    }
+
+    /// At one node, whose own endpoints alone serve there.
+    fn node_wish(
+        &self,
+        name: &ObjectName,
+        service: &ServiceFacts,
+        addr: IpAddr,
+        port: u16,
+        proto: Protocol,
+    ) -> Option<Wish> {
+        if service.spec.external_traffic_policy != "Local" {
+            return None;
+        }
+        let index = self.node_port_index(name, service, addr, port, proto)?;
+        let scope = if self.own.addresses.contains(&addr) {
+            Scope::Cluster
+        } else {
+            let all = self.endpoints(name, service, index, addr);
+            let has = |node: &str| {
+                all.values().any(|known| {
+                    let conditions = &known.facts.conditions;
+                    is_on(known, node)
+                        && (conditions.ready != Some(false) || conditions.serving != Some(false))
+                })
+            };
+            let mut at =
+                self.homes.iter().filter(|(_, addrs)| addrs.contains(&addr)).map(|(node, _)| node.as_str());
+            Scope::Node(at.find(|node| has(node))?)
+        };
+        Some(((0, 5, name.clone()), self.behind(name, service, index, addr, scope)))
+    }
+
+    fn node_port_index(
+        &self,
+        name: &ObjectName,
+        service: &ServiceFacts,
+        addr: IpAddr,
+        port: u16,
+        proto: Protocol,
+    ) -> Option<usize> {
         let typed = ["NodePort", "LoadBalancer"].contains(&service.spec.kind.as_str());
         if !typed || !cluster_ips(service).iter().any(|ip| ip.is_ipv4() == addr.is_ipv4()) {
             return None;
@@ -175,7 +224,7 @@ impl World {
                 && !self.is_repeated(service, *index)
                 && !self.sctp_moves(name, service, *index, addr, port)
         })?;
-        Some(self.behind(name, service, index, addr, false))
+        Some(index)
     }
 
     /// An earlier valid port has its name and protocol.
@@ -267,7 +316,7 @@ impl World {
         service: &ServiceFacts,
         index: usize,
         addr: IpAddr,
-        local: bool,
+        scope: Scope<'_>,
     ) -> Answer {
         let affinity = match service.spec.session_affinity.as_str() {
             "ClientIP" => match service.spec.session_affinity_config.client_ip.timeout_seconds {
@@ -277,7 +326,12 @@ impl World {
             _ => 0,
         };
         let all = self.endpoints(name, service, index, addr);
-        let here = |known: &Known| !local || self.is_here(known);
+        let here = |known: &Known| match scope {
+            Scope::Cluster => true,
+            Scope::Here => self.is_here(known),
+            Scope::Node(node) => is_on(known, node),
+        };
+        let local = !matches!(scope, Scope::Cluster);
         // Own ready ones, ready ones abroad, own ending ones, ending ones abroad.
         for (ready, abroad) in [(true, false), (true, true), (false, false), (false, true)] {
             let fits = |known: &Known| {
@@ -328,6 +382,19 @@ impl World {
         let own = self.own.pod_cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == addr.is_ipv4());
         own.into_iter().all(|cidr| of_family.iter().any(|range| range.contains(cidr)))
     }
+}
+
+/// Among whom.
+#[derive(Clone, Copy)]
+enum Scope<'a> {
+    Cluster,
+    Here,
+    /// Those on this node; no node has the empty name.
+    Node(&'a str),
+}
+
+fn is_on(known: &Known, node: &str) -> bool {
+    !known.abroad && !node.is_empty() && known.facts.node_name.as_deref() == Some(node)
 }
 
 fn is_ready(facts: &EndpointFacts) -> bool {

@@ -222,13 +222,39 @@ fn external_addresses_follow_the_cluster_policy_for_pods_whatever_the_service_sa
             ("198.51.100.1 81", "untouched"),
             ("198.51.100.2 80", "10.2.0.1:8080"),
             ("198.51.100.3 80", "untouched"),
-            ("192.0.2.1 30080", "10.2.0.1:8080"),
-            ("192.0.2.2 30080", "10.2.0.1:8080"),
+            ("192.0.2.1 30080", "10.2.0.1:8080"), // this node's: its own pods do not come from outside
             ("192.0.2.2 80", "10.2.0.1:8080"),
             ("192.0.2.1 80", "untouched"),
             ("2001:db8::1 30080", "untouched"),
         ],
     );
+}
+
+#[test]
+fn another_node_hands_what_comes_in_on_to_its_own_endpoints_alone_if_the_service_wants_that() {
+    let mut world = world();
+    world.nodes.insert("192.0.2.3".parse().unwrap());
+    world.homes = [("n1", "192.0.2.1"), ("n2", "192.0.2.2"), ("n3", "192.0.2.3")]
+        .map(|(node, addr)| (node.parse().unwrap(), BTreeSet::from([addr.parse().unwrap()])))
+        .into();
+    let mut facts = service("NodePort", &["10.96.0.1"]);
+    facts.spec.external_traffic_policy = "Local".to_owned();
+    world.services.insert(object("a"), facts);
+    // n1 is this node. (endpoints, at n1, at n2, at n3)
+    let both = "10.1.0.1:8080 10.2.0.1:8080";
+    for (endpoints, own, second, third) in [
+        ("10.1.0.1@n1 10.2.0.1@n2", both, "10.2.0.1:8080", "dropped"),
+        ("10.2.0.1@n2", "10.2.0.1:8080", "10.2.0.1:8080", "dropped"),
+        ("10.1.0.1@n1", "10.1.0.1:8080", "dropped", "dropped"),
+        // Ending, and the only one.
+        ("10.2.0.1@n2!ending", "10.2.0.1:8080", "10.2.0.1:8080", "dropped"),
+        // Nobody knows on which node it is.
+        ("10.2.0.1", "10.2.0.1:8080", "dropped", "dropped"),
+        ("", "refused", "refused", "refused"),
+    ] {
+        world.slices.insert(object("a-1"), slice("a", endpoints));
+        check(&world, &[("192.0.2.1 30080", own), ("192.0.2.2 30080", second), ("192.0.2.3 30080", third)]);
+    }
 }
 
 #[test]

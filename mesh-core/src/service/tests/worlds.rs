@@ -8,6 +8,7 @@ use proptest::sample::{select, subsequence};
 
 use super::object;
 use super::oracle::World;
+use crate::name::NodeName;
 use crate::policy::model::{ObjectName, Protocol};
 use crate::service::model::{
     ClientIpConfig, Conditions, EndpointFacts, EndpointSliceFacts, Hint, Hints, HostPortFacts,
@@ -18,6 +19,7 @@ use crate::service::model::{
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     Node(OwnNode),
+    Addresses(NodeName, BTreeSet<IpAddr>),
     Service(ObjectName, Option<Box<ServiceFacts>>),
     Slice(ObjectName, Option<EndpointSliceFacts>),
     HostPorts(BTreeSet<HostPortFacts>),
@@ -112,6 +114,7 @@ prop_compose! {
         affinity in text(&["None", "", "ClientIP", "Sticky"]),
         timeout_seconds in proptest::option::of(select(vec![5_i64, 0, 86_401])),
         internal in text(&["Cluster", "Local", ""]),
+        external in text(&["Cluster", "Local", ""]),
         load_balancer_source_ranges in ranges(),
     ) -> ServiceSpec {
         ServiceSpec {
@@ -123,7 +126,7 @@ prop_compose! {
             session_affinity: affinity,
             session_affinity_config: SessionAffinityConfig { client_ip: ClientIpConfig { timeout_seconds } },
             internal_traffic_policy: internal,
-            external_traffic_policy: "Local".to_owned(),
+            external_traffic_policy: external,
             traffic_distribution: "PreferClose".to_owned(),
             load_balancer_source_ranges,
         }
@@ -238,6 +241,8 @@ pub(super) fn change() -> impl Strategy<Value = Change> {
         6 => (name(), proptest::option::weighted(0.85, service().prop_map(Box::new))).prop_map(|(n, s)| Change::Service(n, s)),
         8 => (name(), proptest::option::weighted(0.85, slice())).prop_map(|(n, s)| Change::Slice(n, s)),
         1 => own_node().prop_map(Change::Node),
+        3 => (select(&["n1", "n2", "n3"][..]), subsequence(&NODES[..], 0..=3))
+            .prop_map(|(node, all)| Change::Addresses(node.parse().unwrap(), all.into_iter().map(ip).collect())),
         2 => host_ports().prop_map(Change::HostPorts),
     ]
 }
