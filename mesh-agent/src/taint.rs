@@ -50,6 +50,10 @@ async fn take_off(api: &Api<Node>, node: &NodeName) {
                 tracing::info!(node = %node, taint = TAINT_NOT_READY, "Took the start-up taint off");
                 return;
             }
+            // While a node starts, several write to it.
+            Err(kube::Error::Api(status)) if status.is_conflict() => {
+                tracing::debug!(node = %node, "The Node has changed meanwhile; reading it again");
+            }
             Err(error) => {
                 tracing::warn!(node = %node, taint = TAINT_NOT_READY, err = %error, "Could not take the start-up taint off; trying again");
             }
