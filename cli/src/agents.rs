@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -16,6 +18,8 @@ use serde_json::Value;
 
 use crate::api::{ApiError, Cluster, chain};
 use crate::audit::canonical::canonical;
+
+mod forward;
 
 /// Agents asked at the same time: each answer of a large cluster is about a megabyte.
 const AT_ONCE: usize = 16;
@@ -111,6 +115,8 @@ pub struct Way {
     client: Client,
     /// Its pod and port; none: the client's server is the agent.
     pod: Option<(String, u16)>,
+    /// The API server did not reach its pod's port, but a port-forward did: it is asked that way from then on.
+    forwarded: Arc<AtomicBool>,
     /// For messages.
     by: String,
 }
@@ -130,13 +136,15 @@ impl Way {
         let mut config = Config::new(address.url.clone());
         config.default_retry = false;
         let wrong = |error: kube::Error| AgentError { address: address.to_string(), why: error.to_string() };
-        Ok(Self { client: Client::try_from(config).map_err(wrong)?, pod: None, by: address.to_string() })
+        let client = Client::try_from(config).map_err(wrong)?;
+        Ok(Self { client, pod: None, forwarded: Arc::default(), by: address.to_string() })
     }
 
-    /// By the API server.
+    /// By the API server: its proxy to pods, and where that does not reach the agent, a port-forward. What an agent serves on its
+    /// node alone, which is the default, is reached by the second.
     pub fn by_api(client: &Client, pod: &str, port: u16) -> Self {
         let by = format!("pod {NAMESPACE}/{pod}, port {port}, by the API server's proxy");
-        Self { client: client.clone(), pod: Some((pod.to_owned(), port)), by }
+        Self { client: client.clone(), pod: Some((pod.to_owned(), port)), forwarded: Arc::default(), by }
     }
 
     /// Asks for its evidence.
@@ -161,35 +169,82 @@ impl Way {
     }
 
     async fn fetch(&self, path: &str) -> Result<Vec<u8>, String> {
-        let path = match &self.pod {
-            Some((pod, port)) => proxy_path(pod, *port, path),
-            None => path.to_owned(),
+        let Some((pod, port)) = &self.pod else {
+            return self.send(path).await.map_err(|refusal| refusal.why);
         };
-        let request =
-            http::Request::get(path).body(kube::client::Body::empty()).map_err(|e| e.to_string())?;
-        let answer = self.client.send(request).await.map_err(|error| chain(&error))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
-        let body = body.map_err(|error| {
-            format!("its answer breaks off or is longer than {ANSWER_MAX} bytes: {error}")
-        })?;
-        let body = body.to_bytes();
-        if status.is_success() {
-            return Ok(body.to_vec());
+        if !self.forwarded.load(Ordering::Relaxed) {
+            match self.send(&proxy_path(pod, *port, path)).await {
+                Err(Refusal { why, unreached: true }) => {
+                    return match self.forward(pod, *port, path).await {
+                        Ok(bytes) => {
+                            self.forwarded.store(true, Ordering::Relaxed);
+                            Ok(bytes)
+                        }
+                        Err(Refusal { why: second, .. }) => {
+                            Err(format!("{why}; and by a port-forward: {second}"))
+                        }
+                    };
+                }
+                answer => return answer.map_err(|refusal| refusal.why),
+            }
         }
-        let text = String::from_utf8_lossy(&body);
-        // The API server's own words come as an object, those of an agent as text.
-        let said = serde_json::from_str::<Value>(&text).ok();
-        let said = said.as_ref().and_then(|status| status["message"].as_str());
-        let text: String = said.unwrap_or(&text).trim().chars().take(200).collect();
-        let hint = match status.as_u16() {
-            403 => "; get on pods/proxy must be allowed to you (deploy/cli.yaml, deploy/audit.yaml)",
-            404 => "; its agent is older than this program",
-            502..=504 => "; metricsAddress of its agent must be one that the API server reaches",
-            _ => "",
-        };
-        Err(format!("{status}: {text}{hint}"))
+        self.forward(pod, *port, path).await.map_err(|refusal| refusal.why)
     }
+
+    async fn send(&self, path: &str) -> Result<Vec<u8>, Refusal> {
+        let request = http::Request::get(path).body(kube::client::Body::empty()).map_err(Refusal::new)?;
+        let answer = self.client.send(request).await.map_err(|error| Refusal::new(chain(&error)))?;
+        read(answer).await
+    }
+
+    async fn forward(&self, pod: &str, port: u16, path: &str) -> Result<Vec<u8>, Refusal> {
+        let (answer, _open) = forward::get(&self.client, pod, port, path).await.map_err(Refusal::new)?;
+        read(answer).await
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+struct Refusal {
+    why: String,
+    /// The API server has tried to reach the pod, in vain.
+    unreached: bool,
+}
+
+impl Refusal {
+    fn new(why: impl fmt::Display) -> Self {
+        Self { why: why.to_string(), unreached: false }
+    }
+}
+
+/// What is answered, or what is said in its place.
+async fn read<B>(answer: http::Response<B>) -> Result<Vec<u8>, Refusal>
+where
+    B: http_body_util::BodyExt,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
+    let body = body.map_err(|error| {
+        Refusal::new(format!("its answer breaks off or is longer than {ANSWER_MAX} bytes: {error}"))
+    })?;
+    let body = body.to_bytes();
+    if status.is_success() {
+        return Ok(body.to_vec());
+    }
+    let text = String::from_utf8_lossy(&body);
+    // The API server's own words come as an object, those of an agent as text.
+    let said = serde_json::from_str::<Value>(&text).ok();
+    let said = said.as_ref().and_then(|status| status["message"].as_str());
+    let text: String = said.unwrap_or(&text).trim().chars().take(200).collect();
+    let unreached = matches!(status.as_u16(), 502..=504);
+    let hint = match status.as_u16() {
+        403 => "; get on pods/proxy must be allowed to you (deploy/cli.yaml, deploy/audit.yaml)",
+        404 => "; its agent is older than this program",
+        _ if unreached => "; metricsAddress of its agent must be one that the API server reaches",
+        _ => "",
+    };
+    Err(Refusal { why: format!("{status}: {text}{hint}"), unreached })
 }
 
 /// Reads an answer; its version first, since another one need not have this one's shape.

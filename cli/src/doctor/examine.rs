@@ -87,7 +87,7 @@ pub fn examine(inputs: Inputs, said: &Said) -> Examination {
             format!("whether each node's agent answers and is in step: {} of {all} do", heard.len()),
             &AGENTS,
         ),
-        control_plane(said),
+        control_plane(&heard, said),
         kernels(&heard, said),
         judged("data path", format!("policy, guards and firewall {of_heard}"), &DATA_PATH),
         judged(
@@ -193,7 +193,7 @@ fn remedy(code: &str) -> &'static str {
     }
 }
 
-fn control_plane(said: &Said) -> Check {
+fn control_plane(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
     let addresses = said.api_servers.as_ref().map(|all| all.len()).unwrap_or(0);
     check(
         "control plane",
@@ -222,13 +222,25 @@ fn control_plane(said: &Said) -> Check {
                 );
             }
             for server in servers {
-                if !said.nodes.values().any(|node| node.internal_ips.contains(server)) {
+                if said.nodes.values().any(|node| node.internal_ips.contains(server)) {
+                    continue;
+                }
+                let exempt =
+                    |node: &NodeEvidence| node.exemptions.prefixes.iter().any(|net| net.contains(server));
+                if !heard.is_empty() && heard.values().all(exempt) {
                     findings.push(
-                    Effect::Note,
-                    "control-plane-outside",
-                    format!("the API server at {server} is no node: it cannot reach pods, so webhooks and aggregated APIs that are pods do not work"),
-                    "join its host as a Node with a pod of mesh-agent, or run webhooks in the nodes' network (hostNetwork); without either nothing is to be done",
-                );
+                        Effect::Note,
+                        "control-plane-exempt",
+                        format!("the API server at {server} is no node, and all agents exempt it (nonMasqueradeCIDRs): what it and pods say to each other is not encrypted by Hawser"),
+                        "join its host as a Node with a pod of mesh-agent to have it encrypted",
+                    );
+                } else {
+                    findings.push(
+                        Effect::Note,
+                        "control-plane-outside",
+                        format!("the API server at {server} is no node: it cannot reach pods, so webhooks and aggregated APIs that are pods do not work"),
+                        "join its host as a Node with a pod of mesh-agent, or run webhooks in the nodes' network (hostNetwork), or let it reach pods in plaintext (nonMasqueradeCIDRs, and routes to pod CIDRs on its host: deploy/README.md); without any of them nothing is to be done",
+                    );
                 }
             }
         },

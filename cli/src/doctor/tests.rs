@@ -94,7 +94,7 @@ fn each_finding_comes_with_its_remedy() {
         control plane: well
           whether API servers are nodes of the mesh: 1 addresses
           to know  control-plane-outside  the API server at 198.51.100.1 is no node: it cannot reach pods, so webhooks and aggregated APIs that are pods do not work
-                   remedy                 join its host as a Node with a pod of mesh-agent, or run webhooks in the nodes' network (hostNetwork); without either nothing is to be done
+                   remedy                 join its host as a Node with a pod of mesh-agent, or run webhooks in the nodes' network (hostNetwork), or let it reach pods in plaintext (nonMasqueradeCIDRs, and routes to pod CIDRs on its host: deploy/README.md); without any of them nothing is to be done
 
         kernels: not known
           releases, tested are 6.1 and later, and WireGuard
@@ -142,9 +142,27 @@ fn each_finding_comes_with_its_remedy() {
 #[test]
 fn each_cause_is_found_by_its_check_and_nothing_else_is() {
     type Break = fn(&mut Inputs, &mut Said);
-    let cases: [(Break, &[&str], u8); 14] = [
+    let cases: [(Break, &[&str], u8); 16] = [
         (
             |_, said| said.api_servers = Ok(BTreeSet::from(["192.0.2.9".parse().unwrap()])),
+            &["control-plane-outside"],
+            0,
+        ),
+        (
+            |inputs, said| {
+                said.api_servers = Ok(BTreeSet::from(["192.0.2.9".parse().unwrap()]));
+                for node in 1..=3 {
+                    of(inputs, node).exemptions.prefixes = vec!["192.0.2.9/32".parse().unwrap()];
+                }
+            },
+            &["control-plane-exempt"],
+            0,
+        ),
+        (
+            |inputs, said| {
+                said.api_servers = Ok(BTreeSet::from(["192.0.2.9".parse().unwrap()]));
+                of(inputs, 1).exemptions.prefixes = vec!["192.0.2.9/32".parse().unwrap()];
+            },
             &["control-plane-outside"],
             0,
         ),
