@@ -21,7 +21,7 @@ pub const MANIFESTS: [(&str, &str); 12] = [
     ("config.yaml", include_str!("../../deploy/config.yaml")),
     ("mesh-agent.yaml", include_str!("../../deploy/mesh-agent.yaml")),
     ("mesh-tunnel.yaml", include_str!("../../deploy/mesh-tunnel.yaml")),
-    ("clustermesh.yaml", include_str!("../../deploy/clustermesh.yaml")),
+    ("clustermesh/clustermesh.yaml", include_str!("../../deploy/clustermesh/clustermesh.yaml")),
 ];
 
 /// What takes Hawser off the nodes again; no part of an installation.

@@ -25,7 +25,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Who is named in errors that lack a right.
-const GRANT: &str = "deploy/clustermesh.yaml: joining is for cluster administrators";
+const GRANT: &str = "deploy/clustermesh: joining is for cluster administrators";
 /// Who writes ClusterPeers, for `managedFields`.
 const MANAGER: &str = "hawser-clustermesh-join";
 

@@ -143,16 +143,19 @@ fn wrapped(text: &str) -> Vec<String> {
 pub fn rendered(root: &Path) -> Result<BTreeMap<String, String>> {
     let chart = "deploy/chart/hawser";
     let mut all = BTreeMap::new();
-    // What only joined clusters need is there for who wants it.
-    let joined =
-        Values { clustermesh: Clustermesh { enabled: true, ..Clustermesh::default() }, ..Values::default() };
-    for (name, text) in manifests(&root.join(chart), &joined)? {
+    for (name, text) in manifests(&root.join(chart), &Values::default())? {
         all.insert(format!("deploy/{name}"), text);
     }
-    // In a folder of its own, which `kubectl apply -f deploy/` does not look into.
+    // What not every cluster shall have is in folders of its own, which `kubectl apply -f deploy/` does not look into.
+    let joined =
+        Values { clustermesh: Clustermesh { enabled: true, ..Clustermesh::default() }, ..Values::default() };
     let gone = Values { uninstall: Uninstall { enabled: true, ..Uninstall::default() }, ..Values::default() };
-    let found = manifests(&root.join(chart), &gone)?.remove_entry("uninstall.yaml");
-    all.extend(found.map(|(name, text)| (format!("deploy/uninstall/{name}"), text)));
+    for (folder, values) in [("clustermesh", joined), ("uninstall", gone)] {
+        let name = format!("{folder}.yaml");
+        let text = manifests(&root.join(chart), &values)?.remove(&name);
+        let text = text.with_context(|| format!("{name} is not rendered, though it is switched on"))?;
+        all.insert(format!("deploy/{folder}/{name}"), text);
+    }
     all.insert(format!("{chart}/values.schema.json"), schema()?);
     all.insert(format!("{chart}/values.yaml"), values_yaml()?);
     Ok(all)

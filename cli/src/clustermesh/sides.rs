@@ -86,7 +86,7 @@ impl Side {
         };
         let trust = trust.and_then(|map| map.data.as_ref()?.get("ca.crt")).cloned();
         if trust.is_none() {
-            problems.push("clustermesh has made no authority yet (ConfigMap hawser-clustermesh-trust); install it (clustermesh.enabled, deploy/clustermesh.yaml) and wait until it is ready".to_owned());
+            problems.push("clustermesh has made no authority yet (ConfigMap hawser-clustermesh-trust); install it (clustermesh.enabled, deploy/clustermesh) and wait until it is ready".to_owned());
         }
         let addresses = if given.is_empty() { found(service, nodes) } else { given.to_vec() };
         if addresses.is_empty() {

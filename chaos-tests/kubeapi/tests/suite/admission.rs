@@ -12,6 +12,8 @@ const NAMESPACE: &str = include_str!("../../../../deploy/00-namespace.yaml");
 const RBAC: &str = include_str!("../../../../deploy/rbac.yaml");
 const ADMISSION: &str = include_str!("../../../../deploy/admission.yaml");
 
+const CLUSTERMESH: &str = include_str!("../../../../deploy/clustermesh/clustermesh.yaml");
+
 /// RBAC as if somebody had granted far too much: what is refused now, the policies alone refuse.
 const TOO_MUCH: &str = "
 apiVersion: rbac.authorization.k8s.io/v1
@@ -632,4 +634,66 @@ async fn a_policy_that_cannot_be_compiled_is_refused_over_http_with_its_field() 
         message.contains("spec.validations[0].expression") && message.contains("compilation failed"),
         "{message}"
     );
+}
+
+#[tokio::test]
+async fn clustermesh_writes_derived_services_and_their_slices_alone() {
+    let server = cluster(&[TOO_MUCH, CLUSTERMESH]).await;
+    let clustermesh = client_of(&server, &User::service_account("hawser-system", "clustermesh")).await;
+    let admin = client_of(&server, &User::admin()).await;
+    let service = |name: &str, label: &str, spec: Value| {
+        json!({"apiVersion": "v1", "kind": "Service", "spec": spec,
+            "metadata": {"name": name, "namespace": "default", "labels": {"app.kubernetes.io/managed-by": label}}})
+    };
+    let slice = |of: &str, label: &str| {
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [],
+            "metadata": {"name": format!("slice-of-{of}"), "namespace": "default",
+                "labels": {"endpointslice.kubernetes.io/managed-by": label, "kubernetes.io/service-name": of}}})
+    };
+    let ours = "clustermesh.hawser.dev";
+    let cluster_ip = || json!({"type": "ClusterIP", "ports": [{"port": 80}]});
+    let table = [
+        (
+            service("mcs-a", ours, json!({"type": "NodePort", "ports": [{"port": 80}]})),
+            "are of type ClusterIP",
+        ),
+        (
+            service("mcs-a", ours, json!({"type": "ExternalName", "externalName": "x.example"})),
+            "are of type ClusterIP",
+        ),
+        (
+            service(
+                "mcs-a",
+                ours,
+                json!({"type": "ClusterIP", "externalIPs": ["192.0.2.7"], "ports": [{"port": 80}]}),
+            ),
+            "without external addresses",
+        ),
+        (service("mcs-a", "somebody", cluster_ip()), "only what bears its label"),
+        (service("a", ours, cluster_ip()), "derived Services (mcs-...) alone"),
+        (service("mcs-a", ours, cluster_ip()), ""),
+        (slice("a", ours), "slices of derived Services"),
+        (slice("mcs-a", "somebody"), "only what bears its label"),
+        (slice("mcs-a", ours), ""),
+    ];
+    for (object, because) in table {
+        let resource = match object["kind"].as_str() {
+            Some("Service") => ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()),
+            _ => ApiResource::erase::<k8s_openapi::api::discovery::v1::EndpointSlice>(&()),
+        };
+        let api =
+            |client: &Client| Api::<DynamicObject>::namespaced_with(client.clone(), "default", &resource);
+        let wanted: DynamicObject = serde_json::from_value(object.clone()).unwrap();
+        let said = refusal(api(&clustermesh).create(&PostParams::default(), &wanted).await.map(drop));
+        match because {
+            "" => assert_eq!(said, None, "{object}"),
+            // Others are not asked: what is refused to clustermesh is an administrator's to write.
+            _ => {
+                assert!(said.as_ref().is_some_and(|(_, text)| text.contains(because)), "{object}: {said:?}");
+                api(&admin).create(&PostParams::default(), &wanted).await.unwrap();
+                let name = wanted.metadata.name.as_deref().unwrap();
+                api(&admin).delete(name, &DeleteParams::default()).await.unwrap();
+            }
+        }
+    }
 }
