@@ -4,6 +4,8 @@
 
 mod healthy;
 mod impostors;
+mod line;
 mod program;
 mod renewal;
+mod slow;
 mod world;
