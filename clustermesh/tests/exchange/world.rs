@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub(crate) use super::line::Line;
+pub(crate) use super::log::Log;
 
 /// Longer than anything takes on a loaded machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
