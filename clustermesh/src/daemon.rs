@@ -290,7 +290,8 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
     standing.send_replace(Standing { leads: Some(incarnation), serves, obstacle: None });
     tracing::info!(cluster = %settings.cluster, address = ?serves, incarnation, "Serving");
     let tokens = Tokens::new(client.clone(), settings.agents.iter().cloned());
-    let serving = Serving { hub, trust, tokens, tls, recheck: server::RECHECK, metrics: metrics.clone() };
+    let (recheck, stuck, metrics) = (server::RECHECK, server::STUCK, metrics.clone());
+    let serving = Serving { hub, trust, tokens, tls, recheck, stuck, metrics };
     tokio::select! {
         () = server::serve(listener, serving, end) => {}
         ended = tasks.join_next() => {

@@ -98,6 +98,8 @@ pub enum Event {
         /// Why.
         why: FollowError,
     },
+    /// It says something that is not whole yet: more of it follows.
+    Speaks,
     /// Something that it said does not count.
     LeftOut(LeftOut),
 }
@@ -324,6 +326,9 @@ async fn one_stream(
         let message = timeout(SILENCE, stream.message()).await.map_err(|_| FollowError::Silent(SILENCE))?;
         let message = message.map_err(FollowError::Status)?.ok_or(FollowError::Ended)?;
         let outcome = session.hear(message)?;
+        if outcome.told.is_empty() {
+            events(&Event::Speaks);
+        }
         for left_out in outcome.left_out {
             events(&Event::LeftOut(left_out));
         }
@@ -373,12 +378,10 @@ async fn open(
 ) -> Result<(tonic::transport::Channel, Streaming<FollowResponse>), FollowError> {
     let transport = |error: tonic::transport::Error| FollowError::Transport(whole(&error));
     // The name stands in no certificate and is looked up nowhere: the connection is there already, and is the only one.
+    // No pings: whether the server is there, its messages show, and an answer to a ping waits behind all of a full window.
     let endpoint = Endpoint::from_static("http://clustermesh.hawser.dev")
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(2 * WINDOW)
-        .http2_keep_alive_interval(SILENCE / 2)
-        .keep_alive_timeout(SILENCE / 2)
-        .keep_alive_while_idle(true);
+        .initial_connection_window_size(2 * WINDOW);
     let mut io = Some(TokioIo::new(io));
     let once = tower::service_fn(move |_: http::Uri| {
         let io = io.take().ok_or_else(|| std::io::Error::other("the connection has ended"));

@@ -10,6 +10,7 @@ pub mod dns;
 pub mod follow;
 #[cfg(feature = "daemon")]
 pub mod mcs;
+pub mod quiet;
 pub mod session;
 pub mod tls;
 pub mod told;

@@ -14,11 +14,12 @@
 //! nothing of it counts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Kind, Object, Refusal, Version};
 use proto::clustermesh::{
-    At, Counts, FollowResponse, MAX_CLUSTERS, MAX_STATE, Message, MessageError, NodeNames, ObjectError, Say,
-    Unread, WireChange, WireObject, kind_of, most, read_change, read_object,
+    At, Counts, FollowResponse, MAX_CLUSTERS, MAX_STATE, MAX_STATES, Message, MessageError, NodeNames,
+    ObjectError, Say, Unread, WireChange, WireObject, kind_of, most, read_change, read_object,
 };
 
 use crate::Told;
@@ -40,6 +41,8 @@ pub enum Scope {
 #[derive(Debug)]
 pub struct Session {
     scope: Scope,
+    /// Most bytes of all clusters together.
+    most: usize,
     clusters: BTreeMap<ClusterName, Mirror>,
 }
 
@@ -67,19 +70,23 @@ struct Kept {
 
 impl Kept {
     /// Puts an object, if there is room for it. What was known under its key does not count any more in any case.
-    fn put(&mut self, cluster: &ClusterName, object: Object) -> Result<(), LeftOut> {
+    fn put(&mut self, cluster: &ClusterName, object: Object, limit: Limit) -> Result<(), LeftOut> {
         let (key, size) = (object.key(), object.size());
         let known = self.state.get(&key);
-        let (kind, limit) = (key.kind(), most(key.kind()));
-        if known.is_none() && self.state.count(kind) >= limit {
+        let (kind, most) = (key.kind(), most(key.kind()));
+        if known.is_none() && self.state.count(kind) >= most {
             let object = key.to_string();
-            return Err(LeftOut::TooMany { cluster: cluster.clone(), object, kind, limit });
+            return Err(LeftOut::TooMany { cluster: cluster.clone(), object, kind, limit: most });
         }
         let rest = self.bytes.saturating_sub(known.as_ref().map_or(0, Object::size));
-        if rest + size > MAX_STATE {
-            let object = key.to_string();
+        if rest + size > limit.bytes {
+            let (cluster, object) = (cluster.clone(), key.to_string());
             self.delete(key);
-            return Err(LeftOut::TooMuch { cluster: cluster.clone(), object });
+            return Err(if limit.of_all {
+                LeftOut::TooMuchOfAll { cluster, object }
+            } else {
+                LeftOut::TooMuch { cluster, object }
+            });
         }
         self.bytes = rest + size;
         self.state.apply(Change::Put(object));
@@ -90,6 +97,30 @@ impl Kept {
         let known = self.state.get(&key).as_ref().map_or(0, Object::size);
         self.bytes = self.bytes.saturating_sub(known);
         self.state.apply(Change::Delete(key));
+    }
+}
+
+/// How many bytes may be kept of a cluster.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    bytes: usize,
+    /// It is what the other clusters leave of [`MAX_STATES`].
+    of_all: bool,
+}
+
+impl Mirror {
+    /// Bytes that it takes: what is kept, and what has begun to come.
+    fn bytes(&self) -> usize {
+        self.kept.bytes + self.pending.as_ref().map_or(0, Pending::bytes)
+    }
+}
+
+impl Pending {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Snapshot { kept, .. } => kept.bytes,
+            Self::Changes { bytes, .. } => *bytes,
+        }
     }
 }
 
@@ -156,6 +187,17 @@ pub enum LeftOut {
         /// Which.
         object: String,
     },
+    /// More bytes than are kept of all clusters together.
+    #[error(
+        "cluster {cluster}: {object} would be more than the {} MiB of objects that are kept of all clusters; refused; join fewer clusters",
+        MAX_STATES >> 20
+    )]
+    TooMuchOfAll {
+        /// Whose.
+        cluster: ClusterName,
+        /// Which.
+        object: String,
+    },
     /// It speaks of a cluster of which it may not.
     #[error(transparent)]
     Foreign(Box<Refusal>),
@@ -177,7 +219,7 @@ impl LeftOut {
             Self::UnknownKind { .. } => "UnknownKind",
             Self::UnknownMessage => "UnknownMessage",
             Self::TooMany { .. } => "TooManyObjects",
-            Self::TooMuch { .. } => "TooManyBytes",
+            Self::TooMuch { .. } | Self::TooMuchOfAll { .. } => "TooManyBytes",
             Self::Foreign(refusal) => refusal.reason(),
             Self::TooManyClusters { .. } => "TooManyClusters",
         }
@@ -263,7 +305,12 @@ impl SessionError {
 impl Session {
     /// Knows nothing yet.
     pub const fn new(scope: Scope) -> Self {
-        Self { scope, clusters: BTreeMap::new() }
+        Self::keeping(scope, MAX_STATES)
+    }
+
+    /// As [`Session::new`], with another bound than [`MAX_STATES`].
+    pub const fn keeping(scope: Scope, most: usize) -> Self {
+        Self { scope, most, clusters: BTreeMap::new() }
     }
 
     /// What it has, for the next request. A stream that was under way is over: what it had begun is void.
@@ -318,8 +365,11 @@ impl Session {
             }
             return Ok(outcome);
         }
+        let others = self.clusters.iter().filter(|(name, _)| **name != cluster);
+        let rest = self.most.saturating_sub(others.map(|(_, mirror)| mirror.bytes()).sum());
+        let limit = Limit { bytes: rest.min(MAX_STATE), of_all: rest < MAX_STATE };
         let mirror = self.clusters.entry(cluster.clone()).or_default();
-        Turn { cluster, mirror, outcome: &mut outcome }.say(say)?;
+        Turn { cluster, mirror, limit, outcome: &mut outcome }.say(say)?;
         Ok(outcome)
     }
 }
@@ -328,6 +378,7 @@ impl Session {
 struct Turn<'a> {
     cluster: ClusterName,
     mirror: &'a mut Mirror,
+    limit: Limit,
     outcome: &'a mut Outcome,
 }
 
@@ -388,10 +439,12 @@ impl Turn<'_> {
                     continue;
                 }
             };
-            if let Object::Node(name, _) = &object {
-                names.insert(name);
+            let name = if let Object::Node(name, _) = &object { Some(Arc::clone(name)) } else { None };
+            match kept.put(&self.cluster, object, self.limit) {
+                // Names of nodes that are not kept would be without number.
+                Ok(()) => name.iter().for_each(|name| names.insert(name)),
+                Err(refused) => self.outcome.left_out.push(refused),
             }
-            self.outcome.left_out.extend(kept.put(&self.cluster, object).err());
         }
         Ok(())
     }
@@ -440,7 +493,7 @@ impl Turn<'_> {
             let (known, found) = (known.version, to.version);
             return Err(SessionError::WentBack { cluster: self.cluster.clone(), known, found });
         }
-        if changes.len() + wire.len() > MAX_CHANGES || bytes > MAX_STATE {
+        if changes.len() + wire.len() > MAX_CHANGES || bytes > self.limit.bytes {
             return Err(SessionError::TooManyChanges { cluster: self.cluster.clone() });
         }
         for change in wire {
@@ -482,7 +535,7 @@ impl Turn<'_> {
             before.entry(change.key()).or_insert_with_key(|key| mirror.kept.state.get(key));
             match change {
                 Change::Put(object) => {
-                    self.outcome.left_out.extend(mirror.kept.put(&self.cluster, object).err());
+                    self.outcome.left_out.extend(mirror.kept.put(&self.cluster, object, self.limit).err());
                 }
                 Change::Delete(key) => mirror.kept.delete(key),
             }

@@ -68,6 +68,10 @@ pub const MAX_WORD: usize = 63;
 /// more memory than a few times that: 150,000 pods with label sets of their own are a fifth of it.
 pub const MAX_STATE: usize = 256 << 20;
 
+/// Most bytes of the objects of all clusters together that one follower keeps: three million pods (200 clusters of 15,000) with
+/// label sets of their own are half of it. Who mirrors clusters for others may be taken over, and invent [`MAX_CLUSTERS`].
+pub const MAX_STATES: usize = 16 * MAX_STATE;
+
 /// Most objects of a cluster that are kept, by kind: more than Kubernetes promises to work with (5,000 nodes, 150,000 pods,
 /// 10,000 services, 10,000 namespaces; two addresses each).
 pub const fn most(kind: Kind) -> usize {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clustermesh::daemon::authority::Authority;
 use clustermesh::daemon::hub::Hub;
 use clustermesh::daemon::metrics::Metrics;
-use clustermesh::daemon::server::{Serving, serve};
+use clustermesh::daemon::server::{STUCK, Serving, serve};
 use clustermesh::daemon::tls::{Credentials, Trust, server_config};
 use clustermesh::daemon::tokens::Tokens;
 use clustermesh::tls::Roots;
@@ -242,6 +242,7 @@ async fn one(
         tokens,
         tls,
         recheck: clustermesh::daemon::server::RECHECK,
+        stuck: STUCK,
         metrics: Metrics::new(),
     };
     tokio::spawn(serve(listener, serving, stopped.clone()));

@@ -10,16 +10,21 @@ use kube::{Api, Client};
 use mesh_core::clusters::{
     Borders, ClusterName, ClusterPeer, ClusterPeerSpec, Kind, OwnCluster, Refusal, ServerAddress,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use mesh_core::ipam::Millis;
+use mesh_core::mcs::Leases;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
-use super::hub::Hub;
+use super::hub::{BOOKMARK, Hub};
 use super::judge::{Judge, Move};
 use super::metrics::Metrics;
 use super::tls::{Credentials, Trust};
 use super::watch_api::{Seen, watch};
 use crate::Told;
-use crate::follow::{Event, Events, FollowError, QUEUE, Target, follow};
+use crate::follow::{Event, Events, FollowError, Target, follow};
+use crate::mcs::LEASE;
+use crate::quiet::Quiet;
 use crate::session::{Scope, Session};
 use crate::tls::{Roots, client_config};
 
@@ -27,8 +32,13 @@ mod status;
 
 use status::{Standing, write};
 
-/// Told by all clusters and not judged yet.
-const INBOX: usize = 64;
+/// What one cluster told and nobody has taken up yet: each may be as much as all that is kept of a cluster.
+const WORDS: usize = 1;
+/// How many times as long as it took to judge what a cluster told is waited before its next word is judged: one that is costly
+/// takes a quarter of the time, and the others have the rest.
+const REST: u32 = 3;
+/// Below this nobody is waited for: a timer is not finer.
+const WORTH_A_REST: Duration = Duration::from_millis(1);
 /// Pause between two looks at what is to be written into statuses.
 const WRITE: Duration = Duration::from_secs(2);
 /// Texts of refusals that are kept of a cluster, for its status.
@@ -113,6 +123,28 @@ pub(super) struct Link {
     connected: Option<ServerAddress>,
     trouble: Option<(&'static str, String)>,
     left_out: VecDeque<String>,
+    quiet: Quiet,
+    /// It said something that is not whole yet, since that was looked at.
+    speaks: bool,
+}
+
+/// What a cluster told, on its way to the judge, who says how long it took.
+struct Word {
+    cluster: ClusterName,
+    number: u64,
+    told: Told,
+    judged: oneshot::Sender<Duration>,
+}
+
+/// Of a cluster that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    /// Its own word that its state is what is known.
+    Bookmark,
+    /// Its state is another one now. While changes fill a line, no other sign comes.
+    Changed,
+    /// Some of what it says came, and more follows.
+    Speaks,
 }
 
 type Links = Arc<Mutex<BTreeMap<ClusterName, Link>>>;
@@ -163,9 +195,14 @@ struct Peers {
     followed: BTreeMap<ClusterName, Followed>,
     links: Links,
     dirty: Arc<Notify>,
-    told_tx: mpsc::Sender<(ClusterName, u64, Told)>,
-    told: mpsc::Receiver<(ClusterName, u64, Told)>,
+    told_tx: mpsc::Sender<Word>,
+    told: mpsc::Receiver<Word>,
     followers: u64,
+    begun: Instant,
+    /// Who is there. A line may be so full of what a cluster tells that its words of life come too late.
+    leases: Leases,
+    /// When it was last passed on that a cluster is there.
+    passed_on: BTreeMap<ClusterName, Instant>,
     reasons: BTreeSet<&'static str>,
     /// What of each is in the log already.
     logged: BTreeMap<ClusterName, BTreeMap<String, &'static str>>,
@@ -175,7 +212,7 @@ type Seens = watch::Receiver<Option<BTreeMap<String, Read>>>;
 
 impl Peers {
     fn new(parts: Parts) -> Self {
-        let (told_tx, told) = mpsc::channel(INBOX);
+        let (told_tx, told) = mpsc::channel(1);
         Self {
             parts,
             judge: None,
@@ -185,6 +222,9 @@ impl Peers {
             told_tx,
             told,
             followers: 0,
+            begun: Instant::now(),
+            leases: Leases::new(LEASE),
+            passed_on: BTreeMap::new(),
             reasons: BTreeSet::new(),
             logged: BTreeMap::new(),
         }
@@ -201,14 +241,19 @@ impl Peers {
             tokio::select! {
                 changed = own.changed() => if changed.is_err() { break },
                 changed = seen.changed() => if changed.is_err() { break },
-                Some((cluster, number, told)) = self.told.recv() => {
+                Some(Word { cluster, number, told, judged }) = self.told.recv() => {
+                    let begun = Instant::now();
                     if self.followed.get(&cluster).is_some_and(|followed| followed.number == number) {
                         self.hear(&cluster, told);
+                    }
+                    if judged.send(begun.elapsed()).is_err() {
+                        tracing::trace!(%cluster, "Nobody waits any more for a word to be judged");
                     }
                     due = true;
                     continue;
                 }
                 () = dirty.notified() => {
+                    self.speak();
                     due = true;
                     continue;
                 }
@@ -253,7 +298,11 @@ impl Peers {
         self.parts.trust.set(roots.collect());
         let names: Vec<ClusterName> = known.keys().cloned().collect();
         self.parts.hub.join(&names);
-        self.followed.retain(|name, _| known.contains_key(name));
+        let gone = self.followed.extract_if(.., |name, _| !known.contains_key(name));
+        for (name, _) in gone {
+            self.leases.forget(&name);
+            self.passed_on.remove(&name);
+        }
         self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| known.contains_key(name));
         for (name, read) in known {
             if let Some(peer) = &read.peer {
@@ -293,15 +342,21 @@ impl Peers {
             return;
         }
         let (target, targets) = watch::channel(target);
-        let (tell, mut told) = mpsc::channel(QUEUE);
+        let (tell, mut told) = mpsc::channel(WORDS);
         let session = Session::new(Scope::One(name.clone()));
         let following = tokio::spawn(follow(targets, session, tell, self.events(name)));
         self.followers += 1;
         let (cluster, number, inbox) = (name.clone(), self.followers, self.told_tx.clone());
         let carrying = tokio::spawn(async move {
             while let Some(told) = told.recv().await {
-                if inbox.send((cluster.clone(), number, told)).await.is_err() {
+                let (judged, spent) = oneshot::channel();
+                let word = Word { cluster: cluster.clone(), number, told, judged };
+                if inbox.send(word).await.is_err() {
                     return;
+                }
+                let Ok(spent) = spent.await else { return };
+                if spent >= WORTH_A_REST {
+                    tokio::time::sleep(spent * REST).await;
                 }
             }
         });
@@ -317,7 +372,7 @@ impl Peers {
 
     fn events(&self, name: &ClusterName) -> Events {
         let (links, dirty) = (Arc::clone(&self.links), Arc::clone(&self.dirty));
-        let (metrics, cluster) = (self.parts.metrics.clone(), name.clone());
+        let (metrics, cluster, begun) = (self.parts.metrics.clone(), name.clone(), self.begun);
         Arc::new(move |event| {
             let mut links = links.lock().unwrap_or_else(PoisonError::into_inner);
             let link = links.entry(cluster.clone()).or_default();
@@ -345,11 +400,15 @@ impl Peers {
                     }
                     (link.connected, link.trouble) = (None, Some((reason, text)));
                 }
+                Event::Speaks => link.speaks = true,
                 Event::LeftOut(left_out) => {
                     let text = left_out.to_string();
                     metrics.refused(left_out.reason());
                     if !link.left_out.contains(&text) {
-                        tracing::warn!(%cluster, reason = left_out.reason(), "Left out: {text}");
+                        if let Some(kept_back) = link.quiet.ask(begun.elapsed()) {
+                            let reason = left_out.reason();
+                            tracing::warn!(%cluster, reason, kept_back, "Left out: {text}");
+                        }
                         link.left_out.push_back(text);
                         if link.left_out.len() > KEPT {
                             link.left_out.pop_front();
@@ -367,11 +426,37 @@ impl Peers {
             Told::Changed { cluster: of, version, changes } if of == *cluster => {
                 let moves = judge.told(cluster, version, changes);
                 self.moved(moves);
+                self.alive(cluster, Sign::Changed);
             }
-            Told::Heard { cluster: of } if of == *cluster => drop(self.parts.hub.heard(cluster)),
+            Told::Heard { cluster: of } if of == *cluster => self.alive(cluster, Sign::Bookmark),
             // A session of one cluster tells of no other, and not of its end.
             Told::Changed { .. } | Told::Heard { .. } | Told::Gone { .. } | Told::Complete => {}
         }
+    }
+
+    /// A cluster was heard. One that was silent for too long is there again only when all of its state is known as it is now.
+    fn alive(&mut self, cluster: &ClusterName, sign: Sign) {
+        let now = Millis(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+        match sign {
+            Sign::Speaks => self.leases.heard(cluster, now),
+            Sign::Bookmark | Sign::Changed => self.leases.complete(cluster, now),
+        }
+        let recent = self.passed_on.get(cluster).is_some_and(|last| last.elapsed() < 2 * BOOKMARK);
+        let due = sign == Sign::Bookmark || !recent;
+        if due && self.leases.silent([cluster], now).is_empty() && self.parts.hub.heard(cluster) {
+            self.passed_on.insert(cluster.clone(), Instant::now());
+        }
+    }
+
+    /// Looks who says something that is not whole yet.
+    fn speak(&mut self) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let speak: Vec<ClusterName> = links
+            .iter_mut()
+            .filter_map(|(name, link)| std::mem::take(&mut link.speaks).then(|| name.clone()))
+            .collect();
+        drop(links);
+        speak.iter().for_each(|cluster| self.alive(cluster, Sign::Speaks));
     }
 
     fn moved(&self, moves: Vec<Move>) {

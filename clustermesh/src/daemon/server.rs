@@ -28,7 +28,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use super::door::{Door, Visit};
+use super::door::{Door, Source, Visit};
 use super::feed::{Feed, Reach};
 use super::hub::Hub;
 use super::metrics::Metrics;
@@ -46,18 +46,23 @@ const FROM_ONE: usize = 32;
 const UNKNOWN: Duration = Duration::from_secs(15);
 /// Connections at once: agents of 5,000 nodes, 1,024 clusters, and those that a restart leaves for a moment.
 const CONNECTIONS: usize = 8192;
-/// Streams of one connection: a follower opens one.
+/// Connections of one cluster, which has one leader that follows; others are being left by it. Each may hold a state that it
+/// takes up slowly, and all together must leave room for everybody else.
+pub const FROM_CLUSTER: usize = 8;
+/// Streams of one connection: a follower opens one, and a second one is refused with a word.
 const STREAMS: u32 = 4;
 /// Messages that wait for one follower's connection: enough to fill it, and no backlog.
 const AHEAD: usize = 2;
 /// How long a message may wait for a follower that takes none: its connection is gone, or it hangs.
-const STUCK: Duration = Duration::from_secs(60);
+pub const STUCK: Duration = Duration::from_secs(60);
 /// How often it is looked again whether a follower is still whom it said.
 pub const RECHECK: Duration = Duration::from_secs(60);
 /// The longest life of an agent's stream; it goes on from where it was with its present token. Tokens live for an hour.
 const TOKEN_LIFE: Duration = Duration::from_secs(3600);
-/// Keepalive of connections.
+/// How often a connection is asked whether its follower is there.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long its answer may take: it waits behind a full window of ours (1 MiB), at 17 kB/s that long.
+const ANSWER: Duration = Duration::from_secs(60);
 /// HTTP/2 window of a connection in bytes: requests are short.
 const WINDOW: u32 = 256 * 1024;
 /// How long streams have to end when the server does.
@@ -78,6 +83,8 @@ pub struct Serving {
     pub tls: Arc<rustls::ServerConfig>,
     /// How often a follower's certificate is looked at again; [`RECHECK`].
     pub recheck: Duration,
+    /// How long a message waits for a follower; [`STUCK`].
+    pub stuck: Duration,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -88,6 +95,8 @@ struct Caller {
     address: SocketAddr,
     /// The chain that was shown, leaf first, and whose it is.
     certificate: Option<(ClusterName, Arc<[CertificateDer<'static>]>)>,
+    /// It asked to be let in.
+    asked: Arc<AtomicBool>,
     /// It was let in once.
     admitted: Arc<AtomicBool>,
 }
@@ -98,7 +107,9 @@ struct Connection {
     io: TlsStream<TcpStream>,
     caller: Caller,
     /// Until when somebody has to be let in; nothing, once that was done.
-    unknown: Option<(Pin<Box<Sleep>>, Visit)>,
+    unknown: Option<(Pin<Box<Sleep>>, Visit<Source>)>,
+    /// That of its cluster, if it showed a certificate.
+    _place: Option<Visit<ClusterName>>,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
@@ -162,7 +173,7 @@ pub async fn serve(listener: TcpListener, serving: Serving, stop: watch::Receive
         .max_concurrent_streams(STREAMS)
         .initial_connection_window_size(WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(ANSWER))
         .add_service(service)
         .serve_with_incoming_shutdown(connections, async move { stopped(&mut ended).await });
     let mut stop = stop;
@@ -184,7 +195,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Connection>) {
     let (room, handshakes) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(HANDSHAKES)));
-    let door = Door::new(FROM_ONE);
+    let (door, of_clusters) = (Door::default(), Door::default());
     let acceptor = TlsAcceptor::from(Arc::clone(&serving.tls));
     let mut tasks = tokio::task::JoinSet::new();
     loop {
@@ -198,7 +209,7 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                 continue;
             }
         };
-        let Some(visit) = door.enter(address.ip()) else {
+        let Some(visit) = door.enter(Source::of(address.ip(), FROM_ONE)) else {
             serving.metrics.refused("TooManyFromOneAddress");
             tracing::debug!(%address, limit = FROM_ONE, "A connection was refused: its address has enough that nobody was let in by");
             continue;
@@ -209,6 +220,7 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
             continue;
         };
         let (acceptor, let_in, metrics) = (acceptor.clone(), let_in.clone(), serving.metrics.clone());
+        let of_clusters = of_clusters.clone();
         tasks.spawn(async move {
             let _handshake = handshake;
             let shaken = timeout(HANDSHAKE, async {
@@ -224,16 +236,33 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                     // It was verified, so it has a name.
                     let certificate = certificate
                         .and_then(|chain| Some((crate::tls::claimed(chain.first()?).ok()?, chain)));
-                    let caller = Caller { address, certificate, admitted: Arc::default() };
+                    let place = match &certificate {
+                        None => None,
+                        Some((cluster, _)) => match of_clusters.enter([(cluster.clone(), FROM_CLUSTER)]) {
+                            Some(place) => Some(place),
+                            None => {
+                                metrics.refused("TooManyFromOneCluster");
+                                tracing::warn!(%address, %cluster, limit = FROM_CLUSTER, "A connection was refused: its cluster has enough");
+                                return;
+                            }
+                        },
+                    };
+                    let caller = Caller { address, certificate, asked: Arc::default(), admitted: Arc::default() };
                     let unknown = Some((Box::pin(tokio::time::sleep(UNKNOWN)), visit));
-                    drop(let_in.send(Connection { io, caller, unknown, _permit: permit }).await);
+                    drop(let_in.send(Connection { io, caller, unknown, _place: place, _permit: permit }).await);
                 }
                 Ok(Err(error)) => {
-                    let reason = Impostor::of(&error).map_or("TlsFailed", Impostor::reason);
+                    let impostor = Impostor::of(&error);
+                    let reason = impostor.map_or("TlsFailed", Impostor::reason);
+                    // As text rustls has it for programmers, and without its remedy.
+                    let err = impostor.map_or_else(|| error.to_string(), ToString::to_string);
                     metrics.refused(reason);
-                    tracing::warn!(%address, reason, err = %error, "A connection was refused");
+                    tracing::warn!(%address, reason, err, "A connection was refused");
                 }
-                Err(_) => metrics.refused("HandshakeTimeout"),
+                Err(_) => {
+                    metrics.refused("HandshakeTimeout");
+                    tracing::debug!(%address, "A connection was refused: it took too long to say who it is");
+                }
             }
         });
     }
@@ -249,6 +278,11 @@ impl Service {
     async fn admit(&self, request: &Request<FollowRequest>) -> Result<(Caller, Reach), Status> {
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::internal("a connection without a caller"))?;
+        if caller.asked.swap(true, Ordering::Relaxed) {
+            self.serving.metrics.refused("AskedTwice");
+            tracing::debug!(address = %caller.address, "A second request of a connection was refused");
+            return Err(Status::resource_exhausted("one request a connection; open another connection"));
+        }
         if let Some((cluster, chain)) = &caller.certificate {
             // The ClusterPeer may be gone since the handshake.
             let who = self.serving.trust.who(chain, UnixTime::now());
@@ -287,11 +321,12 @@ impl ClusterMesh for Service {
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Told>, Status> {
         let (caller, reach) = self.admit(&request).await?;
-        caller.admitted.store(true, Ordering::Relaxed);
         let known = read_known(request.into_inner()).map_err(|error| {
             self.serving.metrics.refused("RequestMalformed");
+            tracing::warn!(address = %caller.address, reason = "RequestMalformed", err = %error, "A follower was refused");
             Status::invalid_argument(error.to_string())
         })?;
+        caller.admitted.store(true, Ordering::Relaxed);
         let (tell, told) = mpsc::channel(AHEAD);
         let stream = Stream {
             serving: self.serving.clone(),
@@ -339,12 +374,12 @@ impl Stream {
                     if begins_snapshot(&message) {
                         self.serving.metrics.snapshot();
                     }
-                    match timeout(STUCK, tell.send(Ok(message))).await {
+                    match timeout(self.serving.stuck, tell.send(Ok(message))).await {
                         Ok(Ok(())) => self.serving.metrics.sent(length),
                         Ok(Err(_)) => return,
                         Err(_) => {
                             self.serving.metrics.refused("FollowerStuck");
-                            tracing::warn!(address = %self.caller.address, "A follower takes nothing any more");
+                            tracing::warn!(address = %self.caller.address, reason = "FollowerStuck", "A follower takes nothing any more");
                             return;
                         }
                     }

@@ -2,7 +2,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_core::clusters::{LabelSet, LabelSetId, RemoteEndpoint};
+use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
+use mesh_core::clusters::{LabelSet, LabelSetId, RemoteEndpoint, RemoteNode};
+use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
 use mesh_core::policy::model::Labels;
 use proptest::prelude::*;
@@ -44,6 +46,25 @@ fn endpoint(which: u8, labels: u8) -> Object {
         IpAddr::from([10, 2, 0, which]),
         RemoteEndpoint { node, labels: LabelSetId(labels.into()) },
     )
+}
+
+fn node(name: &str) -> Object {
+    let slot = |number: u8| SlotAnnouncement {
+        epoch: Epoch(1),
+        public_key: PublicKey::from_bytes([number; 32]),
+        port: 51880,
+        draining: false,
+    };
+    let announcement = Announcement {
+        slots: [slot(1), slot(2)],
+        endpoints: Vec::new(),
+        kem: None,
+        kem_required: false,
+        host_traffic: false,
+    };
+    let pod_cidrs = vec!["10.2.0.0/24".parse().unwrap()];
+    let node = RemoteNode { uid: "u".into(), created: 1, pod_cidrs, announcement };
+    Object::Node(Arc::new(name.parse().unwrap()), Arc::new(node))
 }
 
 /// A cluster's states, one after the other.
@@ -430,4 +451,59 @@ fn too_many_objects_clusters_and_changes_are_refused_by_name() {
     let error = session.hear(say(part(1, vec![delete]))).unwrap_err();
     assert_eq!(error.reason(), "TooManyChanges");
     assert_eq!(session.state(&cluster("east")).unwrap().0, at(1, 0), "what was known still is");
+}
+
+#[test]
+fn names_of_nodes_that_are_not_kept_are_not_remembered_either() {
+    let mut session = Session::new(Scope::One(cluster("east")));
+    session.hear(say(Say::SnapshotBegin(at(1, 0).into()))).unwrap();
+    // All the room that there is has gone.
+    let mirror = session.clusters.get_mut(&cluster("east")).unwrap();
+    let Some(Pending::Snapshot { kept, .. }) = &mut mirror.pending else { panic!("a snapshot") };
+    kept.bytes = MAX_STATE;
+    let mut names = NodeNames::default();
+    let reasons = [node("n1"), endpoint(1, 1)].map(|object| {
+        let part = Say::SnapshotPart(vec![write_object(&object, &names)]);
+        if let Object::Node(name, _) = &object {
+            names.insert(name);
+        }
+        let left_out = session.hear(say(part)).unwrap().left_out;
+        left_out.iter().map(LeftOut::reason).collect::<Vec<_>>()
+    });
+    // An endpoint by the short name of a node that nobody knows cannot be read.
+    assert_eq!(reasons, [["TooManyBytes"], ["ObjectMalformed"]]);
+}
+
+#[test]
+fn all_clusters_together_have_a_bound_too_that_each_finds_full() {
+    let space = |number: u8| {
+        let labels = Labels::from([("k".to_owned(), "v".repeat(60))]);
+        Object::Namespace(format!("n{number}").into(), Arc::new(labels))
+    };
+    let fits = 3;
+    let mut session = Session::keeping(Scope::All, fits * space(0).size());
+    let part = |number| Say::SnapshotPart(vec![write_object(&space(number), &NodeNames::default())]);
+    let mut refused = Vec::new();
+    for name in ["a", "b"] {
+        let mut said = |say| session.hear(Message::Of(cluster(name), say).into()).unwrap();
+        said(Say::SnapshotBegin(at(1, 0).into()));
+        for number in 0..2 {
+            refused.extend(said(part(number)).left_out.iter().map(ToString::to_string));
+        }
+        let counts = Counts { known: [(Kind::Namespace, 2)].into(), others: 0 };
+        said(Say::SnapshotEnd { version: at(1, 0).into(), counts });
+    }
+    assert_eq!(
+        refused,
+        [
+            "cluster b: namespace n1 would be more than the 4096 MiB of objects that are kept of all clusters; refused; join fewer clusters"
+        ]
+    );
+    // What one gives back, another may have.
+    assert_eq!(session.hear(Message::Of(cluster("a"), Say::Gone).into()).unwrap().told.len(), 1);
+    let changes = vec![write_change(&Change::Put(space(1)), &NodeNames::default())];
+    let (from, to) = (at(1, 0).into(), at(1, 1).into());
+    let again = Say::Changes { from, to, changes, part: 0, more: false };
+    assert_eq!(session.hear(Message::Of(cluster("b"), again).into()).unwrap().left_out, []);
+    assert_eq!(session.objects(), 2);
 }

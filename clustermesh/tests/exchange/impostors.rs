@@ -1,38 +1,26 @@
 //! Who is not whom it says, and who says what it may not: refused, counted, and nothing else is affected.
 
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clustermesh::daemon::authority::{Authority, Leaf};
-use clustermesh::daemon::tls::{Credentials, Trust, server_config};
+use clustermesh::daemon::tls::Credentials;
 use clustermesh::follow::{AUDIENCE, Target};
 use clustermesh::session::Scope;
 use clustermesh::tls::{Roots, client_config};
-use futures::StreamExt as _;
 use mesh_core::clusters::{ClusterState, LabelSet, LabelSetId, Object, RemoteEndpoint, RemoteNode, Version};
 use mesh_core::policy::model::Labels;
-use proto::clustermesh::{
-    At, ClusterMesh, ClusterMeshServer, Counts, FollowRequest, FollowResponse, Message, NodeNames, Say,
-    counts, write_object,
-};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tonic::transport::Server;
-use tonic::transport::server::Connected;
-use tonic::{Request, Response, Status};
+use prost::Message as _;
+use proto::clustermesh::{At, Counts, FollowResponse, Message, NodeNames, Say, counts, write_object};
 
+use super::raw::{Script, Scripted, credentials, server};
 use super::world::*;
 
 /// Tries to follow `east` with this certificate or token.
 fn intrude(east: &Cluster, leaf: Option<&Leaf>, token: Option<std::path::PathBuf>) -> Agent {
     let roots = Roots::parse(&east.bundle()).unwrap();
     let own = leaf.map(|leaf| Arc::new(Credentials::new(Arc::clone(&leaf.key))) as Arc<_>);
-    let tls = client_config(cluster("east"), Arc::new(move |_| Some(roots.clone())), own).unwrap();
+    let tls = client_config(cluster(east.name), Arc::new(move |_| Some(roots.clone())), own).unwrap();
     Agent::start(
         Target { addresses: vec![address(east.line.address)], tls, token, renewed: None },
         Scope::All,
@@ -41,50 +29,68 @@ fn intrude(east: &Cluster, leaf: Option<&Leaf>, token: Option<std::path::PathBuf
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_not_whom_it_says_is_told_nothing() {
-    let (east, west, north) =
-        (Cluster::start("east", 1).await, Cluster::start("west", 2).await, Cluster::start("north", 3).await);
-    east.join_with(&west);
-    east.join_with(&north);
-    eventually("both are joined", || {
-        ["west", "north"].iter().all(|name| east.condition(name, "Accepted").starts_with("True"))
+    let log = Log::from_now();
+    // Names that no other test has, so that lines of the log are of this one.
+    let (lime, plum, pear) =
+        (Cluster::start("lime", 1).await, Cluster::start("plum", 2).await, Cluster::start("pear", 3).await);
+    lime.join_with(&plum);
+    mesh(&[&lime, &pear]);
+    let (agent, neighbour) = (lime.agent(), pear.agent());
+    eventually("both are joined", || lime.condition("plum", "Accepted").starts_with("True")).await;
+    eventually("a healthy one", || {
+        agent.pods("pear") == ["10.3.1.2 web"] && neighbour.pods("lime") == ["10.1.1.2 web"]
     })
     .await;
+    let made = pear.line.made();
     let now = SystemTime::now();
-    let stranger = Authority::make(&cluster("west"), now).unwrap().0;
-    let (of_west, of_north) = (west.authority(), north.authority());
+    let stranger = Authority::make(&cluster("plum"), now).unwrap().0;
+    let (of_plum, of_pear) = (plum.authority(), pear.authority());
     let leaf = |authority: &Authority, name: &str, at| authority.issue_for(&cluster(name), at).unwrap();
     let long_ago = now - Duration::from_secs(30 * 3600);
-    let wrong_token = east.token("somebody.else", "mesh-agent");
-    let other_account = east.token(AUDIENCE, "default");
+    let wrong_token = lime.token("somebody.else", "mesh-agent");
+    let other_account = lime.token(AUDIENCE, "default");
+    let (plums, unjoined) = ("cluster plum", "no ClusterPeer fig with a trust bundle is here");
     let cases = [
-        ("wrong authority", Some(leaf(&stranger, "west", now)), None, "CertificateNotVouched"),
-        ("another cluster's authority", Some(leaf(&of_north, "west", now)), None, "CertificateNotVouched"),
-        ("expired", Some(leaf(&of_west, "west", long_ago)), None, "CertificateExpired"),
-        ("not joined", Some(leaf(&of_west, "south", now)), None, "ClusterUnknown"),
-        ("nothing to show", None, None, "NoCredentials"),
-        ("token for another audience", None, Some(wrong_token), "TokenRefused"),
-        ("token of another account", None, Some(other_account), "TokenOfAnother"),
+        ("wrong authority", Some(leaf(&stranger, "plum", now)), None, "CertificateNotVouched", plums),
+        ("another's authority", Some(leaf(&of_pear, "plum", now)), None, "CertificateNotVouched", plums),
+        ("expired", Some(leaf(&of_plum, "plum", long_ago)), None, "CertificateExpired", plums),
+        ("not joined", Some(leaf(&of_plum, "fig", now)), None, "ClusterUnknown", unjoined),
+        ("nothing to show", None, None, "NoCredentials", "neither a certificate nor a token"),
+        ("for another audience", None, Some(wrong_token), "TokenRefused", "does not confirm the token"),
+        ("another account's", None, Some(other_account), "TokenOfAnother", "hawser-system:default is not"),
     ];
-    for (what, leaf, token, reason) in cases {
-        let before = east.metrics.refusals(reason);
-        let intruder = intrude(&east, leaf.as_ref(), token);
-        eventually(what, || east.metrics.refusals(reason) > before).await;
+    for (what, leaf, token, reason, said) in cases {
+        let (before, lines) = (lime.metrics.refusals(reason), log.count(&["WARN", reason, said]));
+        let intruder = intrude(&lime, leaf.as_ref(), token);
+        eventually(what, || lime.metrics.refusals(reason) > before).await;
+        eventually(what, || log.count(&["WARN", reason, said]) > lines).await;
         eventually(what, || intruder.read(|heard| !heard.ended.is_empty())).await;
         intruder.read(|heard| {
             assert_eq!((heard.connected, heard.states.len(), heard.complete), (0, 0, 0), "{what}");
         });
     }
-    // A joined cluster hears of east alone, and an agent of all.
-    let peer = intrude(&east, Some(&leaf(&of_west, "west", now)), None);
-    eventually("a peer is let in", || peer.pods("east") == ["10.1.1.2 web"]).await;
-    west.join_with(&east);
-    let agent = east.agent();
-    eventually("an agent is let in", || agent.pods("west") == ["10.2.1.2 web"]).await;
+    // A joined cluster hears of lime alone, and an agent of all.
+    let peer = intrude(&lime, Some(&leaf(&of_plum, "plum", now)), None);
+    eventually("a peer is let in", || peer.pods("lime") == ["10.1.1.2 web"]).await;
+    plum.join_with(&lime);
+    eventually("an agent hears of it", || agent.pods("plum") == ["10.2.1.2 web"]).await;
     assert_eq!(peer.read(|heard| heard.states.len()), 1);
+    // The healthy one went on all the time, in both directions.
+    lime.pod(9, "new");
+    pear.pod(9, "new");
+    eventually("changes of both", || {
+        agent.pods("pear").len() == 2 && neighbour.pods("lime") == ["10.1.1.2 web", "10.1.1.9 new"]
+    })
+    .await;
+    assert_eq!(pear.line.made(), made, "by the same streams");
+    for one in [&agent, &neighbour] {
+        one.read(|heard| assert_eq!((heard.gone.len(), heard.ended.len()), (0, 0)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_another_cluster_is_not_followed() {
+    let log = Log::from_now();
     let (east, west, north) =
         (Cluster::start("east", 1).await, Cluster::start("west", 2).await, Cluster::start("north", 3).await);
     // Where west should be there is north, which is trusted as north; and north is really there.
@@ -98,6 +104,9 @@ async fn a_server_that_is_another_cluster_is_not_followed() {
     })
     .await;
     assert!(east.metrics.refusals("CertificateOfAnother") > 0);
+    let address = north.line.address.to_string();
+    let said = ["WARN", "its certificate is of cluster north, wanted west", &address];
+    eventually("it is logged", || log.has(&said)).await;
     assert_eq!(agent.pods("west"), ["unknown"]);
     // Nor is east's own trust in west lent to others: its bundle vouches for nobody else.
     east.join("south", &["10.4.0.0/16"], &[west.line.address], &west.bundle());
@@ -129,8 +138,30 @@ async fn pod_cidrs_of_this_cluster_and_of_an_older_peer_are_refused_in_the_statu
                 .all(|part| said.contains(part))
     })
     .await;
-    assert_eq!(agent.pods("north"), ["10.3.1.2 web"]);
-    eventually("counted", || east.metrics.render().contains("facts_refused{kind=\"PeerCidrOurs\"} 1")).await;
+    // Its own name, and the address ranges of a cluster that is joined under another name.
+    east.join("east", &["10.7.0.0/16"], &nowhere, &east.bundle());
+    east.join("second", &["10.3.0.0/16"], &[north.line.address], &north.bundle());
+    eventually("itself", || {
+        east.condition("east", "Accepted")
+            .starts_with("False PeerIsOurself ClusterPeer east: metadata.name east")
+    })
+    .await;
+    eventually("one that is joined already", || {
+        east.condition("second", "Accepted").starts_with("False PeerCidrTwice ClusterPeer second")
+            && east.condition("second", "Connected").starts_with("False CertificateOfAnother")
+    })
+    .await;
+    eventually("counted", || {
+        let text = east.metrics.render();
+        ["PeerCidrOurs\"} 1", "PeerIsOurself\"} 1", "PeerCidrTwice\"} 2"]
+            .iter()
+            .all(|part| text.contains(part))
+    })
+    .await;
+    north.pod(9, "new");
+    eventually("the real one goes on", || agent.pods("north") == ["10.3.1.2 web", "10.3.1.9 new"]).await;
+    assert_eq!(agent.pods("east"), ["10.1.1.2 web"]);
+    agent.read(|heard| assert_eq!((heard.gone.len(), heard.ended.len()), (0, 0)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,79 +179,6 @@ async fn who_says_nothing_closes_the_door_to_nobody_else() {
     eventually("an agent is let in", || agent.pods("east") == ["10.1.1.2 web"]).await;
     assert_eq!(east.metrics.refusals("TlsFailed"), 0, "nobody had to be waited for");
     drop(silent);
-}
-
-/// Says what it was told to say: to each connection the next script, the last one again and again.
-struct Scripted(Mutex<Vec<Vec<FollowResponse>>>);
-
-type Words = Pin<Box<dyn futures::Stream<Item = Result<FollowResponse, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl ClusterMesh for Scripted {
-    type FollowStream = Words;
-
-    async fn follow(&self, _: Request<FollowRequest>) -> Result<Response<Words>, Status> {
-        let mut scripts = self.0.lock().unwrap();
-        let script = if scripts.len() > 1 { scripts.remove(0) } else { scripts[0].clone() };
-        let words = futures::stream::iter(script.into_iter().map(Ok));
-        Ok(Response::new(words.chain(futures::stream::pending()).boxed()))
-    }
-}
-
-struct Io(TlsStream<TcpStream>);
-
-impl Connected for Io {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-/// A server with a good certificate of `west` and bad intentions.
-async fn taken_over(authority: &Authority, east: &Cluster, scripts: Vec<Vec<FollowResponse>>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let leaf = authority.issue(SystemTime::now()).unwrap();
-    let trust = Arc::new(Trust::default());
-    trust.set([(cluster("east"), Roots::parse(&east.bundle()).unwrap())].into());
-    let acceptor = TlsAcceptor::from(server_config(trust, Arc::new(Credentials::new(leaf.key))).unwrap());
-    let incoming = futures::stream::unfold(listener, move |listener| {
-        let acceptor = acceptor.clone();
-        async move {
-            let (tcp, _) = listener.accept().await.ok()?;
-            Some((acceptor.accept(tcp).await.map(Io), listener))
-        }
-    });
-    let server = ClusterMeshServer::new(Scripted(Mutex::new(scripts))).max_encoding_message_size(usize::MAX);
-    tokio::spawn(Server::builder().add_service(server).serve_with_incoming(incoming.boxed()));
-    address
 }
 
 fn at(sequence: u64) -> At {
@@ -269,11 +227,13 @@ fn labels() -> Object {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_was_taken_over_harms_itself_alone() {
+    let log = Log::from_now();
     let (east, north) = (Cluster::start("east", 1).await, Cluster::start("north", 3).await);
     east.join_with(&north);
     north.join_with(&east);
     let agent = east.agent();
     eventually("the good one", || agent.pods("north") == ["10.3.1.2 web"]).await;
+    let made = north.line.made();
 
     let good = [labels(), node("w1", 40, "10.2.1.0/24"), pod("10.2.1.7", "w1")];
     let mut truncated = snapshot(at(5), &good);
@@ -290,6 +250,9 @@ async fn a_cluster_that_was_taken_over_harms_itself_alone() {
         pod("10.3.1.9", "w2"),
         pod("10.3.1.8", "w1"),
         pod("10.1.1.2", "w1"),
+        // With keys of a node of north, and of an own one.
+        node("w3", 25, "10.2.3.0/24"),
+        node("w4", 9, "10.2.4.0/24"),
     ]);
     bad.extend(snapshot(at(5), &wrong));
     let mut replayed = vec![said(Say::Bookmark(at(5)))];
@@ -298,14 +261,21 @@ async fn a_cluster_that_was_taken_over_harms_itself_alone() {
     let oversized = vec![said(Say::SnapshotBegin(at(6))), said(Say::SnapshotPart(huge))];
     // It must end by itself for the next one to come: with a message without sense.
     bad.push(said(Say::SnapshotPart(Vec::new())));
-    let scripts = vec![truncated, bad, replayed, oversized, vec![said(Say::Bookmark(at(5)))]];
+    let scripts = [truncated, bad, replayed, oversized, vec![said(Say::Bookmark(at(5)))]];
+    let bytes = |script: &Vec<FollowResponse>| script.iter().map(|said| said.encode_to_vec()).collect();
+    let scripts: Vec<Script> = scripts.iter().map(bytes).collect();
 
     let authority = Authority::make(&cluster("west"), SystemTime::now()).unwrap().0;
-    let address = taken_over(&authority, &east, scripts).await;
+    let address = server(credentials(&authority, "west"), &east, Scripted::new(scripts)).await;
     east.join("west", &["10.2.0.0/16"], &[address], authority.pem());
     for reason in ["Truncated", "ForeignCluster", "Unexpected", "WentBack", "MessageTooLong"] {
         eventually(reason, || east.metrics.refusals(reason) > 0).await;
+        if reason != "ForeignCluster" {
+            eventually(reason, || log.has(&["WARN", "Not connected", reason, &address.to_string()])).await;
+        }
     }
+    let said = ["WARN", "ForeignCluster", "cluster west: tells of cluster north; refused"];
+    eventually("it is logged", || log.has(&said)).await;
     eventually("what is its own", || agent.pods("west") == ["10.2.1.7 evil"]).await;
     eventually("facts that are not believed", || {
         let said = east.condition("west", "Problems");
@@ -313,11 +283,18 @@ async fn a_cluster_that_was_taken_over_harms_itself_alone() {
             && said
                 .contains("spec.podCIDRs 10.3.1.0/24 is outside what ClusterPeer west allows (10.2.0.0/16)")
             && said.contains("cluster west: tells of cluster north; refused")
+            && said.contains("node w3 of cluster west: announces key")
+            && said.contains("a key of node north-n1 of cluster north (older)")
+            && said.contains("node w4 of cluster west: announces key")
+            && said.contains("a key of node east-n1 of this cluster")
     })
     .await;
+    for reason in ["NodeKeyTwice", "NodeCidrOutside", "EndpointOutside", "EndpointWithoutNode"] {
+        eventually(reason, || log.has(&["WARN", "cluster=west", reason, "Not believed"])).await;
+    }
     eventually("counted", || {
         let text = east.metrics.render();
-        ["NodeCidrOutside\"} 1", "EndpointOutside\"} 2", "EndpointWithoutNode\"} 1"]
+        ["NodeCidrOutside\"} 1", "EndpointOutside\"} 2", "EndpointWithoutNode\"} 1", "NodeKeyTwice\"} 2"]
             .iter()
             .all(|part| text.contains(part))
     })
@@ -326,5 +303,9 @@ async fn a_cluster_that_was_taken_over_harms_itself_alone() {
     north.pod(5, "new");
     eventually("the good one goes on", || agent.pods("north") == ["10.3.1.2 web", "10.3.1.5 new"]).await;
     assert_eq!(agent.pods("east"), ["10.1.1.2 web"]);
-    agent.read(|heard| assert_eq!((heard.gone.len(), heard.ended.len()), (0, 0)));
+    assert_eq!(north.line.made(), made, "by the same stream");
+    agent.read(|heard| {
+        assert_eq!((heard.gone.len(), heard.ended.len()), (0, 0));
+        assert_eq!(heard.states[&cluster("north")].nodes.len(), 1, "with its keys");
+    });
 }

@@ -2,8 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod doors;
+mod expiry;
 mod healthy;
 mod impostors;
+mod line;
+mod log;
 mod program;
+mod raw;
 mod renewal;
+mod slow;
+mod versions;
 mod world;

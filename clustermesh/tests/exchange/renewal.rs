@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clustermesh::daemon::authority::{Authority, LEAF};
 use clustermesh::daemon::hub::Hub;
 use clustermesh::daemon::metrics::Metrics;
-use clustermesh::daemon::server::{Serving, serve};
+use clustermesh::daemon::server::{STUCK, Serving, serve};
 use clustermesh::daemon::tls::{Credentials, Trust, server_config};
 use clustermesh::daemon::tokens::Tokens;
 use clustermesh::follow::Target;
@@ -43,6 +43,7 @@ async fn streams_outlive_certificates_that_are_renewed_in_time_and_end_with_othe
         tokens: Tokens::new(api.client.clone(), []),
         tls: server_config(Arc::clone(&trust), Arc::clone(&own)).unwrap(),
         recheck: Duration::from_millis(50),
+        stuck: STUCK,
         metrics: metrics.clone(),
     };
     let server = tokio::spawn(serve(listener, serving, stopped));

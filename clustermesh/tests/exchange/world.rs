@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,82 +20,33 @@ use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
 use mesh_core::clusters::{ClusterName, ClusterState, ServerAddress, Version};
 use mesh_core::key::PublicKey;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub(crate) use super::line::Line;
+pub(crate) use super::log::Log;
 
 /// Longer than anything takes on a loaded machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Polls until `probe` holds.
-pub(crate) async fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
-    let polled = tokio::time::timeout(DEADLINE, async {
+pub(crate) async fn eventually(what: &str, probe: impl FnMut() -> bool) {
+    within(DEADLINE, what, probe).await;
+}
+
+/// As [`eventually`], for what takes its time on any machine.
+pub(crate) async fn within(deadline: Duration, what: &str, mut probe: impl FnMut() -> bool) {
+    let polled = tokio::time::timeout(deadline, async {
         while !probe() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    assert!(polled.await.is_ok(), "{what} did not happen within {DEADLINE:?}");
+    assert!(polled.await.is_ok(), "{what} did not happen within {deadline:?}");
 }
 
 pub(crate) fn cluster(name: &str) -> ClusterName {
     name.parse().unwrap()
-}
-
-/// A line to a server that can be cut and healed. Its address stays.
-pub(crate) struct Line {
-    pub(crate) address: SocketAddr,
-    target: Arc<Mutex<Option<SocketAddr>>>,
-    whole: watch::Sender<bool>,
-    /// Connections were made since the last cut.
-    pub(crate) used: Arc<AtomicBool>,
-    task: JoinHandle<()>,
-}
-
-impl Line {
-    pub(crate) async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let target: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
-        let (whole, state) = watch::channel(true);
-        let used = Arc::new(AtomicBool::new(false));
-        let (to, marked) = (Arc::clone(&target), Arc::clone(&used));
-        let task = tokio::spawn(async move {
-            loop {
-                let Ok((mut from, _)) = listener.accept().await else { return };
-                let target = *to.lock().unwrap();
-                let Some(target) = target.filter(|_| *state.borrow()) else { continue };
-                let (mut state, marked) = (state.clone(), Arc::clone(&marked));
-                tokio::spawn(async move {
-                    let Ok(mut to) = TcpStream::connect(target).await else { return };
-                    marked.store(true, Ordering::SeqCst);
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
-                        _ = state.wait_for(|whole| !whole) => {}
-                    }
-                });
-            }
-        });
-        Self { address, target, whole, used, task }
-    }
-
-    pub(crate) fn lead_to(&self, target: SocketAddr) {
-        *self.target.lock().unwrap() = Some(target);
-    }
-
-    pub(crate) fn cut(&self) {
-        self.whole.send_replace(false);
-        self.used.store(false, Ordering::SeqCst);
-    }
-
-    pub(crate) fn heal(&self) {
-        self.whole.send_replace(true);
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// A running daemon.
@@ -325,6 +275,8 @@ pub(crate) struct Heard {
     pub(crate) states: BTreeMap<ClusterName, ClusterState>,
     pub(crate) versions: BTreeMap<ClusterName, Version>,
     pub(crate) heard: BTreeMap<ClusterName, usize>,
+    /// When each was heard last, and the longest time between two such moments.
+    pub(crate) silence: BTreeMap<ClusterName, (Instant, Duration)>,
     pub(crate) gone: Vec<ClusterName>,
     pub(crate) complete: usize,
     pub(crate) changes: usize,
@@ -352,6 +304,7 @@ impl Agent {
         let events: Events = Arc::new(move |event| match event {
             Event::Connected { .. } => noted.lock().unwrap().connected += 1,
             Event::Ended { why, .. } => noted.lock().unwrap().ended.push(why.reason().to_owned()),
+            Event::Speaks => {}
             Event::LeftOut(left_out) => panic!("{left_out}"),
         });
         let following = tokio::spawn(follow(watch::channel(target).1, Session::new(scope), tell, events));
@@ -368,7 +321,14 @@ impl Agent {
                             assert!(state.apply(change), "touches what is equal");
                         }
                     }
-                    Told::Heard { cluster } => *heard.heard.entry(cluster).or_default() += 1,
+                    Told::Heard { cluster } => {
+                        let now = Instant::now();
+                        let (last, longest) =
+                            heard.silence.entry(cluster.clone()).or_insert((now, Duration::ZERO));
+                        *longest = (*longest).max(now - *last);
+                        *last = now;
+                        *heard.heard.entry(cluster).or_default() += 1;
+                    }
                     Told::Gone { cluster } => {
                         heard.states.remove(&cluster);
                         heard.gone.push(cluster);

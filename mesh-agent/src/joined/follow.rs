@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clustermesh::Told;
 use clustermesh::follow::{Event, FollowError, Target};
+use clustermesh::quiet::Quiet;
 use clustermesh::session::{Scope, Session};
 use clustermesh::tls::{Roots, agent_config};
 use mesh_core::clusters::{ClusterName, Host, ServerAddress};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::Peers;
 use crate::metrics::Metrics;
@@ -130,6 +132,7 @@ pub async fn run(
 }
 
 fn events(metrics: Metrics) -> clustermesh::follow::Events {
+    let (quiet, begun) = (Mutex::new(Quiet::default()), Instant::now());
     Arc::new(move |event| match event {
         Event::Connected { address } => {
             metrics.clustermesh_connected(true);
@@ -143,9 +146,13 @@ fn events(metrics: Metrics) -> clustermesh::follow::Events {
             let address = address.as_ref().map(ToString::to_string).unwrap_or_default();
             tracing::warn!(address, err = %why, "clustermesh is not followed; what is known of joined clusters stays");
         }
+        Event::Speaks => {}
         Event::LeftOut(what) => {
             metrics.clustermesh_left_out(what.reason());
-            tracing::warn!("{what}");
+            let mut quiet = quiet.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(kept_back) = quiet.ask(begun.elapsed()) {
+                tracing::warn!(kept_back, "{what}");
+            }
         }
     })
 }
