@@ -9,6 +9,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::Stop;
 use super::device::{Device, Options, StartError};
+use super::pulse::Pulse;
 use super::succession::{self, Mark, Part};
 use super::tun::TunError;
 
@@ -22,8 +23,8 @@ const HAND_OVER: Duration = Duration::from_secs(10);
 const REMIND: Duration = Duration::from_secs(10);
 
 /// Runs a device until `stop` is raised. A device that fails is started again, without key and peers: whoever
-/// configured it finds it empty and configures it again.
-pub fn run(options: &Options, stop: &Stop) {
+/// configured it finds it empty and configures it again. With `pulse` it says that it goes on, while it waits, too.
+pub fn run(options: &Options, stop: &Stop, pulse: &Pulse) {
     let interface = options.name.as_str();
     let mut reported: Option<(String, Instant)> = None;
     // That this process waits for the device, or has handed it over.
@@ -34,7 +35,7 @@ pub fn run(options: &Options, stop: &Stop) {
             Ok(device) => {
                 (reported, part, handed_over) = (None, None, false);
                 tracing::info!(interface, mtu = options.mtu, dir = %options.uapi_dir.display(), "device is up for configuration");
-                let failed = device.wait(stop);
+                let failed = device.wait(stop, pulse);
                 let awaited = failed.is_some() && succession::is_awaited(&options.uapi_dir, interface);
                 match failed {
                     Some(cause) if awaited => {
@@ -52,7 +53,7 @@ pub fn run(options: &Options, stop: &Stop) {
                 if awaited {
                     handed_over = true;
                     part = mark(Part::Former, options);
-                    hand_over(options, stop);
+                    hand_over(options, stop, pulse);
                 }
             }
             Err(e) => {
@@ -69,7 +70,7 @@ pub fn run(options: &Options, stop: &Stop) {
                 }
             }
         }
-        if stop.wait(pause) {
+        if pulse.wait(stop, pause) {
             break;
         }
     }
@@ -87,10 +88,10 @@ fn mark(part: Part, options: &Options) -> Option<Mark> {
 }
 
 /// Leaves the name alone until whoever waits for it has it.
-fn hand_over(options: &Options, stop: &Stop) {
+fn hand_over(options: &Options, stop: &Stop, pulse: &Pulse) {
     let begun = Instant::now();
     while succession::is_awaited(&options.uapi_dir, &options.name) && begun.elapsed() < HAND_OVER {
-        if stop.wait(RETRY) {
+        if pulse.wait(stop, RETRY) {
             return;
         }
     }
