@@ -33,7 +33,8 @@ struct Args {
     /// Log format; the default is pretty on a terminal, else JSON
     #[arg(long, value_enum)]
     log: Option<LogFormat>,
-    /// Say whether the main process of this container serves all these interfaces, and end: for probes
+    /// Say whether the main process of this container serves all these interfaces and answers for each, and, where --alive is given,
+    /// whether its threads make progress, and end: for readiness probes
     #[arg(long)]
     check: bool,
     /// Socket on which to say whether every thread makes progress, in a directory that no other container has
@@ -94,10 +95,10 @@ enum LogFormat {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if args.check {
-        return supervisor::check(&args.interfaces, &args.uapi_dir);
+        return supervisor::check(&args.interfaces, &args.uapi_dir, args.alive.as_deref());
     }
     if let Some(door) = args.alive.as_ref().filter(|_| args.check_alive) {
-        return pulse::check(door);
+        return pulse::check(door, pulse::ANSWER);
     }
     start_log(args.log);
     // Blocked before any thread starts, so that every thread inherits it and only `wait` sees the signals.

@@ -22,8 +22,8 @@ use crate::engine::lock;
 /// For a thread to answer. A burst of packets takes a millisecond, what the kernel is asked for under its lock of all network
 /// devices a second on a machine that makes hundreds of them.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// For the answer to come, when the thread that collects it hangs, too.
-const GRACE: Duration = Duration::from_secs(2);
+/// For the answer to come: longer, since a thread that hangs is to be named.
+pub const ANSWER: Duration = PATIENCE.saturating_add(Duration::from_secs(2));
 /// What is answered when all threads go on.
 const ALIVE: &str = "alive\n";
 
@@ -192,14 +192,14 @@ impl Door {
     }
 }
 
-/// Succeeds if every thread of the process that has this socket goes on.
+/// Succeeds if every thread of the process that has this socket goes on, and that is known within `patience`.
 ///
 /// # Errors
-/// Names the threads that do not, or the socket.
-pub fn check(door: &Path) -> anyhow::Result<()> {
+/// Names the threads that do not, as far as there was time to learn of them, or the socket.
+pub fn check(door: &Path, patience: Duration) -> anyhow::Result<()> {
     let at = door.display();
     let mut stream = UnixStream::connect(door).with_context(|| format!("{at}: no mesh-tunnel answers"))?;
-    stream.set_read_timeout(Some(PATIENCE + GRACE)).with_context(|| format!("{at}: no deadline"))?;
+    stream.set_read_timeout(Some(patience)).with_context(|| format!("{at}: no deadline"))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(|| format!("{at}: mesh-tunnel hangs or was stopped"))?;
     anyhow::ensure!(answer == ALIVE, "{at}: mesh-tunnel hangs: {}", answer.trim_end());

@@ -1,15 +1,17 @@
 //! Keeps one device running: waits for a name that is taken, starts again what failed, hands over to who waits ([`succession`]).
 
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use zeroize::Zeroizing;
 
 use super::Stop;
 use super::device::{Device, Options, StartError};
-use super::pulse::Pulse;
+use super::pulse::{self, Pulse};
 use super::succession::{self, Mark, Part};
 use super::tun::TunError;
 
@@ -19,6 +21,8 @@ const RETRY: Duration = Duration::from_millis(200);
 const RETRY_SLOWLY: Duration = Duration::from_secs(2);
 /// For a successor to take the device that was handed over to it: it tries every [`RETRY`].
 const HAND_OVER: Duration = Duration::from_secs(10);
+/// For the engine, and for threads, to answer one who asks whether a device carries: less than a probe's five seconds, all told.
+const ANSWER: Duration = Duration::from_millis(1500);
 /// Between two log lines about the same obstacle.
 const REMIND: Duration = Duration::from_secs(10);
 
@@ -98,12 +102,13 @@ fn hand_over(options: &Options, stop: &Stop, pulse: &Pulse) {
     tracing::info!(interface = options.name, took = ?begun.elapsed(), "device was handed over");
 }
 
-/// Succeeds if each interface is served by a process of the caller's PID namespace, or was until that handed it over: in a
-/// container, by its own main process, and not by that of another container which has it still.
+/// Succeeds if each interface is served by a process of the caller's PID namespace whose engine answers, or was until that handed it
+/// over: in a container, by its own main process, and not by that of another container which has it still. Where `alive` is given,
+/// all threads of the process that has that socket must go on besides.
 ///
 /// # Errors
-/// Names the interface, and who serves it instead.
-pub fn check(interfaces: &[String], uapi_dir: &Path) -> anyhow::Result<()> {
+/// Names the interface, and who serves it instead; or what does not answer.
+pub fn check(interfaces: &[String], uapi_dir: &Path, alive: Option<&Path>) -> anyhow::Result<()> {
     for interface in interfaces.iter().filter(|interface| !succession::was_ours(uapi_dir, interface)) {
         let path = super::device::socket_path(uapi_dir, interface, "sock");
         let stream = UnixStream::connect(&path)
@@ -116,6 +121,39 @@ pub fn check(interfaces: &[String], uapi_dir: &Path) -> anyhow::Result<()> {
             "{}: a process of another container serves {interface}",
             path.display()
         );
+        configuration_is_told(&stream)
+            .with_context(|| format!("{}: the engine of {interface} does not answer", path.display()))?;
     }
-    Ok(())
+    alive.map_or(Ok(()), |door| pulse::check(door, ANSWER))
+}
+
+/// Asks for a device's configuration, and reads it to its end. Nothing of it is kept: it has the private key.
+fn configuration_is_told(mut stream: &UnixStream) -> io::Result<()> {
+    const END: &[u8] = b"errno=0\n\n";
+    let deadline = Instant::now() + ANSWER;
+    stream.set_write_timeout(Some(ANSWER))?;
+    stream.write_all(b"get=1\n\n")?;
+    let mut text = Zeroizing::new([0; 16384]);
+    let mut kept = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let read = match stream.read(&mut text[kept..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => kept + other?,
+        };
+        if text[..read].ends_with(END) {
+            return Ok(());
+        }
+        if text[..read].ends_with(b"\n\n") {
+            return Err(io::Error::other("it refuses to tell its configuration"));
+        }
+        // The end may come in two pieces.
+        kept = read.min(END.len());
+        text.copy_within(read - kept..read, 0);
+    }
 }

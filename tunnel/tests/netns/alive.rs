@@ -98,3 +98,29 @@ fn a_tunnel_that_serves_or_waits_is_alive_and_one_that_was_stopped_or_hangs_is_n
     hang(first, "first", &["hawser0", "hawser0-carry", "hawser1-accept", "hawser1-timers"]);
     hang(&second, "second", &["hawser1"]);
 }
+
+#[test]
+fn a_tunnel_with_all_devices_is_ready_only_while_each_engine_answers_and_each_thread_goes_on() {
+    let mut lab = Lab::bare(&[Program::Ours]);
+    lab.nodes[0].start_with("--alive /run/wireguard/first hawser0 hawser1");
+    let node = &lab.nodes[0];
+    let ready = || probe(node, "--check --alive /run/wireguard/first hawser0 hawser1");
+    eventually("it is ready", SOON, || ready().is_ok());
+    let process = node.process.as_ref().unwrap();
+    for (name, what) in [
+        ("hawser0-accept", "the engine of hawser0 does not answer"),
+        ("hawser1-carry", "mesh-tunnel hangs or was stopped"),
+        ("hawser1", "mesh-tunnel hangs or was stopped"),
+    ] {
+        let hanging = Hanging::of(process, &[name]);
+        let told = ready().unwrap_err();
+        assert!(told.contains(what), "{name}: {told}");
+        drop(hanging);
+        eventually("it is ready again", Duration::from_secs(30), || ready().is_ok());
+    }
+    assert!(ready().is_ok());
+    // Keys of as many peers as make the answer come in many pieces.
+    let peer = |n: u32| format!("public_key={:064x}\nallowed_ip=10.{}.{}.0/24\n", n + 2, n / 256, n % 256);
+    node.set(&format!("private_key={}\n{}", "11".repeat(32), (0..500).map(peer).collect::<String>()));
+    assert_eq!(ready(), Ok(()));
+}

@@ -99,7 +99,7 @@ fn every_choice_is_in_the_manifests() {
 
 /// On a node's network there are two of them during an upgrade, and what the one is asked must not be answered by the other.
 #[test]
-fn a_tunnel_is_asked_whether_it_is_alive_where_no_other_pod_can_answer() {
+fn a_tunnel_is_asked_whether_it_goes_on_where_no_other_pod_can_answer() {
     let all = objects(&manifests(&chart(), &Values::default()).unwrap());
     let tunnel =
         all.iter().find(|o| o["kind"] == "DaemonSet" && o["metadata"]["name"] == "mesh-tunnel").unwrap();
@@ -111,7 +111,9 @@ fn a_tunnel_is_asked_whether_it_is_alive_where_no_other_pod_can_answer() {
     };
     let served = socket(&container["args"]);
     let probe = &container["livenessProbe"];
-    assert_eq!(socket(&probe["exec"]["command"]), served);
+    for probe in [probe, &container["readinessProbe"]] {
+        assert_eq!(socket(&probe["exec"]["command"]), served);
+    }
     // It gives threads ten seconds.
     assert!(probe["timeoutSeconds"].as_u64() > Some(12), "{probe}");
     let directory = Path::new(&served).parent().unwrap().to_str().unwrap();
