@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use tunnel::io::Stop;
 use tunnel::io::device::Options;
 use tunnel::io::pulse::{self, Door, Pulses};
-use tunnel::io::supervisor;
+use tunnel::io::supervisor::{self, Waits};
 use tunnel::offload::Techniques;
 
 /// Userspace WireGuard devices. `wg` and the agent configure them; the process needs neither to go on.
@@ -117,7 +117,7 @@ fn main() -> anyhow::Result<()> {
         let thread = std::thread::Builder::new().name("alive".to_owned()).spawn(answer);
         threads.push(thread.context("no thread that says whether others make progress")?);
     }
-    let techniques = args.techniques();
+    let (techniques, waits) = (args.techniques(), Waits::default());
     let mut names = args.interfaces;
     names.sort();
     names.dedup();
@@ -129,11 +129,11 @@ fn main() -> anyhow::Result<()> {
             uapi_dir: args.uapi_dir.clone(),
             pulses: pulses.clone(),
         };
-        let stop = Arc::clone(&stop);
+        let (stop, waits) = (Arc::clone(&stop), waits.clone());
         let pulse = pulses.enter(&name).context("no event descriptor")?;
         let thread = std::thread::Builder::new()
             .name(name.clone())
-            .spawn(move || supervisor::run(&options, &stop, &pulse))
+            .spawn(move || supervisor::run(&options, &stop, &pulse, &waits))
             .with_context(|| format!("no thread for interface {name}"))?;
         threads.push(thread);
     }

@@ -3,6 +3,8 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -27,8 +29,9 @@ const ANSWER: Duration = Duration::from_millis(1500);
 const REMIND: Duration = Duration::from_secs(10);
 
 /// Runs a device until `stop` is raised. A device that fails is started again, without key and peers: whoever
-/// configured it finds it empty and configures it again. With `pulse` it says that it goes on, while it waits, too.
-pub fn run(options: &Options, stop: &Stop, pulse: &Pulse) {
+/// configured it finds it empty and configures it again. With `pulse` it says that it goes on, while it waits, too; `waits` is that of
+/// the process.
+pub fn run(options: &Options, stop: &Stop, pulse: &Pulse, waits: &Waits) {
     let interface = options.name.as_str();
     let mut reported: Option<(String, Instant)> = None;
     // That this process waits for the device, or has handed it over.
@@ -55,16 +58,19 @@ pub fn run(options: &Options, stop: &Stop, pulse: &Pulse) {
                 drop(device);
                 tracing::info!(interface, "device is gone");
                 if awaited {
-                    handed_over = true;
-                    part = mark(Part::Former, options);
+                    handed_over = !waits.for_any();
+                    if handed_over {
+                        part = mark(Part::Former, options, waits);
+                    }
                     hand_over(options, stop, pulse);
                 }
             }
             Err(e) => {
                 if !matches!(e, StartError::Tun(TunError::Taken { .. })) {
                     pause = RETRY_SLOWLY;
-                } else if part.is_none() && !handed_over {
-                    part = mark(Part::Next, options);
+                } else if part.is_none() {
+                    // Again and again: another one may have the part, or look at it.
+                    part = mark(if handed_over { Part::Former } else { Part::Next }, options, waits);
                 }
                 let text = e.to_string();
                 let due = reported.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() > REMIND);
@@ -80,15 +86,46 @@ pub fn run(options: &Options, stop: &Stop, pulse: &Pulse) {
     }
 }
 
-/// Says what this process is to the device. Without that it gets it when its owner exits, and probes take it for broken.
-fn mark(part: Part, options: &Options) -> Option<Mark> {
-    match Mark::take(part, &options.uapi_dir, &options.name) {
-        Ok(mark) => mark,
-        Err(error) => {
-            tracing::warn!(interface = options.name, ?part, %error, "others cannot be told about the interface");
-            None
+/// For how many devices a process waits.
+#[derive(Clone, Debug, Default)]
+pub struct Waits(Arc<AtomicUsize>);
+
+impl Waits {
+    fn for_any(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// A part that this process has in a device, until dropped.
+#[derive(Debug)]
+struct Has {
+    _mark: Mark,
+    /// It is counted there.
+    waits: Option<Waits>,
+}
+
+impl Drop for Has {
+    fn drop(&mut self) {
+        if let Some(waits) = &self.waits {
+            waits.0.fetch_sub(1, Ordering::SeqCst);
         }
     }
+}
+
+/// Says what this process is to the device. Without that it gets it when its owner exits, and probes take it for broken.
+fn mark(part: Part, options: &Options, waits: &Waits) -> Option<Has> {
+    let mark = match Mark::take(part, &options.uapi_dir, &options.name) {
+        Ok(mark) => mark?,
+        Err(error) => {
+            tracing::warn!(interface = options.name, ?part, %error, "others cannot be told about the interface");
+            return None;
+        }
+    };
+    let waits = (part == Part::Next).then(|| {
+        waits.0.fetch_add(1, Ordering::SeqCst);
+        waits.clone()
+    });
+    Some(Has { _mark: mark, waits })
 }
 
 /// Leaves the name alone until whoever waits for it has it.
