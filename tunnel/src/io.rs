@@ -4,6 +4,7 @@ mod carry;
 pub mod device;
 mod link;
 mod listen;
+pub mod pulse;
 pub mod server;
 mod succession;
 pub mod supervisor;

@@ -10,7 +10,8 @@ use nix::sys::signal::{SigSet, Signal};
 use tracing_subscriber::EnvFilter;
 use tunnel::io::Stop;
 use tunnel::io::device::Options;
-use tunnel::io::supervisor;
+use tunnel::io::pulse::{self, Door, Pulses};
+use tunnel::io::supervisor::{self, Waits};
 use tunnel::offload::Techniques;
 
 /// Userspace WireGuard devices. `wg` and the agent configure them; the process needs neither to go on.
@@ -18,7 +19,7 @@ use tunnel::offload::Techniques;
 #[command(version)]
 struct Args {
     /// Interfaces to create and serve, such as hawser0 hawser1
-    #[arg(required = true, value_name = "IFNAME")]
+    #[arg(required_unless_present = "check_alive", value_name = "IFNAME")]
     interfaces: Vec<String>,
     /// MTU in bytes that the interfaces start with
     #[arg(long, default_value_t = 1420, value_parser = clap::value_parser!(u32).range(576..=65535))]
@@ -32,9 +33,17 @@ struct Args {
     /// Log format; the default is pretty on a terminal, else JSON
     #[arg(long, value_enum)]
     log: Option<LogFormat>,
-    /// Say whether the main process of this container serves all these interfaces, and end: for probes
+    /// Say whether the main process of this container serves all these interfaces and answers for each, and, where --alive is given,
+    /// whether its threads make progress, and end: for readiness probes
     #[arg(long)]
     check: bool,
+    /// Socket on which to say whether every thread makes progress, in a directory that no other container has
+    #[arg(long, value_name = "PATH")]
+    alive: Option<PathBuf>,
+    /// Ask the process at --alive whether every one of its threads makes progress, and end: for liveness probes. One that waits for
+    /// its devices is alive
+    #[arg(long, requires = "alive", conflicts_with_all = ["check", "interfaces"])]
+    check_alive: bool,
     /// Directory of the sockets IFNAME.sock (configuration) and IFNAME.stats (counters as JSON)
     #[arg(long, default_value = "/var/run/wireguard", value_name = "DIR")]
     uapi_dir: PathBuf,
@@ -86,25 +95,45 @@ enum LogFormat {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if args.check {
-        return supervisor::check(&args.interfaces, &args.uapi_dir);
+        return supervisor::check(&args.interfaces, &args.uapi_dir, args.alive.as_deref());
+    }
+    if let Some(door) = args.alive.as_ref().filter(|_| args.check_alive) {
+        return pulse::check(door, pulse::ANSWER);
     }
     start_log(args.log);
     // Blocked before any thread starts, so that every thread inherits it and only `wait` sees the signals.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("SIGTERM and SIGINT cannot be blocked")?;
     let stop = Arc::new(Stop::new().context("no event descriptor")?);
+    let pulses = Pulses::new().context("no event descriptor")?;
     let mut threads = Vec::new();
-    let techniques = args.techniques();
+    if let Some(path) = &args.alive {
+        let (door, pulses, stop) = (Door::open(path)?, pulses.clone(), Arc::clone(&stop));
+        let answer = move || {
+            if let Err(error) = door.serve(&pulses, &stop) {
+                tracing::error!(%error, "nobody says any more whether threads make progress");
+            }
+        };
+        let thread = std::thread::Builder::new().name("alive".to_owned()).spawn(answer);
+        threads.push(thread.context("no thread that says whether others make progress")?);
+    }
+    let (techniques, waits) = (args.techniques(), Waits::default());
     let mut names = args.interfaces;
     names.sort();
     names.dedup();
     for name in names {
-        let options =
-            Options { name: name.clone(), mtu: args.mtu, techniques, uapi_dir: args.uapi_dir.clone() };
-        let stop = Arc::clone(&stop);
+        let options = Options {
+            name: name.clone(),
+            mtu: args.mtu,
+            techniques,
+            uapi_dir: args.uapi_dir.clone(),
+            pulses: pulses.clone(),
+        };
+        let (stop, waits) = (Arc::clone(&stop), waits.clone());
+        let pulse = pulses.enter(&name).context("no event descriptor")?;
         let thread = std::thread::Builder::new()
             .name(name.clone())
-            .spawn(move || supervisor::run(&options, &stop))
+            .spawn(move || supervisor::run(&options, &stop, &pulse, &waits))
             .with_context(|| format!("no thread for interface {name}"))?;
         threads.push(thread);
     }
@@ -113,7 +142,7 @@ fn main() -> anyhow::Result<()> {
     stop.raise();
     for thread in threads {
         if thread.join().is_err() {
-            tracing::error!("a device's supervisor panicked");
+            tracing::error!("a thread of its own panicked");
         }
     }
     Ok(())

@@ -206,6 +206,9 @@ impl Kubelet<'_> {
                     write(file, text.as_str().unwrap_or_default())?;
                 }
                 made.clone()
+            } else if volume.get("emptyDir").is_some() {
+                node.sh(&format!("mkdir -p {made}"))?;
+                made.clone()
             } else {
                 for source in volume["projected"]["sources"].as_array().context("an unknown volume")? {
                     if source["configMap"]["optional"] == true {
@@ -430,13 +433,14 @@ fn tunnel_replaced(kubelet: &Kubelet<'_>, first: &DaemonPod) -> Result<DaemonPod
     let node = kubelet.lab.node(kubelet.runtime.node);
     let second = kubelet.start("mesh-tunnel", |_| ())?;
     let container = &kubelet.object("DaemonSet", "mesh-tunnel")?["spec"]["template"]["spec"]["containers"][0];
-    let probe = container["readinessProbe"]["exec"]["command"].as_array().context("a probe")?;
-    let probe: Vec<&str> = probe.iter().filter_map(Value::as_str).collect();
-    let ready = |pod: &DaemonPod| {
+    let asked = |pod: &DaemonPod, probe: &str| {
+        let words = container[probe]["exec"]["command"].as_array().ok_or_else(|| format!("no {probe}"))?;
+        let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
         let container = pod.containers[0].clone();
         let pod = CriPod { sandbox: pod.sandbox.clone(), container, ips: Vec::new() };
-        kubelet.runtime.exec(&pod, &probe).map_err(|error| format!("{error:#}"))
+        kubelet.runtime.exec(&pod, &words).map_err(|error| format!("{error:#}"))
     };
+    let ready = |pod: &DaemonPod| asked(pod, "readinessProbe");
     for device in ["hawser1", "hawser0"] {
         eventually(LONG, "the second tunnel waits", || {
             node.sh(&format!("flock --nonblock --shared /run/wireguard/{device}.next true"))
@@ -445,6 +449,9 @@ fn tunnel_replaced(kubelet: &Kubelet<'_>, first: &DaemonPod) -> Result<DaemonPod
         let told = ready(&second);
         ensure!(told.as_ref().is_err_and(|why| why.contains("another container serves hawser0")), "{told:?}");
         ready(first).map_err(anyhow::Error::msg)?;
+        for pod in [first, &second] {
+            asked(pod, "livenessProbe").map_err(anyhow::Error::msg)?;
+        }
         node.sh(&format!("rm /run/wireguard/{device}.sock"))?;
         eventually(LONG, "the device was handed over", || {
             let log = kubelet.log(first, "mesh-tunnel");

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use rustix::event::PollFlags;
 
 use super::device::Shared;
+use super::pulse::Pulse;
 use super::udp::{self, Sockets};
 use super::{link, ready_for};
 use crate::counters::Counter;
@@ -63,7 +64,7 @@ impl Sink for Wire<'_> {
 }
 
 /// Carries packets until the device stops.
-pub(super) fn run(shared: &Arc<Shared>) -> io::Result<()> {
+pub(super) fn run(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
     let mut outbound = Outbound::new();
     let mut inbound = Inbound::new(shared.offloads);
     let mut sockets: Option<Arc<Sockets>> = None;
@@ -82,10 +83,14 @@ pub(super) fn run(shared: &Arc<Shared>) -> io::Result<()> {
             (shared.tun.as_fd(), host),
             poll_for(v4, wanted[0], stop),
             poll_for(v6, wanted[1], stop),
+            (pulse.as_fd(), PollFlags::IN),
         ];
-        let [stopped, rebound, tun, from_v4, from_v6] = ready_for(&fds, None)?;
+        let [stopped, rebound, tun, from_v4, from_v6, asked] = ready_for(&fds, None)?;
         if stopped {
             return Ok(());
+        }
+        if asked {
+            pulse.answer();
         }
         if rebound {
             shared.rebound.lower();

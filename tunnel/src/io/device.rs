@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::carry::{self, Wire};
 use super::listen::{ListenError, Listener};
+use super::pulse::{Pulse, Pulses};
 use super::tun::{TunError, open_tun};
 use super::udp::{Paths, Sockets};
 use super::{Stop, link, ready, server};
@@ -35,6 +36,8 @@ pub struct Options {
     pub techniques: Techniques,
     /// Directory of the sockets `NAME.sock` and `NAME.stats`.
     pub uapi_dir: PathBuf,
+    /// Where its threads are entered.
+    pub pulses: Pulses,
 }
 
 /// Why a device could not be started.
@@ -106,7 +109,7 @@ impl Device {
     /// # Errors
     /// The first thing that could not be had; whatever was made before it is undone.
     pub fn start(options: &Options) -> Result<Self, StartError> {
-        let Options { name, mtu, techniques, uapi_dir } = options;
+        let Options { name, mtu, techniques, uapi_dir, pulses } = options;
         let (tun, offloads) = open_tun(name, *techniques)?;
         let resources = |source| StartError::Resources { name: name.clone(), source };
         let index = link::index_of(name).map_err(resources)?;
@@ -138,7 +141,7 @@ impl Device {
         let bodies: [(&str, Body); 3] =
             [("carry", carry::run), ("timers", run_timers), ("accept", server::serve)];
         for (what, body) in bodies {
-            let thread = spawn(&device.shared, what, move |shared| body(&shared)).map_err(resources)?;
+            let thread = spawn(&device.shared, what, pulses, body).map_err(resources)?;
             device.threads.push(thread);
         }
         Ok(device)
@@ -146,15 +149,16 @@ impl Device {
 
     /// Waits until the device fails (`Some(cause)`) or `stop` is raised (`None`).
     #[must_use]
-    pub fn wait(&self, stop: &Stop) -> Option<String> {
+    pub fn wait(&self, stop: &Stop, pulse: &Pulse) -> Option<String> {
         loop {
-            match ready(&[stop.as_fd(), self.shared.stop.as_fd()], None) {
-                Ok([true, _]) => return None,
-                Ok([_, true]) => {
+            match ready(&[stop.as_fd(), self.shared.stop.as_fd(), pulse.as_fd()], None) {
+                Ok([true, ..]) => return None,
+                Ok([_, true, _]) => {
                     let cause = lock(&self.shared.failure).take();
                     return Some(cause.unwrap_or_else(|| "a thread ended".to_owned()));
                 }
-                Ok([false, false]) => {}
+                Ok([false, false, true]) => pulse.answer(),
+                Ok([false, false, false]) => {}
                 Err(e) => return Some(e.to_string()),
             }
         }
@@ -184,7 +188,7 @@ fn join(thread: JoinHandle<()>) {
     let _ = thread.join();
 }
 
-type Body = fn(&Arc<Shared>) -> io::Result<()>;
+type Body = fn(&Arc<Shared>, &Pulse) -> io::Result<()>;
 
 /// Ends the device when a thread ends otherwise than by the stop flag, by panic too.
 struct Watch<'a> {
@@ -210,22 +214,24 @@ impl Drop for Watch<'_> {
 fn spawn(
     shared: &Arc<Shared>,
     what: &'static str,
-    body: impl FnOnce(Arc<Shared>) -> io::Result<()> + Send + 'static,
+    pulses: &Pulses,
+    body: Body,
 ) -> io::Result<JoinHandle<()>> {
-    let shared = Arc::clone(shared);
-    std::thread::Builder::new().name(format!("{}-{what}", shared.name)).spawn(move || {
+    let (shared, name) = (Arc::clone(shared), format!("{}-{what}", shared.name));
+    let pulse = pulses.enter(&name)?;
+    std::thread::Builder::new().name(name).spawn(move || {
         let watch = Watch { shared: &shared, what };
-        if let Err(e) = body(Arc::clone(&shared)) {
+        if let Err(e) = body(&shared, &pulse) {
             watch.fail(&e.to_string());
         }
     })
 }
 
-fn run_timers(shared: &Arc<Shared>) -> io::Result<()> {
+fn run_timers(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
     let mut scratch = vec![0; SCRATCH];
     let mut ticks = 0u32;
     loop {
-        if shared.stop.wait(TICK) {
+        if pulse.wait(&shared.stop, TICK) {
             return Ok(());
         }
         shared.engine.handle_timers(Instant::now(), &mut scratch, &mut Wire(shared));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use super::device::Shared;
+use super::pulse::Pulse;
 use super::{Stop, ready};
 use crate::uapi::{self, Request, UapiError};
 
@@ -95,13 +96,17 @@ impl Framer {
 }
 
 /// Accepts clients until the device stops.
-pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<()> {
+pub(super) fn serve(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
-        let fds = [shared.uapi.socket.as_fd(), shared.stats.socket.as_fd(), shared.stop.as_fd()];
-        let [uapi, stats, stop] = ready(&fds, None)?;
+        let fds =
+            [shared.uapi.socket.as_fd(), shared.stats.socket.as_fd(), shared.stop.as_fd(), pulse.as_fd()];
+        let [uapi, stats, stop, asked] = ready(&fds, None)?;
         if stop {
             return Ok(());
+        }
+        if asked {
+            pulse.answer();
         }
         if uapi && let Some(client) = accept(&shared.uapi.socket) {
             serve_client(shared, client, &clients);

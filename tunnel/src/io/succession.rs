@@ -7,13 +7,16 @@
 //!                                                                     locks NAME.former
 //! ```
 //!
+//! Two that were started at once may have one device each, and wait for the other's. Who waits is no former owner of what it hands over,
+//! but waits for that, too: so one of them has both in the end, and is seen to.
+//!
 //! A lock goes with its process, so a successor that died is none. Who has handed a device over stands for it no more: it waits in
 //! silence, and has it again only if its successor dies. That it is a former owner counts for probes as much as having the device:
 //! an orchestrator that took it for broken would end it before it has handed over the other one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -46,7 +49,7 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// Takes a part; `None` if another process has it.
+    /// Takes a part; `None` if another process has it, or looks at it at this moment: to be tried again.
     pub(super) fn take(part: Part, dir: &Path, name: &str) -> io::Result<Option<Self>> {
         std::fs::create_dir_all(dir)?;
         let path = part.path(dir, name);
@@ -55,6 +58,13 @@ impl Mark {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(error) => return Err(error.into()),
+        }
+        // Whoever had it before may have removed the file between the two: then nobody finds this one.
+        let id = |found: &std::fs::Metadata| (found.dev(), found.ino());
+        if !std::fs::symlink_metadata(&path)
+            .is_ok_and(|found| file.metadata().is_ok_and(|own| id(&own) == id(&found)))
+        {
+            return Ok(None);
         }
         file.set_len(0)?;
         file.write_all(pid_namespace()?.as_bytes())?;
@@ -120,5 +130,26 @@ mod tests {
         std::fs::write(Part::Former.path(dir, "wg0"), "pid:[1]").unwrap();
         assert!(!was_ours(dir, "wg0"));
         drop(former);
+    }
+
+    /// As tunnels that come and go while others wait: each finds the file of one that is about to remove it.
+    #[test]
+    fn whoever_has_a_part_is_seen_to_have_it_however_many_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let turns = || {
+            let mut had = 0;
+            while had < 300 {
+                let Some(mark) = Mark::take(Part::Next, dir.path(), "wg0").unwrap() else { continue };
+                assert!(is_awaited(dir.path(), "wg0"), "after {had} turns");
+                had += 1;
+                drop(mark);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(turns);
+            }
+        });
+        assert!(!is_awaited(dir.path(), "wg0"));
     }
 }

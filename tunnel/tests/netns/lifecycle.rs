@@ -122,3 +122,41 @@ fn a_deleted_interface_or_socket_gives_a_fresh_device_without_keys_and_leaves_th
     }
     assert!(!lab.nodes[0].logged(&key), "no secret in the log");
 }
+
+#[test]
+fn of_two_that_wait_for_each_others_device_one_has_both_in_the_end_and_is_seen_to() {
+    let mut lab = Lab::bare(&[Program::Ours]);
+    lab.nodes[0].ns.run("ip link add hawser1 type bridge");
+    lab.nodes[0].start_with("hawser0 hawser1");
+    eventually("the first has the one", SOON, || {
+        exists(&lab, "hawser0.sock") && exists(&lab, "hawser1.next")
+    });
+    let second = lab.nodes[0].spawn("hawser0 hawser1");
+    eventually("the second waits", SOON, || exists(&lab, "hawser0.next"));
+    let first = lab.nodes[0].process.as_ref().unwrap();
+    // So that it is the second that gets the other one.
+    first.signal(Signal::SIGSTOP);
+    lab.nodes[0].ns.run("ip link del hawser1");
+    eventually("the second has the other", SOON, || exists(&lab, "hawser1.sock"));
+    first.signal(Signal::SIGCONT);
+
+    // As an agent hands them over, when a slot is silent.
+    let serves = |device: &str| {
+        let path = lab.nodes[0].ns.proc(&format!("root/run/wireguard/{device}.sock"));
+        let client = std::os::unix::net::UnixStream::connect(path).ok()?;
+        let peer = nix::sys::socket::sockopt::PeerCredentials;
+        Some(nix::sys::socket::getsockopt(&client, peer).unwrap().pid().unsigned_abs())
+    };
+    let (first, second) = (Some(first.0.id()), Some(second.0.id()));
+    for (device, serving) in
+        [("hawser1", [first, first]), ("hawser0", [second, first]), ("hawser1", [second; 2])]
+    {
+        eventually("it is awaited", SOON, || exists(&lab, &format!("{device}.next")));
+        lab.nodes[0].ns.run(&format!("rm /run/wireguard/{device}.sock"));
+        eventually("it changes hands", SOON, || ["hawser0", "hawser1"].map(serves) == serving);
+    }
+    let marks = ["hawser0.former", "hawser1.former", "hawser0.next", "hawser1.next"];
+    eventually("the first has handed both over", SOON, || {
+        marks.map(|mark| exists(&lab, mark)) == [true, true, false, false]
+    });
+}

@@ -9,6 +9,7 @@
     reason = "a helper that cannot do its part fails the test, too; how long a return took is to be seen"
 )]
 
+mod alive;
 mod configuration;
 mod interop;
 mod lab;

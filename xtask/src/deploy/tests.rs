@@ -97,6 +97,33 @@ fn every_choice_is_in_the_manifests() {
     serde_json::from_str::<Value>(dashboard.as_str().unwrap()).unwrap();
 }
 
+/// On a node's network there are two of them during an upgrade, and what the one is asked must not be answered by the other.
+#[test]
+fn a_tunnel_is_asked_whether_it_goes_on_where_no_other_pod_can_answer() {
+    let all = objects(&manifests(&chart(), &Values::default()).unwrap());
+    let tunnel =
+        all.iter().find(|o| o["kind"] == "DaemonSet" && o["metadata"]["name"] == "mesh-tunnel").unwrap();
+    let pod = &tunnel["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let socket = |words: &Value| {
+        let words = words.as_array().unwrap().iter().filter_map(Value::as_str);
+        words.filter_map(|word| word.strip_prefix("--alive=")).next().unwrap_or_default().to_owned()
+    };
+    let served = socket(&container["args"]);
+    let probe = &container["livenessProbe"];
+    for probe in [probe, &container["readinessProbe"]] {
+        assert_eq!(socket(&probe["exec"]["command"]), served);
+    }
+    // It gives threads ten seconds.
+    assert!(probe["timeoutSeconds"].as_u64() > Some(12), "{probe}");
+    let directory = Path::new(&served).parent().unwrap().to_str().unwrap();
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| mount["mountPath"] == directory).unwrap();
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap();
+    assert_eq!(volume["emptyDir"]["medium"], "Memory", "{volume}");
+}
+
 /// Whoever may make pods in the namespace could use an account, so there is none that nobody asked for.
 #[test]
 fn operators_have_roles_and_accounts_only_where_somebody_asks_for_them() {
