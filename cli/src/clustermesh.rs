@@ -18,6 +18,7 @@ use crate::output::{self, EXIT_CODES, Form, Progress};
 
 mod sides;
 
+pub(crate) use sides::configured;
 pub use sides::{JoinProblem, Side, peers};
 
 /// For each answer of an API.
@@ -122,7 +123,7 @@ struct Joined {
     cluster_peers: std::collections::BTreeMap<String, Value>,
 }
 
-fn resource() -> ApiResource {
+pub(crate) fn resource() -> ApiResource {
     ApiResource {
         group: "hawser.dev".to_owned(),
         version: "v1alpha1".to_owned(),

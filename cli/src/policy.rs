@@ -3,35 +3,34 @@
 //! said where the two do not agree.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
-use std::str::FromStr;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod, Service};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::ApiResource;
 use mesh_core::policy::compile::Compiler;
 use mesh_core::policy::eval::eval_pod;
 use mesh_core::policy::explain::Explanation;
-use mesh_core::policy::model::{Direction, Flow, ObjectName, Protocol, Verdict as PolicyVerdict};
+use mesh_core::policy::model::{Direction, Flow, ObjectName, Verdict as PolicyVerdict};
+use mesh_core::psk::ClusterName;
 use serde::Serialize;
 
-use crate::agents::{AgentArgs, AgentError, Targets};
-use crate::api::{Access, ApiError, Cluster, OPERATOR};
+use crate::agents::{AgentArgs, AgentError};
+use crate::api::{Access, ApiError, Cluster};
 use crate::output::{self, Form, Verdict, line, section};
 
+pub mod clusters;
 pub mod facts;
+mod party;
 
-use facts::{Objects, World};
+use clusters::Worlds;
+use facts::World;
+pub use party::{End, EndError, Party, PartyError, Transport, TransportError};
 
 /// What the document is, and its version: another one where a field changes its meaning or goes.
 pub const FORMAT: &str = "hawser.dev/policy-explanation/v1";
-/// Agents that are asked for the pod CIDRs before the Nodes have to do: all have the same configuration.
-const AGENTS: usize = 3;
-
 /// What to do with policy.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
@@ -42,15 +41,15 @@ pub enum PolicyCommand {
 /// Which flow.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Ask for what policy sees: for a Service one of its pods, since policy is judged on the real backend.\n\nExit codes: 0 it may pass; 1 it could not be explained; 2 the command line is wrong; 3 it is denied; 4 it may pass as far as is known, and what is not known is named."
+    after_help = "Ask for what policy sees: for a Service one of its pods, since policy is judged on the real backend. Each end is judged by the policies of its own cluster: of a joined one they are read with --remote-context.\n\nExit codes: 0 it may pass; 1 it could not be explained; 2 the command line is wrong; 3 it is denied; 4 it may pass as far as is known, and what is not known is named."
 )]
 pub struct ExplainArgs {
-    /// Who opens it.
+    /// Who opens it; of a joined cluster with @CLUSTER behind it.
     #[arg(value_name = "NAMESPACE/POD|node:NAME|ADDRESS")]
-    from: Party,
+    from: End,
     /// To whom.
     #[arg(value_name = "NAMESPACE/POD|node:NAME|ADDRESS")]
-    to: Party,
+    to: End,
     /// The destination's port.
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
@@ -60,6 +59,12 @@ pub struct ExplainArgs {
     /// A pod CIDR of the cluster; without any an agent is asked for its configuration.
     #[arg(long, value_name = "CIDR")]
     pod_cidr: Vec<IpNet>,
+    /// A kubeconfig of a joined cluster, for flows from it or to it.
+    #[arg(long, value_name = "FILE")]
+    remote_kubeconfig: Option<PathBuf>,
+    /// A context of it; without --remote-kubeconfig of the same kubeconfig as the first cluster's.
+    #[arg(long, value_name = "NAME")]
+    remote_context: Option<String>,
     #[command(flatten)]
     access: Access,
     #[command(flatten)]
@@ -67,109 +72,6 @@ pub struct ExplainArgs {
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: Form,
-}
-
-/// One end of a flow, as it is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Party {
-    /// A pod.
-    Pod(ObjectName),
-    /// A node.
-    Node(String),
-    /// Whoever has the address.
-    Address(IpAddr),
-}
-
-/// Why a text is no end of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is neither NAMESPACE/POD (default/web), nor node:NAME, nor an address")]
-pub struct PartyError(String);
-
-impl FromStr for Party {
-    type Err = PartyError;
-
-    fn from_str(text: &str) -> Result<Self, PartyError> {
-        let wrong = || PartyError(text.chars().take(120).collect());
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
-        }
-        if let Some(name) = text.strip_prefix("node:").filter(|name| !name.is_empty()) {
-            return Ok(Self::Node(name.to_owned()));
-        }
-        match text.split_once('/') {
-            Some((namespace, name)) if is_name(namespace, "-") && is_name(name, "-.") => {
-                Ok(Self::Pod(ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }))
-            }
-            _ => Err(wrong()),
-        }
-    }
-}
-
-/// Could this be a name of the API, with these letters besides?
-fn is_name(text: &str, besides: &str) -> bool {
-    let letter =
-        |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || besides.contains(letter);
-    !text.is_empty() && text.chars().all(letter)
-}
-
-impl fmt::Display for Party {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pod(name) => write!(f, "{}/{}", name.namespace, name.name),
-            Self::Node(name) => write!(f, "node:{name}"),
-            Self::Address(address) => write!(f, "{address}"),
-        }
-    }
-}
-
-/// A protocol as it is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// With ports.
-    Ports(Protocol),
-    /// ICMP or ICMPv6.
-    Icmp,
-    /// By its number.
-    Number(u8),
-}
-
-/// Why a text is no protocol.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of tcp, udp, sctp, icmp and the numbers 0 to 255")]
-pub struct TransportError(String);
-
-impl FromStr for Transport {
-    type Err = TransportError;
-
-    fn from_str(text: &str) -> Result<Self, TransportError> {
-        let ports = Protocol::ALL.into_iter().find(|known| known.name().eq_ignore_ascii_case(text));
-        match (ports, text.parse::<u8>()) {
-            (Some(protocol), _) => Ok(Self::Ports(protocol)),
-            (None, _) if text.eq_ignore_ascii_case("icmp") => Ok(Self::Icmp),
-            (None, Ok(number)) => Ok(Protocol::ALL
-                .into_iter()
-                .find(|known| known.number() == number)
-                .map_or(Self::Number(number), Self::Ports)),
-            (None, Err(_)) => Err(TransportError(text.chars().take(120).collect())),
-        }
-    }
-}
-
-impl Transport {
-    /// Its number in the header of a family (IANA Protocol Numbers).
-    const fn number(self, v6: bool) -> u8 {
-        match self {
-            Self::Ports(protocol) => protocol.number(),
-            Self::Icmp => {
-                if v6 {
-                    58
-                } else {
-                    1
-                }
-            }
-            Self::Number(number) => number,
-        }
-    }
 }
 
 /// Why there is no explanation.
@@ -228,6 +130,41 @@ pub enum ExplainError {
         from: String,
         /// The other.
         to: String,
+    },
+    /// Of the other cluster.
+    #[error("the joined cluster: {0}")]
+    Remote(Box<ExplainError>),
+    /// A cluster that was not read.
+    #[error(
+        "{end}: the policies of cluster {cluster} were not read ({known}); give --remote-context NAME or --remote-kubeconfig FILE of it"
+    )]
+    NoCluster {
+        /// What was asked for.
+        end: String,
+        /// Its cluster.
+        cluster: ClusterName,
+        /// Which were.
+        known: String,
+    },
+    /// Its name cannot be known.
+    #[error(
+        "the name of the cluster is not known, since none of its agents answers ({0}); see `hawser doctor`"
+    )]
+    NoName(String),
+    /// Twice the same.
+    #[error(
+        "both kubeconfigs lead to clusters called {0}: --remote-context and --remote-kubeconfig are for another, joined one"
+    )]
+    SameCluster(ClusterName),
+    /// They do not know each other.
+    #[error(
+        "cluster {cluster} has no ClusterPeer {other} with pod CIDRs: its nodes know no way there, and its policies find no pod there; `hawser clustermesh join` joins them"
+    )]
+    NotJoined {
+        /// One.
+        cluster: ClusterName,
+        /// The other.
+        other: ClusterName,
     },
     /// A fault of ours.
     #[error(
@@ -294,23 +231,19 @@ pub async fn explain(args: &ExplainArgs, out: &mut (dyn Write + Send)) -> Result
         (Transport::Icmp | Transport::Number(_), Some(_)) => return Err(ExplainError::Portless),
         (Transport::Ports(_), Some(_)) | (Transport::Icmp | Transport::Number(_), None) => {}
     }
-    let cluster = args.access.cluster(OPERATOR, args.agents.deadline()).await?;
-    let nodes: Vec<NodeObject> = cluster.all_of_cluster("nodes").await?;
-    let (pod_cidrs, doubt) = pod_cidrs(args, &cluster, &nodes).await?;
-    let objects = Objects {
-        pod_cidrs,
-        nodes,
-        pods: cluster.all::<Pod>(("pods", None), None).await?,
-        namespaces: cluster.all_metadata::<Namespace>("namespaces").await?,
-        services: cluster.all::<Service>(("services", None), None).await?,
-        policies: cluster
-            .all_dynamic(&ApiResource::erase::<NetworkPolicy>(&()), ("networkpolicies", None))
-            .await?,
-        cluster_policies: cluster_policies(&cluster).await?,
+    let remote = clusters::remote(args);
+    let here =
+        clusters::read(&args.access, args, &args.agents.agents, &args.pod_cidr, remote.is_some()).await?;
+    let there = match &remote {
+        None => None,
+        Some(access) => Some(
+            clusters::read(access, args, &[], &[], true)
+                .await
+                .map_err(|error| ExplainError::Remote(Box::new(error)))?,
+        ),
     };
-    let mut world = facts::world(&objects);
-    world.doubts.extend(doubt);
-    let explained = explained(&world, (&args.from, &args.to), args.protocol, args.port)?;
+    let worlds = Worlds::new(here, there)?;
+    let explained = explained(&worlds, (&args.from, &args.to), args.protocol, args.port)?;
     output::write(out, args.output, &explained, || render(&explained))?;
     Ok(explained.verdict.exit_code())
 }
@@ -330,75 +263,48 @@ pub(crate) async fn cluster_policies(cluster: &Cluster) -> Result<Vec<kube::api:
     }
 }
 
-/// The pod CIDRs of the cluster, and what follows where they are only those of its nodes.
-async fn pod_cidrs(
-    args: &ExplainArgs,
-    cluster: &Cluster,
-    nodes: &[NodeObject],
-) -> Result<(Vec<IpNet>, Option<String>), ExplainError> {
-    if !args.pod_cidr.is_empty() {
-        return Ok((args.pod_cidr.clone(), None));
-    }
-    let mut targets = Targets::named_by_hand(&args.agents.agents)?;
-    targets.find(cluster, args.agents.agent_port).await;
-    let mut why = targets.nobody.clone();
-    for way in targets.ways.values().chain(&targets.unnamed).take(AGENTS) {
-        match way.ask(args.agents.deadline()).await {
-            Ok(evidence) => return Ok((evidence.settings.pod_cidrs, None)),
-            Err(said) => why = said,
-        }
-    }
-    let doubt = format!(
-        "the cluster's pod CIDRs are not known ({why}): an address in none of its nodes' CIDRs is taken for the world's; give --pod-cidr"
-    );
-    Ok((nodes.iter().flat_map(facts::cidrs_of).collect(), Some(doubt)))
-}
-
-/// Explains a flow between two parties, in each family that they share.
+/// Explains a flow between two ends, in each family that they share.
 ///
 /// # Errors
 /// See [`ExplainError`].
 pub fn explained(
-    world: &World,
-    (from, to): (&Party, &Party),
+    worlds: &Worlds,
+    (from, to): (&End, &End),
     protocol: Transport,
     port: Option<u16>,
 ) -> Result<Explained, ExplainError> {
-    let (sources, destinations) = (world.addresses(from)?, world.addresses(to)?);
-    let mut compiler = compiler(world);
-    let subjects = [world.pod_at(&sources), world.pod_at(&destinations)];
-    compiler.set_subjects(subjects.iter().flatten().cloned().collect());
-    compiler.commit();
+    let ends = [worlds.of(from)?, worlds.of(to)?];
+    let [home, away] = ends;
+    let (sources, destinations) = (home.addresses(&from.party)?, away.addresses(&to.party)?);
+    let sides = [Side::new(home, &sources), Side::new(away, &destinations)];
     let mut flows = Vec::new();
     for destination in &destinations {
         if let (Transport::Ports(protocol), Some(port)) = (protocol, port)
-            && let Some(service) = world.node_port(*destination, protocol, port)
+            && let Some(service) = away.node_port(*destination, protocol, port)
         {
             return Err(ExplainError::NodePort { address: *destination, port, service: service.clone() });
         }
-        let sources = world.sources(from, *destination)?;
+        let sources = home.sources(&from.party, *destination)?;
         for source in sources.iter().filter(|ip| ip.is_ipv4() == destination.is_ipv4()) {
             let number = protocol.number(source.is_ipv6());
             let flow = Flow { source: *source, destination: *destination, protocol: number, port };
-            flows.push(one(world, &compiler, &subjects, flow)?);
+            let egress = sides[0].explain(flow, Direction::Egress)?;
+            let ingress = sides[1].explain(flow, Direction::Ingress)?;
+            let passes = [&egress, &ingress].into_iter().flatten().all(|side| side.passes);
+            flows.push(ExplainedFlow { flow, passes, egress, ingress });
         }
     }
     if flows.is_empty() {
         return Err(ExplainError::Families { from: from.to_string(), to: to.to_string() });
     }
-    let verdict = match (flows.iter().all(|flow| flow.passes), world.doubts.is_empty()) {
+    let doubts = worlds.doubts([from, to]);
+    let verdict = match (flows.iter().all(|flow| flow.passes), doubts.is_empty()) {
         (false, _) => Verdict::DoesNotHold,
         (true, false) => Verdict::Incomplete,
         (true, true) => Verdict::Holds,
     };
-    Ok(Explained {
-        format: FORMAT,
-        from: from.to_string(),
-        to: to.to_string(),
-        verdict,
-        flows,
-        doubts: world.doubts.clone(),
-    })
+    let (from, to) = (from.to_string(), to.to_string());
+    Ok(Explained { format: FORMAT, from, to, verdict, flows, doubts })
 }
 
 fn compiler(world: &World) -> Compiler {
@@ -422,20 +328,31 @@ fn compiler(world: &World) -> Compiler {
     compiler
 }
 
-fn one(
-    world: &World,
-    compiler: &Compiler,
-    [source, destination]: &[Option<ObjectName>; 2],
-    flow: Flow,
-) -> Result<ExplainedFlow, ExplainError> {
-    let side = |subject: &Option<ObjectName>, direction| -> Result<Option<ExplainedSide>, ExplainError> {
-        let Some(subject) = subject else { return Ok(None) };
+/// One end of the flow, judged in its own cluster; without a pod there is nothing to judge.
+struct Side<'a> {
+    world: &'a World,
+    subject: Option<(ObjectName, Compiler)>,
+}
+
+impl<'a> Side<'a> {
+    fn new(world: &'a World, addresses: &Addresses) -> Self {
+        let subject = world.pod_at(addresses).map(|pod| {
+            let mut compiler = compiler(world);
+            compiler.set_subjects([pod.clone()].into());
+            compiler.commit();
+            (pod, compiler)
+        });
+        Self { world, subject }
+    }
+
+    fn explain(&self, flow: Flow, direction: Direction) -> Result<Option<ExplainedSide>, ExplainError> {
+        let Some((subject, compiler)) = &self.subject else { return Ok(None) };
         let explanation = compiler.explain(subject, direction, flow);
-        if explanation.verdict != eval_pod(&world.facts, subject, flow, direction) {
+        if explanation.verdict != eval_pod(&self.world.facts, subject, flow, direction) {
             return Err(ExplainError::Disagreement(explanation.to_string()));
         }
         // What the node of a pod generates itself passes: probes of the kubelet.
-        let own_node = direction == Direction::Ingress && world.is_own_node(subject, flow.source);
+        let own_node = direction == Direction::Ingress && self.world.is_own_node(subject, flow.source);
         let text = if own_node {
             format!("{explanation}; it passes all the same, since it comes from the pod's own node")
         } else {
@@ -443,10 +360,7 @@ fn one(
         };
         let passes = own_node || explanation.audit || explanation.verdict == PolicyVerdict::Allow;
         Ok(Some(ExplainedSide { passes, text, explanation }))
-    };
-    let (egress, ingress) = (side(source, Direction::Egress)?, side(destination, Direction::Ingress)?);
-    let passes = [&egress, &ingress].into_iter().flatten().all(|side| side.passes);
-    Ok(ExplainedFlow { flow, passes, egress, ingress })
+    }
 }
 
 fn render(explained: &Explained) -> String {
@@ -458,7 +372,7 @@ fn render(explained: &Explained) -> String {
     };
     line(&mut out, &format!("{} to {}: {verdict}", explained.from, explained.to));
     for flow in &explained.flows {
-        let none = |side: &str| format!("{side}: no pod of this cluster, so no policy of its own");
+        let none = |side: &str| format!("{side}: no pod that is known, so no policy of its own");
         let text = |side: &Option<ExplainedSide>, name| {
             side.as_ref().map_or_else(|| none(name), |side| side.text.clone())
         };

@@ -46,7 +46,7 @@ fn run_as(lab: &Lab, name: Option<&str>, words: &[&str]) -> Result<(i32, String,
     Ok((code, output.stdout_text(), output.stderr_text()))
 }
 
-fn hawser(lab: &Lab, words: &[&str]) -> Result<(i32, String, String)> {
+pub(crate) fn hawser(lab: &Lab, words: &[&str]) -> Result<(i32, String, String)> {
     run_as(lab, None, words)
 }
 

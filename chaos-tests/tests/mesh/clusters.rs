@@ -197,6 +197,17 @@ fn policy_of_the_target_cluster_holds_and_names_pods_of_the_other_by_their_clust
         }
     })?;
     println!("a pod of the other cluster was let in {:?} after it got its label", begun.elapsed());
+    // What is explained from both clusters' objects is what packets met.
+    let port = BACKEND_PORT.to_string();
+    for (pod, wanted, rule) in [
+        ("default/a", 0, "NetworkPolicy default/west ingress[0]"),
+        ("default/b", 3, "isolate the pod, and no rule allows"),
+    ] {
+        let words = ["policy", "explain", pod, "default/c@lab-1", "--port", &port];
+        let access = ["--kubeconfig", "/etc/hawser/west", "--remote-kubeconfig", "/etc/hawser/east"];
+        let (code, out, err) = crate::cli::hawser(&west, &[&words[..], &access].concat())?;
+        ensure!(code == wanted && out.contains(rule), "{pod}: {code}: {out}{err}");
+    }
     Ok(())
 }
 

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 
 use super::{Place, object};
 
+/// The ConfigMap of agents' configuration.
+const CONFIG: &str = "hawser-config";
 /// Port of `clustermesh` behind a load balancer.
 const PORT: u16 = mesh_core::numbers::PORT_CLUSTERMESH;
 /// Nodes that are named where there is a node port.
@@ -133,6 +135,16 @@ impl Side {
         refusals.extend(after.into_iter().filter(|refusal| !before.contains(refusal)));
         refusals
     }
+}
+
+/// The name and pod CIDRs of a cluster, where the ConfigMap is that of its agents and can be read.
+pub(crate) fn configured(map: &ConfigMap) -> Option<(ClusterName, Vec<IpNet>)> {
+    let named = map.metadata.name.as_deref() == Some(CONFIG);
+    let text = map.data.as_ref().filter(|_| named)?.get("config.yaml")?;
+    let config = serde_saphyr::from_str::<Config>(text).ok()?;
+    let mut problems = Vec::new();
+    let own = own(&config, &[], &mut problems)?;
+    problems.is_empty().then_some((own.name, own.pod_cidrs))
 }
 
 fn own(config: &Config, nodes: &[Node], problems: &mut Vec<String>) -> Option<OwnCluster> {

@@ -17,8 +17,10 @@ use mesh_core::name::NodeName;
 use mesh_core::numbers::{ANNOTATION_IPS, ANNOTATION_POLICY, POLICY_AUDIT};
 use mesh_core::policy::model::{
     NamedPort, NamespaceFacts, NodePolicyFacts, ObjectName, PodFacts, PolicyFacts, Protocol,
+    is_foreign_namespace,
 };
 use mesh_core::prefix;
+use mesh_core::psk::ClusterName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -27,6 +29,8 @@ use super::{Addresses, ExplainError, Party};
 /// Everything that was read.
 #[derive(Debug, Default)]
 pub struct Objects {
+    /// Its name, where it is known.
+    pub cluster: Option<ClusterName>,
     /// Pod CIDRs of the cluster.
     pub pod_cidrs: Vec<IpNet>,
     /// Nodes.
@@ -46,8 +50,12 @@ pub struct Objects {
 /// What policy is decided from, and what else there is to say.
 #[derive(Debug, Default)]
 pub struct World {
+    /// The cluster's name, where it is known.
+    pub cluster: Option<ClusterName>,
     /// For policy.
     pub facts: PolicyFacts,
+    /// Pod CIDRs of the joined cluster that was read, too.
+    pub beyond: Vec<IpNet>,
     /// The node of each pod.
     pub node_of: BTreeMap<ObjectName, String>,
     /// Pods in their node's network.
@@ -113,8 +121,9 @@ impl World {
         self.node_ports.get(&(protocol, port)).filter(|_| nodes())
     }
 
-    fn is_guarded(&self, address: IpAddr) -> bool {
-        self.facts.guarded.iter().any(|net| net.contains(&address))
+    /// Is it in a pod CIDR of these clusters?
+    pub fn is_guarded(&self, address: IpAddr) -> bool {
+        self.facts.guarded.iter().chain(&self.beyond).any(|net| net.contains(&address))
     }
 
     fn of_node(&self, name: &str) -> Result<Addresses, ExplainError> {
@@ -124,10 +133,10 @@ impl World {
         if addresses.is_empty() { Err(none()) } else { Ok(addresses) }
     }
 
-    /// The pod that has all these addresses.
+    /// The pod of this cluster that has all these addresses.
     pub fn pod_at(&self, addresses: &Addresses) -> Option<ObjectName> {
-        let pod = self.facts.pods.iter().find(|(_, pod)| addresses.is_subset(&pod.ips))?;
-        Some(pod.0.clone())
+        let mut own = self.facts.pods.iter().filter(|(name, _)| !is_foreign_namespace(&name.namespace));
+        own.find(|(_, pod)| addresses.is_subset(&pod.ips)).map(|(name, _)| name.clone())
     }
 
     /// Is this an address of the node on which the pod runs?
@@ -141,6 +150,7 @@ impl World {
 /// Reads everything.
 pub fn world(objects: &Objects) -> World {
     let mut world = World::default();
+    world.cluster.clone_from(&objects.cluster);
     world.facts.guarded.clone_from(&objects.pod_cidrs);
     for namespace in &objects.namespaces {
         let audit = namespace.annotations().get(ANNOTATION_POLICY).is_some_and(|value| value == POLICY_AUDIT);

@@ -2,6 +2,11 @@ use expect_test::expect;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use mesh_core::clusters::{ClusterPeer, ClusterPeerSpec};
+use mesh_core::policy::model::Protocol;
+
+use super::clusters::Read;
+use super::facts::Objects;
 use super::*;
 
 fn objects<T: DeserializeOwned>(values: Vec<Value>) -> Vec<T> {
@@ -37,6 +42,7 @@ fn shop() -> Objects {
     let mut waiting = pod("shop", "waiting", 1, 0);
     waiting["metadata"]["annotations"] = json!({});
     Objects {
+        cluster: None,
         pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         nodes: objects(vec![node(1), node(2)]),
         pods: objects(vec![
@@ -65,7 +71,153 @@ fn shop() -> Objects {
 
 fn ask(objects: &Objects, from: &str, to: &str, port: Option<u16>) -> Result<Explained, ExplainError> {
     let protocol = if port.is_some() { Transport::Ports(Protocol::Tcp) } else { Transport::Icmp };
-    explained(&facts::world(objects), (&from.parse().unwrap(), &to.parse().unwrap()), protocol, port)
+    explained(&alone(objects), (&from.parse().unwrap(), &to.parse().unwrap()), protocol, port)
+}
+
+fn read(objects: &Objects, peers: Vec<ClusterPeer>) -> Read {
+    Read { world: facts::world(objects), peers }
+}
+
+fn alone(objects: &Objects) -> Worlds {
+    Worlds::new(read(objects, Vec::new()), None).unwrap()
+}
+
+fn peer(name: &str, cidrs: [&str; 2]) -> ClusterPeer {
+    let spec = ClusterPeerSpec { pod_cidrs: cidrs.map(str::to_owned).into(), ..ClusterPeerSpec::default() };
+    ClusterPeer::parse(name, 0, &spec).0.unwrap()
+}
+
+const WEST: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
+const EAST: [&str; 2] = ["10.245.0.0/16", "fd00:10:245::/48"];
+
+/// The shop is the cluster west; what it sells is made in the cluster east, whose pods have the same labels.
+fn west_and_east() -> [Objects; 2] {
+    let mut west = shop();
+    west.cluster = Some("west".parse().unwrap());
+    let text = serde_json::to_string(&json!([node(1), pod("shop", "web", 1, 2), pod("make", "tool", 1, 3)]))
+        .unwrap();
+    let objects_of_east: [Value; 3] = serde_json::from_str(
+        &text.replace("10.244.", "10.245.").replace(":244:", ":245:").replace("192.0.2.1", "192.0.2.101"),
+    )
+    .unwrap();
+    let [node, web, tool] = objects_of_east;
+    let from_west = json!([{"namespaceSelector": {"matchLabels": {"hawser.dev/cluster": "west"}}, "podSelector": {"matchLabels": {"app": "web"}}}]);
+    let spec = json!({"podSelector": {"matchLabels": {"app": "tool"}}, "ingress": [{"from": from_west}]});
+    let east = Objects {
+        cluster: Some("east".parse().unwrap()),
+        pod_cidrs: EAST.map(|cidr| cidr.parse().unwrap()).into(),
+        nodes: objects(vec![node]),
+        pods: objects(vec![web, tool]),
+        namespaces: objects(vec![
+            json!({"metadata": {"name": "shop"}}),
+            json!({"metadata": {"name": "make"}}),
+        ]),
+        policies: objects(vec![policy("make", "tool", spec)]),
+        ..Objects::default()
+    };
+    [west, east]
+}
+
+fn joined([west, east]: &[Objects; 2]) -> Result<Worlds, ExplainError> {
+    Worlds::new(read(west, vec![peer("east", EAST)]), Some(read(east, vec![peer("west", WEST)])))
+}
+
+#[test]
+fn each_end_of_joined_clusters_is_judged_by_its_own_policies_which_find_the_others_pods_by_their_cluster() {
+    let mut clusters = west_and_east();
+    let explain = |clusters: &[Objects; 2], from: &str, to: &str| {
+        let ends = (&from.parse().unwrap(), &to.parse().unwrap());
+        explained(&joined(clusters).unwrap(), ends, Transport::Ports(Protocol::Tcp), Some(5432)).unwrap()
+    };
+    let mut all = vec![
+        render(&explain(&clusters, "shop/web", "make/tool@east")),
+        render(&explain(&clusters, "shop/cron", "10.245.1.3")),
+        render(&explain(&clusters, "shop/web@east", "shop/db@west")),
+        render(&explain(&clusters, "node:node-1@east", "shop/web")),
+    ];
+    // A Deny of others' pods holds for whoever in their CIDRs nobody tells of, such as their nodes' mesh addresses.
+    let all_of_east = json!([{"namespaces": {"matchLabels": {"hawser.dev/cluster": "east"}}}]);
+    clusters[0].cluster_policies =
+        objects(vec![json!({"metadata": {"name": "no-east"}, "spec": {"tier": "Admin", "priority": 1,
+        "subject": {"namespaces": {}}, "ingress": [{"action": "Deny", "from": all_of_east}]}})]);
+    all.push(render(&explain(&clusters, "node:node-1@east", "shop/web")));
+    expect![[r#"
+        shop/web to make/tool@east: it may pass
+
+        10.244.1.2 to 10.245.1.3
+          egress of shop/web to 10.245.1.3 (pod make/tool@east), TCP port 5432: allowed: no policy says anything of it
+          ingress of make/tool from 10.244.1.2 (pod shop/web@west), TCP port 5432: allowed: NetworkPolicy make/tool ingress[0]
+
+        fd00:10:244:1::2 to fd00:10:245:1::3
+          egress of shop/web to fd00:10:245:1::3 (pod make/tool@east), TCP port 5432: allowed: no policy says anything of it
+          ingress of make/tool from fd00:10:244:1::2 (pod shop/web@west), TCP port 5432: allowed: NetworkPolicy make/tool ingress[0]
+
+        shop/cron to 10.245.1.3: it is denied
+
+        10.244.1.4 to 10.245.1.3
+          egress of shop/cron to 10.245.1.3 (pod make/tool@east), TCP port 5432: allowed: no policy says anything of it
+          ingress of make/tool from 10.244.1.4 (pod shop/cron@west), TCP port 5432: denied: NetworkPolicy make/tool isolates the pod, and no rule allows
+
+        shop/web@east to shop/db@west: it is denied
+
+        10.245.1.2 to 10.244.2.3
+          egress of shop/web to 10.244.2.3 (pod shop/db@west), TCP port 5432: allowed: no policy says anything of it
+          ingress of shop/db from 10.245.1.2 (pod shop/web@east), TCP port 5432: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
+
+        fd00:10:245:1::2 to fd00:10:244:2::3
+          egress of shop/web to fd00:10:244:2::3 (pod shop/db@west), TCP port 5432: allowed: no policy says anything of it
+          ingress of shop/db from fd00:10:245:1::2 (pod shop/web@east), TCP port 5432: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
+
+        node:node-1@east to shop/web: it may pass
+
+        10.245.1.1 to 10.244.1.2
+          source: no pod that is known, so no policy of its own
+          ingress of shop/web from 10.245.1.1 (outside the cluster), TCP port 5432: allowed: no policy says anything of it
+
+        fd00:10:245:1::1 to fd00:10:244:1::2
+          source: no pod that is known, so no policy of its own
+          ingress of shop/web from fd00:10:245:1::1 (outside the cluster), TCP port 5432: allowed: no policy says anything of it
+
+        node:node-1@east to shop/web: it is denied
+
+        10.245.1.1 to 10.244.1.2
+          source: no pod that is known, so no policy of its own
+          ingress of shop/web from 10.245.1.1 (unknown), TCP port 5432: denied: ClusterNetworkPolicy no-east ingress[0]
+
+        fd00:10:245:1::1 to fd00:10:244:1::2
+          source: no pod that is known, so no policy of its own
+          ingress of shop/web from fd00:10:245:1::1 (unknown), TCP port 5432: denied: ClusterNetworkPolicy no-east ingress[0]
+    "#]].assert_eq(&all.join("\n"));
+}
+
+#[test]
+fn clusters_that_do_not_know_each_other_are_named_with_the_remedy() {
+    let clusters = west_and_east();
+    let [west, east] = &clusters;
+    let why = |worlds: Result<Worlds, ExplainError>| worlds.unwrap_err().to_string();
+    let deaf = Worlds::new(read(west, vec![peer("east", EAST)]), Some(read(east, Vec::new())));
+    assert!(why(deaf).contains("cluster east has no ClusterPeer west"));
+    let twice = Worlds::new(read(west, Vec::new()), Some(read(west, Vec::new())));
+    assert!(why(twice).contains("both kubeconfigs lead to clusters called west"));
+    let asked = |worlds: &Worlds, to: &str| {
+        let ends = (&"shop/web".parse().unwrap(), &to.parse().unwrap());
+        explained(worlds, ends, Transport::Icmp, None)
+    };
+    let unread = asked(&alone(west), "make/tool@east").unwrap_err().to_string();
+    assert!(
+        unread.contains("make/tool@east: the policies of cluster east were not read (only those of west)"),
+        "{unread}"
+    );
+    assert!(unread.contains("--remote-context"), "{unread}");
+    assert!(
+        asked(&joined(&clusters).unwrap(), "make/tool@north")
+            .unwrap_err()
+            .to_string()
+            .contains("west and east")
+    );
+    // Who asks for other clusters' pods without reading them is told so.
+    let lonely = asked(&alone(east), "10.244.1.2").unwrap();
+    assert!(lonely.verdict.exit_code() == 4 && lonely.doubts[0].contains("--remote-context"), "{lonely:?}");
 }
 
 fn text(from: &str, to: &str, port: Option<u16>) -> String {
@@ -128,34 +280,34 @@ fn both_sides_are_explained_with_the_rule_that_decides() {
         node:node-2 to shop/db: it may pass
 
         192.0.2.2 to 10.244.2.3
-          source: no pod of this cluster, so no policy of its own
+          source: no pod that is known, so no policy of its own
           ingress of shop/db from 192.0.2.2 (node node-2), TCP port 5432: denied: NetworkPolicy shop/db isolates the pod, and no rule allows; it passes all the same, since it comes from the pod's own node
 
         2001:db8::2 to fd00:10:244:2::3
-          source: no pod of this cluster, so no policy of its own
+          source: no pod that is known, so no policy of its own
           ingress of shop/db from 2001:db8::2 (node node-2), TCP port 5432: denied: NetworkPolicy shop/db isolates the pod, and no rule allows; it passes all the same, since it comes from the pod's own node
 
         shop/monitor to shop/db: it is denied
 
         10.244.1.1 to 10.244.2.3
-          source: no pod of this cluster, so no policy of its own
+          source: no pod that is known, so no policy of its own
           ingress of shop/db from 10.244.1.1 (node node-1), TCP port 80: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
 
         fd00:10:244:1::1 to fd00:10:244:2::3
-          source: no pod of this cluster, so no policy of its own
+          source: no pod that is known, so no policy of its own
           ingress of shop/db from fd00:10:244:1::1 (node node-1), TCP port 80: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
 
         198.51.100.7 to shop/db: it is denied
 
         198.51.100.7 to 10.244.2.3
-          source: no pod of this cluster, so no policy of its own
+          source: no pod that is known, so no policy of its own
           ingress of shop/db from 198.51.100.7 (outside the cluster), TCP port 5432: denied: NetworkPolicy shop/db isolates the pod, and no rule allows
 
         shop/web to 10.244.2.77: it may pass
 
         10.244.1.2 to 10.244.2.77
           egress of shop/web to 10.244.2.77 (unknown), TCP port 80: allowed: no policy says anything of it
-          destination: no pod of this cluster, so no policy of its own
+          destination: no pod that is known, so no policy of its own
     "#]].assert_eq(&all.join("\n"));
 }
 
@@ -180,8 +332,10 @@ fn what_cannot_be_asked_for_is_named_with_its_remedy() {
     assert!(why("shop/web", "10.96.0.9").contains("an address of Service shop/db"));
     assert!(why("node:nobody", "shop/web").contains("no node nobody"));
     assert!(why("192.0.2.77", "2001:db8::77").contains("no address of one family"));
+    assert!("10.245.1.3@east".parse::<End>().unwrap_err().to_string().contains("leave the @ away"));
+    assert!("shop/web@East!".parse::<End>().unwrap_err().to_string().contains("no cluster behind its @"));
     for wrong in ["web", "a/b/c", "/web", "shop/", "node:", "10.0.0.0/8"] {
-        let error = wrong.parse::<Party>().expect_err(wrong).to_string();
+        let error = wrong.parse::<End>().expect_err(wrong).to_string();
         assert!(error.contains("NAMESPACE/POD"), "{error}");
     }
     assert_eq!("TCP".parse(), Ok(Transport::Ports(Protocol::Tcp)));

@@ -105,7 +105,11 @@ impl Compiler {
 impl fmt::Display for PeerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pod(name) => write!(f, "pod {}/{}", name.namespace, name.name),
+            // As it is asked for: the cluster last.
+            Self::Pod(name) => match name.namespace.split_once('@') {
+                Some((namespace, cluster)) => write!(f, "pod {namespace}/{}@{cluster}", name.name),
+                None => write!(f, "pod {}/{}", name.namespace, name.name),
+            },
             Self::Node(name) => write!(f, "node {name}"),
             Self::Unknown => f.write_str("unknown"),
             Self::World => f.write_str("outside the cluster"),

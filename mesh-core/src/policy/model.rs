@@ -49,6 +49,13 @@ pub fn foreign_namespace(name: &str, cluster: &ClusterName) -> String {
     format!("{name}@{cluster}")
 }
 
+/// The labels by which selectors find it.
+pub fn foreign_namespace_labels(labels: &Labels, cluster: &ClusterName) -> Labels {
+    let mut labels = labels.clone();
+    labels.insert(crate::numbers::LABEL_CLUSTER.to_owned(), cluster.to_string());
+    labels
+}
+
 /// How the port `name` of a container of another cluster's pod is called where names are looked up, so that only rules whose
 /// selector has found the pod find it.
 pub(crate) fn foreign_port(name: &str) -> String {
