@@ -11,8 +11,8 @@ use std::sync::Arc;
 use clustermesh::Told;
 use ipnet::IpNet;
 use mesh_core::clusters::{
-    Change, Claims, ClusterName, ClusterPeer, ClusterPeerSpec, ClusterState, Joined as Believed, Key, Kind,
-    Object, OwnCluster, Refusal, RemoteNode,
+    Change, Claims, ClusterName, ClusterPeer, ClusterPeerSpec, ClusterState, Here, Joined as Believed, Key,
+    Kind, Object, OwnCluster, Reach, Refusal, RemoteNode,
 };
 use mesh_core::name::NodeName;
 use mesh_core::policy::compile::AskedClusters;
@@ -117,6 +117,8 @@ impl RememberedNode {
 #[derive(Debug)]
 pub struct Register {
     own: (ClusterName, Vec<IpNet>),
+    /// The node of this agent.
+    node: NodeName,
     file: Kept<Memory>,
     peers: Peers,
     states: BTreeMap<ClusterName, ClusterState>,
@@ -132,7 +134,9 @@ pub struct Register {
     /// For policy, until it is taken.
     foreign: Foreign,
     /// What policy was told of last beside: prefixes, and whether that was all.
-    standing: (BTreeMap<ClusterName, Vec<IpNet>>, Option<AskedClusters>),
+    standing: (Arc<BTreeMap<ClusterName, Reach>>, Option<AskedClusters>),
+    /// Of what is believed.
+    reach: Arc<BTreeMap<ClusterName, Reach>>,
     /// Nodes whose announcement cannot be used, the first few.
     unusable: BTreeMap<NodeName, String>,
     /// Pods that are not believed, the first few.
@@ -142,8 +146,8 @@ pub struct Register {
 }
 
 impl Register {
-    /// Reads the file of the cluster with this name and these pod CIDRs.
-    pub fn load(state_dir: &Path, name: ClusterName, pod_cidrs: Vec<IpNet>) -> Self {
+    /// Reads the file of this node in the cluster with this name and these pod CIDRs.
+    pub fn load(state_dir: &Path, node: NodeName, name: ClusterName, pod_cidrs: Vec<IpNet>) -> Self {
         let file: Kept<Memory> = Kept::load(state_dir.join(FILE), "which clusters are joined");
         let mut states: BTreeMap<ClusterName, ClusterState> = BTreeMap::new();
         let mut believed = Believed::default();
@@ -157,6 +161,7 @@ impl Register {
         }
         let mut register = Self {
             own: (name, pod_cidrs),
+            node,
             file,
             peers: Peers::default(),
             states,
@@ -167,7 +172,8 @@ impl Register {
             claims: Claims::default(),
             pods: Pods::default(),
             foreign: Foreign::default(),
-            standing: (BTreeMap::new(), None),
+            standing: (Arc::default(), None),
+            reach: Arc::default(),
             unusable: BTreeMap::new(),
             refused: Vec::new(),
             anew: false,
@@ -175,12 +181,18 @@ impl Register {
         // Those of the file were judged when they were written, by ClusterPeers that are not read yet.
         let nodes = register.judge(&Nodes::default(), &register.remembered_peers()).0.nodes;
         register.believed = Believed { nodes, ..believed };
+        register.reach = Arc::new(register.believed.reach());
         register
     }
 
     /// What is believed now.
     pub fn believed(&self) -> &Believed {
         &self.believed
+    }
+
+    /// How far this node reaches into each of them.
+    pub fn reach(&self) -> Arc<BTreeMap<ClusterName, Reach>> {
+        Arc::clone(&self.reach)
     }
 
     /// ClusterPeers that say what the file does.
@@ -200,7 +212,9 @@ impl Register {
         // Of others nothing is believed, and nothing has to be said.
         let known = self.states.iter().filter(|(name, _)| peers.iter().any(|peer| peer.name == **name));
         let known: Vec<_> = known.collect();
-        Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), peers, known)
+        let here = nodes.nodes.get(&self.node);
+        let here = here.map(|facts| Here { node: self.node.clone(), created: facts.created });
+        Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), here.as_ref(), peers, known)
     }
 
     /// Other ClusterPeers.
@@ -299,17 +313,17 @@ impl Register {
             let refused = self.pods.all(known, &self.claims, &mut self.foreign);
             self.refuse(refused);
         }
-        let cidrs = self.believed.cidrs.clone();
+        let reach = Arc::clone(&self.reach);
         // Without a ClusterPeer there is nobody to be told of.
-        let complete = self.judged && (self.complete || (self.peers.synced && cidrs.is_empty()));
+        let complete = self.judged && (self.complete || (self.peers.synced && reach.is_empty()));
         let complete = complete.then(|| self.pods.asked().clone());
         let mut told = std::mem::take(&mut self.foreign);
-        let standing = (cidrs.clone(), complete.clone());
+        let standing = (Arc::clone(&reach), complete.clone());
         if told.namespaces.is_empty() && told.pods.is_empty() && self.standing == standing {
             return None;
         }
         self.standing = standing;
-        (told.cidrs, told.complete) = (Some(cidrs), complete);
+        (told.reach, told.complete) = (Some(reach), complete);
         Some(told)
     }
 
@@ -355,6 +369,10 @@ impl Register {
             self.anew |= claims.have_other_places_than(&self.claims) || !self.judged;
             self.judged = true;
             (self.believed, self.claims) = (believed, claims);
+            let reach = self.believed.reach();
+            if reach != *self.reach {
+                self.reach = Arc::new(reach);
+            }
         }
         self.refused.iter().for_each(&mut tell);
         for text in self.unusable.values() {

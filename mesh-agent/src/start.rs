@@ -85,6 +85,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
     let joined_register = joined::Register::load(
         &config.state_dir,
+        node.clone(),
         config.cluster_name.clone(),
         config.settings.pod_cidrs.clone(),
     );
@@ -165,6 +166,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let shared = plane::Shared {
         config: config.clone(),
         asks: asks_tx,
+        reach: joined_register.reach(),
         guarded,
         node: node.clone(),
         kernel: kernel.clone(),

@@ -1,5 +1,6 @@
 //! Small questions about addresses and prefixes.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -55,6 +56,30 @@ pub fn mesh_address(pod_cidr: &IpNet) -> Option<IpAddr> {
         IpNet::V4(net) if net.prefix_len() <= 30 => Some(IpAddr::V4((u32::from(net.network()) + 1).into())),
         IpNet::V6(net) if net.prefix_len() <= 126 => Some(IpAddr::V6((u128::from(net.network()) + 1).into())),
         IpNet::V4(_) | IpNet::V6(_) => None,
+    }
+}
+
+/// CIDRs in which addresses are looked up: as many steps as there are lengths, however many CIDRs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nets {
+    nets: BTreeSet<IpNet>,
+    lengths: BTreeSet<u8>,
+}
+
+impl Nets {
+    /// Is the address in one of them?
+    pub fn contain(&self, address: IpAddr) -> bool {
+        // A length of the other family may be too long for it.
+        let net = |length: &u8| Some(IpNet::new(address, *length).ok()?.trunc());
+        self.lengths.iter().filter_map(net).any(|net| self.nets.contains(&net))
+    }
+}
+
+impl FromIterator<IpNet> for Nets {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(nets: I) -> Self {
+        let nets: BTreeSet<IpNet> = nets.into_iter().map(|net| net.trunc()).collect();
+        let lengths = nets.iter().map(IpNet::prefix_len).collect();
+        Self { nets, lengths }
     }
 }
 

@@ -211,7 +211,10 @@ impl Judge {
                 return (accepted, wrong.cloned().unwrap_or_default());
             }
             Object::Endpoint(address, endpoint) => self.claims.endpoint(cluster, said, *address, endpoint),
-            Object::Backend(service, address, _) => self.borders.backend(cluster, said, service, *address),
+            Object::Backend(service, address, _) => self
+                .borders
+                .backend(cluster, said, service, *address)
+                .and_then(|()| self.claims.backend(cluster, service, *address)),
         };
         match verdict {
             Ok(()) => (Some(object), none),
@@ -325,6 +328,7 @@ fn node_of(refusal: &Refusal) -> Option<(ClusterName, NodeName)> {
         | Refusal::PeerTwice { .. }
         | Refusal::PeerCidrOurs { .. }
         | Refusal::PeerCidrOfNode { .. }
+        | Refusal::PeerCidrOfOlderNode { .. }
         | Refusal::PeerCidrTwice { .. }
         | Refusal::ForeignCluster { .. }
         | Refusal::ClusterUnknown { .. }
@@ -333,6 +337,7 @@ fn node_of(refusal: &Refusal) -> Option<(ClusterName, NodeName)> {
         | Refusal::EndpointBeyondLimit { .. }
         | Refusal::EndpointWithoutLabels { .. }
         | Refusal::BackendOutside { .. }
+        | Refusal::BackendWithoutNode { .. }
         | Refusal::BackendWithoutService { .. } => None,
     }
 }

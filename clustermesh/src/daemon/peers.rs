@@ -553,6 +553,7 @@ fn peer_of(refusal: &Refusal) -> Option<&ClusterName> {
         | Refusal::PeerTwice { peer }
         | Refusal::PeerCidrOurs { peer, .. }
         | Refusal::PeerCidrOfNode { peer, .. }
+        | Refusal::PeerCidrOfOlderNode { peer, .. }
         | Refusal::PeerCidrTwice { peer, .. } => Some(peer),
         Refusal::PeerMalformed { .. }
         | Refusal::ForeignCluster { .. }
@@ -570,6 +571,7 @@ fn peer_of(refusal: &Refusal) -> Option<&ClusterName> {
         | Refusal::EndpointBeyondLimit { .. }
         | Refusal::EndpointWithoutLabels { .. }
         | Refusal::BackendOutside { .. }
+        | Refusal::BackendWithoutNode { .. }
         | Refusal::BackendWithoutService { .. } => None,
     }
 }

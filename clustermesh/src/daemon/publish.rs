@@ -86,7 +86,7 @@ impl Publish {
 }
 
 /// Would another cluster read it?
-fn readable(object: &mesh_core::clusters::Object) -> Result<(), String> {
+pub(crate) fn readable(object: &mesh_core::clusters::Object) -> Result<(), String> {
     let names = NodeNames::default();
     let written = write_object(object, &names);
     if written.encoded_len() > MAX_OBJECT {

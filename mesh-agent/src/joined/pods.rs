@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use mesh_core::clusters::{Claims, ClusterName, ClusterState, Key, LabelSet, LabelSetId, Refusal};
-use mesh_core::numbers::LABEL_CLUSTER;
+use mesh_core::clusters::{Claims, ClusterName, ClusterState, Key, LabelSet, LabelSetId, Reach, Refusal};
 use mesh_core::policy::compile::AskedClusters;
-use mesh_core::policy::model::{Labels, NamespaceFacts, ObjectName, PodFacts, foreign_namespace};
+use mesh_core::policy::model::{
+    NamespaceFacts, ObjectName, PodFacts, foreign_namespace, foreign_namespace_labels,
+};
 
 /// Pods of joined clusters that policy is told of at most: half of what the data path's map of addresses holds, which has to
 /// hold those of the own cluster, too.
@@ -18,8 +18,8 @@ const MAX_PODS: usize = 65_536;
 /// What policy is told of pods of joined clusters: the newest alone, until it is taken.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Foreign {
-    /// Pod CIDRs of joined clusters; none: as they were.
-    pub cidrs: Option<BTreeMap<ClusterName, Vec<IpNet>>>,
+    /// Pod CIDRs of joined clusters and which nodes of them are peers; none: as they were.
+    pub reach: Option<Arc<BTreeMap<ClusterName, Reach>>>,
     /// Namespaces; none: gone.
     pub namespaces: BTreeMap<String, Option<NamespaceFacts>>,
     /// Pods; none: gone.
@@ -37,8 +37,8 @@ impl Foreign {
 
     /// Takes in what was told later.
     pub fn extend(&mut self, later: Self) {
-        let Self { cidrs, namespaces, pods, complete } = later;
-        self.cidrs = cidrs.or(self.cidrs.take());
+        let Self { reach, namespaces, pods, complete } = later;
+        self.reach = reach.or(self.reach.take());
         self.namespaces.extend(namespaces);
         self.pods.extend(pods);
         self.complete = complete;
@@ -82,13 +82,6 @@ struct Source<'a> {
     meant: BTreeMap<LabelSetId, bool>,
 }
 
-/// Labels of a namespace of another cluster.
-fn namespace_labels(cluster: &ClusterName, labels: &Labels) -> Labels {
-    let mut labels = labels.clone();
-    labels.insert(LABEL_CLUSTER.to_owned(), cluster.to_string());
-    labels
-}
-
 impl Source<'_> {
     fn is_meant(&mut self, asked: &AskedClusters, id: LabelSetId) -> bool {
         if let Some(known) = self.meant.get(&id) {
@@ -104,7 +97,7 @@ impl Source<'_> {
         // Of a namespace that is not known nobody can say who finds it.
         self.state.namespaces.get(set.namespace.as_str()).is_some_and(|labels| {
             let namespace = foreign_namespace(&set.namespace, self.cluster);
-            asked.means(&namespace, &namespace_labels(self.cluster, labels), &set.labels)
+            asked.means(&namespace, &foreign_namespace_labels(labels, self.cluster), &set.labels)
         })
     }
 }
@@ -194,7 +187,7 @@ impl Pods {
         let facts = state
             .namespaces
             .get(name)
-            .map(|labels| NamespaceFacts { labels: namespace_labels(cluster, labels), audit: false });
+            .map(|labels| NamespaceFacts { labels: foreign_namespace_labels(labels, cluster), audit: false });
         let known = self.namespaces.entry(cluster.clone()).or_default();
         if facts.is_some() {
             known.insert(name.to_string());

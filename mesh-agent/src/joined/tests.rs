@@ -52,7 +52,12 @@ fn peers(synced: bool, peers: &[(&str, Result<ClusterPeerSpec, String>)]) -> Pee
 }
 
 fn register(folder: &Path) -> Register {
-    Register::load(folder, name("west"), vec!["10.1.0.0/16".parse().expect("a CIDR")])
+    Register::load(
+        folder,
+        "here".parse().expect("a name"),
+        name("west"),
+        vec!["10.1.0.0/16".parse().expect("a CIDR")],
+    )
 }
 
 fn synced() -> Nodes {
@@ -178,10 +183,10 @@ fn asks(namespaces: &[&str]) -> AskedClusters {
 
 /// What policy was told, as lines.
 fn shown_to_policy(told: Option<Foreign>) -> Vec<String> {
-    let Some(Foreign { cidrs, namespaces, pods, complete }) = told else { return Vec::new() };
+    let Some(Foreign { reach, namespaces, pods, complete }) = told else { return Vec::new() };
     let mut lines = vec![format!(
         "{:?}{}",
-        cidrs.unwrap_or_default().into_values().flatten().collect::<Vec<_>>(),
+        reach.iter().flat_map(|all| all.values()).flat_map(|reach| reach.cidrs.clone()).collect::<Vec<_>>(),
         if complete.is_some() { " complete" } else { "" }
     )];
     lines.extend(namespaces.iter().map(|(name, known)| match known {

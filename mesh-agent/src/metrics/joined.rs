@@ -16,6 +16,7 @@ pub(super) struct JoinedMetrics {
     clusters: Gauge,
     nodes: Gauge,
     objects: Gauges,
+    without_peer: Gauge,
 }
 
 impl JoinedMetrics {
@@ -43,6 +44,11 @@ impl JoinedMetrics {
             "Objects of joined clusters that are known, by kind; nodes beyond those that are peers too",
             metrics.objects.clone(),
         );
+        r.register(
+            "joined_backends_without_peer",
+            "Backends of joined clusters in no peer's pod CIDRs, which services therefore leave out",
+            metrics.without_peer.clone(),
+        );
         metrics
     }
 }
@@ -68,6 +74,11 @@ impl Metrics {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.joined.clusters.set(count(clusters));
         self.joined.nodes.set(count(nodes));
+    }
+
+    /// How many backends of theirs services leave out.
+    pub fn set_joined_without_way(&self, backends: usize) {
+        self.joined.without_peer.set(i64::try_from(backends).unwrap_or(i64::MAX));
     }
 
     /// How many objects of theirs are known.

@@ -178,7 +178,7 @@ impl Engine {
         let since = mail.since;
         let requests = std::mem::take(&mut mail.requests);
         let foreign = std::mem::take(&mut mail.foreign);
-        mail.foreign.cidrs.clone_from(&foreign.cidrs);
+        mail.foreign.reach.clone_from(&foreign.reach);
         let mut facts = self.parts.view.fold(mail, Instant::now());
         let mut gone = Vec::new();
         for request in requests {
@@ -255,11 +255,11 @@ impl Engine {
     /// something was told.
     fn clusters(&mut self, foreign: Foreign) -> bool {
         self.clusters.ask(self.policy.asked_clusters());
-        let Foreign { cidrs, namespaces, pods, complete } = foreign;
+        let Foreign { reach, namespaces, pods, complete } = foreign;
         self.clusters.complete = complete.is_some_and(|asked| asked == self.clusters.asked);
-        let any = cidrs.is_some() || !namespaces.is_empty() || !pods.is_empty();
-        if let Some(cidrs) = cidrs {
-            self.clusters.guarded = cidrs.into_values().flatten().collect();
+        let any = reach.is_some() || !namespaces.is_empty() || !pods.is_empty();
+        if let Some(reach) = reach {
+            self.clusters.guarded = reach.values().flat_map(|reach| &reach.cidrs).copied().collect();
         }
         // Where some are denied, who is not told of yet matches every Deny and nothing else, from the moment on at which the
         // others are known.
@@ -476,6 +476,7 @@ impl Engine {
         let services = self.services.problems();
         let found = findings::gather(&policy, &services, &self.parts.view, &self.trouble);
         self.parts.metrics.set_policy_problems(&found);
+        self.parts.metrics.set_joined_without_way(self.parts.view.without_way());
         self.parts.findings.send_if_modified(|present| {
             let changed = **present != found;
             if changed {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use mesh_core::clusters::Reach;
 use mesh_core::name::NodeName;
 use mesh_core::numbers::LABEL_CLUSTER;
 use mesh_core::policy::model::{
@@ -122,8 +123,13 @@ fn announces(pod: &OwnPod, ips: &BTreeSet<IpAddr>) -> bool {
 }
 
 impl View {
-    /// Knows nothing yet.
-    pub fn new(node: NodeName, cluster: ClusterName, guarded: Vec<IpNet>) -> Self {
+    /// Knows nothing yet but how far joined clusters reach, which the agent kept.
+    pub fn new(
+        node: NodeName,
+        cluster: ClusterName,
+        guarded: Vec<IpNet>,
+        reach: Arc<BTreeMap<ClusterName, Reach>>,
+    ) -> Self {
         Self {
             node,
             cluster,
@@ -137,7 +143,7 @@ impl View {
             attachments_made: 0,
             unread: BTreeMap::new(),
             believed: Believed::default(),
-            remote: RemoteSlices::new(guarded.clone()),
+            remote: RemoteSlices::new(guarded.clone(), reach),
             subjects: BTreeSet::new(),
             host_ports: BTreeSet::new(),
             own_node: None,
@@ -164,6 +170,11 @@ impl View {
     /// EndpointSlices with endpoints that are not believed, and a sentence for each.
     pub fn refused_slices(&self) -> impl Iterator<Item = (&ObjectName, &String)> {
         self.remote.refused()
+    }
+
+    /// Endpoints of other clusters that are left out since their nodes are no peers of this one.
+    pub fn without_way(&self) -> usize {
+        self.remote.without_way()
     }
 
     /// ClusterNetworkPolicies there are, readable or not.
@@ -242,8 +253,8 @@ impl View {
             mail.slices.changes,
             &mut facts,
         );
-        if let Some(cidrs) = mail.foreign.cidrs {
-            let slices = self.remote.reach(cidrs).into_iter();
+        if let Some(reach) = mail.foreign.reach.clone() {
+            let slices = self.remote.reach(reach).into_iter();
             facts.extend(slices.map(|(name, slice)| Fact::Slice(name, Some(slice))));
         }
         self.settle(&touched, &mut facts);

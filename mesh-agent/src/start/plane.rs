@@ -1,10 +1,12 @@
 //! Opens the data path, as soon as the kernel lets us, and starts what lives on it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use datapath::LinkKind;
 use ipnet::IpNet;
+use mesh_core::clusters::{ClusterName, Reach};
 use mesh_core::name::NodeName;
 use mesh_core::policy::compile::AskedClusters;
 use tokio::sync::{mpsc, watch};
@@ -41,6 +43,8 @@ pub(super) struct Shared {
     pub(super) config: Config,
     /// Which pods of joined clusters policy asks for.
     pub(super) asks: watch::Sender<AskedClusters>,
+    /// How far joined clusters reached when this node was last heard of.
+    pub(super) reach: Arc<BTreeMap<ClusterName, Reach>>,
     /// What is guarded from the start on.
     pub(super) guarded: Vec<IpNet>,
     pub(super) node: NodeName,
@@ -146,6 +150,7 @@ async fn engine(
             shared.node.clone(),
             shared.config.cluster_name.clone(),
             shared.config.settings.pod_cidrs.clone(),
+            Arc::clone(&shared.reach),
         ),
         register: Arc::clone(&shared.register),
         findings,

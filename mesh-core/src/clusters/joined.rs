@@ -9,6 +9,7 @@ use super::peer::ClusterPeer;
 use super::refusal::Refusal;
 use super::rules::{Borders, Claims, OwnCluster};
 use crate::name::NodeName;
+use crate::prefix::Nets;
 use crate::psk::{ClusterName, NodeId};
 use crate::view::{AnnouncementFact, EndpointFact, NodeFacts, Settings};
 
@@ -25,15 +26,58 @@ pub struct Joined {
     pub nodes: BTreeMap<NodeName, NodeFacts>,
 }
 
+/// How far this node reaches into a joined cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The cluster's pod CIDRs.
+    pub cidrs: Vec<IpNet>,
+    /// Those of its nodes that are peers: a packet to any other address has no way.
+    pub peers: Nets,
+}
+
+/// The node of the agent that judges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Here {
+    /// Its name.
+    pub node: NodeName,
+    /// Seconds since 1970 at which its Node was created.
+    pub created: i64,
+}
+
+impl Here {
+    /// The ClusterPeers without CIDRs that have an address of this node, where it is older: they would cut it off from its own
+    /// cluster. One that comes later into a CIDR is not believed itself (`plan::claims`), or it could unguard a prefix.
+    fn keeps(&self, own: &OwnCluster, peers: &[ClusterPeer]) -> (Vec<ClusterPeer>, Vec<Refusal>) {
+        let mut refusals = Vec::new();
+        let mine =
+            || own.addresses.iter().filter(|(_, node)| **node == self.node).map(|(address, _)| *address);
+        let mut kept = peers.to_vec();
+        for peer in kept.iter_mut().filter(|peer| self.created < peer.created) {
+            let name = peer.name.clone();
+            peer.pod_cidrs.retain(|cidr| {
+                let Some(address) = mine().find(|address| cidr.contains(address)) else { return true };
+                let (peer, node) = (name.clone(), self.node.clone());
+                refusals.push(Refusal::PeerCidrOfOlderNode { peer, cidr: *cidr, address, node });
+                false
+            });
+        }
+        (kept, refusals)
+    }
+}
+
 impl Joined {
     /// Judges what `states` tell by `peers`, at most [`MAX_NODES`] nodes of it. Only nodes count here; pods are held to what was
     /// accepted of theirs.
     pub fn judge<'a>(
         own: &OwnCluster,
+        here: Option<&Here>,
         peers: &[ClusterPeer],
         states: impl IntoIterator<Item = (&'a ClusterName, &'a ClusterState)> + Clone,
     ) -> (Self, Claims, Vec<Refusal>) {
-        let (borders, mut refusals) = Borders::judge(own, peers);
+        let (peers, mut refusals) =
+            here.map_or_else(|| (peers.to_vec(), Vec::new()), |here| here.keeps(own, peers));
+        let (borders, refused) = Borders::judge(own, &peers);
+        refusals.extend(refused);
         let (claims, refused) = Claims::judge(own, &borders, states.clone());
         refusals.extend(refused);
         let mut joined = Self::default();
@@ -70,6 +114,20 @@ impl Joined {
             }
         }
         (joined, claims, refusals)
+    }
+
+    /// How far this node reaches into each of them.
+    pub fn reach(&self) -> BTreeMap<ClusterName, Reach> {
+        let mut nets: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            let of = nets.entry(name.cluster().unwrap_or_default()).or_default();
+            of.extend(&node.pod_cidrs);
+        }
+        let reach = |(cluster, cidrs): (&ClusterName, &Vec<IpNet>)| {
+            let peers = nets.get(cluster.as_str()).into_iter().flatten().copied().collect();
+            (cluster.clone(), Reach { cidrs: cidrs.clone(), peers })
+        };
+        self.cidrs.iter().map(reach).collect()
     }
 
     /// An agent's settings with these clusters in them.

@@ -86,6 +86,20 @@ pub enum Refusal {
         /// Whose it is.
         node: NodeName,
     },
+    /// A peer's CIDR has an address of this agent's own node, which is older.
+    #[error(
+        "ClusterPeer {peer}: spec.podCIDRs {cidr} contains {address}, an address of node {node} of this cluster, which is older; refused there; correct the ClusterPeer"
+    )]
+    PeerCidrOfOlderNode {
+        /// The peer.
+        peer: ClusterName,
+        /// What is refused.
+        cidr: IpNet,
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        node: NodeName,
+    },
     /// A peer's CIDR has addresses of another peer.
     #[error(
         "ClusterPeer {peer}: spec.podCIDRs {cidr} overlaps {other} of ClusterPeer {holder}; refused here, kept there (older); correct one of the two"
@@ -268,6 +282,18 @@ pub enum Refusal {
         /// What is allowed.
         allowed: String,
     },
+    /// A backend where no node is.
+    #[error(
+        "service {}/{} of cluster {cluster}: backend {address} is in the pod CIDR of no node of it that is accepted; left out until it is; what is said of its nodes tells why", service.namespace, service.name
+    )]
+    BackendWithoutNode {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The service.
+        service: ObjectName,
+        /// The address.
+        address: IpAddr,
+    },
     /// A backend of nothing.
     #[error("service {}/{} of cluster {cluster}: not exported, yet backend {address} is told; refused until it is", service.namespace, service.name)]
     BackendWithoutService {
@@ -289,6 +315,7 @@ impl Refusal {
             Self::PeerTwice { .. } => "PeerTwice",
             Self::PeerCidrOurs { .. } => "PeerCidrOurs",
             Self::PeerCidrOfNode { .. } => "PeerCidrOfNode",
+            Self::PeerCidrOfOlderNode { .. } => "PeerCidrOfOlderNode",
             Self::PeerCidrTwice { .. } => "PeerCidrTwice",
             Self::ForeignCluster { .. } => "ForeignCluster",
             Self::ClusterUnknown { .. } => "ClusterUnknown",
@@ -305,6 +332,7 @@ impl Refusal {
             Self::EndpointBeyondLimit { .. } => "EndpointBeyondLimit",
             Self::EndpointWithoutLabels { .. } => "EndpointWithoutLabels",
             Self::BackendOutside { .. } => "BackendOutside",
+            Self::BackendWithoutNode { .. } => "BackendWithoutNode",
             Self::BackendWithoutService { .. } => "BackendWithoutService",
         }
     }

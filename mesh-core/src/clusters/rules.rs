@@ -16,7 +16,7 @@ use crate::announcement::Announcement;
 use crate::key::PublicKey;
 use crate::name::NodeName;
 use crate::policy::model::ObjectName;
-use crate::prefix;
+use crate::prefix::{self, Nets};
 use crate::psk::{ClusterName, NodeId};
 use crate::slot::Slot;
 
@@ -190,7 +190,11 @@ pub struct AcceptedNode {
 
 /// Who has which key and which CIDR.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Claims(BTreeMap<ClusterName, BTreeMap<NodeName, AcceptedNode>>);
+pub struct Claims {
+    nodes: BTreeMap<ClusterName, BTreeMap<NodeName, AcceptedNode>>,
+    /// Accepted pod CIDRs of all nodes of a cluster, to look addresses up.
+    nets: BTreeMap<ClusterName, Nets>,
+}
 
 /// Older ClusterPeer, then its name, older Node, then its name.
 type Rank<'a> = (i64, &'a ClusterName, i64, &'a NodeName);
@@ -248,14 +252,18 @@ impl Claims {
                 refusals.extend(refusal);
                 keep
             });
-            claims.0.entry(cluster.clone()).or_default().insert(name.clone(), accepted);
+            claims.nodes.entry(cluster.clone()).or_default().insert(name.clone(), accepted);
         }
+        let nets = |(cluster, nodes): (&ClusterName, &BTreeMap<NodeName, AcceptedNode>)| {
+            (cluster.clone(), nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect())
+        };
+        claims.nets = claims.nodes.iter().map(nets).collect();
         (claims, refusals)
     }
 
     /// What is accepted of a node.
     pub fn of(&self, cluster: &ClusterName, node: &NodeName) -> Option<&AcceptedNode> {
-        self.0.get(cluster)?.get(node)
+        self.nodes.get(cluster)?.get(node)
     }
 
     /// Do others accept other nodes, or other pod CIDRs of them? That is what endpoints are held to.
@@ -269,13 +277,32 @@ impl Claims {
 
     /// Clusters of which others accept something else.
     pub fn differing<'a>(&'a self, others: &'a Self) -> impl Iterator<Item = &'a ClusterName> {
-        let all: BTreeSet<&ClusterName> = self.0.keys().chain(others.0.keys()).collect();
-        all.into_iter().filter(|cluster| self.0.get(*cluster) != others.0.get(*cluster))
+        let all: BTreeSet<&ClusterName> = self.nodes.keys().chain(others.nodes.keys()).collect();
+        all.into_iter().filter(|cluster| self.nodes.get(*cluster) != others.nodes.get(*cluster))
     }
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (&ClusterName, &NodeName, &AcceptedNode)> {
-        self.0.iter().flat_map(|(cluster, nodes)| nodes.iter().map(move |(name, node)| (cluster, name, node)))
+        self.nodes
+            .iter()
+            .flat_map(|(cluster, nodes)| nodes.iter().map(move |(name, node)| (cluster, name, node)))
+    }
+
+    /// May `address` be behind `service`, as far as nodes are asked? What is on no accepted node cannot be reached.
+    ///
+    /// # Errors
+    /// No accepted node of the cluster has it in its pod CIDRs.
+    pub fn backend(
+        &self,
+        cluster: &ClusterName,
+        service: &ObjectName,
+        address: IpAddr,
+    ) -> Result<(), Box<Refusal>> {
+        if self.nets.get(cluster).is_some_and(|nets| nets.contain(address)) {
+            return Ok(());
+        }
+        let (cluster, service) = (cluster.clone(), service.clone());
+        Err(Box::new(Refusal::BackendWithoutNode { cluster, service, address }))
     }
 
     /// Is a pod of `cluster` believed to have `address`?

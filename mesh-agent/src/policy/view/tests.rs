@@ -54,7 +54,12 @@ fn attached(veth: &str, pod: &str, uid: &str, address: &str) -> Attached {
 }
 
 fn view() -> View {
-    View::new("n1".parse().unwrap(), "west".parse().unwrap(), vec!["10.0.0.0/8".parse().unwrap()])
+    View::new(
+        "n1".parse().unwrap(),
+        "west".parse().unwrap(),
+        vec!["10.0.0.0/8".parse().unwrap()],
+        Arc::default(),
+    )
 }
 
 /// Two nodes, this one with 10.1.0.0/24.

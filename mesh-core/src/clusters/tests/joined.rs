@@ -1,4 +1,4 @@
-use super::super::joined::{Joined, MAX_NODES};
+use super::super::joined::{Here, Joined, MAX_NODES};
 use super::*;
 use crate::view::{AnnouncementFact, EndpointFact, NodeFacts};
 
@@ -17,7 +17,7 @@ fn an_agent_has_the_nodes_that_are_accepted_under_names_of_their_own() {
         ("n2".to_owned(), node([200, 4], 5, &["10.2.2.0/24"], &["198.51.100.2"])),
     ]);
     let peers = [peer("east", 1, &["10.2.0.0/16"]), peer("west", 2, &["10.2.128.0/17", "10.3.0.0/16"])];
-    let (joined, _, refusals) = Joined::judge(&own(), &peers, [(&cluster("east"), &east)]);
+    let (joined, _, refusals) = Joined::judge(&own(), None, &peers, [(&cluster("east"), &east)]);
     let names: Vec<&str> = joined.nodes.keys().map(NodeName::as_str).collect();
     assert_eq!(names, ["n1@east"]);
     let n1 = &joined.nodes[&NodeName::read("n1@east").unwrap()];
@@ -29,6 +29,34 @@ fn an_agent_has_the_nodes_that_are_accepted_under_names_of_their_own() {
     let mut reasons: Vec<&str> = refusals.iter().map(|refusal| refusal.reason()).collect();
     reasons.sort_unstable();
     assert_eq!(reasons, ["NodeCidrOutside", "NodeEndpointOurs", "NodeKeyTwice", "PeerCidrTwice"]);
+}
+
+#[test]
+fn a_cluster_peer_does_not_cut_off_the_node_of_an_agent_that_is_older() {
+    let here = |created| Here { node: "n1".parse().unwrap(), created };
+    let peers = [peer("east", 5, &["192.0.0.0/8", "10.2.0.0/16"])];
+    let judge = |here: Option<&Here>| {
+        let (joined, _, refusals) = Joined::judge(&own(), here, &peers, []);
+        let refusals: Vec<&str> = refusals.iter().map(|refusal| refusal.reason()).collect();
+        (joined.cidrs[&cluster("east")].clone(), refusals)
+    };
+    assert_eq!(judge(Some(&here(4))), (vec![net("10.2.0.0/16")], vec!["PeerCidrOfOlderNode"]));
+    // A node that comes later does not unguard pods that are there.
+    let both = vec![net("192.0.0.0/8"), net("10.2.0.0/16")];
+    assert_eq!(judge(Some(&here(5))), (both.clone(), vec!["PeerCidrOfNode"]));
+    assert_eq!(judge(None), (both, vec!["PeerCidrOfNode"]));
+}
+
+#[test]
+fn a_node_reaches_into_a_cluster_as_far_as_its_peers_go() {
+    let east = state([("n1".to_owned(), node([1, 2], 5, &["10.2.1.0/24"], &["198.51.100.1"]))]);
+    let peers = [peer("east", 1, &["10.2.0.0/16"]), peer("west", 2, &["10.3.0.0/16"])];
+    let (joined, ..) = Joined::judge(&own(), None, &peers, [(&cluster("east"), &east)]);
+    let reach = joined.reach();
+    let contains = |name: &str, address: &str| reach[&cluster(name)].peers.contain(ip(address));
+    assert_eq!(reach[&cluster("east")].cidrs, [net("10.2.0.0/16")]);
+    assert!(contains("east", "10.2.1.7") && !contains("east", "10.2.2.7") && !contains("east", "fd00::1"));
+    assert!(!contains("west", "10.3.0.1"));
 }
 
 #[test]
@@ -47,7 +75,7 @@ fn beyond_the_limit_the_oldest_stay_and_the_others_are_named() {
         (format!("n{i}"), Arc::new(one))
     }));
     let (joined, _, refusals) =
-        Joined::judge(&own(), &[peer("east", 1, &["10.2.0.0/15"])], [(&cluster("east"), &east)]);
+        Joined::judge(&own(), None, &[peer("east", 1, &["10.2.0.0/15"])], [(&cluster("east"), &east)]);
     assert_eq!(joined.nodes.len(), MAX_NODES);
     let texts: Vec<String> = refusals.iter().map(ToString::to_string).collect();
     assert_eq!(texts.len(), 3);

@@ -133,6 +133,13 @@ fn an_endpoint_is_believed_inside_the_cidr_of_its_node_and_a_backend_inside_that
     assert_eq!(backend("198.51.100.1", "web"), Err("BackendOutside"));
     assert_eq!(backend("10.1.0.7", "web"), Err("BackendOutside"));
     assert_eq!(backend("10.2.200.7", "db"), Err("BackendWithoutService"));
+    // Nobody gets to what is on no accepted node.
+    let reached = |address: &str| {
+        claims.backend(&east, &object_name("web"), ip(address)).map_err(|refusal| refusal.reason())
+    };
+    assert_eq!(reached("10.2.1.7"), Ok(()));
+    assert_eq!(reached("10.2.200.7"), Err("BackendWithoutNode"));
+    assert_eq!(reached("10.3.1.7"), Err("BackendWithoutNode"));
 }
 
 /// A peer or node at random, from an alphabet in which everything collides.
