@@ -2,8 +2,8 @@
 //! [`mesh_core::mcs::names`] has the answers; hickory reads and writes messages.
 //!
 //! CoreDNS forwards to it: `clusterset.local { forward . ADDRESS }`. Over UDP an answer that does not fit says so (TC), and the
-//! client asks again over TCP. Before all names are known, names of the zone are answered SERVFAIL: a resolver asks another
-//! replica, and nobody remembers for seconds that a service does not exist.
+//! client asks again over TCP. Before all clusters were heard, names of services with ClusterSetIPs are answered and all others
+//! SERVFAIL: a resolver asks another replica, and nobody remembers for seconds that a service does not exist.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -40,6 +40,11 @@ impl Names {
         self.0.write().unwrap_or_else(PoisonError::into_inner).zone.set(name, decision)
     }
 
+    /// Nothing is known any more: whoever decided has ended, and what is decided elsewhere is not heard here.
+    pub fn forget(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Known::default();
+    }
+
     /// All names are known, from now on.
     pub fn set_complete(&self) {
         if !self.is_complete() {
@@ -55,7 +60,6 @@ impl Names {
     /// The answer to a question of class IN ([`Zone::answer`]). None: it is too early to say.
     pub fn answer(&self, labels: &[&[u8]], kind: RecordKind) -> Option<Answer> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let answer = known.zone.answer(labels, kind);
-        (known.complete || answer == Answer::Refused).then_some(answer)
+        (known.complete || known.zone.is_certain(labels)).then(|| known.zone.answer(labels, kind))
     }
 }

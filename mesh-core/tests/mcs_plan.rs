@@ -282,7 +282,7 @@ proptest! {
             exports.insert(cluster.clone(), export.clone());
             let derived = facts.derived.get(&object(&name.namespace, &derived_name(&name.name)));
             let namespace = facts.namespaces.contains(&name.namespace);
-            let (decision, _) = decide_one(&Here { own: &facts.own, namespace, derived }, name, exports);
+            let (decision, _) = decide_one(&Here { own: &facts.own, namespace, derived, untold: None }, name, exports);
             if decision == Decision::default() {
                 plan.services.remove(name);
             } else {

@@ -111,11 +111,28 @@ struct Running<P> {
     began: Instant,
 }
 
+/// As long as names are decided here. Those of an earlier term may have been taken away since, by another leader.
+struct Term(Arc<Names>);
+
+impl Term {
+    fn begin(names: &Arc<Names>) -> Self {
+        names.forget();
+        Self(Arc::clone(names))
+    }
+}
+
+impl Drop for Term {
+    fn drop(&mut self) {
+        self.0.forget();
+    }
+}
+
 impl<P: FnMut(Vec<Change>) + Send> Controller<P> {
     /// Runs until nobody tells anything any more. To be dropped at any await: what was written stays, and whoever comes
     /// next goes on from there.
     pub async fn run(self) {
         let Self { client, settings, mut inputs, publish, names, metrics, instance } = self;
+        let _term = Term::begin(&names);
         let (tell, mut news) = mpsc::channel(NEWS);
         let mut tasks = JoinSet::new();
         for kind in Kind::ALL {

@@ -498,7 +498,12 @@ impl World {
         let derived: Option<DerivedState> =
             self.api.services.get(&beside(name, &derived_name(&name.name))).map(ServiceSeen::derived);
         let namespace = self.api.namespaces.contains(&name.namespace);
-        let here = Here { own: &own, namespace, derived: derived.as_ref() };
+        let untold = exports.get(&own.cluster).and_then(|export| self.untellable(name, export));
+        if let Some(refusal) = &untold {
+            problems.push(refusal.clone());
+        }
+        let why = untold.map(|refusal| format!("{refusal}; other clusters are not told of it"));
+        let here = Here { own: &own, namespace, derived: derived.as_ref(), untold: why.as_deref() };
         let (decision, wrong) = decide_one(&here, name, &exports);
         problems.extend(wrong.into_iter().map(Problem::from));
         let told = self.telling(name, &decision, &exports, &mut problems);
@@ -603,6 +608,21 @@ impl World {
         hold
     }
 
+    /// Why others would not believe an own export of a Service that is a valid one: it is held to the bounds that they hold us to.
+    fn untellable(&self, name: &ObjectName, export: &Export) -> Option<Problem> {
+        let own = &self.settings.cluster;
+        let service = wire::tell_service(export)?;
+        if let Err(refusal) = wire::export(own, name, &service) {
+            return Some(Problem::Told(*refusal));
+        }
+        let object = Object::Service(Arc::new(name.clone()), Arc::new(service));
+        let why = crate::daemon::publish::readable(&object).err()?;
+        let (cluster, service) = (own.clone(), name.clone());
+        let (field, value, reason) =
+            ("labels, annotations, ports", why, "wanted less than the contract carries");
+        Some(Problem::Told(WireRefusal::Service { cluster, service, field, value, reason }))
+    }
+
     /// What other clusters may have of a name: a valid export, and its pods.
     fn telling(
         &self,
@@ -618,11 +638,6 @@ impl World {
         let own = &self.settings.cluster;
         let export = exports.get(own)?;
         let service = wire::tell_service(export)?;
-        // Held to the bounds that others hold us to: here somebody reads it.
-        if let Err(refusal) = wire::export(own, name, &service) {
-            problems.push(Problem::Told(*refusal));
-            return None;
-        }
         let (mut backends, outside) = wire::tell_backends(&export.endpoints, &self.settings.pod_cidrs);
         if let Some(first) = backends.keys().nth(MAX_BACKENDS).copied() {
             let left_out = backends.split_off(&first).len();

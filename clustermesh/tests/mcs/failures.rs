@@ -117,7 +117,10 @@ async fn a_new_controller_writes_nothing_and_takes_nothing_away_from_a_peer_that
         lab.condition("serviceimports", "own", "Ready").is_some_and(|(s, _)| s == "True")
     })
     .await;
+    let former = Arc::clone(&lab.names);
     lab.restart().await;
+    // What is decided by another leader is not heard here, so nothing is said of it any more.
+    assert!(!former.is_complete() && lab.ask_of(&former, "own.demo.svc.clusterset.local").is_none());
     lab.server.faults().reset_counters();
     // A change of its own shows when all else has been looked at: names are judged in order, and this is the last.
     let marker = |lab: &Lab, name: &str| {
@@ -132,6 +135,12 @@ async fn a_new_controller_writes_nothing_and_takes_nothing_away_from_a_peer_that
     let of_marker = lab.writes();
     assert_eq!(lab.server.faults().requests(Verb::Delete, "endpointslices"), 0);
     assert_eq!(lab.slices("hello", "east").len(), 1, "east has told nothing yet");
+    // Whoever else is not heard, services with ClusterSetIPs are found; what is not known is not denied.
+    assert!(!lab.names.is_complete());
+    for (name, found) in [("own", true), ("hello", true), ("nobody", false)] {
+        let answer = lab.ask_of(&lab.names, &format!("{name}.demo.svc.clusterset.local"));
+        assert_eq!(answer.is_some(), found, "{name}: {answer:?}");
+    }
     lab.changed("east", told("demo", "hello", &["10.1.0.1", "10.1.0.2"])).await;
     lab.changed("north", Vec::new()).await;
     eventually("all names are known", || lab.names.is_complete()).await;

@@ -273,6 +273,12 @@ impl Lab {
         self.condition("serviceexports", name, kind) == Some((status.to_owned(), reason.to_owned()))
     }
 
+    /// What is answered about addresses of a name; none: it is too early to say.
+    pub(crate) fn ask_of(&self, names: &Names, name: &str) -> Option<Answer> {
+        let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
+        names.answer(&labels, RecordKind::A)
+    }
+
     /// What a name has, as text; none: there is no such name.
     pub(crate) fn ask(&self, name: &str, kind: RecordKind) -> Option<Vec<String>> {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();

@@ -575,6 +575,30 @@ fn backends_outside_a_peers_border_are_named_and_left_out() {
 }
 
 #[test]
+fn an_export_of_which_nobody_can_be_told_says_so_and_is_no_part_of_the_import() {
+    let mut lab = Lab::new();
+    let name = object("shop", "web");
+    let ports: Vec<Value> = (1..=100).map(|i| json!({"name": format!("p{i}"), "port": i})).collect();
+    lab.put(Kind::Service, &name, Some(json!({"metadata": {}, "spec": {"ports": ports}})));
+    lab.put(Kind::Export, &name, Some(json!({"metadata": {}, "spec": {}})));
+    lab.settle();
+    let judged = lab.world.judge(&name);
+    let conditions: Vec<String> = judged
+        .decision
+        .export
+        .iter()
+        .map(|one| format!("{} {:?} {}: {}", one.kind, one.status, one.reason, one.message))
+        .collect();
+    assert!(judged.told.is_none() && judged.decision.import.is_none(), "{judged:?}");
+    assert!(
+        conditions[0].starts_with("Valid False") && conditions[0].contains("at most 99"),
+        "{conditions:?}"
+    );
+    assert!(conditions[1].starts_with("Ready False Failed"), "{conditions:?}");
+    assert_eq!(judged.problems.len(), 1, "{:?}", judged.problems);
+}
+
+#[test]
 fn nothing_is_decided_before_everything_is_known() {
     let mut world = World::new(settings());
     world.borders(borders(&PEERS), Millis(0));

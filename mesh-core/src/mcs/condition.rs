@@ -98,7 +98,7 @@ fn conflict_message(merged: &Merged) -> String {
 }
 
 /// All conditions of an own ServiceExport, in the order `Valid`, `Ready`, `Conflict`. `merged`: of all exports of the name.
-/// `refused`: the name itself cannot be imported.
+/// `refused`: the name itself cannot be imported, or nobody can be told of the export.
 pub(super) fn of_export(
     own: &Own,
     export: &Export,

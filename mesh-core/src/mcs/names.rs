@@ -206,6 +206,14 @@ const fn protocol_label(protocol: Protocol) -> &'static str {
     }
 }
 
+/// The labels that are left of the zone, in lower case; none: not our zone.
+fn beneath_zone(labels: &[&[u8]]) -> Option<Vec<String>> {
+    let lower = |label: &&[u8]| String::from_utf8(label.to_ascii_lowercase()).unwrap_or_default();
+    let mut labels: Vec<String> = labels.iter().map(lower).collect();
+    let mut zone = ZONE.split('.').rev();
+    zone.all(|label| labels.pop().as_deref() == Some(label)).then_some(labels)
+}
+
 fn protocol_of(label: &str) -> Option<Protocol> {
     Protocol::ALL.into_iter().find(|protocol| protocol_label(*protocol) == label)
 }
@@ -256,16 +264,28 @@ impl Zone {
 
     /// The answer to a question of class IN: its labels, the leftmost first, without the root's.
     pub fn answer(&self, labels: &[&[u8]], kind: RecordKind) -> Answer {
-        let lower = |label: &&[u8]| String::from_utf8(label.to_ascii_lowercase()).unwrap_or_default();
-        let labels: Vec<String> = labels.iter().map(lower).collect();
-        let mut zone = ZONE.split('.').rev();
-        let mut rest: Vec<&str> = labels.iter().map(String::as_str).collect();
-        if !zone.all(|label| rest.pop() == Some(label)) {
-            return Answer::Refused;
-        }
+        let Some(rest) = beneath_zone(labels) else { return Answer::Refused };
+        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
         match self.node(&rest) {
             None => Answer::NxDomain(self.soa()),
             Some(records) => self.of_kind(records, kind),
+        }
+    }
+
+    /// Is the answer about this name one to give while some clusters have not been heard yet? Of a service with ClusterSetIPs
+    /// it is, whoever else exports it; endpoints of a headless one, and that there is no such name, are not known so early.
+    pub fn is_certain(&self, labels: &[&[u8]]) -> bool {
+        let Some(rest) = beneath_zone(labels) else { return true };
+        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+        match rest.as_slice() {
+            [] | ["dns-version"] => true,
+            [.., service, namespace, "svc"] => {
+                let name = ObjectName { namespace: (*namespace).to_owned(), name: (*service).to_owned() };
+                let entry = self.services.get(&name);
+                let has_ip = entry.is_some_and(|entry| entry.hosts.is_empty() && !entry.addresses.is_empty());
+                has_ip && self.node(&rest).is_some()
+            }
+            _ => false,
         }
     }
 

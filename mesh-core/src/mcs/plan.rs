@@ -94,6 +94,9 @@ pub struct Here<'a> {
     pub namespace: bool,
     /// The Service with the derived name.
     pub derived: Option<&'a DerivedState>,
+    /// Why others cannot be told of the own export though its Service is a valid one: it is more than the contract carries. It
+    /// is nobody's then, here as elsewhere, or clusters would disagree.
+    pub untold: Option<&'a str>,
 }
 
 /// Everything. A service's part depends on nothing but its own exports, so whoever keeps count of changes asks
@@ -108,6 +111,7 @@ pub fn decide(facts: &Facts) -> (Plan, Vec<McsProblem>) {
             own: &facts.own,
             namespace: facts.namespaces.contains(&name.namespace),
             derived: facts.derived.get(&derived),
+            untold: None,
         };
         let (decision, wrong) = decide_one(&here, name, exports);
         problems.extend(wrong);
@@ -147,8 +151,21 @@ fn decide_all(
         decision.export = conditions.into_iter().flatten().collect();
         return decision;
     }
+    let mut others = Exports::new();
+    let exports = if here.untold.is_some() {
+        others.extend(
+            exports
+                .iter()
+                .filter(|(cluster, _)| **cluster != here.own.cluster)
+                .map(|(c, e)| (c.clone(), e.clone())),
+        );
+        &others
+    } else {
+        exports
+    };
     let merged = merge::merge(name, exports, problems);
-    let conditions = own_export.map(|export| condition::of_export(here.own, export, merged.as_ref(), None));
+    let conditions =
+        own_export.map(|export| condition::of_export(here.own, export, merged.as_ref(), here.untold));
     decision.export = conditions.into_iter().flatten().collect();
     let Some(merged) = merged.filter(|_| here.namespace) else { return decision };
     if merged.ports_left_out > 0 {

@@ -56,7 +56,7 @@ fn too_early(hosts: u16) -> Names {
         silent: BTreeSet::new(),
     };
     let exports = Exports::from([("east".parse().unwrap(), export)]);
-    let here = Here { own: &own, namespace: true, derived: None };
+    let here = Here { own: &own, namespace: true, derived: None, untold: None };
     let names = Names::new();
     names.set(&name, &decide_one(&here, &name, &exports).0);
     names
