@@ -2,6 +2,7 @@
 //! how much of it one follower has.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use mesh_core::clusters::{Change, ClusterName, ClusterState, Key};
@@ -123,6 +124,8 @@ pub struct Feed {
     complete: bool,
     /// What was begun goes before everything else.
     walk: Option<Walk>,
+    /// Of whom it was told last: the next one has its turn, so that none holds up the others.
+    last: Option<ClusterName>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -153,7 +156,7 @@ impl Feed {
     /// A follower that has these versions.
     pub fn new(reach: Reach, known: BTreeMap<ClusterName, At>) -> Self {
         let has = known.into_iter().map(|(name, at)| (name, Has { at: Some(at), heard: None }));
-        Self { reach, has: has.collect(), complete: false, walk: None }
+        Self { reach, has: has.collect(), complete: false, walk: None, last: None }
     }
 
     /// The next message, if there is anything to be said now. Ask again after each change, and when time has passed.
@@ -233,7 +236,10 @@ impl Feed {
 
     /// The next thing that a follower lacks.
     fn begin(&mut self, clusters: &Clusters) -> Begun {
-        for (name, entry) in &clusters.all {
+        let last = self.last.clone();
+        let after = (last.as_ref().map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let until = last.iter().flat_map(|last| clusters.all.range(..=last));
+        for (name, entry) in clusters.all.range::<ClusterName, _>(after).chain(until) {
             let Some(store) = entry.store.as_ref().filter(|_| self.reach.covers(clusters, name)) else {
                 continue;
             };
@@ -241,18 +247,21 @@ impl Feed {
             let heard = *has.heard.get_or_insert(entry.heard);
             match store.since(has.at) {
                 Since::Changes { from, to, changes, names } => {
+                    self.last = Some(name.clone());
                     let changes = changes.into();
                     self.walk =
                         Some(Walk::Changes { cluster: name.clone(), from, to, part: 0, changes, names });
                     return Begun::Walk;
                 }
                 Since::Snapshot(of) => {
+                    self.last = Some(name.clone());
                     let (version, keys) = (of.at, of.state.keys().collect());
                     self.walk = Some(Walk::Snapshot { cluster: name.clone(), of, keys });
                     return Begun::Message(Message::Of(name.clone(), Say::SnapshotBegin(version)));
                 }
                 Since::Nothing if heard != entry.heard && has.at == Some(store.at()) => {
                     has.heard = Some(entry.heard);
+                    self.last = Some(name.clone());
                     return Begun::Message(Message::Of(name.clone(), Say::Bookmark(store.at())));
                 }
                 Since::Nothing => {}

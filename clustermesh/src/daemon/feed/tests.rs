@@ -78,6 +78,30 @@ fn a_cluster_that_is_not_reached_is_not_waited_for_for_ever() {
 }
 
 #[test]
+fn a_cluster_that_changes_all_the_time_holds_up_no_other_and_no_bookmark() {
+    let names = ["a", "here", "z"];
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    clusters.join(&[cluster("a"), cluster("z")], Millis(0));
+    for name in names {
+        clusters.changed(&cluster(name), at(1, 0), Vec::new());
+    }
+    let (mut session, mut feed) = (Session::new(Scope::All), Feed::new(Reach::All, BTreeMap::new()));
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 0).len(), 4);
+    let mut words = Vec::new();
+    for sequence in 1..=6 {
+        // Before each message there is more of the first one, and everybody is there.
+        clusters.changed(&cluster("a"), at(1, sequence), vec![put(1, sequence)]);
+        for name in names {
+            clusters.heard(&cluster(name));
+        }
+        let message = feed.next(&clusters, Millis(0)).unwrap();
+        words.push(message.cluster.clone());
+        session.hear(message).unwrap();
+    }
+    assert_eq!(words, ["a", "here", "z", "a", "here", "z"]);
+}
+
+#[test]
 fn a_peer_hears_of_the_own_cluster_alone_whatever_it_says_that_it_knows() {
     let mut clusters = Clusters::new(cluster("here"), Millis(0));
     clusters.join(&[cluster("east"), cluster("west")], Millis(0));
