@@ -44,6 +44,8 @@ const NEXT: Duration = Duration::from_millis(50);
 const WINDOW: u32 = 1024 * 1024;
 /// A stream with a token goes on with a new one after so long: servers end one whose token is an hour old.
 const TOKEN: Duration = Duration::from_secs(50 * 60);
+/// Sentences of what is left out of a cluster that are told.
+const MISSING: usize = 8;
 /// Longest token that is read from a file.
 const MAX_TOKEN: usize = 64 * 1024;
 
@@ -102,6 +104,8 @@ pub enum Event {
     Speaks,
     /// Something that it said does not count.
     LeftOut(LeftOut),
+    /// What does not count at present of all that it has said, the first few: it is less or more than before.
+    Missing(Vec<String>),
 }
 
 /// Hears of events. Must not block.
@@ -329,8 +333,12 @@ async fn one_stream(
         if outcome.told.is_empty() {
             events(&Event::Speaks);
         }
+        let missing = outcome.mended || !outcome.left_out.is_empty();
         for left_out in outcome.left_out {
             events(&Event::LeftOut(left_out));
+        }
+        if missing {
+            events(&Event::Missing(session.missing(MISSING)));
         }
         for told in outcome.told {
             if tell.send(told).await.is_err() {

@@ -122,7 +122,10 @@ fn read(object: DynamicObject) -> Read {
 pub(super) struct Link {
     connected: Option<ServerAddress>,
     trouble: Option<(&'static str, String)>,
-    left_out: VecDeque<String>,
+    /// What does not count of what it told, the first few.
+    left_out: Vec<String>,
+    /// Of what was left out, what was logged last.
+    said: VecDeque<String>,
     quiet: Quiet,
     /// It said something that is not whole yet, since that was looked at.
     speaks: bool,
@@ -396,17 +399,18 @@ impl Peers {
                 Event::LeftOut(left_out) => {
                     let text = left_out.to_string();
                     metrics.refused(left_out.reason());
-                    if !link.left_out.contains(&text) {
+                    if !link.said.contains(&text) {
                         if let Some(kept_back) = link.quiet.ask(begun.elapsed()) {
                             let reason = left_out.reason();
                             tracing::warn!(%cluster, reason, kept_back, "Left out: {text}");
                         }
-                        link.left_out.push_back(text);
-                        if link.left_out.len() > KEPT {
-                            link.left_out.pop_front();
+                        link.said.push_back(text);
+                        if link.said.len() > KEPT {
+                            link.said.pop_front();
                         }
                     }
                 }
+                Event::Missing(texts) => link.left_out = texts.clone(),
             }
             dirty.notify_one();
         })

@@ -304,7 +304,7 @@ impl Agent {
         let events: Events = Arc::new(move |event| match event {
             Event::Connected { .. } => noted.lock().unwrap().connected += 1,
             Event::Ended { why, .. } => noted.lock().unwrap().ended.push(why.reason().to_owned()),
-            Event::Speaks => {}
+            Event::Speaks | Event::Missing(_) => {}
             Event::LeftOut(left_out) => panic!("{left_out}"),
         });
         let following = tokio::spawn(follow(watch::channel(target).1, Session::new(scope), tell, events));

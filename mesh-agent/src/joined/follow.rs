@@ -146,7 +146,7 @@ fn events(metrics: Metrics) -> clustermesh::follow::Events {
             let address = address.as_ref().map(ToString::to_string).unwrap_or_default();
             tracing::warn!(address, err = %why, "clustermesh is not followed; what is known of joined clusters stays");
         }
-        Event::Speaks => {}
+        Event::Speaks | Event::Missing(_) => {}
         Event::LeftOut(what) => {
             metrics.clustermesh_left_out(what.reason());
             let mut quiet = quiet.lock().unwrap_or_else(PoisonError::into_inner);
