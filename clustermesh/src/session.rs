@@ -162,6 +162,8 @@ pub struct Outcome {
     pub left_out: Vec<LeftOut>,
     /// What is left out is no longer what it was ([`Session::missing`]).
     pub mended: bool,
+    /// Another may lead in place of who speaks.
+    pub cut_off: bool,
 }
 
 /// Why a stream is at its end: whatever comes after it would not be understood.
@@ -259,6 +261,11 @@ impl Session {
             mirror.pending = None;
             mirror.at.is_some()
         });
+        self.known()
+    }
+
+    /// What it has.
+    pub fn known(&self) -> BTreeMap<ClusterName, At> {
         self.clusters.iter().filter_map(|(name, mirror)| Some((name.clone(), mirror.at?))).collect()
     }
 
@@ -282,6 +289,7 @@ impl Session {
                 outcome.told.push(Told::Complete);
                 return Ok(outcome);
             }
+            Some(Message::CutOff) => return Ok(Outcome { cut_off: true, ..outcome }),
             Some(Message::Of(cluster, say)) => (cluster, say),
         };
         if let Scope::One(speaker) = &self.scope

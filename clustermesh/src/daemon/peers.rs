@@ -379,6 +379,10 @@ impl Peers {
                 Event::Ended { why: FollowError::Changed, .. } => link.connected = None,
                 // It is connected again in a moment, or there is another reason.
                 Event::Ended { why: FollowError::Renewed, .. } => {}
+                Event::Ended { why: why @ FollowError::Later { .. }, .. } => {
+                    metrics.interrupted(why.reason());
+                    tracing::warn!(%cluster, reason = why.reason(), "{why}");
+                }
                 Event::Ended { address, why } => {
                     let reason = why.reason();
                     metrics.interrupted(reason);
