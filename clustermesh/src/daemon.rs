@@ -39,6 +39,7 @@ pub mod tls;
 pub mod tokens;
 pub mod watch_api;
 
+use lease::Term;
 use metrics::Metrics;
 use server::Serving;
 use tls::{Credentials, Trust};
@@ -119,6 +120,8 @@ pub struct Standing {
     pub serves: Option<SocketAddr>,
     /// What keeps it from serving.
     pub obstacle: Option<String>,
+    /// It leads, and another may ([`lease::Term::cut_off`]): it goes on, and is not ready.
+    pub cut_off: bool,
 }
 
 /// Runs until `stop` is true: then streams end, the Lease is given back, and this returns.
@@ -131,12 +134,12 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
-        let (leads_tx, leads) = watch::channel(None);
+        let (terms_tx, held) = watch::channel(Term::default());
         let (end_tx, end) = watch::channel(false);
-        let election = lease::run(client.clone(), settings.identity.clone(), leads_tx, end);
+        let election = lease::run(client.clone(), settings.identity.clone(), terms_tx, end);
         let election = tokio::spawn(election);
         let parts = (&settings, &client, duties.as_slice(), &metrics, &standing);
-        let stopped = terms(parts, leads, &mut stop).await;
+        let stopped = terms(parts, held, &mut stop).await;
         metrics.leads(false);
         standing.send_replace(Standing::default());
         end_tx.send_replace(true);
@@ -151,29 +154,35 @@ pub async fn run(
 type Parts<'a> = (&'a Settings, &'a Client, &'a [Duty], &'a Metrics, &'a watch::Sender<Standing>);
 
 /// One time of leading after the other. False: it ended by itself, and needs another incarnation.
-async fn terms(
-    parts: Parts<'_>,
-    mut leads: watch::Receiver<Option<u64>>,
-    stop: &mut watch::Receiver<bool>,
-) -> bool {
+async fn terms(parts: Parts<'_>, mut held: watch::Receiver<Term>, stop: &mut watch::Receiver<bool>) -> bool {
     let (_, _, _, metrics, standing) = parts;
     loop {
-        let incarnation = *leads.borrow_and_update();
+        let Term { incarnation, cut_off } = *held.borrow_and_update();
         metrics.leads(incarnation.is_some());
-        standing.send_replace(Standing { leads: incarnation, ..Standing::default() });
+        standing.send_replace(Standing { leads: incarnation, cut_off, ..Standing::default() });
         let Some(incarnation) = incarnation else {
             tokio::select! {
-                changed = leads.changed() => if changed.is_err() { return false },
+                changed = held.changed() => if changed.is_err() { return false },
                 _ = stop.wait_for(|stop| *stop) => return true,
             }
             continue;
         };
         let (end_tx, end) = watch::channel(false);
         let mut leading = std::pin::pin!(lead(parts, incarnation, end));
-        let stopped = tokio::select! {
-            () = &mut leading => return false,
-            _ = leads.wait_for(|now| *now != Some(incarnation)) => false,
-            _ = stop.wait_for(|stop| *stop) => true,
+        let stopped = loop {
+            tokio::select! {
+                () = &mut leading => return false,
+                changed = held.changed() => {
+                    let now = held.borrow_and_update().to_owned();
+                    if changed.is_err() || now.incarnation != Some(incarnation) {
+                        break false;
+                    }
+                    standing.send_if_modified(|standing| {
+                        std::mem::replace(&mut standing.cut_off, now.cut_off) != now.cut_off
+                    });
+                }
+                _ = stop.wait_for(|stop| *stop) => break true,
+            }
         };
         end_tx.send_replace(true);
         // In order: streams end with a word, then everything else.
@@ -229,7 +238,7 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
     // All of these end with this set.
     let mut tasks = JoinSet::new();
     tasks.spawn(authority::renew(authority, Arc::clone(&credentials), leaf, metrics.clone()));
-    tasks.spawn(hub.clone().beat());
+    tasks.spawn(hub.clone().beat(standing.subscribe()));
     let (cluster, guarded) = (settings.cluster.clone(), settings.pod_cidrs.clone());
     tasks.spawn(own::run(client.clone(), cluster, guarded, publish.clone(), own_tx, metrics.clone()));
     let (borders_tx, borders) = watch::channel(None);
@@ -287,7 +296,7 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
         _ = asked.wait_for(|end| *end) => return,
     };
     let serves = listener.local_addr().ok();
-    standing.send_replace(Standing { leads: Some(incarnation), serves, obstacle: None });
+    standing.send_modify(|standing| (standing.serves, standing.obstacle) = (serves, None));
     tracing::info!(cluster = %settings.cluster, address = ?serves, incarnation, "Serving");
     let tokens = Tokens::new(client.clone(), settings.agents.iter().cloned());
     let (recheck, stuck, metrics) = (server::RECHECK, server::STUCK, metrics.clone());

@@ -3,19 +3,24 @@
 //! [`Session`] decides what counts; here is what waits: connections, pauses, files. Whoever listens too slowly slows down the
 //! server (HTTP/2 flow control), which then sends the latest state of what changed, once.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, pending};
 use hyper_util::rt::TokioIo;
-use mesh_core::clusters::{Host, ServerAddress};
-use proto::clustermesh::{ClusterMeshClient, FollowResponse, MAX_MESSAGE, MAX_REQUEST, write_known};
+use mesh_core::clusters::{ClusterName, Host, ServerAddress};
+use proto::clustermesh::{
+    At, ClusterMeshClient, FollowResponse, INCARNATION, MAX_MESSAGE, MAX_REQUEST, write_known,
+};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -26,6 +31,10 @@ use crate::Told;
 use crate::session::{LeftOut, Session, SessionError};
 use crate::tls::Impostor;
 
+pub mod course;
+
+use course::{Course, End};
+
 /// Room for what was heard and not taken up yet: as many clusters may change at once.
 pub const QUEUE: usize = 256;
 /// How long connecting may take, TLS included: some round trips around the world.
@@ -34,16 +43,15 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
 /// A server says something every three seconds; one that says nothing for this long is gone.
 const SILENCE: Duration = Duration::from_secs(12);
-/// A stream that lasted so long was a good one: the next pause is short.
-const GOOD: Duration = Duration::from_secs(10);
-/// First and longest pause between two rounds over all addresses.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
-/// Pause before the next address of a round: addresses of one server are its replicas, of which one serves.
-const NEXT: Duration = Duration::from_millis(50);
+/// How often a follower of a leader that is cut off asks whether a later one is there: one in the time that a new leader takes to
+/// know its cluster.
+const ASK: Duration = Duration::from_secs(5);
 /// HTTP/2 windows in bytes, of a stream and of a connection: 1 MiB in flight is 80 Mbit/s over 100 ms.
 const WINDOW: u32 = 1024 * 1024;
 /// A stream with a token goes on with a new one after so long: servers end one whose token is an hour old.
 const TOKEN: Duration = Duration::from_secs(50 * 60);
+/// Sentences of what is left out of a cluster that are told.
+const MISSING: usize = 8;
 /// Longest token that is read from a file.
 const MAX_TOKEN: usize = 64 * 1024;
 
@@ -102,6 +110,8 @@ pub enum Event {
     Speaks,
     /// Something that it said does not count.
     LeftOut(LeftOut),
+    /// What does not count at present of all that it has said, the first few: it is less or more than before.
+    Missing(Vec<String>),
 }
 
 /// Hears of events. Must not block.
@@ -156,9 +166,37 @@ pub enum FollowError {
     /// What we show of ourselves is soon over, and there is a new one.
     #[error("begun anew with a new certificate or token")]
     Renewed,
+    /// The leader is cut off from its API server, and a later one serves elsewhere.
+    #[error("a later leader (incarnation {incarnation}) serves at {address}; it is followed instead")]
+    Later {
+        /// Where.
+        address: ServerAddress,
+        /// Its incarnation.
+        incarnation: u64,
+    },
 }
 
 impl FollowError {
+    /// How a stream ended that lasted so long.
+    const fn end(&self, lasted: Duration) -> End {
+        match self {
+            Self::Changed => End::Moved,
+            Self::Renewed => End::Renewed,
+            Self::Later { .. } => End::Later,
+            Self::Silent(_) => End::Silent,
+            Self::NoAddress
+            | Self::Connect(_)
+            | Self::Impostor(_)
+            | Self::Tls(_)
+            | Self::Timeout(_)
+            | Self::Token { .. }
+            | Self::Transport(_)
+            | Self::Status(_)
+            | Self::Ended
+            | Self::Session(_) => End::Failed(lasted),
+        }
+    }
+
     /// For labels of metrics.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -171,6 +209,8 @@ impl FollowError {
             Self::Transport(_) => "TransportFailed",
             Self::Status(status) => match status.code() {
                 tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => "RefusedByServer",
+                // Of all that a server says only that: it leads no longer, and does not know it.
+                tonic::Code::FailedPrecondition => "EarlierLeader",
                 tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => "MessageTooLong",
                 tonic::Code::Ok
                 | tonic::Code::Cancelled
@@ -179,7 +219,6 @@ impl FollowError {
                 | tonic::Code::DeadlineExceeded
                 | tonic::Code::NotFound
                 | tonic::Code::AlreadyExists
-                | tonic::Code::FailedPrecondition
                 | tonic::Code::Aborted
                 | tonic::Code::Unimplemented
                 | tonic::Code::Internal
@@ -191,24 +230,8 @@ impl FollowError {
             Self::Session(error) => error.reason(),
             Self::Changed => "Changed",
             Self::Renewed => "Renewed",
+            Self::Later { .. } => "LaterLeader",
         }
-    }
-}
-
-/// Pauses between tries: each is shortened by chance by up to a half, so that followers do not come all at once.
-#[derive(Clone, Copy, Debug)]
-struct Patience(Duration);
-
-impl Patience {
-    const fn new() -> Self {
-        Self(PAUSES.0)
-    }
-
-    /// The next pause; `chance` is 0 to 999.
-    fn next(&mut self, chance: u32) -> Duration {
-        let half = self.0 / 2;
-        self.0 = (self.0 * 2).min(PAUSES.1);
-        half + half * chance.min(999) / 1000
     }
 }
 
@@ -225,15 +248,15 @@ pub async fn follow(
     tell: mpsc::Sender<Told>,
     events: Events,
 ) {
-    let (mut patience, mut tried) = (Patience::new(), 0);
+    let mut course = Course::new();
     loop {
         let now = target.borrow_and_update().clone();
         let begun = Instant::now();
-        let address = now.addresses.get(tried % now.addresses.len().max(1)).cloned();
+        let address = course.begin(now.addresses.len()).and_then(|place| now.addresses.get(place)).cloned();
         let renewal = renewal(&now);
         let stream = async {
             let address = address.clone().ok_or(FollowError::NoAddress)?;
-            one_stream(&now, address, &mut session, &tell, &events).await
+            one_stream(&now, address, &mut course, &mut session, &tell, &events).await
         };
         let ended = tokio::select! {
             ended = stream => ended,
@@ -242,24 +265,17 @@ pub async fn follow(
             () = tell.closed() => return,
         };
         let Err(why) = ended else { return };
-        let (moved, renewed) = (matches!(why, FollowError::Changed), matches!(why, FollowError::Renewed));
+        let end = why.end(begun.elapsed());
         events(&Event::Ended { address, why });
-        if moved || renewed {
-            // The server is the same one where only the certificate is new.
-            (patience, tried) = (Patience::new(), if moved { 0 } else { tried });
+        let pause = course.ended(end, now.addresses.len(), chance());
+        if pause.is_zero() {
             continue;
         }
-        if begun.elapsed() >= GOOD {
-            // The same server first: it may only have restarted.
-            patience = Patience::new();
-        } else {
-            tried += 1;
-        }
-        let round = now.addresses.is_empty() || tried % now.addresses.len() == 0;
-        let pause = if round { patience.next(chance()) } else { NEXT };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = changed(&mut target) => (patience, tried) = (Patience::new(), 0),
+            () = changed(&mut target) => {
+                course.ended(End::Moved, 0, 0);
+            }
             () = tell.closed() => return,
         }
     }
@@ -306,36 +322,93 @@ async fn changed(target: &mut watch::Receiver<Target>) {
 async fn one_stream(
     target: &Target,
     address: ServerAddress,
+    course: &mut Course,
     session: &mut Session,
     tell: &mpsc::Sender<Told>,
     events: &Events,
 ) -> Result<(), FollowError> {
-    let known = session.begin();
+    let (_channel, mut stream, leader) = begin(target, &address, session.begin()).await?;
+    events(&Event::Connected { address });
+    let mut silent_at = Instant::now() + SILENCE;
+    // Whom it asks, while the leader that it follows is cut off; and when the next one.
+    let mut asks: Option<BoxFuture<'_, Option<FollowError>>> = None;
+    let mut next_ask = Instant::now();
+    loop {
+        let message = tokio::select! {
+            message = timeout_at(silent_at, stream.message()) => message,
+            found = async { match &mut asks { Some(asked) => asked.await, None => pending().await } } => {
+                asks = None;
+                match found {
+                    Some(later) => return Err(later),
+                    None => continue,
+                }
+            }
+        };
+        let message = message.map_err(|_| FollowError::Silent(SILENCE))?;
+        silent_at = Instant::now() + SILENCE;
+        let message = message.map_err(FollowError::Status)?.ok_or(FollowError::Ended)?;
+        let outcome = session.hear(message)?;
+        if outcome.cut_off && asks.is_none() && Instant::now() >= next_ask {
+            next_ask = Instant::now() + ASK;
+            // Agents are led to the ready replica by their Service; an address of another cluster may be anything's.
+            let place = course.ask(target.addresses.len(), target.token.is_none());
+            asks = place.and_then(|place| target.addresses.get(place)).map(|address| {
+                let known = session.known();
+                async move { later(target, address, known, leader).await }.boxed()
+            });
+        }
+        if outcome.told.iter().any(|told| *told != Told::Complete) {
+            course.heard();
+        } else if outcome.told.is_empty() && !outcome.cut_off {
+            events(&Event::Speaks);
+        }
+        let missing = outcome.mended || !outcome.left_out.is_empty();
+        for left_out in outcome.left_out {
+            events(&Event::LeftOut(left_out));
+        }
+        if missing {
+            events(&Event::Missing(session.missing(MISSING)));
+        }
+        for told in outcome.told {
+            if tell.send(told).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Opens a stream; says which leader serves it, if the server says so.
+async fn begin(
+    target: &Target,
+    address: &ServerAddress,
+    known: BTreeMap<ClusterName, At>,
+) -> Result<(tonic::transport::Channel, Streaming<FollowResponse>, Option<u64>), FollowError> {
     let mut request = Request::new(write_known(known.iter().map(|(cluster, version)| (cluster, *version))));
     if let Some(path) = &target.token {
         let token =
             read_token(path).await.map_err(|reason| FollowError::Token { path: path.clone(), reason })?;
         request.metadata_mut().insert("authorization", token);
     }
-    let io = timeout(CONNECT, connect(&target.tls, &address)).await;
+    let io = timeout(CONNECT, connect(&target.tls, address)).await;
     let io = io.map_err(|_| FollowError::Timeout(CONNECT))??;
-    let opened = timeout(ANSWER, open(io, request)).await;
-    let (_channel, mut stream) = opened.map_err(|_| FollowError::Timeout(ANSWER))??;
-    events(&Event::Connected { address });
-    loop {
-        let message = timeout(SILENCE, stream.message()).await.map_err(|_| FollowError::Silent(SILENCE))?;
-        let message = message.map_err(FollowError::Status)?.ok_or(FollowError::Ended)?;
-        let outcome = session.hear(message)?;
-        if outcome.told.is_empty() {
-            events(&Event::Speaks);
+    timeout(ANSWER, open(io, request)).await.map_err(|_| FollowError::Timeout(ANSWER))?
+}
+
+/// Asks whether a later leader than this one serves at an address.
+async fn later(
+    target: &Target,
+    address: &ServerAddress,
+    known: BTreeMap<ClusterName, At>,
+    leader: Option<u64>,
+) -> Option<FollowError> {
+    match begin(target, address, known).await {
+        Ok((_, _, Some(incarnation))) if leader.is_some_and(|leader| leader < incarnation) => {
+            Some(FollowError::Later { address: address.clone(), incarnation })
         }
-        for left_out in outcome.left_out {
-            events(&Event::LeftOut(left_out));
-        }
-        for told in outcome.told {
-            if tell.send(told).await.is_err() {
-                return Ok(());
-            }
+        Ok(_) => None,
+        Err(error) => {
+            tracing::debug!(%address, err = %error, "No later leader is there");
+            None
         }
     }
 }
@@ -375,7 +448,7 @@ async fn connect(
 async fn open(
     io: TlsStream<TcpStream>,
     request: Request<proto::clustermesh::FollowRequest>,
-) -> Result<(tonic::transport::Channel, Streaming<FollowResponse>), FollowError> {
+) -> Result<(tonic::transport::Channel, Streaming<FollowResponse>, Option<u64>), FollowError> {
     let transport = |error: tonic::transport::Error| FollowError::Transport(whole(&error));
     // The name stands in no certificate and is looked up nowhere: the connection is there already, and is the only one.
     // No pings: whether the server is there, its messages show, and an answer to a ping waits behind all of a full window.
@@ -391,8 +464,9 @@ async fn open(
     let mut client = ClusterMeshClient::new(channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_REQUEST);
-    let stream = client.follow(request).await.map_err(FollowError::Status)?.into_inner();
-    Ok((channel, stream))
+    let answer = client.follow(request).await.map_err(FollowError::Status)?;
+    let leader = answer.metadata().get(INCARNATION).and_then(|value| value.to_str().ok()?.parse().ok());
+    Ok((channel, answer.into_inner(), leader))
 }
 
 /// An error with its causes: tonic's own says only "transport error".
@@ -404,20 +478,4 @@ pub(crate) fn whole(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_limit_and_differ_by_chance() {
-        let mut patience = Patience::new();
-        for longest in [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000] {
-            let (mut least, mut most) = (patience, patience);
-            assert_eq!(least.next(0).as_millis(), longest / 2);
-            assert!(most.next(999).as_millis() < longest);
-            patience.next(0);
-        }
-    }
 }

@@ -18,11 +18,16 @@ use std::sync::Arc;
 
 use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Kind, Object, Refusal, Version};
 use proto::clustermesh::{
-    At, Counts, FollowResponse, MAX_CLUSTERS, MAX_STATE, MAX_STATES, Message, MessageError, NodeNames,
-    ObjectError, Say, Unread, WireChange, WireObject, kind_of, most, read_change, read_object,
+    At, Counts, FollowResponse, MAX_CLUSTERS, MAX_STATE, MAX_STATES, Message, MessageError, NodeNames, Say,
+    Unread, WireChange, WireObject, kind_of, most, read_change, read_object,
 };
 
 use crate::Told;
+
+mod left_out;
+
+pub use left_out::LeftOut;
+use left_out::Missing;
 
 /// Most changes between two versions that are read before the last of them is there: a server sends a snapshot instead of as
 /// many.
@@ -44,6 +49,8 @@ pub struct Session {
     /// Most bytes of all clusters together.
     most: usize,
     clusters: BTreeMap<ClusterName, Mirror>,
+    /// What is of no cluster that is kept, of earlier streams and of this one: until a whole snapshot comes in a later one.
+    missing: [Missing; 2],
 }
 
 #[derive(Debug, Default)]
@@ -51,13 +58,28 @@ struct Mirror {
     at: Option<At>,
     kept: Kept,
     names: NodeNames,
+    missing: Missing,
     pending: Option<Pending>,
 }
 
 #[derive(Debug)]
 enum Pending {
-    Snapshot { version: At, kept: Box<Kept>, names: NodeNames, arrived: Counts },
-    Changes { from: At, to: At, parts: u32, changes: Vec<Change>, bytes: usize, names: NodeNames },
+    Snapshot {
+        version: At,
+        kept: Box<Kept>,
+        names: NodeNames,
+        arrived: Counts,
+        missing: Missing,
+    },
+    Changes {
+        from: At,
+        to: At,
+        parts: u32,
+        changes: Vec<Change>,
+        bytes: usize,
+        names: NodeNames,
+        missing: Missing,
+    },
 }
 
 /// A state, and how much it is.
@@ -138,92 +160,10 @@ pub struct Outcome {
     pub told: Vec<Told>,
     /// What was left out, each for itself.
     pub left_out: Vec<LeftOut>,
-}
-
-/// Something that was said and does not count; everything else does.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LeftOut {
-    /// An object that cannot be read.
-    #[error("cluster {cluster}: {error}")]
-    Object {
-        /// Whose.
-        cluster: ClusterName,
-        /// Why.
-        error: Box<ObjectError>,
-    },
-    /// A kind of objects that only a later version knows.
-    #[error(
-        "cluster {cluster}: tells of a kind of objects that is not known here; upgrade Hawser here to use it"
-    )]
-    UnknownKind {
-        /// Whose.
-        cluster: ClusterName,
-    },
-    /// A message that only a later version understands.
-    #[error("a message that is not understood here; upgrade Hawser here to use it")]
-    UnknownMessage,
-    /// More objects of a kind than are kept.
-    #[error(
-        "cluster {cluster}: {object} is one more than the {limit} objects of kind {kind:?} that are kept of a cluster; refused; split that cluster"
-    )]
-    TooMany {
-        /// Whose.
-        cluster: ClusterName,
-        /// Which.
-        object: String,
-        /// Its kind.
-        kind: Kind,
-        /// How many are kept.
-        limit: usize,
-    },
-    /// More bytes than are kept.
-    #[error(
-        "cluster {cluster}: {object} would be more than the {} MiB of objects that are kept of a cluster; refused; split that cluster, or shorten labels and annotations there",
-        MAX_STATE >> 20
-    )]
-    TooMuch {
-        /// Whose.
-        cluster: ClusterName,
-        /// Which.
-        object: String,
-    },
-    /// More bytes than are kept of all clusters together.
-    #[error(
-        "cluster {cluster}: {object} would be more than the {} MiB of objects that are kept of all clusters; refused; join fewer clusters",
-        MAX_STATES >> 20
-    )]
-    TooMuchOfAll {
-        /// Whose.
-        cluster: ClusterName,
-        /// Which.
-        object: String,
-    },
-    /// It speaks of a cluster of which it may not.
-    #[error(transparent)]
-    Foreign(Box<Refusal>),
-    /// More clusters than are kept.
-    #[error(
-        "cluster {cluster} is one more than the {MAX_CLUSTERS} that are followed; refused; join fewer clusters"
-    )]
-    TooManyClusters {
-        /// Which.
-        cluster: ClusterName,
-    },
-}
-
-impl LeftOut {
-    /// For labels of metrics.
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::Object { .. } => "ObjectMalformed",
-            Self::UnknownKind { .. } => "UnknownKind",
-            Self::UnknownMessage => "UnknownMessage",
-            Self::TooMany { .. } => "TooManyObjects",
-            Self::TooMuch { .. } | Self::TooMuchOfAll { .. } => "TooManyBytes",
-            Self::Foreign(refusal) => refusal.reason(),
-            Self::TooManyClusters { .. } => "TooManyClusters",
-        }
-    }
+    /// What is left out is no longer what it was ([`Session::missing`]).
+    pub mended: bool,
+    /// Another may lead in place of who speaks.
+    pub cut_off: bool,
 }
 
 /// Why a stream is at its end: whatever comes after it would not be understood.
@@ -310,15 +250,22 @@ impl Session {
 
     /// As [`Session::new`], with another bound than [`MAX_STATES`].
     pub const fn keeping(scope: Scope, most: usize) -> Self {
-        Self { scope, most, clusters: BTreeMap::new() }
+        Self { scope, most, clusters: BTreeMap::new(), missing: [Missing::new(), Missing::new()] }
     }
 
     /// What it has, for the next request. A stream that was under way is over: what it had begun is void.
     pub fn begin(&mut self) -> BTreeMap<ClusterName, At> {
+        let [earlier, present] = &mut self.missing;
+        earlier.extend(std::mem::take(present));
         self.clusters.retain(|_, mirror| {
             mirror.pending = None;
             mirror.at.is_some()
         });
+        self.known()
+    }
+
+    /// What it has.
+    pub fn known(&self) -> BTreeMap<ClusterName, At> {
         self.clusters.iter().filter_map(|(name, mirror)| Some((name.clone(), mirror.at?))).collect()
     }
 
@@ -336,25 +283,23 @@ impl Session {
         let mut outcome = Outcome::default();
         let (cluster, say) = match Message::read(response)? {
             None => {
-                outcome.left_out.push(LeftOut::UnknownMessage);
-                return Ok(outcome);
+                return Ok(self.leave_out(LeftOut::UnknownMessage));
             }
             Some(Message::Complete) => {
                 outcome.told.push(Told::Complete);
                 return Ok(outcome);
             }
+            Some(Message::CutOff) => return Ok(Outcome { cut_off: true, ..outcome }),
             Some(Message::Of(cluster, say)) => (cluster, say),
         };
         if let Scope::One(speaker) = &self.scope
             && *speaker != cluster
         {
             let refusal = Refusal::ForeignCluster { speaker: speaker.clone(), named: cluster };
-            outcome.left_out.push(LeftOut::Foreign(Box::new(refusal)));
-            return Ok(outcome);
+            return Ok(self.leave_out(LeftOut::Foreign(Box::new(refusal))));
         }
         if !self.clusters.contains_key(&cluster) && self.clusters.len() >= MAX_CLUSTERS {
-            outcome.left_out.push(LeftOut::TooManyClusters { cluster });
-            return Ok(outcome);
+            return Ok(self.leave_out(LeftOut::TooManyClusters { cluster }));
         }
         if let Say::Gone = say {
             if self.scope != Scope::All {
@@ -369,8 +314,37 @@ impl Session {
         let rest = self.most.saturating_sub(others.map(|(_, mirror)| mirror.bytes()).sum());
         let limit = Limit { bytes: rest.min(MAX_STATE), of_all: rest < MAX_STATE };
         let mirror = self.clusters.entry(cluster.clone()).or_default();
+        let whole = matches!(say, Say::SnapshotEnd { .. });
         Turn { cluster, mirror, limit, outcome: &mut outcome }.say(say)?;
+        let [earlier, _] = &mut self.missing;
+        if whole && !earlier.is_empty() {
+            *earlier = Missing::new();
+            outcome.mended = true;
+        }
         Ok(outcome)
+    }
+
+    fn leave_out(&mut self, what: LeftOut) -> Outcome {
+        let [_, present] = &mut self.missing;
+        present.add(None, what.clone());
+        Outcome { left_out: vec![what], ..Outcome::default() }
+    }
+
+    /// What is left out at present, the first few of each cluster.
+    pub fn missing(&self, most: usize) -> Vec<String> {
+        let of_clusters = self.clusters.values().flat_map(|mirror| {
+            let begun = match &mirror.pending {
+                Some(Pending::Snapshot { missing, .. }) => missing.texts(most),
+                Some(Pending::Changes { .. }) | None => Vec::new(),
+            };
+            let mut texts = mirror.missing.texts(most);
+            texts.extend(begun.into_iter().filter(|text| !texts.contains(text)).collect::<Vec<_>>());
+            texts
+        });
+        let [earlier, present] = &self.missing;
+        let mut texts = present.texts(most);
+        texts.extend(earlier.texts(most).into_iter().filter(|text| !texts.contains(text)).collect::<Vec<_>>());
+        texts.into_iter().chain(of_clusters).collect()
     }
 }
 
@@ -419,12 +393,13 @@ impl Turn<'_> {
             kept: Box::default(),
             names: NodeNames::default(),
             arrived: Counts::default(),
+            missing: Missing::default(),
         });
         Ok(())
     }
 
     fn snapshot_part(&mut self, objects: Vec<WireObject>) -> Result<(), SessionError> {
-        let Some(Pending::Snapshot { kept, names, arrived, .. }) = &mut self.mirror.pending else {
+        let Some(Pending::Snapshot { kept, names, arrived, missing, .. }) = &mut self.mirror.pending else {
             return Err(self.unexpected("a part of a snapshot"));
         };
         for object in objects {
@@ -435,22 +410,29 @@ impl Turn<'_> {
             let object = match read_object(object, names) {
                 Ok(object) => object,
                 Err(unread) => {
-                    self.outcome.left_out.push(left_out(&self.cluster, unread).0);
+                    let (left_out, key) = LeftOut::unread(&self.cluster, unread);
+                    missing.add(key, left_out.clone());
+                    self.outcome.left_out.push(left_out);
                     continue;
                 }
             };
             let name = if let Object::Node(name, _) = &object { Some(Arc::clone(name)) } else { None };
+            let key = object.key();
             match kept.put(&self.cluster, object, self.limit) {
                 // Names of nodes that are not kept would be without number.
                 Ok(()) => name.iter().for_each(|name| names.insert(name)),
-                Err(refused) => self.outcome.left_out.push(refused),
+                Err(refused) => {
+                    missing.add(Some(key), refused.clone());
+                    self.outcome.left_out.push(refused);
+                }
             }
         }
         Ok(())
     }
 
     fn snapshot_end(&mut self, end: At, counts: &Counts) -> Result<(), SessionError> {
-        let Some(Pending::Snapshot { version, kept, names, arrived }) = self.mirror.pending.take() else {
+        let Some(Pending::Snapshot { version, kept, names, arrived, missing }) = self.mirror.pending.take()
+        else {
             return Err(self.unexpected("the end of a snapshot"));
         };
         if version != end {
@@ -468,6 +450,8 @@ impl Turn<'_> {
         let changes = self.mirror.kept.state.changes_to(&kept.state);
         self.mirror.kept = *kept;
         self.mirror.names = names;
+        self.outcome.mended |= !self.mirror.missing.is_empty();
+        self.mirror.missing = missing;
         self.reached(version, changes);
         Ok(())
     }
@@ -479,12 +463,12 @@ impl Turn<'_> {
         (part, more): (u32, bool),
     ) -> Result<(), SessionError> {
         let known = self.mirror.at.ok_or_else(|| self.unexpected("changes"))?;
-        let (mut changes, mut bytes, mut names) = match self.mirror.pending.take() {
-            None if from == known && part == 0 => (Vec::new(), 0, NodeNames::default()),
-            Some(Pending::Changes { from: begun, to: wanted, parts, changes, bytes, names })
+        let (mut changes, mut bytes, mut names, mut missing) = match self.mirror.pending.take() {
+            None if from == known && part == 0 => (Vec::new(), 0, NodeNames::default(), Missing::new()),
+            Some(Pending::Changes { from: begun, to: wanted, parts, changes, bytes, names, missing })
                 if begun == from && wanted == to && parts == part =>
             {
-                (changes, bytes, names)
+                (changes, bytes, names, missing)
             }
             None | Some(Pending::Changes { .. }) => return Err(self.other_version("a change", from)),
             Some(Pending::Snapshot { .. }) => return Err(self.unexpected("a change inside a snapshot")),
@@ -507,22 +491,26 @@ impl Turn<'_> {
                     if let Change::Put(Object::Node(name, _)) = &change {
                         names.insert(name);
                     }
+                    missing.mend(&change.key());
                     bytes += size(&change);
                     changes.push(change);
                 }
                 Err(unread) => {
                     // What was known of an object that cannot be read any more counts no longer.
-                    let (left_out, key) = left_out(&self.cluster, unread);
-                    self.outcome.left_out.push(left_out);
-                    changes.extend(key.map(Change::Delete));
+                    let (left_out, key) = LeftOut::unread(&self.cluster, unread);
+                    self.outcome.left_out.push(left_out.clone());
+                    changes.extend(key.clone().map(Change::Delete));
+                    missing.add(key, left_out);
                 }
             }
         }
         if more {
-            self.mirror.pending = Some(Pending::Changes { from, to, parts: part + 1, changes, bytes, names });
+            self.mirror.pending =
+                Some(Pending::Changes { from, to, parts: part + 1, changes, bytes, names, missing });
             return Ok(());
         }
         let changes = self.apply(changes);
+        self.mirror.missing.extend(missing);
         self.reached(to, changes);
         Ok(())
     }
@@ -532,10 +520,15 @@ impl Turn<'_> {
         let mirror = &mut *self.mirror;
         let mut before: BTreeMap<Key, Option<Object>> = BTreeMap::new();
         for change in changes {
-            before.entry(change.key()).or_insert_with_key(|key| mirror.kept.state.get(key));
+            let key = change.key();
+            before.entry(key.clone()).or_insert_with_key(|key| mirror.kept.state.get(key));
+            self.outcome.mended |= mirror.missing.mend(&key);
             match change {
                 Change::Put(object) => {
-                    self.outcome.left_out.extend(mirror.kept.put(&self.cluster, object, self.limit).err());
+                    if let Err(refused) = mirror.kept.put(&self.cluster, object, self.limit) {
+                        mirror.missing.add(Some(key), refused.clone());
+                        self.outcome.left_out.push(refused);
+                    }
                 }
                 Change::Delete(key) => mirror.kept.delete(key),
             }
@@ -566,14 +559,6 @@ impl Turn<'_> {
             self.outcome.told.push(Told::Changed { cluster: self.cluster.clone(), version, changes });
         }
         self.mirror.at = Some(at);
-    }
-}
-
-fn left_out(cluster: &ClusterName, unread: Unread) -> (LeftOut, Option<Key>) {
-    let cluster = cluster.clone();
-    match unread {
-        Unread::UnknownKind => (LeftOut::UnknownKind { cluster }, None),
-        Unread::Refused { key, error } => (LeftOut::Object { cluster, error }, key),
     }
 }
 

@@ -64,6 +64,9 @@ pub const MAX_PORTS: usize = 100;
 /// Longest word that Kubernetes may add a value to (`trafficDistribution`, zones): a label's value.
 pub const MAX_WORD: usize = 63;
 
+/// Metadata of a response: the incarnation of the leader that serves.
+pub const INCARNATION: &str = "hawser-incarnation";
+
 /// Most bytes of a cluster's objects that are kept ([`mesh_core::clusters::Object::size`]), so that one that never ends takes no
 /// more memory than a few times that: 150,000 pods with label sets of their own are a fifth of it.
 pub const MAX_STATE: usize = 256 << 20;
@@ -105,6 +108,8 @@ pub enum Message {
     Of(ClusterName, Say),
     /// Every cluster has been told once.
     Complete,
+    /// Another may lead in place of who speaks.
+    CutOff,
 }
 
 /// What is said of one cluster. Objects are read one by one, by what is known of the cluster's nodes.

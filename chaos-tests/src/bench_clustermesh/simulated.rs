@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use clustermesh::daemon::Standing;
 use clustermesh::daemon::authority::Authority;
 use clustermesh::daemon::hub::Hub;
 use clustermesh::daemon::metrics::Metrics;
@@ -246,7 +247,7 @@ async fn one(
         metrics: Metrics::new(),
     };
     tokio::spawn(serve(listener, serving, stopped.clone()));
-    tokio::spawn(hub.clone().beat());
+    tokio::spawn(hub.clone().beat(watch::channel(Standing::default()).1));
     let peer = json!({
         "apiVersion": "hawser.dev/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": called},
         "spec": {

@@ -2,9 +2,10 @@
 //! how much of it one follower has.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
-use mesh_core::clusters::{Change, ClusterName, ClusterState, Key};
+use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Version};
 use mesh_core::ipam::Millis;
 use prost::Message as _;
 use proto::clustermesh::{
@@ -27,6 +28,23 @@ pub struct Clusters {
     all: BTreeMap<ClusterName, Entry>,
     /// Which clusters are joined is known.
     listed: bool,
+    /// How often it is to be said that who serves is cut off; none: it is not.
+    cut_off: Option<u64>,
+}
+
+/// A later leader is known than the one that serves.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an earlier leader serves here: version {}.{} of cluster {cluster}, and {}.{} is known; ask the next address; if no later one leads, since the Lease hawser-clustermesh was deleted and the clock set back, make the ClusterPeer anew or restart the agent",
+    here.incarnation, here.sequence, known.incarnation, known.sequence
+)]
+pub struct Earlier {
+    /// The own cluster.
+    pub cluster: ClusterName,
+    /// What is served.
+    pub here: Version,
+    /// What the follower knows.
+    pub known: Version,
 }
 
 #[derive(Debug)]
@@ -42,7 +60,7 @@ impl Clusters {
     /// The own cluster alone, of which nothing is known yet.
     pub fn new(own: ClusterName, now: Millis) -> Self {
         let entry = Entry { store: None, heard: 0, since: now };
-        Self { all: BTreeMap::from([(own.clone(), entry)]), own, listed: false }
+        Self { all: BTreeMap::from([(own.clone(), entry)]), own, listed: false, cut_off: None }
     }
 
     /// The own cluster's name.
@@ -93,6 +111,31 @@ impl Clusters {
         entry.and_then(|entry| entry.store.as_mut()).is_some_and(|store| store.advance(changes))
     }
 
+    /// Another may lead, or not: said to everybody each time, as long as it is so.
+    pub fn stand(&mut self, cut_off: bool) {
+        self.cut_off = cut_off.then(|| self.cut_off.map_or(0, |times| times + 1));
+    }
+
+    /// In which incarnation the own cluster is served.
+    pub fn leader(&self) -> Option<u64> {
+        Some(self.store(&self.own)?.at().version.incarnation)
+    }
+
+    /// Whether somebody may be served here who knows this. Of other clusters a later version may be known: it will come here,
+    /// too. Of the own one nobody knows a later one but from a later leader.
+    ///
+    /// # Errors
+    /// Such a leader was heard.
+    pub fn admit(&self, known: &BTreeMap<ClusterName, At>) -> Result<(), Earlier> {
+        let here = self.store(&self.own).map(|store| store.at().version);
+        match (here, known.get(&self.own).map(|at| at.version)) {
+            (Some(here), Some(known)) if here < known => {
+                Err(Earlier { cluster: self.own.clone(), here, known })
+            }
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+
     /// What is known of a cluster.
     pub fn store(&self, cluster: &ClusterName) -> Option<&Store> {
         self.all.get(cluster)?.store.as_ref()
@@ -121,8 +164,12 @@ pub struct Feed {
     reach: Reach,
     has: BTreeMap<ClusterName, Has>,
     complete: bool,
+    /// What it was told of who serves.
+    cut_off: Option<u64>,
     /// What was begun goes before everything else.
     walk: Option<Walk>,
+    /// Of whom it was told last: the next one has its turn, so that none holds up the others.
+    last: Option<ClusterName>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -153,7 +200,7 @@ impl Feed {
     /// A follower that has these versions.
     pub fn new(reach: Reach, known: BTreeMap<ClusterName, At>) -> Self {
         let has = known.into_iter().map(|(name, at)| (name, Has { at: Some(at), heard: None }));
-        Self { reach, has: has.collect(), complete: false, walk: None }
+        Self { reach, has: has.collect(), complete: false, cut_off: None, walk: None, last: None }
     }
 
     /// The next message, if there is anything to be said now. Ask again after each change, and when time has passed.
@@ -161,6 +208,11 @@ impl Feed {
         loop {
             if let Some(message) = self.go_on().or_else(|| self.gone(clusters)) {
                 return Some(message.into());
+            }
+            if std::mem::replace(&mut self.cut_off, clusters.cut_off) != clusters.cut_off
+                && clusters.cut_off.is_some()
+            {
+                return Some(Message::CutOff.into());
             }
             match self.begin(clusters) {
                 Begun::Message(message) => return Some(message.into()),
@@ -233,7 +285,10 @@ impl Feed {
 
     /// The next thing that a follower lacks.
     fn begin(&mut self, clusters: &Clusters) -> Begun {
-        for (name, entry) in &clusters.all {
+        let last = self.last.clone();
+        let after = (last.as_ref().map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let until = last.iter().flat_map(|last| clusters.all.range(..=last));
+        for (name, entry) in clusters.all.range::<ClusterName, _>(after).chain(until) {
             let Some(store) = entry.store.as_ref().filter(|_| self.reach.covers(clusters, name)) else {
                 continue;
             };
@@ -241,18 +296,21 @@ impl Feed {
             let heard = *has.heard.get_or_insert(entry.heard);
             match store.since(has.at) {
                 Since::Changes { from, to, changes, names } => {
+                    self.last = Some(name.clone());
                     let changes = changes.into();
                     self.walk =
                         Some(Walk::Changes { cluster: name.clone(), from, to, part: 0, changes, names });
                     return Begun::Walk;
                 }
                 Since::Snapshot(of) => {
+                    self.last = Some(name.clone());
                     let (version, keys) = (of.at, of.state.keys().collect());
                     self.walk = Some(Walk::Snapshot { cluster: name.clone(), of, keys });
                     return Begun::Message(Message::Of(name.clone(), Say::SnapshotBegin(version)));
                 }
                 Since::Nothing if heard != entry.heard && has.at == Some(store.at()) => {
                     has.heard = Some(entry.heard);
+                    self.last = Some(name.clone());
                     return Begun::Message(Message::Of(name.clone(), Say::Bookmark(store.at())));
                 }
                 Since::Nothing => {}

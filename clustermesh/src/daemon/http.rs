@@ -58,10 +58,14 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Ready: it leads and serves, so that a Service leads to the leader alone.
+/// Ready: it leads and serves, so that a Service leads to the leader alone; and not to one in whose place another may lead.
 async fn readyz(State(standing): State<watch::Receiver<Standing>>) -> Response {
     let standing = standing.borrow().clone();
     let why = match standing {
+        Standing { cut_off: true, .. } => {
+            "the Lease hawser-clustermesh could not be renewed while it lasted: another replica may lead; see why the API server does not answer"
+                .to_owned()
+        }
         Standing { serves: Some(_), .. } => return "ok\n".into_response(),
         Standing { obstacle: Some(obstacle), .. } => obstacle,
         Standing { leads: Some(_), .. } => "leads, and does not know all of its cluster yet".to_owned(),

@@ -9,6 +9,7 @@ use proto::clustermesh::{At, FollowResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::Standing;
 use super::feed::{Clusters, Feed, Reach};
 use crate::Told;
 use crate::follow::QUEUE;
@@ -115,12 +116,13 @@ impl Hub {
         }
     }
 
-    /// Says for ever that the own cluster is there.
-    pub async fn beat(self) {
+    /// Says for ever that the own cluster is there, and whether its leader is cut off.
+    pub async fn beat(self, standing: watch::Receiver<Standing>) {
         let own = self.lock().own().clone();
         let mut ticks = tokio::time::interval(BOOKMARK);
         loop {
             ticks.tick().await;
+            self.lock().stand(standing.borrow().cut_off);
             self.heard(&own);
         }
     }

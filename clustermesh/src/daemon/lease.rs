@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Who leads goes on while the API server is away, with what it knows: else an outage of one cluster's API server took its
-//! endpoints out of the services of all others. Should another replica lead meanwhile, its incarnation is greater, so that a
-//! follower which has heard it refuses the older one's word.
+//! endpoints out of the services of all others. It cannot know whether another replica leads meanwhile: once it could not renew
+//! the Lease for as long as that lasts it is *cut off*, is not ready and says so to its followers, who ask around
+//! ([`crate::follow`]). The other one's incarnation is greater, so that whoever has heard it is not served by the earlier one.
 
 use std::time::{Duration, Instant};
 
@@ -52,11 +53,22 @@ struct Election {
     me: String,
     seen: Option<(Seen, Instant)>,
     incarnation: Option<u64>,
+    /// When the request began by which the Lease was written last.
+    renewed: Option<Instant>,
+}
+
+/// How a replica stands with the Lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Term {
+    /// In which incarnation it leads.
+    pub incarnation: Option<u64>,
+    /// It leads, and another may: it could not renew the Lease for as long as that lasts.
+    pub cut_off: bool,
 }
 
 impl Election {
     const fn new(me: String) -> Self {
-        Self { me, seen: None, incarnation: None }
+        Self { me, seen: None, incarnation: None, renewed: None }
     }
 
     /// What to do about what was read.
@@ -78,6 +90,17 @@ impl Election {
             }
             Some(_) | None => Step::Write,
         }
+    }
+
+    /// The Lease was written by a request that began then.
+    fn wrote(&mut self, incarnation: u64, begun: Instant) {
+        (self.incarnation, self.renewed) = (Some(incarnation), Some(begun));
+    }
+
+    /// How it stands.
+    fn term(&self, now: Instant) -> Term {
+        let held = self.renewed.is_some_and(|renewed| now.duration_since(renewed) < DURATION);
+        Term { incarnation: self.incarnation, cut_off: self.incarnation.is_some() && !held }
     }
 
     /// The incarnation to write: the present one, or one greater than any before. `clock` in seconds since 1970, for the
@@ -117,13 +140,8 @@ fn lease(me: &str, incarnation: u64, found: Option<Lease>) -> Lease {
     Lease { metadata, spec: Some(spec) }
 }
 
-/// Runs until `stop`; says in which incarnation this replica leads. Gives the Lease back at its end.
-pub async fn run(
-    client: Client,
-    me: String,
-    leads: watch::Sender<Option<u64>>,
-    mut stop: watch::Receiver<bool>,
-) {
+/// Runs until `stop`; says how this replica stands. Gives the Lease back at its end.
+pub async fn run(client: Client, me: String, terms: watch::Sender<Term>, mut stop: watch::Receiver<bool>) {
     let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let mut election = Election::new(me);
     let mut trouble = String::new();
@@ -133,16 +151,25 @@ pub async fn run(
             Ok(Err(error)) => say(&mut trouble, error.to_string()),
             Err(_) => say(&mut trouble, format!("no answer in {} s", DEADLINE.as_secs())),
         }
-        let now = election.incarnation;
-        if leads.send_if_modified(|before| std::mem::replace(before, now) != now) {
-            tracing::info!(lease = LEASE, leads = now.is_some(), incarnation = now, "Who serves has changed");
+        let now = election.term(Instant::now());
+        let before = terms.send_replace(now);
+        if before.incarnation != now.incarnation {
+            let (leads, incarnation) = (now.incarnation.is_some(), now.incarnation);
+            tracing::info!(lease = LEASE, leads, incarnation, "Who serves has changed");
+        } else if before.cut_off != now.cut_off {
+            let (cut_off, seconds) = (now.cut_off, DURATION.as_secs());
+            tracing::warn!(
+                lease = LEASE,
+                cut_off,
+                "Whether the lease was renewed within its {seconds} s: while it is not, another replica may lead, and this one goes on with what it knows"
+            );
         }
         tokio::select! {
             () = tokio::time::sleep(RENEW) => {}
             _ = stop.wait_for(|stop| *stop) => break,
         }
     }
-    leads.send_replace(None);
+    terms.send_replace(Term::default());
     if election.incarnation.is_some() {
         drop(tokio::time::timeout(DEADLINE, give_back(&api, &election.me)).await);
     }
@@ -167,6 +194,7 @@ fn say(trouble: &mut String, reason: String) {
 }
 
 async fn turn(api: &Api<Lease>, election: &mut Election) -> kube::Result<()> {
+    let begun = Instant::now();
     let found = api.get_opt(LEASE).await?;
     let seen = found.as_ref().map(|lease| Seen {
         holder: lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()),
@@ -183,7 +211,7 @@ async fn turn(api: &Api<Lease>, election: &mut Election) -> kube::Result<()> {
     };
     match result {
         Ok(_) => {
-            election.incarnation = Some(incarnation);
+            election.wrote(incarnation, begun);
             Ok(())
         }
         // Another was faster; the next turn says who.
@@ -220,6 +248,24 @@ mod tests {
         election.incarnation = Some(7);
         assert_eq!(election.step(seen("other", 5), at(34)), Step::Wait);
         assert_eq!(election.incarnation, None, "another leads");
+    }
+
+    #[test]
+    fn a_leader_is_cut_off_once_it_could_not_renew_the_lease_for_its_duration() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut election = Election::new("me".into());
+        assert_eq!(election.term(at(0)), Term::default(), "who does not lead is not cut off");
+        election.wrote(7, at(0));
+        let term = |cut_off| Term { incarnation: Some(7), cut_off };
+        assert_eq!(
+            [0, 14, 15, 60].map(|seconds| election.term(at(seconds))),
+            [false, false, true, true].map(term)
+        );
+        election.wrote(7, at(61));
+        assert_eq!(election.term(at(75)), term(false));
+        election.step(seen("other", 1), at(80));
+        assert_eq!(election.term(at(80)), Term::default());
     }
 
     #[test]

@@ -11,7 +11,6 @@ use mesh_core::clusters::{
     Borders, ClusterName, ClusterPeer, ClusterPeerSpec, Kind, OwnCluster, Refusal, ServerAddress,
 };
 use mesh_core::ipam::Millis;
-use mesh_core::mcs::Leases;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -23,13 +22,14 @@ use super::tls::{Credentials, Trust};
 use super::watch_api::{Seen, watch};
 use crate::Told;
 use crate::follow::{Event, Events, FollowError, Target, follow};
-use crate::mcs::LEASE;
 use crate::quiet::Quiet;
 use crate::session::{Scope, Session};
 use crate::tls::{Roots, client_config};
 
+pub(super) mod presence;
 mod status;
 
+use presence::{Presence, Sign};
 use status::{Standing, write};
 
 /// What one cluster told and nobody has taken up yet: each may be as much as all that is kept of a cluster.
@@ -122,10 +122,15 @@ fn read(object: DynamicObject) -> Read {
 pub(super) struct Link {
     connected: Option<ServerAddress>,
     trouble: Option<(&'static str, String)>,
-    left_out: VecDeque<String>,
+    /// What does not count of what it told, the first few.
+    left_out: Vec<String>,
+    /// Of what was left out, what was logged last.
+    said: VecDeque<String>,
     quiet: Quiet,
     /// It said something that is not whole yet, since that was looked at.
     speaks: bool,
+    /// Streams so far.
+    streams: u64,
 }
 
 /// What a cluster told, on its way to the judge, who says how long it took.
@@ -134,17 +139,6 @@ struct Word {
     number: u64,
     told: Told,
     judged: oneshot::Sender<Duration>,
-}
-
-/// Of a cluster that is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sign {
-    /// Its own word that its state is what is known.
-    Bookmark,
-    /// Its state is another one now. While changes fill a line, no other sign comes.
-    Changed,
-    /// Some of what it says came, and more follows.
-    Speaks,
 }
 
 type Links = Arc<Mutex<BTreeMap<ClusterName, Link>>>;
@@ -199,8 +193,8 @@ struct Peers {
     told: mpsc::Receiver<Word>,
     followers: u64,
     begun: Instant,
-    /// Who is there. A line may be so full of what a cluster tells that its words of life come too late.
-    leases: Leases,
+    /// Who is there.
+    presence: Presence,
     /// When it was last passed on that a cluster is there.
     passed_on: BTreeMap<ClusterName, Instant>,
     reasons: BTreeSet<&'static str>,
@@ -223,7 +217,7 @@ impl Peers {
             told,
             followers: 0,
             begun: Instant::now(),
-            leases: Leases::new(LEASE),
+            presence: Presence::new(),
             passed_on: BTreeMap::new(),
             reasons: BTreeSet::new(),
             logged: BTreeMap::new(),
@@ -300,7 +294,7 @@ impl Peers {
         self.parts.hub.join(&names);
         let gone = self.followed.extract_if(.., |name, _| !known.contains_key(name));
         for (name, _) in gone {
-            self.leases.forget(&name);
+            self.presence.forget(&name);
             self.passed_on.remove(&name);
         }
         self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| known.contains_key(name));
@@ -380,10 +374,15 @@ impl Peers {
                 Event::Connected { address } => {
                     tracing::info!(%cluster, %address, "Connected");
                     (link.connected, link.trouble) = (Some(address.clone()), None);
+                    link.streams += 1;
                 }
                 Event::Ended { why: FollowError::Changed, .. } => link.connected = None,
                 // It is connected again in a moment, or there is another reason.
                 Event::Ended { why: FollowError::Renewed, .. } => {}
+                Event::Ended { why: why @ FollowError::Later { .. }, .. } => {
+                    metrics.interrupted(why.reason());
+                    tracing::warn!(%cluster, reason = why.reason(), "{why}");
+                }
                 Event::Ended { address, why } => {
                     let reason = why.reason();
                     metrics.interrupted(reason);
@@ -404,17 +403,18 @@ impl Peers {
                 Event::LeftOut(left_out) => {
                     let text = left_out.to_string();
                     metrics.refused(left_out.reason());
-                    if !link.left_out.contains(&text) {
+                    if !link.said.contains(&text) {
                         if let Some(kept_back) = link.quiet.ask(begun.elapsed()) {
                             let reason = left_out.reason();
                             tracing::warn!(%cluster, reason, kept_back, "Left out: {text}");
                         }
-                        link.left_out.push_back(text);
-                        if link.left_out.len() > KEPT {
-                            link.left_out.pop_front();
+                        link.said.push_back(text);
+                        if link.said.len() > KEPT {
+                            link.said.pop_front();
                         }
                     }
                 }
+                Event::Missing(texts) => link.left_out = texts.clone(),
             }
             dirty.notify_one();
         })
@@ -434,16 +434,13 @@ impl Peers {
         }
     }
 
-    /// A cluster was heard. One that was silent for too long is there again only when all of its state is known as it is now.
+    /// A cluster was heard.
     fn alive(&mut self, cluster: &ClusterName, sign: Sign) {
         let now = Millis(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX));
-        match sign {
-            Sign::Speaks => self.leases.heard(cluster, now),
-            Sign::Bookmark | Sign::Changed => self.leases.complete(cluster, now),
-        }
+        let there = self.presence.sign(cluster, sign, now);
         let recent = self.passed_on.get(cluster).is_some_and(|last| last.elapsed() < 2 * BOOKMARK);
         let due = sign == Sign::Bookmark || !recent;
-        if due && self.leases.silent([cluster], now).is_empty() && self.parts.hub.heard(cluster) {
+        if due && there && self.parts.hub.heard(cluster) {
             self.passed_on.insert(cluster.clone(), Instant::now());
         }
     }
@@ -451,12 +448,12 @@ impl Peers {
     /// Looks who says something that is not whole yet.
     fn speak(&mut self) {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let speak: Vec<ClusterName> = links
+        let speak: Vec<(ClusterName, u64)> = links
             .iter_mut()
-            .filter_map(|(name, link)| std::mem::take(&mut link.speaks).then(|| name.clone()))
+            .filter_map(|(name, link)| std::mem::take(&mut link.speaks).then(|| (name.clone(), link.streams)))
             .collect();
         drop(links);
-        speak.iter().for_each(|cluster| self.alive(cluster, Sign::Speaks));
+        speak.iter().for_each(|(cluster, stream)| self.alive(cluster, Sign::Speaks(*stream)));
     }
 
     fn moved(&self, moves: Vec<Move>) {

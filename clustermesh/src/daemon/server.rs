@@ -14,8 +14,8 @@ use futures::StreamExt as _;
 use mesh_core::clusters::ClusterName;
 use prost::Message as _;
 use proto::clustermesh::{
-    ClusterMesh, ClusterMeshServer, FollowRequest, FollowResponse, MAX_MESSAGE, MAX_REQUEST, begins_snapshot,
-    read_known,
+    ClusterMesh, ClusterMeshServer, FollowRequest, FollowResponse, INCARNATION, MAX_MESSAGE, MAX_REQUEST,
+    begins_snapshot, read_known,
 };
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -326,6 +326,12 @@ impl ClusterMesh for Service {
             tracing::warn!(address = %caller.address, reason = "RequestMalformed", err = %error, "A follower was refused");
             Status::invalid_argument(error.to_string())
         })?;
+        let leader = self.serving.hub.read(|clusters| clusters.admit(&known).map(|()| clusters.leader()));
+        let leader = leader.map_err(|earlier| {
+            self.serving.metrics.refused("EarlierLeader");
+            tracing::warn!(address = %caller.address, reason = "EarlierLeader", err = %earlier, "A follower was sent away");
+            Status::failed_precondition(earlier.to_string())
+        })?;
         caller.admitted.store(true, Ordering::Relaxed);
         let (tell, told) = mpsc::channel(AHEAD);
         let stream = Stream {
@@ -338,7 +344,11 @@ impl ClusterMesh for Service {
         };
         tokio::spawn(stream.run());
         let told = futures::stream::unfold(told, async |mut told| Some((told.recv().await?, told)));
-        Ok(Response::new(told.boxed()))
+        let mut response = Response::new(told.boxed());
+        if let Some(leader) = leader {
+            response.metadata_mut().insert(INCARNATION, leader.into());
+        }
+        Ok(response)
     }
 }
 

@@ -330,6 +330,47 @@ fn an_object_that_cannot_be_read_costs_itself_alone_and_what_was_known_of_it() {
 }
 
 #[test]
+fn what_is_left_out_is_so_until_its_key_is_read_well_or_a_whole_snapshot_comes_without_it() {
+    let mut session = followed(&[endpoint(1, 1), endpoint(2, 1)]);
+    let well = |object: Object| write_change(&Change::Put(object), &NodeNames::default());
+    // As above: the endpoint 10.2.0.1, without labels.
+    let wrong = || {
+        let bytes = [&[0x0a, 12, 0x22, 10, 0x0a, 4, 10, 2, 0, 1, 0x1a, 2][..], b"n1"].concat();
+        WireChange::decode(bytes.as_slice()).unwrap()
+    };
+    let unknown = WireChange { what: None };
+    let cases = [
+        (vec![wrong(), unknown], false, 2),
+        (vec![well(endpoint(3, 1))], false, 2),
+        (vec![well(endpoint(1, 1))], true, 1),
+        (vec![wrong()], false, 2),
+        (vec![write_change(&Change::Delete(endpoint(1, 1).key()), &NodeNames::default())], true, 1),
+        (vec![well(endpoint(1, 1)), wrong(), well(endpoint(1, 2))], false, 1),
+    ];
+    for ((changes, mended, missing), sequence) in cases.into_iter().zip(5..) {
+        let (from, to) = (at(1, sequence).into(), at(1, sequence + 1).into());
+        let outcome = session.hear(say(Say::Changes { from, to, changes, part: 0, more: false })).unwrap();
+        assert_eq!((outcome.mended, session.missing(8).len()), (mended, missing), "after {sequence}");
+    }
+    // What has no key stays until all is told anew, and a snapshot that is cut is none.
+    session.hear(say(Say::SnapshotBegin(at(2, 0).into()))).unwrap();
+    session.begin();
+    assert_eq!(session.missing(8).len(), 1);
+    hear_all(&mut session, snapshot(&(at(2, 0), state(&[endpoint(1, 1)])))).unwrap();
+    assert_eq!(session.missing(8), [""; 0]);
+    // What is of another cluster, until a later stream brings a whole snapshot without it.
+    let foreign: FollowResponse = Message::Of(cluster("west"), Say::SnapshotBegin(at(1, 0).into())).into();
+    let whole = |sequence| snapshot(&(at(3, sequence), state(&[])));
+    session.hear(foreign).unwrap();
+    hear_all(&mut session, whole(0)).unwrap();
+    assert_eq!(session.missing(8).len(), 1, "the same stream");
+    session.begin();
+    assert_eq!(session.missing(8).len(), 1, "nothing of the next one yet");
+    hear_all(&mut session, whole(1)).unwrap();
+    assert_eq!(session.missing(8), [""; 0]);
+}
+
+#[test]
 fn a_mirror_tells_of_all_and_of_their_end() {
     let mut session = Session::new(Scope::All);
     for name in ["east", "west"] {

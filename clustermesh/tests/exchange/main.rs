@@ -6,6 +6,7 @@ mod doors;
 mod expiry;
 mod healthy;
 mod impostors;
+mod leaders;
 mod line;
 mod log;
 mod program;

@@ -86,15 +86,20 @@ pub(crate) fn announcement(key: u8) -> Announcement {
     }
 }
 
+/// Of whom a kubeconfig is.
+pub(crate) async fn client(kubeconfig: &str) -> Client {
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
 const CRD: &str = include_str!("../../../deploy/crds/clusterpeers.yaml");
 
 impl Cluster {
     /// A cluster with one node and one pod, and the daemon serving it.
     pub(crate) async fn start(name: &'static str, net: u8) -> Self {
         let api = Server::builder().start().await.unwrap();
-        let kubeconfig = Kubeconfig::from_yaml(&api.kubeconfig(&User::admin())).unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        let client = Client::try_from(config).unwrap();
+        let client = client(&api.kubeconfig(&User::admin())).await;
         api.store().apply_manifests(CRD).unwrap();
         let mut made = Self {
             name,
@@ -142,19 +147,23 @@ impl Cluster {
         self.api.store().delete_now("pods", Some("shop"), &format!("p{host}")).unwrap();
     }
 
-    /// Starts the daemon and waits until it serves.
-    pub(crate) async fn serve(&mut self) {
-        let settings = Settings {
+    /// Of its daemon.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
             cluster: cluster(self.name),
             pod_cidrs: vec![format!("10.{}.0.0/16", self.net).parse().unwrap()],
             listen: "127.0.0.1:0".parse().unwrap(),
             identity: "replica".to_owned(),
             agents: vec!["system:serviceaccount:hawser-system:mesh-agent".to_owned()],
-        };
+        }
+    }
+
+    /// Starts the daemon and waits until it serves.
+    pub(crate) async fn serve(&mut self) {
         let (standing_tx, standing) = watch::channel(Standing::default());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(run(
-            settings,
+            self.settings(),
             self.client.clone(),
             Vec::new(),
             self.metrics.clone(),
@@ -304,7 +313,7 @@ impl Agent {
         let events: Events = Arc::new(move |event| match event {
             Event::Connected { .. } => noted.lock().unwrap().connected += 1,
             Event::Ended { why, .. } => noted.lock().unwrap().ended.push(why.reason().to_owned()),
-            Event::Speaks => {}
+            Event::Speaks | Event::Missing(_) => {}
             Event::LeftOut(left_out) => panic!("{left_out}"),
         });
         let following = tokio::spawn(follow(watch::channel(target).1, Session::new(scope), tell, events));

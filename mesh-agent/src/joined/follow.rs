@@ -65,6 +65,7 @@ pub async fn run(
     let mut target: Option<watch::Sender<Target>> = None;
     let mut known: Option<Roots> = None;
     let mut complained = false;
+    let mut last = Vec::new();
     let mut following = tokio::task::JoinSet::new();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -75,7 +76,12 @@ pub async fn run(
             _ = following.join_next(), if !following.is_empty() => return,
         }
         let addresses = if settings.addresses.is_empty() {
-            of_service(&service.borrow_and_update())
+            // A leader that is cut off from the API is not ready, and tells on, while no other is ready either.
+            let ready = of_service(&service.borrow_and_update());
+            if !ready.is_empty() {
+                last = ready;
+            }
+            last.clone()
         } else {
             settings.addresses.clone()
         };
@@ -140,13 +146,17 @@ fn events(metrics: Metrics) -> clustermesh::follow::Events {
         }
         // It goes on in a moment, or there will be another reason.
         Event::Ended { why: FollowError::Renewed, .. } => {}
+        Event::Ended { why: why @ FollowError::Later { .. }, .. } => {
+            metrics.clustermesh_ended(why.reason());
+            tracing::warn!("{why}");
+        }
         Event::Ended { address, why } => {
             metrics.clustermesh_connected(false);
             metrics.clustermesh_ended(why.reason());
             let address = address.as_ref().map(ToString::to_string).unwrap_or_default();
             tracing::warn!(address, err = %why, "clustermesh is not followed; what is known of joined clusters stays");
         }
-        Event::Speaks => {}
+        Event::Speaks | Event::Missing(_) => {}
         Event::LeftOut(what) => {
             metrics.clustermesh_left_out(what.reason());
             let mut quiet = quiet.lock().unwrap_or_else(PoisonError::into_inner);

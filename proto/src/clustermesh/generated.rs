@@ -33,10 +33,10 @@ pub struct Version {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FollowResponse {
-    /// The cluster that this is about, RFC 1123 label; empty for `complete`.
+    /// The cluster that this is about, RFC 1123 label; empty for `complete` and `cut_off`.
     #[prost(string, tag = "1")]
     pub cluster: ::prost::alloc::string::String,
-    #[prost(oneof = "follow_response::Say", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "follow_response::Say", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub say: ::core::option::Option<follow_response::Say>,
 }
 /// Nested message and enum types in `FollowResponse`.
@@ -57,6 +57,8 @@ pub mod follow_response {
         Gone(super::Gone),
         #[prost(message, tag = "8")]
         Complete(super::Complete),
+        #[prost(message, tag = "9")]
+        CutOff(super::CutOff),
     }
 }
 /// All of a cluster's state follows, in parts; what was begun before it is void.
@@ -118,6 +120,10 @@ pub struct Gone {}
 /// Every cluster that the server knows of has been told once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Complete {}
+/// The server could not renew its Lease for as long as that lasts: another may lead in its place, and it cannot know. Said again
+/// and again while it is so. What it says counts on; a reader that has other addresses asks there whether a later one serves.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CutOff {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Change {
     #[prost(oneof = "change::What", tags = "1, 2")]
@@ -637,7 +643,8 @@ pub mod cluster_mesh_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Everything that the caller may know, from what it has on, for as long as the stream lasts.
+        /// Everything that the caller may know, from what it has on, for as long as the stream lasts. The response has metadata
+        /// `hawser-incarnation`: the incarnation of the leader that serves, so that whoever asks several knows the latest.
         pub async fn follow(
             &mut self,
             request: impl tonic::IntoRequest<super::FollowRequest>,
@@ -683,7 +690,8 @@ pub mod cluster_mesh_server {
             >
             + std::marker::Send
             + 'static;
-        /// Everything that the caller may know, from what it has on, for as long as the stream lasts.
+        /// Everything that the caller may know, from what it has on, for as long as the stream lasts. The response has metadata
+        /// `hawser-incarnation`: the incarnation of the leader that serves, so that whoever asks several knows the latest.
         async fn follow(
             &self,
             request: tonic::Request<super::FollowRequest>,

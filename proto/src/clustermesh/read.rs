@@ -56,10 +56,11 @@ impl Message {
     /// See [`MessageError`].
     pub fn read(response: wire::FollowResponse) -> Result<Option<Self>, MessageError> {
         let Some(said) = response.say else { return Ok(None) };
-        if matches!(said, follow_response::Say::Complete(_)) {
-            return Ok(Some(Self::Complete));
+        match said {
+            follow_response::Say::Complete(_) => Ok(Some(Self::Complete)),
+            follow_response::Say::CutOff(_) => Ok(Some(Self::CutOff)),
+            said => Ok(Some(Self::Of(response.cluster.parse()?, say(said)?))),
         }
-        Ok(Some(Self::Of(response.cluster.parse()?, say(said)?)))
     }
 }
 
@@ -91,8 +92,8 @@ fn say(say: follow_response::Say) -> Result<Say, MessageError> {
             Say::Bookmark(version("bookmark.version", bookmark.version)?)
         }
         follow_response::Say::Gone(wire::Gone {}) => Say::Gone,
-        // Read before: it is of no cluster.
-        follow_response::Say::Complete(wire::Complete {}) => {
+        // Read before: they are of no cluster.
+        follow_response::Say::Complete(wire::Complete {}) | follow_response::Say::CutOff(wire::CutOff {}) => {
             return Err(MessageError::Missing { field: "say" });
         }
     })

@@ -196,6 +196,7 @@ fn message() -> impl Strategy<Value = Message> {
     ];
     prop_oneof![
         1 => Just(Message::Complete),
+        1 => Just(Message::CutOff),
         9 => (name(63), say).prop_map(|(cluster, say)| Message::Of(cluster.parse().unwrap(), say)),
     ]
 }
@@ -362,7 +363,9 @@ fn what_is_on_the_wire_stays_as_it_is() {
         let message = Message::Of("east".parse().unwrap(), say);
         text += &format!("{}\n", hex(&FollowResponse::from(message).encode_to_vec()));
     }
-    text += &format!("{}\n", hex(&FollowResponse::from(Message::Complete).encode_to_vec()));
+    for message in [Message::Complete, Message::CutOff] {
+        text += &format!("{}\n", hex(&FollowResponse::from(message).encode_to_vec()));
+    }
     expect![[r#"
         0a27090807060504030201120473686f701a0a0a036170701203776562220a0a046874747010011850
           1209090807060504030201
@@ -383,6 +386,7 @@ fn what_is_on_the_wire_stays_as_it_is() {
         0a0465617374320f0a0d08011003190500000000000000
         0a04656173743a00
         4200
+        4a00
     "#]].assert_eq(&text);
 }
 

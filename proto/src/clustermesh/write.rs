@@ -17,6 +17,7 @@ impl From<Message> for wire::FollowResponse {
     fn from(message: Message) -> Self {
         let (cluster, say) = match message {
             Message::Complete => (String::new(), follow_response::Say::Complete(wire::Complete {})),
+            Message::CutOff => (String::new(), follow_response::Say::CutOff(wire::CutOff {})),
             Message::Of(cluster, said) => (cluster.to_string(), say(said)),
         };
         Self { cluster, say: Some(say) }

@@ -1,13 +1,87 @@
 use std::net::IpAddr;
 
-use mesh_core::clusters::{LabelSetId, Object, RemoteEndpoint, Version};
+use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
+use mesh_core::clusters::{
+    Affinity, Backend, ExportedService, LabelSet, LabelSetId, Object, RemoteEndpoint, RemoteNode,
+    ServiceKind, TrafficPolicy, Version,
+};
+use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
+use mesh_core::policy::model::{Labels, ObjectName};
 
 use super::*;
 use crate::Told;
 use crate::session::{Scope, Session};
 
+mod flapping;
+mod merge;
 mod simulation;
+
+/// Kinds that [`object`] makes.
+const KINDS: u8 = 6;
+
+/// One of few objects of a kind, in one of few values: so that they meet each other.
+fn object(kind: u8, which: u8, value: u8) -> Object {
+    let labels = || Arc::new(Labels::from([("value".to_owned(), value.to_string())]));
+    let node: Arc<NodeName> = Arc::new(format!("n{}", which % 3).parse().unwrap());
+    let name = Arc::new(ObjectName { namespace: "shop".to_owned(), name: format!("s{}", which % 2) });
+    match kind {
+        0 => {
+            let labels = Labels::clone(&labels());
+            let set = LabelSet { namespace: "shop".to_owned(), labels, ..LabelSet::default() };
+            Object::LabelSet(LabelSetId(which.into()), Arc::new(set))
+        }
+        1 => Object::Namespace(format!("ns{which}").into(), labels()),
+        2 => {
+            let slot = |number: u8| SlotAnnouncement {
+                epoch: Epoch(u64::from(value) + 1),
+                public_key: PublicKey::from_bytes([number; 32]),
+                port: 51880,
+                draining: false,
+            };
+            let announcement = Announcement {
+                slots: [slot(2 * which + 1), slot(2 * which + 2)],
+                endpoints: Vec::new(),
+                kem: None,
+                kem_required: false,
+                host_traffic: value > 1,
+            };
+            let pod_cidrs = vec![format!("10.2.{which}.0/24").parse().unwrap()];
+            let told = RemoteNode { uid: "u".into(), created: 1, pod_cidrs, announcement };
+            Object::Node(node, Arc::new(told))
+        }
+        3 => {
+            let address = IpAddr::from([10, 2, which % 3, which]);
+            Object::Endpoint(address, RemoteEndpoint { node, labels: LabelSetId(value.into()) })
+        }
+        4 => {
+            let service = ExportedService {
+                created: value.into(),
+                kind: ServiceKind::ClusterSetIp,
+                ports: Vec::new(),
+                families: Vec::new(),
+                affinity: Affinity::None,
+                internal_traffic_policy: TrafficPolicy::Cluster,
+                traffic_distribution: None,
+                labels: Labels::new(),
+                annotations: Labels::new(),
+            };
+            Object::Service(name, Arc::new(service))
+        }
+        _ => {
+            let backend = Backend {
+                ready: value > 0,
+                serving: value > 0,
+                terminating: value == 0,
+                hostname: None,
+                node: None,
+                zone: None,
+                ports: [].into(),
+            };
+            Object::Backend(name, IpAddr::from([10, 2, which % 3, which]), Arc::new(backend))
+        }
+    }
+}
 
 fn cluster(name: &str) -> ClusterName {
     name.parse().unwrap()
@@ -75,6 +149,30 @@ fn a_cluster_that_is_not_reached_is_not_waited_for_for_ever() {
     assert_eq!(hear(&mut session, &mut feed, &clusters, 5), ["here 1.0 0"]);
     assert_eq!(hear(&mut session, &mut feed, &clusters, 4 + PATIENCE), [""; 0]);
     assert_eq!(hear(&mut session, &mut feed, &clusters, 5 + PATIENCE), ["complete"]);
+}
+
+#[test]
+fn a_cluster_that_changes_all_the_time_holds_up_no_other_and_no_bookmark() {
+    let names = ["a", "here", "z"];
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    clusters.join(&[cluster("a"), cluster("z")], Millis(0));
+    for name in names {
+        clusters.changed(&cluster(name), at(1, 0), Vec::new());
+    }
+    let (mut session, mut feed) = (Session::new(Scope::All), Feed::new(Reach::All, BTreeMap::new()));
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 0).len(), 4);
+    let mut words = Vec::new();
+    for sequence in 1..=6 {
+        // Before each message there is more of the first one, and everybody is there.
+        clusters.changed(&cluster("a"), at(1, sequence), vec![put(1, sequence)]);
+        for name in names {
+            clusters.heard(&cluster(name));
+        }
+        let message = feed.next(&clusters, Millis(0)).unwrap();
+        words.push(message.cluster.clone());
+        session.hear(message).unwrap();
+    }
+    assert_eq!(words, ["a", "here", "z", "a", "here", "z"]);
 }
 
 #[test]

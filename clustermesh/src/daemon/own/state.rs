@@ -147,7 +147,8 @@ impl OwnState {
             announcement.slots.iter().map(|slot| (slot.public_key, NodeName::clone(name)))
         });
         let addresses = self.nodes.iter().flat_map(|(name, node)| {
-            node.internal_ips.iter().map(|address| (*address, NodeName::clone(name)))
+            let all = node.internal_ips.iter().chain(node.endpoints.iter().flatten());
+            all.map(|address| (*address, NodeName::clone(name)))
         });
         OwnCluster {
             name: self.cluster.clone(),

@@ -91,10 +91,36 @@ fn wanted(standing: &Standing, now: &str) -> Option<Vec<Value>> {
     differs.then(|| conditions.into())
 }
 
+/// What was written of a ClusterPeer that was there in this version.
+#[derive(Clone, Debug)]
+struct Written {
+    uid: Option<String>,
+    version: Option<String>,
+    conditions: Vec<Value>,
+}
+
+impl Written {
+    fn new(standing: &Standing, conditions: Vec<Value>) -> Self {
+        let metadata = standing.object.metadata.clone();
+        Self { uid: metadata.uid, version: metadata.resource_version, conditions }
+    }
+
+    /// Nothing else is to be written, and the watch has not brought our own writing yet. An object that has moved on, or was
+    /// made anew, shows by itself what stands in it.
+    fn stands(&self, standing: &Standing, conditions: &[Value]) -> bool {
+        const FIELDS: [&str; 4] = ["status", "reason", "message", "observedGeneration"];
+        let metadata = &standing.object.metadata;
+        let mut pairs = self.conditions.iter().zip(conditions);
+        self.uid == metadata.uid
+            && self.version == metadata.resource_version
+            && pairs.all(|(a, b)| FIELDS.iter().all(|field| a[*field] == b[*field]))
+    }
+}
+
 /// Writes for ever what is not written yet; ends with the standings.
 pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMap<String, Standing>>) {
     let api: Api<DynamicObject> = Api::all_with(client, &resource());
-    let mut written: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut written: BTreeMap<String, Written> = BTreeMap::new();
     loop {
         let now = standings.borrow_and_update().clone();
         written.retain(|name, _| now.contains_key(name));
@@ -102,15 +128,7 @@ pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMa
         for (name, standing) in now {
             let time = jiff::Timestamp::now();
             let Some(conditions) = wanted(&standing, &format!("{time:.0}")) else { continue };
-            // The watch may not have brought our own writing yet.
-            let same = |before: &Vec<Value>| {
-                before.iter().zip(&conditions).all(|(a, b)| {
-                    ["status", "reason", "message", "observedGeneration"]
-                        .iter()
-                        .all(|field| a[*field] == b[*field])
-                })
-            };
-            if written.get(&name).is_some_and(same) {
+            if written.get(&name).is_some_and(|written| written.stands(&standing, &conditions)) {
                 continue;
             }
             let patch = json!({
@@ -120,7 +138,7 @@ pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMa
             let params = PatchParams::apply(MANAGER).force();
             let patch = Patch::Apply(&patch);
             match tokio::time::timeout(DEADLINE, api.patch_status(&name, &params, &patch)).await {
-                Ok(Ok(_)) => drop(written.insert(name, conditions)),
+                Ok(Ok(_)) => drop(written.insert(name, Written::new(&standing, conditions))),
                 // Gone meanwhile.
                 Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
                 Ok(Err(error)) => {
@@ -137,5 +155,39 @@ pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMa
         if all && standings.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing(uid: &str, version: &str, conditions: &[Value]) -> Standing {
+        let mut object = DynamicObject::new("west", &resource());
+        object.metadata.uid = Some(uid.into());
+        object.metadata.resource_version = Some(version.into());
+        object.data = json!({ "status": { "conditions": conditions } });
+        Standing { wrong: Vec::new(), link: Link::default(), problems: 0, texts: Vec::new(), object }
+    }
+
+    #[test]
+    fn what_was_written_is_written_again_only_where_it_does_not_stand() {
+        let first = standing("a", "5", &[]);
+        let conditions = wanted(&first, "2026-01-01T00:00:00Z").unwrap();
+        let written = Written::new(&first, conditions.clone());
+        for (what, seen, due) in [
+            ("the watch is late", standing("a", "5", &[]), false),
+            ("it has come", standing("a", "6", &conditions), false),
+            ("somebody cleared the status", standing("a", "7", &[]), true),
+            ("somebody wrote another", standing("a", "7", &conditions[..1]), true),
+            ("it was made anew under its name", standing("b", "8", &[]), true),
+        ] {
+            let later = wanted(&seen, "2026-01-01T00:01:00Z");
+            let now = later.filter(|conditions| !written.stands(&seen, conditions));
+            assert_eq!(now.is_some(), due, "{what}");
+        }
+        let mut refused = first;
+        refused.wrong = vec![("no".into(), "No")];
+        assert!(!written.stands(&refused, &wanted(&refused, "2026-01-01T00:01:00Z").unwrap()), "other words");
     }
 }

@@ -73,6 +73,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[test]
+fn an_address_that_an_administrator_gave_a_node_is_ours_as_its_internal_ips_are() {
+    let mut own = state();
+    let administered: IpAddr = "198.51.100.7".parse().unwrap();
+    let fact = NodeFact { endpoints: Some(vec![administered]), ..fact(0, 0, &["10.1.0.0/24"], true) };
+    own.all_nodes(BTreeMap::from([(name("n0"), fact)]));
+    let wanted = ["192.0.2.1".parse().unwrap(), administered].map(|address| (address, "n0".parse().unwrap()));
+    assert_eq!(own.own().addresses, BTreeMap::from(wanted));
+}
+
 proptest! {
     /// Whatever happens in whatever order, what was told adds up to what is told of the same facts at once.
     #[test]
