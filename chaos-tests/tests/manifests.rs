@@ -11,6 +11,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PodSpec, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
@@ -71,6 +72,7 @@ fn faults(object: &Value) -> Vec<String> {
         "ValidatingAdmissionPolicy" => typed::<ValidatingAdmissionPolicy>(object),
         "ValidatingAdmissionPolicyBinding" => typed::<ValidatingAdmissionPolicyBinding>(object),
         "Deployment" => typed::<Deployment>(object),
+        "NetworkPolicy" => typed::<NetworkPolicy>(object),
         "Service" => typed::<Service>(object),
         "CustomResourceDefinition" => typed::<CustomResourceDefinition>(object),
         other => vec![format!("no type for {other} here")],

@@ -24,6 +24,7 @@ pub mod authority;
 pub mod config;
 mod door;
 pub mod feed;
+pub mod front;
 pub mod http;
 pub mod hub;
 pub mod judge;

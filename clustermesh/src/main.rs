@@ -1,6 +1,6 @@
 //! `clustermesh`: one Deployment per cluster.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use clustermesh::daemon::config::{Config, Overrides};
+use clustermesh::daemon::front::Front;
 use clustermesh::daemon::metrics::Metrics;
 use clustermesh::daemon::{Settings, Standing, http, run, services};
 use clustermesh::{dns, mcs};
@@ -42,6 +43,12 @@ struct Arguments {
     /// Where names of clusterset.local are served, UDP and TCP; overrides clustermesh.dnsAddress. Neither: nowhere.
     #[arg(long)]
     dns_address: Option<SocketAddr>,
+    /// Addresses of its pod, separated by commas: it says in EndpointSlices where it serves. None: somebody else does.
+    #[arg(long, env = "POD_IPS", value_delimiter = ',')]
+    pod_ips: Vec<IpAddr>,
+    /// Name of its node, for those EndpointSlices.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: Option<String>,
     /// Form of the log.
     #[arg(long, value_enum, default_value_t = LogForm::Pretty)]
     log: LogForm,
@@ -100,6 +107,13 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         pod_cidrs: config.pod_cidrs.clone(),
         lease: mcs::LEASE,
     };
+    let front = (!arguments.pod_ips.is_empty()).then(|| Front {
+        pod: arguments.identity.clone(),
+        node: arguments.node_name,
+        addresses: arguments.pod_ips,
+        grpc: config.listen.port(),
+        dns: config.dns.map(|address| address.port()),
+    });
     let settings = Settings {
         cluster: config.cluster,
         pod_cidrs: config.pod_cidrs,
@@ -123,7 +137,14 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let (standing_tx, standing) = watch::channel(Standing::default());
     let (stop_tx, stop) = watch::channel(false);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let daemon = run(settings, client, vec![duty], metrics.clone(), standing_tx, stop);
+    let duties = std::iter::once(duty).chain(front.clone().map(Front::duty)).collect();
+    let counted = metrics.clone();
+    let daemon = async move {
+        run(settings, client.clone(), duties, counted, standing_tx, stop).await;
+        if let Some(front) = front {
+            front.withdraw(&client).await;
+        }
+    };
     let answers = async {
         match server {
             Some(server) => server.run(names, dns_metrics).await,

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::template;
 use crate::values::{Clustermesh, Uninstall, Values};
+
+mod check;
 
 /// Above each rendered manifest.
 const HEADER: &str = "# Rendered by `cargo xtask manifests` from deploy/chart/hawser; change it there.\n";
@@ -27,7 +29,7 @@ pub fn parse_values(text: &str) -> Result<Values> {
 /// # Errors
 /// A template cannot be read or filled, or values contradict each other.
 pub fn manifests(chart: &Path, values: &Values) -> Result<BTreeMap<String, String>> {
-    check(values)?;
+    check::check(values)?;
     let filled = serde_json::to_value(values).context("values")?;
     let folder = chart.join("templates");
     let mut all = BTreeMap::new();
@@ -46,34 +48,6 @@ pub fn manifests(chart: &Path, values: &Values) -> Result<BTreeMap<String, Strin
         }
     }
     Ok(all)
-}
-
-/// What no schema says: values that exclude each other.
-fn check(values: &Values) -> Result<()> {
-    ensure!(
-        !values.pod_cidrs.is_empty(),
-        "podCIDRs: [] must name the pod CIDRs of the cluster: they are what is protected"
-    );
-    let loopback = ["127.", "[::1]"].iter().any(|start| values.metrics.address.starts_with(start));
-    ensure!(
-        !(values.metrics.pod_monitor && loopback),
-        "metrics.podMonitor: Prometheus does not reach metrics.address {}; write 0.0.0.0:51891 or [::]:51891",
-        values.metrics.address
-    );
-    let pins = values.bpffs.pin_directory.strip_prefix("/sys/fs/bpf/").unwrap_or_default();
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    ensure!(
-        pins.starts_with(|c: char| c.is_ascii_alphanumeric()) && pins.chars().all(plain),
-        "bpffs.pinDirectory: {:?} is no directory of the node's BPF file system; write it as /sys/fs/bpf/hawser",
-        values.bpffs.pin_directory
-    );
-    let share = values.agent.max_unavailable.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
-    ensure!(
-        share.is_some_and(|share| (1..=100).contains(&share)),
-        "agent.maxUnavailable: {:?} is no share; write it as 10%",
-        values.agent.max_unavailable
-    );
-    Ok(())
 }
 
 /// `values.schema.json`, by which Helm checks values.

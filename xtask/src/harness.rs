@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::outcome::{Count, count, finished_test, ignored_tests};
+use crate::outcome::{Count, count, finished_test, ignored_tests, not_run};
 use crate::run::{Progress, as_root, minutes, show};
 
 /// How often a program that is still running is mentioned.
@@ -27,6 +27,8 @@ pub(crate) struct Report {
     pub(crate) failures: Vec<String>,
     /// Names of tests.
     pub(crate) ignored: Vec<String>,
+    /// Names of tests that lacked something of the machine, and what; the harness counted them as passed, we do not.
+    pub(crate) not_run: Vec<String>,
 }
 
 impl Report {
@@ -64,6 +66,9 @@ pub(crate) fn run(name: &str, mut command: Command, report: &mut Report, progres
         sum.failed += 1;
     }
     report.ignored.extend(ignored_tests(&ended.text).map(|test| format!("{name}: {test}")));
+    let not_run: Vec<String> = not_run(&ended.text).map(|test| format!("{name}: {test}")).collect();
+    sum.passed = sum.passed.saturating_sub(not_run.len() as u64);
+    report.not_run.extend(not_run);
     report.count += sum;
     let time = minutes(begin.elapsed());
     if !failed {

@@ -7,3 +7,6 @@ pub mod image;
 pub mod sbom;
 pub mod template;
 pub mod values;
+
+/// With this a test says in its output that it was not run, after which come its name and what was missing.
+pub const NOT_RUN: &str = "[not run] ";

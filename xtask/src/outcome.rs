@@ -47,6 +47,12 @@ pub(crate) fn ignored_tests(output: &str) -> impl Iterator<Item = &str> {
     output.lines().filter(|line| line.contains(" ... ignored")).filter_map(finished_test)
 }
 
+/// What tests say of themselves that they were not run, and why: `[not run] a::b: helm is not in PATH`. Lines of several threads
+/// may stand in one.
+pub(crate) fn not_run(output: &str) -> impl Iterator<Item = &str> {
+    output.lines().filter_map(|line| line.split_once(xtask::NOT_RUN).map(|(_, text)| text.trim_end()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +74,13 @@ mod tests {
         assert_eq!(finished_test("test a::b ... ok"), Some("a::b"));
         assert_eq!(finished_test("running 3 tests"), None);
         assert_eq!(ignored_tests(OUTPUT).collect::<Vec<_>>(), ["b::c"]);
+    }
+
+    #[test]
+    fn tests_that_were_not_run_say_so() {
+        let output = "test a ... [not run] b::c: no helm\ntest d ... ok\n[not run] e: no root\n";
+        assert_eq!(not_run(output).collect::<Vec<_>>(), ["b::c: no helm", "e: no root"]);
+        assert_eq!(not_run(OUTPUT).count(), 0);
     }
 
     proptest! {

@@ -312,6 +312,9 @@ fn conclude(report: &Report, times: &[(Tier, Duration)], build_time: Duration) -
     for test in &report.ignored {
         println!("not run: {test} (ignored)");
     }
+    for test in &report.not_run {
+        println!("not run: {test}");
+    }
     for failure in &report.failures {
         println!("FAILED: {failure}");
     }

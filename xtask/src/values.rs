@@ -4,6 +4,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Addresses and prefixes as JSON Schema can tell them; `deploy::check` says the rest.
+const CIDR: &str = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}/([1-9]|[12][0-9]|3[0-2])|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/([1-9]|[1-9][0-9]|1[01][0-9]|12[0-8]))$";
+const SERVER: &str = r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[1-9][0-9]{0,4}$";
+const LISTEN: &str = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])$";
 
 /// All values. Unknown ones are refused: a misspelt one would be a cluster that is not as somebody believes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -14,16 +20,19 @@ pub struct Values {
     /// Names of Secrets in hawser-system by which the image is pulled.
     pub image_pull_secrets: Vec<String>,
     /// Name of this cluster, 1 to 63 of a-z, 0-9 and '-'; pre-shared keys of nodes are bound to it.
+    #[schemars(regex(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
     pub cluster_name: String,
     /// Pod CIDRs of the cluster, both families where it has two: what is protected. The controller manager's --cluster-cidr.
     #[serde(rename = "podCIDRs")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), inner(regex(pattern = CIDR)))]
     pub pod_cidrs: Vec<String>,
     /// Destinations to which pods talk with their own address, in plaintext.
     #[serde(rename = "nonMasqueradeCIDRs")]
+    #[schemars(inner(regex(pattern = CIDR)))]
     pub non_masquerade_cidrs: Vec<String>,
     /// Addresses host:port of API servers, tried in order before the Service `kubernetes`. Needed where kube-proxy does not serve
     /// that Service on every node before there is a pod network; the API server's certificate has to name the host.
+    #[schemars(inner(regex(pattern = SERVER)))]
     pub api_servers: Vec<String>,
     /// MTU of the tunnel in bytes, 1280 to 65455; null: the uplink's less 80.
     #[schemars(range(min = 1280, max = 65455))]
@@ -50,12 +59,29 @@ pub struct Values {
     pub cni: Cni,
     /// The node's BPF file system.
     pub bpffs: Bpffs,
-    /// Labels that a node must have to get Hawser; none: every node does.
+    /// Labels that a node must have to get Hawser, besides kubernetes.io/os: linux; none: every node does.
+    #[schemars(extend("propertyNames" = {"not": {"const": "kubernetes.io/os"}}))]
     pub node_selector: BTreeMap<String, String>,
     /// Rights of people and programs that use the command line, hawser.
     pub operators: Operators,
+    /// Type of our processes under SELinux, one that may use the node's devices and files; empty: the runtime's. Nothing where there
+    /// is no SELinux.
+    pub se_linux_type: String,
+    /// OpenShift.
+    pub openshift: Openshift,
     /// Removal of Hawser from its nodes: see "Remove" in deploy/README.md.
     pub uninstall: Uninstall,
+    /// Helm's, where this chart is a part of another one. Nothing of it is used.
+    pub global: BTreeMap<String, Value>,
+}
+
+/// OpenShift.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Openshift {
+    /// Lets our accounts use the SecurityContextConstraints that their pods need: privileged for agent and tunnel, nonroot-v2 for
+    /// clustermesh.
+    pub enabled: bool,
 }
 
 /// Rights of people and programs that use the command line, hawser.
@@ -152,6 +178,7 @@ pub enum HostTrafficMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Rotation {
     /// No key gets older, in seconds, at least 600; 0: keys are replaced on demand alone (hawser keys rotate).
+    #[schemars(extend("anyOf" = [{"const": 0}, {"minimum": 600}]))]
     pub period_seconds: u64,
     /// For how long a slot has to be silent before its key goes, in seconds, at least 1.
     #[schemars(range(min = 1))]
@@ -164,12 +191,21 @@ pub struct Rotation {
 /// Metrics and evidence of the agents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("if" = {"required": ["podMonitor"], "properties": {"podMonitor": {"const": true}}}))]
+#[schemars(extend("then" = {"required": ["address"], "properties": {"address": {"not": {"pattern": "^(127\\.|\\[::1\\]$)"}}}}))]
 pub struct Metrics {
-    /// Address and port of /metrics, /audit and /debug/plan, plain HTTP. The default is for the node alone; 0.0.0.0:51891 or
-    /// [::]:51891 let Prometheus and the API server's proxy (hawser audit) in, and whoever reaches nodes.
+    /// Address of the agents' /metrics, /audit and /debug/plan, plain HTTP. The default is for the node alone; 0.0.0.0 or [::] let
+    /// Prometheus and the API server's proxy (hawser audit) in, and whoever reaches nodes.
+    #[schemars(regex(pattern = LISTEN))]
     pub address: String,
-    /// A PodMonitor (prometheus-operator); it needs an address that Prometheus reaches.
+    /// Its port. Other than 51891: tell hawser by --agent-port.
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// PodMonitors (prometheus-operator) for the agents and clustermesh; they need an address that Prometheus reaches.
     pub pod_monitor: bool,
+    /// The namespace from which clustermesh is asked for its metrics, by a NetworkPolicy; empty: nobody in a pod asks it.
+    #[schemars(regex(pattern = "^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$"))]
+    pub prometheus_namespace: String,
     /// A ConfigMap with a dashboard that Grafana's sidecar finds by its label grafana_dashboard.
     pub dashboard: bool,
 }
@@ -218,7 +254,7 @@ pub struct Tunnel {
 pub struct Clustermesh {
     /// On in clusters that are joined to others.
     pub enabled: bool,
-    /// How many there are. One works; a second one takes over within 15 s, and is unready until then.
+    /// How many there are. One leads and serves; another takes over within 15 s.
     #[schemars(range(min = 1, max = 5))]
     pub replicas: u8,
     /// What is logged, in the words of tracing's EnvFilter.
@@ -232,11 +268,14 @@ pub struct Clustermesh {
 /// The Service of clustermesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("if" = {"required": ["type"], "properties": {"type": {"const": "ClusterIP"}}}))]
+#[schemars(extend("then" = {"properties": {"nodePort": {"const": null}}}))]
 pub struct ClustermeshService {
     /// `ClusterIP`, where something else leads to it; `NodePort` or `LoadBalancer`.
     #[serde(rename = "type")]
     pub kind: ServiceType,
-    /// Its port on every node, 30000 to 32767; null: the API server chooses.
+    /// Its port on every node, 30000 to 32767; null: the API server chooses. Not with ClusterIP.
+    #[schemars(range(min = 30000, max = 32767))]
     pub node_port: Option<u16>,
 }
 
@@ -254,13 +293,27 @@ pub enum ServiceType {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cni {
     /// Directory of plugins.
+    #[schemars(regex(pattern = "^/"))]
     pub bin_dir: String,
     /// Directory of configurations.
+    #[schemars(regex(pattern = "^/"))]
     pub conf_dir: String,
-    /// File name of ours; runtimes take the first in alphabetical order.
+    /// File name of ours, which ends in .conflist; runtimes take the first in alphabetical order.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*\.conflist$"))]
     pub conf_name: String,
     /// Reference plugins (portmap, bandwidth, tuning) that run after ours and serve their capability in its place.
-    pub chain: Vec<String>,
+    #[schemars(extend("uniqueItems" = true))]
+    pub chain: Vec<Chained>,
+}
+
+/// A plugin that runs after ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "as the reference plugins are called")]
+pub enum Chained {
+    Portmap,
+    Bandwidth,
+    Tuning,
 }
 
 /// The node's BPF file system.
@@ -299,7 +352,10 @@ impl Default for Values {
             bpffs: Bpffs::default(),
             node_selector: BTreeMap::new(),
             operators: Operators::default(),
+            se_linux_type: "spc_t".to_owned(),
+            openshift: Openshift::default(),
             uninstall: Uninstall::default(),
+            global: BTreeMap::new(),
         }
     }
 }
@@ -349,7 +405,13 @@ impl Default for Rotation {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { address: "127.0.0.1:51891".to_owned(), pod_monitor: false, dashboard: false }
+        Self {
+            address: "127.0.0.1".to_owned(),
+            port: 51891,
+            pod_monitor: false,
+            prometheus_namespace: "monitoring".to_owned(),
+            dashboard: false,
+        }
     }
 }
 

@@ -32,6 +32,10 @@ fn main() {
 
 const GOOD: &str = "//! Nothing.\n\n#[cfg(test)]\nmod tests {\n    #[test]\n    fn a() {}\n}\n";
 
+/// A test that finds out by itself that it cannot be run.
+const LACKS: &str =
+    "std::io::Write::write_all(&mut std::io::stderr(), b\"[not run] tests::a: no helm\\n\").unwrap();";
+
 struct Fake(TempDir);
 
 impl Fake {
@@ -130,17 +134,19 @@ fn a_failure_a_crash_and_what_was_not_run_are_named() {
     let fake = Fake::new()
         .with_test("proto", "", "panic!(\"wrong answer\");")
         .with_test("keyring", "", "std::process::abort();")
-        .with_test("chaos-tests/kubeapi", "\n    #[ignore]", "");
+        .with_test("chaos-tests/kubeapi", "\n    #[ignore]", "")
+        .with_test("cli", "", LACKS);
     let output = fake.xtask(&["test", "--tiers", "pure"]);
     let shown = text(&output);
     assert!(!output.status.success(), "{shown}");
-    // mesh-core, cni, cli, xtask, the example, tidy and clippy pass; kubeapi's test is ignored.
-    assert_eq!(last_line(&output), "8 passed, 2 failed", "{shown}");
+    // mesh-core, cni, xtask, the example, tidy and clippy pass; kubeapi's test is ignored, and cli's says that it lacks something.
+    assert_eq!(last_line(&output), "7 passed, 2 failed", "{shown}");
     for wanted in [
         "wrong answer",
         "FAILED: proto lib proto",
         "FAILED: keyring lib keyring",
         "not run: kubeapi lib kubeapi: tests::a (ignored)",
+        "not run: cli lib cli: tests::a: no helm",
         "tier netns  not run",
         "tier cri    not run",
     ] {

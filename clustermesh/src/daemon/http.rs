@@ -58,23 +58,52 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Ready: it leads and serves, so that a Service leads to the leader alone; and not to one in whose place another may lead.
-async fn readyz(State(standing): State<watch::Receiver<Standing>>) -> Response {
-    let standing = standing.borrow().clone();
-    let why = match standing {
-        Standing { cut_off: true, .. } => {
-            "the Lease hawser-clustermesh could not be renewed while it lasted: another replica may lead; see why the API server does not answer"
-                .to_owned()
+/// Ready: it serves, or another one leads and it waits. Where the leader is says [`super::front`], not this. Not
+/// ready: one in whose place another may lead.
+fn readiness(standing: &Standing) -> Result<&'static str, String> {
+    match standing {
+        Standing { cut_off: true, .. } => Err(
+            "the Lease hawser-clustermesh could not be renewed while it lasted: another replica may lead; see why the API server does not answer\n"
+                .to_owned(),
+        ),
+        Standing { serves: Some(_), .. } => Ok("ok\n"),
+        Standing { obstacle: Some(obstacle), .. } => Err(format!("{obstacle}\n")),
+        Standing { leads: Some(_), .. } => {
+            Err("leads, and does not know all of its cluster yet\n".to_owned())
         }
-        Standing { serves: Some(_), .. } => return "ok\n".into_response(),
-        Standing { obstacle: Some(obstacle), .. } => obstacle,
-        Standing { leads: Some(_), .. } => "leads, and does not know all of its cluster yet".to_owned(),
-        Standing { leads: None, .. } => "another replica leads".to_owned(),
-    };
-    (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response()
+        Standing { leads: None, .. } => Ok("ok: another replica leads, or one is being found\n"),
+    }
+}
+
+async fn readyz(State(standing): State<watch::Receiver<Standing>>) -> Response {
+    match readiness(&standing.borrow()) {
+        Ok(text) => text.into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+    }
 }
 
 async fn render(State(metrics): State<Metrics>) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     (kind, metrics.render()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a roll-out each new replica waits for a while, and a leader that cannot serve must stop it.
+    #[test]
+    fn who_waits_is_ready_and_a_leader_only_when_it_serves() {
+        let serves = Some("192.0.2.1:51893".parse().unwrap());
+        let obstacle = || Some("no Secret".to_owned());
+        for (standing, ready) in [
+            (Standing::default(), true),
+            (Standing { leads: Some(1), ..Standing::default() }, false),
+            (Standing { leads: Some(1), serves, ..Standing::default() }, true),
+            (Standing { leads: Some(1), serves, cut_off: true, ..Standing::default() }, false),
+            (Standing { leads: Some(1), obstacle: obstacle(), ..Standing::default() }, false),
+        ] {
+            assert_eq!(readiness(&standing).is_ok(), ready, "{standing:?}");
+        }
+    }
 }

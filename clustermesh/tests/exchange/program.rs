@@ -54,7 +54,7 @@ impl Replica {
             .arg(config)
             .arg("--kubeconfig")
             .arg(kubeconfig)
-            .args(["--identity", identity, "--log", "json"])
+            .args(["--identity", identity, "--log", "json", "--pod-ips", "10.9.9.1,fd00::1"])
             .arg("--listen-address")
             .arg(listen.to_string())
             .arg("--health-address")
@@ -79,6 +79,13 @@ impl Replica {
     }
 }
 
+/// To which pod the Service `clustermesh` leads.
+fn front(of: &Cluster) -> Option<String> {
+    let slice =
+        of.api.store().find("endpointslices.discovery.k8s.io", Some("hawser-system"), "clustermesh-ipv6")?;
+    Some(slice["endpoints"][0]["targetRef"]["name"].as_str()?.to_owned())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_leader_is_killed_the_other_replica_goes_on_where_it_was() {
     let (east, mut west) = (Cluster::start("east", 1).await, Cluster::start("west", 2).await);
@@ -87,6 +94,9 @@ async fn when_the_leader_is_killed_the_other_replica_goes_on_where_it_was() {
     first.shows("hawser_clustermesh_leader 1").await;
     let second = Replica::start(&west, "pod-2");
     second.shows("hawser_clustermesh_leader 0").await;
+    eventually("the Service leads to who leads", || front(&west).as_deref() == Some("pod-1")).await;
+    // A roll-out waits for it; the Service is not its way.
+    assert!(get(second.health, "/readyz").await.starts_with("HTTP/1.1 200"), "who waits is ready");
     west.join_with(&east);
     east.join("west", &["10.2.0.0/16"], &[second.listen, first.listen], &west.bundle());
     let agent = east.agent();
@@ -102,6 +112,7 @@ async fn when_the_leader_is_killed_the_other_replica_goes_on_where_it_was() {
     let changes = [&agent, &neighbour].map(|one| one.read(|heard| heard.changes));
     first.process.kill().await.unwrap();
     second.shows("hawser_clustermesh_leader 1").await;
+    eventually("the Service leads to who leads now", || front(&west).as_deref() == Some("pod-2")).await;
     west.pod(3, "new");
     east.pod(3, "new");
     eventually("the agents of both hear what is new", || {
@@ -146,12 +157,14 @@ async fn the_program_serves_says_how_it_is_and_ends_in_order() {
             .unwrap()
     };
     assert_eq!(lease()["spec"]["holderIdentity"], "pod-1");
+    eventually("the Service leads to it", || front(&east).as_deref() == Some("pod-1")).await;
     let pid = rustix::process::Pid::from_raw(i32::try_from(program.id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let ended = tokio::time::timeout(DEADLINE, program.wait()).await.unwrap().unwrap();
     assert!(ended.success(), "{ended}");
     eventually("its stream ended with a word", || agent.read(|heard| !heard.ended.is_empty())).await;
     assert_eq!(lease()["spec"]["holderIdentity"], serde_json::Value::Null, "given back");
+    assert_eq!(front(&east), None, "nobody is called where it was");
     let mut log = String::new();
     program.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
     assert!(log.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{log}");

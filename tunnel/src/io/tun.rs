@@ -26,7 +26,7 @@ pub enum TunError {
         name: String,
     },
     /// `/dev/net/tun` cannot be opened.
-    #[error("/dev/net/tun: {0}: load the module tun, and run as root with access to the device")]
+    #[error("/dev/net/tun: {0}: load the module tun, and run as root with access to the device{}", forbidden(.0))]
     Open(io::Error),
     /// Another process holds the interface, or it is not a TUN device.
     #[error("interface {name} is taken ({source}): waiting until its owner exits; if it has none, delete it")]
@@ -44,6 +44,14 @@ pub enum TunError {
         /// The cause.
         source: io::Error,
     },
+}
+
+/// runc 1.2.0 to 1.2.3 left the device out of what every container may open, which a hostPath does not make good.
+fn forbidden(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "; the container's device cgroup forbids it: runc 1.2.4 or later is needed",
+        _ => "",
+    }
 }
 
 /// Whether a name is one that we give to an interface: it also names files and appears in logs.

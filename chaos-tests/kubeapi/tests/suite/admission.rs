@@ -697,3 +697,34 @@ async fn clustermesh_writes_derived_services_and_their_slices_alone() {
         }
     }
 }
+
+/// Where the leader is found, and nothing else in that name: whoever writes slices of any Service draws its traffic.
+#[tokio::test]
+async fn clustermesh_says_where_it_leads_and_writes_no_other_slice_of_that_kind() {
+    let server = cluster(&[TOO_MUCH, CLUSTERMESH]).await;
+    let client = client_of(&server, &User::service_account("hawser-system", "clustermesh")).await;
+    let (leader, imported) = ("leader.clustermesh.hawser.dev", "clustermesh.hawser.dev");
+    let label = "only what bears its label";
+    for (namespace, name, service, managed_by, because) in [
+        ("hawser-system", "clustermesh-ipv4", "clustermesh", leader, ""),
+        ("hawser-system", "clustermesh-dns-ipv6", "clustermesh-dns", leader, ""),
+        ("hawser-system", "clustermesh-ipv6", "kubernetes", leader, "and its own alone"),
+        ("hawser-system", "clustermesh-ipv6", "clustermesh", imported, label),
+        ("hawser-system", "clustermesh-other", "clustermesh", leader, label),
+        ("default", "clustermesh-ipv4", "clustermesh", leader, label),
+        ("default", "clustermesh-ipv4", "clustermesh", imported, "and its own alone"),
+    ] {
+        let api: Api<k8s_openapi::api::discovery::v1::EndpointSlice> =
+            Api::namespaced(client.clone(), namespace);
+        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.1.2.3"]}],
+            "metadata": {"name": name, "labels": {
+                "endpointslice.kubernetes.io/managed-by": managed_by, "kubernetes.io/service-name": service}}});
+        let written = api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&slice)).await;
+        let said = refusal(written.map(drop));
+        match because {
+            "" => assert_eq!(said, None, "{slice}"),
+            _ => assert!(said.as_ref().is_some_and(|(_, text)| text.contains(because)), "{slice}: {said:?}"),
+        }
+    }
+}
