@@ -42,6 +42,9 @@ counters! {
     RateLimited => "drops"."rate_limited",
     /// Inner packet that did not fit the queue of a peer without a session.
     QueueFull => "drops"."queue_full",
+    /// Packet whose thread had more to do than it was done with, of a peer that had its share ([`crate::engine::verdict`]); or datagram
+    /// that came to another thread than its peer's, while that had too much to do.
+    Busy => "drops"."busy",
     /// Inner packet that is longer than the path to its peer takes in one piece, whose sender was told so by ICMP.
     TooLong => "drops"."too_long",
     /// Inner packets discarded because the handshake they waited for was given up.
@@ -66,12 +69,15 @@ counters! {
     DataDelivered => "packets"."delivered",
     /// Authenticated keepalives received.
     KeepaliveReceived => "packets"."keepalives_received",
+    /// Datagrams that the kernel gave to another thread than their peer's.
+    Strayed => "packets"."strayed",
     /// Endpoint changes learnt from authenticated packets.
     Roamed => "packets"."roamed",
 }
 
-/// The counters of one device.
+/// The counters of one device, apart from what is read for each packet.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Counters([AtomicU64; Counter::ALL.len()]);
 
 impl Default for Counters {

@@ -1,7 +1,7 @@
 //! The engine of one device: peers, sessions and the table, without sockets and threads.
 //!
-//! Locks, and the order in which one is taken while another is held: `config`, then `registry` or
-//! `routes`, then one peer. None is held while a [`Sink`] is called.
+//! Locks, and the order in which one is taken while another is held: `config`, then `registry`, then those of [`lanes`] in
+//! their order, then one peer. None is held while a [`Sink`] is called.
 //!
 //! A packet to send ([`transmit`]): table → peer → cut → `Tunn` → [`Outbox`]. A datagram ([`receive`]): MAC and load
 //! check → peer (by static key for an initiation, by receiver index for all else) → `Tunn` → the inner source must
@@ -9,11 +9,14 @@
 //! descriptor in one call, and whoever drives the engine empties them when there is no more to come at once.
 //!
 //! A peer's lock is held for the packets of one super-packet, or those that came in one call. Whoever drives the engine
-//! does both directions of it in one thread, so nobody waits for that lock but for requests and timers.
+//! does both directions of it in one thread, that of the peer's lane ([`lanes`]), so nobody waits for that lock but for requests, timers
+//! and handshakes. Boxes are of a lane, and a lane has tables of its own: threads write to no memory that another reads for
+//! each packet, but for counters, which are added to once for many. What is given to another lane than the peer's is handled all
+//! the same, only slower and without an order to the rest.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -27,7 +30,9 @@ use crate::state::State;
 use crate::table::{AllowedIps, Owner};
 
 mod configure;
+mod consign;
 mod identity;
+pub mod lanes;
 mod load;
 mod peer;
 mod places;
@@ -35,10 +40,12 @@ mod receive;
 mod renewal;
 mod transmit;
 
+pub use consign::{Consignee, ROOM, Verdict, verdict};
 pub use receive::Inbox;
 pub use transmit::Outbox;
 
 use identity::{Identity, derive_public};
+use lanes::Lanes;
 use load::SourceLimiter;
 use peer::{NO_LIMIT, Peer, PeerInner, QUEUE_LIMIT};
 
@@ -99,8 +106,17 @@ impl Owner for Arc<Peer> {
 #[derive(Default)]
 struct Registry {
     by_key: HashMap<PublicKey, Arc<Peer>>,
-    /// By the 24-bit index of the peer's present `Tunn`.
-    by_index: HashMap<u32, Arc<Peer>>,
+    /// How many peers each lane has.
+    loads: Vec<usize>,
+}
+
+/// What one thread looks into for each packet, by itself on its lines of memory.
+#[repr(align(128))]
+struct Lane {
+    /// Its peers by the 24-bit index of their present `Tunn`.
+    by_index: RwLock<HashMap<u32, Arc<Peer>>>,
+    /// The device's table, as every lane has it.
+    routes: RwLock<AllowedIps<Arc<Peer>>>,
 }
 
 /// One WireGuard device.
@@ -111,7 +127,11 @@ pub struct Engine {
     config: Mutex<State>,
     identity: RwLock<Option<Arc<Identity>>>,
     registry: RwLock<Registry>,
-    routes: RwLock<AllowedIps<Arc<Peer>>>,
+    /// Whether there is an identity, for who does not need it.
+    keyed: AtomicBool,
+    count: Lanes,
+    /// With more than one there is another in the end, of who reads for all ([`Engine::consignee`]).
+    lanes: Box<[Lane]>,
     limiter: SourceLimiter,
 }
 
@@ -136,17 +156,28 @@ pub(crate) fn write<T>(rwlock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 }
 
 impl Engine {
-    /// A device without key and peers, which drops everything.
+    /// A device without key and peers, which drops everything. It is driven by one thread.
     #[must_use]
     pub fn new(mtu: usize) -> Self {
+        Self::with_lanes(mtu, Lanes::ONE)
+    }
+
+    /// The same, driven by one thread for each lane.
+    #[must_use]
+    pub fn with_lanes(mtu: usize, count: Lanes) -> Self {
+        let lane = |_| Lane { by_index: RwLock::default(), routes: RwLock::new(AllowedIps::new()) };
+        let lanes = if count.is_one() { 1 } else { count.count() + 1 };
+        let loads = vec![0; count.count()];
         Self {
             counters: Counters::default(),
             mtu: AtomicUsize::new(mtu),
             next_peer_id: AtomicU64::new(1),
             config: Mutex::new(State::new(derive_public)),
             identity: RwLock::new(None),
-            registry: RwLock::new(Registry::default()),
-            routes: RwLock::new(AllowedIps::new()),
+            registry: RwLock::new(Registry { by_key: HashMap::new(), loads }),
+            keyed: AtomicBool::new(false),
+            count,
+            lanes: (0..lanes).map(lane).collect(),
             limiter: SourceLimiter::default(),
         }
     }
@@ -155,6 +186,12 @@ impl Engine {
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// How many threads drive it.
+    #[must_use]
+    pub const fn lanes(&self) -> Lanes {
+        self.count
     }
 
     /// Tells the engine the MTU of its TUN device, in bytes; it bounds padding.
@@ -340,7 +377,7 @@ impl Engine {
     /// The peer that owns an address, for tests and diagnosis.
     #[must_use]
     pub fn owner_of(&self, addr: IpAddr) -> Option<PublicKey> {
-        read(&self.routes).lookup(addr).map(|p| p.public_key)
+        read(&self.lanes[0].routes).lookup(addr).map(|p| p.public_key)
     }
 }
 

@@ -5,6 +5,8 @@ pub mod device;
 mod link;
 mod listen;
 pub mod pulse;
+mod queue;
+mod read;
 pub mod server;
 mod succession;
 pub mod supervisor;

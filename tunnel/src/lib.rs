@@ -7,7 +7,7 @@
 //! ```text
 //!   wg, agent ──► io::server ──► uapi::parse ──► state::State::apply ──► Changes ─┐
 //!                                                                                 ▼
-//!   TUN ──► io::carry ──► split ──► engine::Engine::handle_tun_packet ──► Outbox ──► Sink::send_train ──► UDP
+//!   TUN ──► io::carry (or read, queue, carry) ──► split ──► engine::Engine::handle_tun_packet ──► Outbox ──► Sink::send_train ──► UDP
 //!   UDP ──► io::carry ──► engine::Engine::handle_datagrams ──► Inbox, coalesce ──► Sink::write_tun ──► TUN
 //! ```
 //!
@@ -24,8 +24,21 @@
 //! kernel does not have is not used: UDP on TUN needs Linux 6.2, trains need 4.18 to leave and 5.0 to arrive; a train
 //! that a device or path refuses is sent one by one. `--offload off` does without all of it.
 //!
-//! One thread carries both directions of a device ([`io`]). Memory: 0.8 MiB of buffers for each device, the same for any number of
-//! peers; a peer without a session keeps at most 256 packets.
+//! # Threads
+//!
+//! One thread carries both directions of a device ([`io`]); where there are four processors or more, several do (`--threads`), each with
+//! peers of its own ([`engine::lanes`]). A peer is carried by one thread for as long as it lives: what it sends and is sent runs to its
+//! end there, in order, and nobody else wants its lock. What arrives goes to the right thread by the kernel's hand (`SO_REUSEPORT`
+//! with a classic BPF program that looks at the receiver index); what the host sends is read by one more thread and passed on in
+//! bounded queues, fair between peers ([`engine::verdict`], `drops.busy`). Handshakes are answered by whichever thread they come to.
+//!
+//! Not several queues of the TUN device: the kernel learns a flow's queue from what is written to the device, and changes it between
+//! two packets, of which the later one may then be read first. To tell it otherwise takes an eBPF program and CAP_BPF, which this process
+//! does not have. Not several threads for one peer: `Tunn` wants to be had alone (`&mut`) for each packet and keeps its session's keys to itself.
+//!
+//! Memory: 0.8 MiB of buffers for each device, the same for any number of peers; a peer without a session keeps at most 256 packets.
+//! Of N threads each has so much, a copy of the allowed-IPs table, socket buffers as large as the one thread has, and while it is busy
+//! up to 8 MiB of packets of the host and 1 MiB of datagrams that came to others.
 //!
 //! # Paths narrower than the uplink
 //!

@@ -1,6 +1,7 @@
 //! `mesh-tunnel`: userspace WireGuard devices, configured over the standard UAPI sockets.
 
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 use tracing_subscriber::EnvFilter;
+use tunnel::engine::lanes::{Lanes, MAX_LANES};
 use tunnel::io::Stop;
 use tunnel::io::device::Options;
 use tunnel::io::pulse::{self, Door, Pulses};
@@ -27,6 +29,9 @@ struct Args {
     /// Packets and datagrams many at a time, or one per system call; `auto` takes what the kernel has
     #[arg(long, value_enum, default_value_t = Offload::Auto)]
     offload: Offload,
+    /// Threads that carry the packets of each interface; the default is half of the processors that this process may use, from 1 to 8
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_LANES)))]
+    threads: Option<u8>,
     /// Leave a technique out, to measure what it brings
     #[arg(long, hide = true, value_enum, value_delimiter = ',', value_name = "TECHNIQUE")]
     without: Vec<Technique>,
@@ -66,6 +71,12 @@ enum Technique {
 }
 
 impl Args {
+    fn lanes(&self) -> Lanes {
+        self.threads.and_then(Lanes::new).unwrap_or_else(|| {
+            Lanes::for_processors(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
+        })
+    }
+
     fn techniques(&self) -> Techniques {
         let mut all = match self.offload {
             Offload::Auto => Techniques::ALL,
@@ -117,7 +128,7 @@ fn main() -> anyhow::Result<()> {
         let thread = std::thread::Builder::new().name("alive".to_owned()).spawn(answer);
         threads.push(thread.context("no thread that says whether others make progress")?);
     }
-    let (techniques, waits) = (args.techniques(), Waits::default());
+    let (techniques, lanes, waits) = (args.techniques(), args.lanes(), Waits::default());
     let mut names = args.interfaces;
     names.sort();
     names.dedup();
@@ -126,6 +137,7 @@ fn main() -> anyhow::Result<()> {
             name: name.clone(),
             mtu: args.mtu,
             techniques,
+            lanes,
             uapi_dir: args.uapi_dir.clone(),
             pulses: pulses.clone(),
         };

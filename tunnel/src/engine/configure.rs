@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::identity::Identity;
+use super::lanes::least_loaded;
 use super::peer::{NO_LIMIT, Peer};
 use super::{Engine, Registry, Underlay, lock, read, write};
 use crate::keys::PublicKey;
-use crate::state::{Changes, RouteOp, State};
+use crate::state::{Changes, PeerConfig, RouteOp, State};
+use crate::table::AllowedIps;
 use crate::uapi::{DeviceView, PeerView, SetRequest, UapiError};
 
 impl Engine {
@@ -52,6 +54,7 @@ impl Engine {
         let identity = if changes.identity {
             let identity = config.private_key().map(|key| Arc::new(Identity::new(key)));
             write(&self.identity).clone_from(&identity);
+            self.keyed.store(identity.is_some(), Ordering::Relaxed);
             identity
         } else {
             read(&self.identity).clone()
@@ -61,16 +64,16 @@ impl Engine {
         let mut gone = Vec::new();
         for key in &changes.removed {
             if let Some(peer) = registry.by_key.remove(key) {
-                let mut inner = lock(&peer.inner);
-                registry.by_index.remove(&inner.index);
-                inner.retire();
-                drop(inner);
+                registry.loads[peer.lane] -= 1;
+                self.retire(&peer);
                 gone.push(peer);
             }
         }
         for key in &changes.added {
             let id = self.next_peer_id.fetch_add(1, Ordering::Relaxed);
-            registry.by_key.insert(*key, Arc::new(Peer::new(id, *key)));
+            let lane = least_loaded(&registry.loads);
+            registry.loads[lane] += 1;
+            registry.by_key.insert(*key, Arc::new(Peer::new(id, lane, *key)));
         }
         let renewed: BTreeSet<PublicKey> = if changes.identity {
             config.peers().keys().copied().collect()
@@ -79,7 +82,11 @@ impl Engine {
         };
         let mut failure = None;
         for key in &renewed {
-            if let Err(e) = renew(&mut registry, key, config, identity) {
+            let (Some(peer), Some(c)) = (registry.by_key.get(key), config.peers().get(key)) else { continue };
+            self.retire(peer);
+            if let Some(identity) = identity
+                && let Err(e) = self.begin(peer, c, identity)
+            {
                 failure = Some(e);
             }
         }
@@ -99,30 +106,37 @@ impl Engine {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Applies table changes in one step that no packet can see half of.
-    fn reroute(&self, gone: &[Arc<Peer>], ops: &[RouteOp]) {
-        let registry = read(&self.registry);
-        let mut routes = write(&self.routes);
-        for peer in gone {
-            routes.clear_owner(peer.id);
+    /// Ends all sessions of a peer.
+    fn retire(&self, peer: &Peer) {
+        // The table first: its lock is never wanted with a peer's in hand.
+        let index = lock(&peer.inner).index;
+        write(&self.lanes[peer.lane].by_index).remove(&index);
+        lock(&peer.inner).retire();
+    }
+
+    /// Gives a peer that has no session a fresh `Tunn` under a fresh index of its lane.
+    fn begin(&self, peer: &Arc<Peer>, c: &PeerConfig, identity: &Identity) -> Result<(), UapiError> {
+        let by_index = &self.lanes[peer.lane].by_index;
+        // Requests come one by one, so nobody else takes it meanwhile.
+        let index = free_index(&read(by_index), |index| self.count.of_index(index) == peer.lane)?;
+        if let Some(tunn) = identity.tunn(&peer.public_key, c.preshared_key.as_ref(), index) {
+            lock(&peer.inner).start(tunn, index);
+            write(by_index).insert(index, Arc::clone(peer));
+        } else {
+            tracing::warn!(peer = %peer.public_key, "public key is of low order: this peer cannot be talked to");
         }
-        for op in ops {
-            match op {
-                RouteOp::Insert(prefix, key) => match registry.by_key.get(key) {
-                    Some(peer) => routes.insert(*prefix, Arc::clone(peer)),
-                    None => routes.remove(*prefix), // Given to a peer that the same request removes.
-                },
-                RouteOp::Remove(prefix, key) => {
-                    if let Some(peer) = registry.by_key.get(key) {
-                        routes.remove_from(*prefix, peer.id);
-                    }
-                }
-                RouteOp::Clear(key) => {
-                    if let Some(peer) = registry.by_key.get(key) {
-                        routes.clear_owner(peer.id);
-                    }
-                }
-            }
+        Ok(())
+    }
+
+    /// Applies table changes in one step that no packet can see half of, whatever its lane.
+    fn reroute(&self, gone: &[Arc<Peer>], ops: &[RouteOp]) {
+        if gone.is_empty() && ops.is_empty() {
+            return;
+        }
+        let registry = read(&self.registry);
+        let mut tables: Vec<_> = self.lanes.iter().map(|lane| write(&lane.routes)).collect();
+        for routes in &mut tables {
+            reroute(&registry, routes, gone, ops);
         }
     }
 
@@ -131,7 +145,7 @@ impl Engine {
     pub fn view(&self, underlay: &impl Underlay) -> DeviceView {
         let config = lock(&self.config);
         let registry = read(&self.registry);
-        let routes = read(&self.routes);
+        let routes = read(&self.lanes[0].routes);
         let peers = config
             .peers()
             .iter()
@@ -158,39 +172,40 @@ impl Engine {
     }
 }
 
-/// Gives a peer a fresh `Tunn` under a fresh index, or none if the device has no key.
-fn renew(
-    registry: &mut Registry,
-    key: &PublicKey,
-    config: &State,
-    identity: Option<&Identity>,
-) -> Result<(), UapiError> {
-    let (Some(peer), Some(c)) = (registry.by_key.get(key).cloned(), config.peers().get(key)) else {
-        return Ok(());
-    };
-    let mut inner = lock(&peer.inner);
-    registry.by_index.remove(&inner.index);
-    inner.retire();
-    let Some(identity) = identity else { return Ok(()) };
-    let index = free_index(&registry.by_index)?;
-    if let Some(tunn) = identity.tunn(key, c.preshared_key.as_ref(), index) {
-        inner.start(tunn, index);
-        registry.by_index.insert(index, Arc::clone(&peer));
-    } else {
-        tracing::warn!(peer = %key, "public key is of low order: this peer cannot be talked to");
+/// Applies changes to one copy of the table.
+fn reroute(registry: &Registry, routes: &mut AllowedIps<Arc<Peer>>, gone: &[Arc<Peer>], ops: &[RouteOp]) {
+    for peer in gone {
+        routes.clear_owner(peer.id);
     }
-    Ok(())
+    for op in ops {
+        match op {
+            RouteOp::Insert(prefix, key) => match registry.by_key.get(key) {
+                Some(peer) => routes.insert(*prefix, Arc::clone(peer)),
+                None => routes.remove(*prefix), // Given to a peer that the same request removes.
+            },
+            RouteOp::Remove(prefix, key) => {
+                if let Some(peer) = registry.by_key.get(key) {
+                    routes.remove_from(*prefix, peer.id);
+                }
+            }
+            RouteOp::Clear(key) => {
+                if let Some(peer) = registry.by_key.get(key) {
+                    routes.clear_owner(peer.id);
+                }
+            }
+        }
+    }
 }
 
 fn random_u32() -> Result<u32, UapiError> {
     getrandom::u32().map_err(|e| UapiError::Random(e.to_string()))
 }
 
-/// A random 24-bit index that no `Tunn` has. With at most 65536 peers one in 256 is taken.
-fn free_index(taken: &HashMap<u32, Arc<Peer>>) -> Result<u32, UapiError> {
+/// A random 24-bit index of a lane that no `Tunn` has. With at most 65536 peers few of a lane's are taken.
+fn free_index(taken: &HashMap<u32, Arc<Peer>>, is_of_lane: impl Fn(u32) -> bool) -> Result<u32, UapiError> {
     loop {
         let index = random_u32()? >> 8;
-        if !taken.contains_key(&index) {
+        if is_of_lane(index) && !taken.contains_key(&index) {
             return Ok(index);
         }
     }

@@ -39,6 +39,8 @@ pub(super) struct Ticked {
 
 pub(super) struct Peer {
     pub(super) id: u64,
+    /// Whose thread carries its packets.
+    pub(super) lane: usize,
     pub(super) public_key: PublicKey,
     pub(super) inner: Mutex<PeerInner>,
     tx_bytes: AtomicU64,
@@ -49,7 +51,14 @@ pub(super) struct Peer {
     room: AtomicUsize,
     /// `tx_bytes` when the path was last looked at.
     looked_at: AtomicU64,
+    /// Bytes of its packets that were read and are not encrypted yet.
+    pub(super) waiting: Waiting,
 }
+
+/// Two threads write to it, so it lies apart from what one of them uses.
+#[derive(Default)]
+#[repr(align(128))]
+pub(super) struct Waiting(pub(super) AtomicUsize);
 
 pub(super) struct PeerInner {
     tunn: Option<Tunn>,
@@ -70,9 +79,10 @@ pub(super) struct PeerInner {
 }
 
 impl Peer {
-    pub(super) fn new(id: u64, public_key: PublicKey) -> Self {
+    pub(super) fn new(id: u64, lane: usize, public_key: PublicKey) -> Self {
         Self {
             id,
+            lane,
             public_key,
             inner: Mutex::new(PeerInner {
                 tunn: None,
@@ -91,6 +101,7 @@ impl Peer {
             last_handshake: AtomicU64::new(0),
             room: AtomicUsize::new(NO_LIMIT),
             looked_at: AtomicU64::new(0),
+            waiting: Waiting::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -27,6 +28,7 @@ const LEAST_DATA: usize = 32;
 /// Decrypted packets that wait for [`Engine::deliver`].
 #[derive(Debug)]
 pub struct Inbox {
+    lane: usize,
     buffer: Vec<u8>,
     used: usize,
     coalescer: Coalescer,
@@ -36,10 +38,17 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// An empty one, which joins packets as the offloads permit.
+    /// An empty one, of the first lane, which joins packets as the offloads permit.
     #[must_use]
     pub fn new(offloads: Offloads) -> Self {
+        Self::of_lane(0, offloads)
+    }
+
+    /// The same, of the thread with this lane.
+    #[must_use]
+    pub fn of_lane(lane: usize, offloads: Offloads) -> Self {
         Self {
+            lane,
             buffer: vec![0; INBOX],
             used: 0,
             coalescer: Coalescer::new(offloads),
@@ -164,7 +173,7 @@ impl Engine {
         sink: &mut impl Sink,
     ) {
         let count = datagrams.len().div_ceil(segment) as u64;
-        if read(&self.identity).is_none() {
+        if !self.keyed.load(Ordering::Relaxed) {
             return self.counters.add_many(Counter::NoKey, count);
         }
         let spent = |d: &[u8]| counter_of(d) >= REJECT_AFTER_MESSAGES;
@@ -217,7 +226,7 @@ impl Engine {
         if inbox.fresh.is_empty() {
             return;
         }
-        let routes = read(&self.routes);
+        let routes = read(&self.lanes[inbox.lane].routes);
         let mut last = None;
         for at in inbox.fresh.drain(..) {
             let Some(header) = packet::parse(&inbox.buffer[at.clone()]) else {
@@ -267,7 +276,8 @@ impl Engine {
 
     /// The peer that `count` datagrams are for, by their receiver index.
     fn by_receiver(&self, receiver: u32, count: u64) -> Option<Arc<Peer>> {
-        let peer = read(&self.registry).by_index.get(&(receiver >> 8)).cloned();
+        let index = receiver >> 8;
+        let peer = read(&self.lanes[self.count.of_index(index)].by_index).get(&index).cloned();
         if peer.is_none() {
             self.counters.add_many(Counter::UnknownSession, count);
         }

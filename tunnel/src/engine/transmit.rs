@@ -23,7 +23,10 @@ const PADDING: usize = 16;
 
 /// Encrypted datagrams that wait for [`Engine::flush`].
 #[derive(Debug)]
-pub struct Outbox(Yard<Owner>);
+pub struct Outbox {
+    lane: usize,
+    yard: Yard<Owner>,
+}
 
 /// Whose a train is, and what its datagrams count as.
 #[derive(Clone)]
@@ -42,16 +45,22 @@ impl std::fmt::Debug for Owner {
 }
 
 impl Outbox {
-    /// An empty one.
+    /// An empty one, of the first lane.
     #[must_use]
     pub fn new() -> Self {
-        Self(Yard::new(OUTBOX))
+        Self::of_lane(0)
+    }
+
+    /// An empty one, of the thread with this lane.
+    #[must_use]
+    pub fn of_lane(lane: usize) -> Self {
+        Self { lane, yard: Yard::new(OUTBOX) }
     }
 
     /// Whether it is time to send, though there may be more: half of it is full.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        self.0.waiting() >= OUTBOX / 2
+        self.yard.waiting() >= OUTBOX / 2
     }
 }
 
@@ -112,7 +121,7 @@ impl Engine {
             Plan::Whole(len) => Cut::Whole(Some(len)),
             Plan::Segments(segments) => Cut::Segments(segments),
         };
-        let Some(peer) = read(&self.routes).lookup(parsed.destination).cloned() else {
+        let Some(peer) = read(&self.lanes[outbox.lane].routes).lookup(parsed.destination).cloned() else {
             return self.counters.add_many(Counter::NoPeer, cut.remaining() as u64);
         };
         if let Some(told) = self.too_long(&peer, &buffer[..len], cut.longest(), sink) {
@@ -127,11 +136,11 @@ impl Engine {
         let needed = (cut.longest() + PADDING + OVERHEAD).max(INITIATION);
         while cut.remaining() > 0 {
             // Not with the lock held: sending may wait.
-            if outbox.0.room().len() < needed {
+            if outbox.yard.room().len() < needed {
                 self.flush(outbox, sink);
             }
             let mut inner = lock(&peer.inner);
-            while outbox.0.room().len() >= needed {
+            while outbox.yard.room().len() >= needed {
                 let Some(at) = cut.next_in(buffer) else { break };
                 self.encrypt(&peer, &mut inner, buffer, at, outbox);
             }
@@ -167,13 +176,13 @@ impl Engine {
         let behind = &mut behind[..padding.len()];
         behind.copy_from_slice(&buffer[padding.clone()]);
         buffer[padding.clone()].fill(0);
-        let outcome = inner.encapsulate(&buffer[at.start..end], outbox.0.room());
+        let outcome = inner.encapsulate(&buffer[at.start..end], outbox.yard.room());
         buffer[padding].copy_from_slice(behind);
         let owner = |counter| Owner(Arc::clone(peer), counter);
         match outcome {
-            Encapsulated::Send(to, n) => outbox.0.commit(to, &owner(Counter::DataSent), n),
+            Encapsulated::Send(to, n) => outbox.yard.commit(to, &owner(Counter::DataSent), n),
             Encapsulated::Queued(Some((to, n))) => {
-                outbox.0.commit(to, &owner(Counter::InitiationSent), n);
+                outbox.yard.commit(to, &owner(Counter::InitiationSent), n);
             }
             Encapsulated::Queued(None) => {}
             Encapsulated::Dropped(counter) => self.counters.add(counter),
@@ -182,7 +191,7 @@ impl Engine {
 
     /// Sends what lies in the outbox.
     pub fn flush(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
-        outbox.0.drain(|train, datagrams| {
+        outbox.yard.drain(|train, datagrams| {
             let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
             let Owner(peer, counter) = &train.owner;
             peer.add_tx((sent * train.segment).min(datagrams.len()));

@@ -1,11 +1,20 @@
-//! The thread that carries a device's packets, in both directions.
+//! The threads that carry a device's packets: one for each lane ([`lanes`](crate::engine::lanes)), in both directions.
 //!
-//! One thread, so that nobody else wants a peer's lock while packets of that peer are encrypted, and a burst runs to its end
+//! One thread for both, so that nobody else wants a peer's lock while packets of that peer are encrypted, and a burst runs to its end
 //! without a hand-over. Measured on two cores, a thread for each direction costs more processor time per byte and carries no
 //! more. It takes turns: a burst from each socket, then a burst from the host.
 //!
+//! ```text
+//!   one lane:      TUN ──► carry ──► UDP                 several:   TUN ──► read ──► Queue of each lane ──► carry ──► its UDP socket
+//!                  UDP ──► carry ──► TUN                            UDP socket of each lane ──► carry ──► TUN
+//! ```
+//!
+//! Of several lanes each has a socket, and the kernel knows by a datagram which one it goes to; what it mistakes is passed on. The host's
+//! packets are read by a thread of its own ([`read`](super::read) says why).
+//!
 //! Back-pressure: the host's packets stay in the TUN device's queue while a socket has no room for a burst, and what that
-//! queue cannot hold the kernel drops there (`tx_dropped` of the interface). Receiving goes on meanwhile.
+//! queue cannot hold the kernel drops there (`tx_dropped` of the interface). Receiving goes on meanwhile. Of several lanes each has
+//! a queue of its own besides, and only what is for that lane stays there.
 
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
@@ -16,8 +25,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use rustix::event::PollFlags;
 
-use super::device::Shared;
+use super::device::{Lane, Shared};
 use super::pulse::Pulse;
+use super::queue::{PADDING, Packet, Parcel, Queue, Stray};
 use super::udp::{self, Sockets};
 use super::{link, ready_for};
 use crate::counters::Counter;
@@ -32,17 +42,17 @@ const DATAGRAMS: usize = 256;
 /// Failing calls in a row after which a descriptor is given up.
 const MAX_ERRORS: u32 = 1000;
 
-/// Hands packets to the descriptors.
-pub(super) struct Wire<'a>(pub(super) &'a Shared);
+/// Hands packets to the descriptors, datagrams to those of a lane.
+pub(super) struct Wire<'a>(pub(super) &'a Shared, pub(super) &'a Lane);
 
 impl Sink for Wire<'_> {
     fn send_datagram(&mut self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        let sockets = read(&self.0.sockets).clone();
+        let sockets = read(&self.1.sockets).clone();
         sockets.ok_or(io::ErrorKind::NotConnected)?.send(to, datagram)
     }
 
     fn send_train(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> usize {
-        let sockets = read(&self.0.sockets).clone();
+        let sockets = read(&self.1.sockets).clone();
         sockets.map_or(0, |sockets| sockets.send_train(to, datagrams, segment))
     }
 
@@ -63,10 +73,11 @@ impl Sink for Wire<'_> {
     }
 }
 
-/// Carries packets until the device stops.
-pub(super) fn run(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
-    let mut outbound = Outbound::new();
-    let mut inbound = Inbound::new(shared.offloads);
+/// Carries the packets of one lane until the device stops.
+pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Result<()> {
+    let lane = &shared.lanes[number];
+    let mut outbound = Outbound::new(number, lane.queue.is_none());
+    let mut inbound = Inbound::new(number, shared.offloads);
     let mut sockets: Option<Arc<Sockets>> = None;
     // Which socket has no room.
     let mut full = [false; 2];
@@ -79,35 +90,44 @@ pub(super) fn run(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
         let host = if full.contains(&true) { PollFlags::empty() } else { PollFlags::IN };
         let fds = [
             (stop, PollFlags::IN),
-            (shared.rebound.as_fd(), PollFlags::IN),
-            (shared.tun.as_fd(), host),
+            (lane.called.as_fd(), PollFlags::IN),
+            (lane.queue.as_ref().map_or(shared.tun.as_fd(), |queue| queue.filled.as_fd()), host),
             poll_for(v4, wanted[0], stop),
             poll_for(v6, wanted[1], stop),
             (pulse.as_fd(), PollFlags::IN),
         ];
-        let [stopped, rebound, tun, from_v4, from_v6, asked] = ready_for(&fds, None)?;
+        let [stopped, called, from_host, from_v4, from_v6, asked] = ready_for(&fds, None)?;
         if stopped {
             return Ok(());
         }
         if asked {
             pulse.answer();
         }
-        if rebound {
-            shared.rebound.lower();
-            sockets.clone_from(&read(&shared.sockets));
-            // They are others.
-            full = [false; 2];
-            continue;
+        if called {
+            lane.called.lower();
+            inbound.strays(shared, lane);
+            let present = read(&lane.sockets).clone();
+            if present.as_ref().map(Arc::as_ptr) != sockets.as_ref().map(Arc::as_ptr) {
+                sockets = present;
+                full = [false; 2];
+                continue;
+            }
         }
         for socket in [v4.filter(|_| from_v4), v6.filter(|_| from_v6)].into_iter().flatten() {
-            inbound.burst(shared, socket)?;
+            inbound.burst(shared, lane, socket)?;
         }
-        if tun || full.contains(&true) {
+        if from_host || full.contains(&true) {
             let room = [poll_for(v4, PollFlags::OUT, stop), poll_for(v6, PollFlags::OUT, stop)];
             let [in_v4, in_v6] = ready_for(&room, Some(Duration::ZERO))?;
             full = [v4.is_some() && !in_v4, v6.is_some() && !in_v6];
+            if let Some(queue) = &lane.queue {
+                queue.set_blocked(full.contains(&true));
+            }
             if full == [false; 2] {
-                outbound.burst(shared)?;
+                match &lane.queue {
+                    None => outbound.burst(shared, lane)?,
+                    Some(queue) => outbound.parcels(shared, lane, queue),
+                }
             }
         }
     }
@@ -136,18 +156,20 @@ struct Outbound {
 }
 
 impl Outbound {
-    fn new() -> Self {
-        Self { frame: vec![0; vnet::LEN + MAX_PACKET], outbox: Outbox::new(), errors: 0 }
+    /// With a frame if it is to read by itself.
+    fn new(lane: usize, reads: bool) -> Self {
+        let frame = if reads { vnet::LEN + MAX_PACKET } else { 0 };
+        Self { frame: vec![0; frame], outbox: Outbox::of_lane(lane), errors: 0 }
     }
 
     /// Sends what the host has, up to a burst.
-    fn burst(&mut self, shared: &Shared) -> io::Result<()> {
+    fn burst(&mut self, shared: &Shared, lane: &Lane) -> io::Result<()> {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
         for _ in 0..burst(shared) {
             match rustix::io::read(&shared.tun, &mut self.frame) {
                 Ok(n) => {
                     self.errors = 0;
-                    self.encrypt(shared, at, n);
+                    encrypt(shared, lane, &mut self.frame, at, n, &mut self.outbox);
                 }
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
@@ -167,27 +189,43 @@ impl Outbound {
                 break;
             }
         }
-        shared.engine.flush(&mut self.outbox, &mut Wire(shared));
+        shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
         Ok(())
     }
 
-    /// Encrypts the packet that begins at `at` of the frame's first `n` bytes.
-    fn encrypt(&mut self, shared: &Shared, at: usize, n: usize) {
-        let header = if at == 0 {
-            Some(vnet::Header::PLAIN)
-        } else {
-            self.frame.first_chunk().and_then(vnet::Header::decode)
-        };
-        let (Some(header), Some(len)) = (header, n.checked_sub(at)) else {
-            return shared.engine.counters().add(Counter::Malformed);
-        };
-        let packet = &mut self.frame[at..];
-        shared.engine.handle_tun_packet(&header, packet, len, &mut self.outbox, &mut Wire(shared));
+    /// Sends what was read for this lane, up to a burst.
+    fn parcels(&mut self, shared: &Shared, lane: &Lane, queue: &Queue) {
+        let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
+        while !self.outbox.is_due()
+            && let Some(mut parcel) = queue.pop()
+        {
+            let Parcel { bytes, packets, .. } = &mut parcel;
+            for Packet { at: place, .. } in packets.iter() {
+                // With the room behind it, for padding.
+                let end = (place.end + PADDING).min(bytes.len());
+                encrypt(shared, lane, &mut bytes[place.start..end], at, place.len(), &mut self.outbox);
+            }
+            if queue.give_back(parcel) {
+                shared.room.raise();
+            }
+        }
+        shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
     }
+}
+
+/// Encrypts the packet that begins at `at` of the frame's first `n` bytes.
+fn encrypt(shared: &Shared, lane: &Lane, frame: &mut [u8], at: usize, n: usize, outbox: &mut Outbox) {
+    let header =
+        if at == 0 { Some(vnet::Header::PLAIN) } else { frame.first_chunk().and_then(vnet::Header::decode) };
+    let (Some(header), Some(len)) = (header, n.checked_sub(at)) else {
+        return shared.engine.counters().add(Counter::Malformed);
+    };
+    shared.engine.handle_tun_packet(&header, &mut frame[at..], len, outbox, &mut Wire(shared, lane));
 }
 
 /// What it takes to receive.
 struct Inbound {
+    lane: usize,
     datagrams: Vec<u8>,
     control: Vec<u8>,
     inbox: Inbox,
@@ -195,17 +233,18 @@ struct Inbound {
 }
 
 impl Inbound {
-    fn new(offloads: Offloads) -> Self {
+    fn new(lane: usize, offloads: Offloads) -> Self {
         Self {
+            lane,
             datagrams: vec![0; MAX_PACKET],
             control: udp::control_room(),
-            inbox: Inbox::new(offloads),
+            inbox: Inbox::of_lane(lane, offloads),
             errors: 0,
         }
     }
 
     /// Receives what a socket has, up to a burst.
-    fn burst(&mut self, shared: &Shared, socket: &UdpSocket) -> io::Result<()> {
+    fn burst(&mut self, shared: &Shared, lane: &Lane, socket: &UdpSocket) -> io::Result<()> {
         let mut left = DATAGRAMS;
         for _ in 0..burst(shared) {
             match udp::receive(socket, &mut self.datagrams, &mut self.control) {
@@ -214,7 +253,10 @@ impl Inbound {
                     let Some(udp::Received { from, len, segment }) = received else { continue };
                     let datagrams = &self.datagrams[..len.min(MAX_PACKET)];
                     let engine = &shared.engine;
-                    engine.handle_datagrams(datagrams, segment, from, &mut self.inbox, &mut Wire(shared));
+                    if !pass_on(shared, self.lane, datagrams, segment, from) {
+                        let wire = &mut Wire(shared, lane);
+                        engine.handle_datagrams(datagrams, segment, from, &mut self.inbox, wire);
+                    }
                     left = left.saturating_sub(len.div_ceil(segment.max(1)));
                     if left == 0 || self.inbox.is_due() {
                         break;
@@ -232,7 +274,34 @@ impl Inbound {
                 }
             }
         }
-        shared.engine.deliver(&mut self.inbox, &mut Wire(shared));
+        shared.engine.deliver(&mut self.inbox, &mut Wire(shared, lane));
         Ok(())
     }
+
+    /// Handles what came to other threads.
+    fn strays(&mut self, shared: &Shared, lane: &Lane) {
+        let wire = &mut Wire(shared, lane);
+        for Stray { from, segment, bytes } in lane.strays.take() {
+            shared.engine.handle_datagrams(&bytes, segment, from, &mut self.inbox, wire);
+        }
+        shared.engine.deliver(&mut self.inbox, wire);
+    }
+}
+
+/// Passes on what is for another lane's peer; whether it was. Only one of several threads gets such things: while sockets are made, or
+/// where the kernel was not told who is who.
+fn pass_on(shared: &Shared, lane: usize, datagrams: &[u8], segment: usize, from: SocketAddr) -> bool {
+    if shared.lanes.len() == 1 {
+        return false;
+    }
+    let Some(owner) = shared.engine.lanes().of_datagram(datagrams).filter(|owner| *owner != lane) else {
+        return false;
+    };
+    let count = datagrams.len().div_ceil(segment.max(1)) as u64;
+    let owner = &shared.lanes[owner];
+    let taken = owner.strays.push(from, segment, datagrams);
+    owner.called.raise();
+    let counters = shared.engine.counters();
+    counters.add_many(if taken { Counter::Strayed } else { Counter::Busy }, count);
+    true
 }

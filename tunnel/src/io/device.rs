@@ -1,7 +1,8 @@
 //! One running device: its descriptors, its threads, its end.
 //!
-//! Threads: one carries packets ([`carry`](super::carry)), one runs timers, one accepts clients, one per client. All wait
-//! for their descriptors and for the stop flag. The first that fails raises the flag and leaves the cause.
+//! Threads: one carries packets ([`carry`](super::carry)), or one for each lane and one that reads for them ([`read`](super::read)); one runs
+//! timers, one accepts clients, one per client. All wait for their descriptors and for the stop flag. The first that fails raises
+//! the flag and leaves the cause.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,9 +15,11 @@ use std::time::{Duration, Instant};
 use super::carry::{self, Wire};
 use super::listen::{ListenError, Listener};
 use super::pulse::{Pulse, Pulses};
+use super::queue::{Queue, Strays};
 use super::tun::{TunError, open_tun};
 use super::udp::{Paths, Sockets};
-use super::{Stop, link, ready, server};
+use super::{Stop, link, read as reader, ready, server};
+use crate::engine::lanes::Lanes;
 use crate::engine::{Engine, MAX_PACKET, SCRATCH, Underlay, lock, read, write};
 use crate::offload::{Offloads, Techniques};
 
@@ -34,6 +37,8 @@ pub struct Options {
     pub mtu: u32,
     /// What makes packets cross TUN and sockets many at a time, as far as the kernel has it.
     pub techniques: Techniques,
+    /// How many threads carry its packets.
+    pub lanes: Lanes,
     /// Directory of the sockets `NAME.sock` and `NAME.stats`.
     pub uapi_dir: PathBuf,
     /// Where its threads are entered.
@@ -89,11 +94,31 @@ pub(super) struct Shared {
     pub(super) tun: OwnedFd,
     pub(super) offloads: Offloads,
     pub(super) techniques: Techniques,
-    pub(super) sockets: RwLock<Option<Arc<Sockets>>>,
-    /// Raised when `sockets` are others.
-    pub(super) rebound: Stop,
+    /// One for each thread that carries packets.
+    pub(super) lanes: Box<[Lane]>,
+    /// Raised when a lane has room again and somebody waits for that.
+    pub(super) room: Stop,
     fwmark: AtomicU32,
     failure: Mutex<Option<String>>,
+}
+
+/// What the thread of a lane has for itself.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Lane {
+    pub(super) sockets: RwLock<Option<Arc<Sockets>>>,
+    /// What the host sends to its peers; `None` of one lane, which reads that itself.
+    pub(super) queue: Option<Queue>,
+    pub(super) strays: Strays,
+    /// Raised when `sockets` are others, or there are strays.
+    pub(super) called: Stop,
+}
+
+impl Lane {
+    fn new(several: bool) -> io::Result<Self> {
+        let queue = several.then(Queue::new).transpose()?;
+        Ok(Self { sockets: RwLock::new(None), queue, strays: Strays::default(), called: Stop::new()? })
+    }
 }
 
 /// A running device; dropping it ends it.
@@ -109,7 +134,7 @@ impl Device {
     /// # Errors
     /// The first thing that could not be had; whatever was made before it is undone.
     pub fn start(options: &Options) -> Result<Self, StartError> {
-        let Options { name, mtu, techniques, uapi_dir, pulses } = options;
+        let Options { name, mtu, techniques, lanes, uapi_dir, pulses } = options;
         let (tun, offloads) = open_tun(name, *techniques)?;
         let resources = |source| StartError::Resources { name: name.clone(), source };
         let index = link::index_of(name).map_err(resources)?;
@@ -121,8 +146,9 @@ impl Device {
         std::fs::create_dir_all(uapi_dir)
             .map_err(|source| StartError::Directory { path: uapi_dir.clone(), source })?;
         let bytes = usize::try_from(*mtu).unwrap_or(MAX_PACKET);
+        let own: io::Result<Box<[Lane]>> = (0..lanes.count()).map(|_| Lane::new(!lanes.is_one())).collect();
         let shared = Arc::new(Shared {
-            engine: Engine::new(bytes),
+            engine: Engine::with_lanes(bytes, *lanes),
             // The interface is ours now, so a socket of that name that still answers is a stranger's.
             stats: Listener::bind(&socket_path(uapi_dir, name, "stats"))?,
             uapi: Listener::bind(&socket_path(uapi_dir, name, "sock"))?,
@@ -132,14 +158,23 @@ impl Device {
             tun,
             offloads,
             techniques: *techniques,
-            sockets: RwLock::new(None),
-            rebound: Stop::new().map_err(resources)?,
+            lanes: own.map_err(resources)?,
+            room: Stop::new().map_err(resources)?,
             fwmark: AtomicU32::new(0),
             failure: Mutex::new(None),
         });
         let mut device = Self { shared, threads: Vec::new() };
-        let bodies: [(&str, Body); 3] =
-            [("carry", carry::run), ("timers", run_timers), ("accept", server::serve)];
+        let mut bodies: Vec<(String, Body)> =
+            vec![("timers".to_owned(), Box::new(run_timers)), ("accept".to_owned(), Box::new(server::serve))];
+        if lanes.is_one() {
+            bodies.push(("carry".to_owned(), Box::new(|shared, pulse| carry::run(shared, 0, pulse))));
+        } else {
+            bodies.push(("read".to_owned(), Box::new(reader::run)));
+            for lane in 0..lanes.count() {
+                let body: Body = Box::new(move |shared, pulse| carry::run(shared, lane, pulse));
+                bodies.push((format!("carry{lane}"), body));
+            }
+        }
         for (what, body) in bodies {
             let thread = spawn(&device.shared, what, pulses, body).map_err(resources)?;
             device.threads.push(thread);
@@ -188,7 +223,7 @@ fn join(thread: JoinHandle<()>) {
     let _ = thread.join();
 }
 
-type Body = fn(&Arc<Shared>, &Pulse) -> io::Result<()>;
+type Body = Box<dyn FnOnce(&Arc<Shared>, &Pulse) -> io::Result<()> + Send>;
 
 /// Ends the device when a thread ends otherwise than by the stop flag, by panic too.
 struct Watch<'a> {
@@ -211,16 +246,11 @@ impl Drop for Watch<'_> {
     }
 }
 
-fn spawn(
-    shared: &Arc<Shared>,
-    what: &'static str,
-    pulses: &Pulses,
-    body: Body,
-) -> io::Result<JoinHandle<()>> {
+fn spawn(shared: &Arc<Shared>, what: String, pulses: &Pulses, body: Body) -> io::Result<JoinHandle<()>> {
     let (shared, name) = (Arc::clone(shared), format!("{}-{what}", shared.name));
     let pulse = pulses.enter(&name)?;
     std::thread::Builder::new().name(name).spawn(move || {
-        let watch = Watch { shared: &shared, what };
+        let watch = Watch { shared: &shared, what: &what };
         if let Err(e) = body(&shared, &pulse) {
             watch.fail(&e.to_string());
         }
@@ -234,7 +264,7 @@ fn run_timers(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
         if pulse.wait(&shared.stop, TICK) {
             return Ok(());
         }
-        shared.engine.handle_timers(Instant::now(), &mut scratch, &mut Wire(shared));
+        shared.engine.handle_timers(Instant::now(), &mut scratch, &mut Wire(shared, &shared.lanes[0]));
         ticks = ticks.wrapping_add(1);
         if !ticks.is_multiple_of(TICKS_PER_LOOK) {
             continue;
@@ -254,31 +284,35 @@ fn run_timers(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
 
 impl Underlay for Arc<Shared> {
     fn bind(&self, port: u16) -> io::Result<()> {
-        let sockets = Arc::new(Sockets::bind(port, self.fwmark(), self.techniques)?);
-        let port = sockets.port;
-        let old = write(&self.sockets).replace(sockets);
-        self.rebound.raise();
-        if let Some(old) = old {
-            // Whoever carries packets holds the old ones for one more burst. Their port must be free when we answer.
-            let deadline = Instant::now() + Duration::from_millis(100);
-            while Arc::strong_count(&old) > 1 && Instant::now() < deadline {
-                std::thread::yield_now();
-            }
+        let made = Sockets::bind(port, self.fwmark(), self.techniques, self.engine.lanes())?;
+        let port = made.first().map_or(0, |sockets| sockets.port);
+        let mut old = Vec::new();
+        for (lane, sockets) in self.lanes.iter().zip(made) {
+            old.extend(write(&lane.sockets).replace(Arc::new(sockets)));
+            lane.called.raise();
         }
+        // Whoever carries packets holds the old ones for one more burst. Their port must be free when we answer.
+        let deadline = Instant::now() + Duration::from_millis(100);
+        while old.iter().any(|old| Arc::strong_count(old) > 1) && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        drop(old);
         tracing::info!(interface = self.name, port, "listening");
         Ok(())
     }
 
     fn set_fwmark(&self, fwmark: u32) -> io::Result<()> {
-        if let Some(sockets) = read(&self.sockets).as_ref() {
-            sockets.set_fwmark(fwmark)?;
+        for lane in &self.lanes {
+            if let Some(sockets) = read(&lane.sockets).as_ref() {
+                sockets.set_fwmark(fwmark)?;
+            }
         }
         self.fwmark.store(fwmark, Ordering::Relaxed);
         Ok(())
     }
 
     fn port(&self) -> u16 {
-        read(&self.sockets).as_ref().map_or(0, |s| s.port)
+        self.lanes.first().and_then(|lane| read(&lane.sockets).as_ref().map(|s| s.port)).unwrap_or(0)
     }
 
     fn fwmark(&self) -> u32 {

@@ -1,4 +1,8 @@
-//! The UDP sockets of a device: one for IPv4 and one for IPv6, on the same port.
+//! The UDP sockets of a device: one for IPv4 and one for IPv6, on the same port, for each lane.
+//!
+//! Those of several lanes share the port (`SO_REUSEPORT`), and the kernel is told which datagram is whose
+//! ([`steering`]). The first of a group is bound alone, so that a port in use is found to be in use; who binds it afterwards with
+//! that option, too, must be root as we are, and gets nothing.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -6,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
@@ -15,6 +20,7 @@ use rustix::net::sockopt::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::engine::lanes::{Lanes, steering};
 use crate::offload::Techniques;
 
 /// Room for about 60 ms of a 1 Gbit/s stream while the receiving thread waits for a processor.
@@ -75,12 +81,17 @@ pub(super) fn control_room() -> Vec<u8> {
 }
 
 impl Sockets {
-    /// Binds a port, or any if it is 0, in the families that the host has.
-    pub(super) fn bind(port: u16, fwmark: u32, techniques: Techniques) -> io::Result<Self> {
+    /// Binds a port, or any if it is 0, in the families that the host has: sockets for each lane.
+    pub(super) fn bind(
+        port: u16,
+        fwmark: u32,
+        techniques: Techniques,
+        lanes: Lanes,
+    ) -> io::Result<Vec<Self>> {
         let attempts = if port == 0 { PORT_ATTEMPTS } else { 1 };
         let mut last = None;
         for _ in 0..attempts {
-            match Self::bind_once(port, fwmark, techniques) {
+            match Self::bind_once(port, fwmark, techniques, lanes) {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = Some(e),
                 other => return other,
             }
@@ -88,28 +99,19 @@ impl Sockets {
         Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
     }
 
-    fn bind_once(port: u16, fwmark: u32, techniques: Techniques) -> io::Result<Self> {
-        let bind_one = |at: IpAddr, port| bind_one(SocketAddr::from((at, port)), fwmark, techniques.buffers);
-        let v4 = optional(bind_one(Ipv4Addr::UNSPECIFIED.into(), port))?;
-        let port = match &v4 {
-            Some(socket) => socket.local_addr()?.port(),
-            None => port,
-        };
-        let v6 = optional(bind_one(Ipv6Addr::UNSPECIFIED.into(), port))?;
-        let port = match (&v4, &v6) {
-            (None, Some(socket)) => socket.local_addr()?.port(),
-            (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
-            (Some(_), _) => port,
-        };
-        if techniques.trains_in {
-            for socket in v4.iter().chain(&v6) {
-                // Linux 5.0; without it each datagram comes by itself.
-                if let Err(e) = setsockopt(socket, sockopt::UdpGroSegment, &true) {
-                    tracing::debug!(error = %e, "datagrams are received one by one");
-                }
-            }
+    fn bind_once(port: u16, fwmark: u32, techniques: Techniques, lanes: Lanes) -> io::Result<Vec<Self>> {
+        let group = |at: IpAddr, port| bind_group(SocketAddr::from((at, port)), fwmark, techniques, lanes);
+        let v4 = optional(group(Ipv4Addr::UNSPECIFIED.into(), port))?;
+        let port = port_of(&v4)?.unwrap_or(port);
+        let v6 = optional(group(Ipv6Addr::UNSPECIFIED.into(), port))?;
+        if v4.is_empty() && v6.is_empty() {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
         }
-        Ok(Self { v4, v6, port, trains: AtomicBool::new(techniques.trains_out) })
+        let port = port_of(&v4)?.or(port_of(&v6)?).unwrap_or(port);
+        let (mut v4, mut v6) = (v4.into_iter(), v6.into_iter());
+        let trains = || AtomicBool::new(techniques.trains_out);
+        let lanes = (0..lanes.count()).map(|_| Self { v4: v4.next(), v6: v6.next(), port, trains: trains() });
+        Ok(lanes.collect())
     }
 
     /// Sets the mark of packets sent from now on.
@@ -200,18 +202,50 @@ impl Paths {
     }
 }
 
+/// The port of a group, if there is one.
+fn port_of(group: &[UdpSocket]) -> io::Result<Option<u16>> {
+    group.first().map(|socket| Ok(socket.local_addr()?.port())).transpose()
+}
+
 /// A family that the host does not have is no error.
-fn optional(bound: io::Result<UdpSocket>) -> io::Result<Option<UdpSocket>> {
+fn optional(bound: io::Result<Vec<UdpSocket>>) -> io::Result<Vec<UdpSocket>> {
     match bound {
-        Ok(socket) => Ok(Some(socket)),
-        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)) => {
-            Ok(None)
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+            Ok(Vec::new())
         }
-        Err(e) => Err(e),
+        other => other,
     }
 }
 
-fn bind_one(addr: SocketAddr, fwmark: u32, buffers: bool) -> io::Result<UdpSocket> {
+/// A socket for each lane at one address, in their order.
+fn bind_group(
+    addr: SocketAddr,
+    fwmark: u32,
+    techniques: Techniques,
+    lanes: Lanes,
+) -> io::Result<Vec<UdpSocket>> {
+    let first = bind_one(addr, fwmark, techniques, false)?;
+    let addr = first.local_addr()?;
+    let mut group = vec![first];
+    if lanes.is_one() {
+        return Ok(group);
+    }
+    socket2::SockRef::from(&group[0]).set_reuse_port(true)?;
+    for _ in 1..lanes.count() {
+        group.push(bind_one(addr, fwmark, techniques, true)?);
+    }
+    let mut program = steering(lanes).map(|(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k });
+    let len = libc::c_ushort::try_from(program.len()).expect("invariant: the program is short");
+    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    // Without it the kernel goes by addresses, and lanes pass on to each other what is not theirs.
+    if let Err(e) = setsockopt(&group[0], sockopt::AttachReusePortCbpf, &program) {
+        tracing::warn!(error = %e, "the kernel cannot be told which thread a datagram is for: threads will pass them on");
+    }
+    Ok(group)
+}
+
+fn bind_one(addr: SocketAddr, fwmark: u32, techniques: Techniques, shared: bool) -> io::Result<UdpSocket> {
+    let buffers = techniques.buffers;
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     // Not to be fragmented on the way, so that its narrowest link becomes known ([`Paths`]); by the kernel, which knows it, where
     // it must be. Said whatever the host's `ip_no_pmtu_disc` is.
@@ -230,6 +264,15 @@ fn bind_one(addr: SocketAddr, fwmark: u32, buffers: bool) -> io::Result<UdpSocke
     }
     if fwmark != 0 {
         socket.set_mark(fwmark)?;
+    }
+    if techniques.trains_in
+        // Linux 5.0; without it each datagram comes by itself.
+        && let Err(e) = setsockopt(&socket, sockopt::UdpGroSegment, &true)
+    {
+        tracing::debug!(error = %e, "datagrams are received one by one");
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
     }
     socket.bind(&addr.into())?;
     Ok(socket.into())

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use boringtun::x25519;
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::THREADS;
+
 /// Polls until the probe says yes; panics after the deadline.
 pub(crate) fn eventually(what: &str, deadline: Duration, mut probe: impl FnMut() -> bool) {
     let end = Instant::now() + deadline;
@@ -242,9 +244,10 @@ impl Node {
     }
 
     pub(crate) fn spawn(&self, arguments: &str) -> Proc {
+        let ours = format!("{} --log json --threads {THREADS}", env!("CARGO_BIN_EXE_mesh-tunnel"));
         let program = match self.program {
-            Program::Ours => env!("CARGO_BIN_EXE_mesh-tunnel").to_owned() + " --log json",
-            Program::OursPlain => env!("CARGO_BIN_EXE_mesh-tunnel").to_owned() + " --log json --offload off",
+            Program::Ours => ours,
+            Program::OursPlain => ours + " --offload off",
             Program::WireguardGo => "/usr/bin/wireguard-go -f".to_owned(),
             Program::Boringtun => "boringtun-cli -f --disable-drop-privileges".to_owned(),
         };

@@ -18,3 +18,6 @@ mod offload;
 mod path;
 mod peers;
 mod traffic;
+
+/// Threads that carry the packets of each of our devices.
+pub(crate) const THREADS: u8 = 1;
