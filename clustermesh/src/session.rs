@@ -343,7 +343,8 @@ impl Session {
         });
         let [earlier, present] = &self.missing;
         let mut texts = present.texts(most);
-        texts.extend(earlier.texts(most).into_iter().filter(|text| !texts.contains(text)).collect::<Vec<_>>());
+        texts
+            .extend(earlier.texts(most).into_iter().filter(|text| !texts.contains(text)).collect::<Vec<_>>());
         texts.into_iter().chain(of_clusters).collect()
     }
 }
