@@ -15,6 +15,19 @@ mod check;
 /// Above each rendered manifest.
 const HEADER: &str = "# Rendered by `cargo xtask manifests` from deploy/chart/hawser; change it there.\n";
 
+/// Sets of values that between them switch on and fill in everything that the chart has: what every render is tested with.
+pub const VALUE_SETS: [&str; 8] = [
+    "{}",
+    "clustermesh: {enabled: true, replicas: 2}",
+    "uninstall: {enabled: true, cutPods: true, keepAudit: true}",
+    "operators: {serviceAccounts: true}\ntunnel: {enabled: false}\nbpffs: {mount: false}",
+    "apiServers: ['192.0.2.9:6443', '[2001:db8::1]:6443']\nnonMasqueradeCIDRs: [192.0.2.0/24]\npodCIDRs: [10.42.0.0/16]\nmtu: 1400",
+    "clustermesh: {enabled: true, replicas: 3}\nmetrics: {address: '[::]', port: 9100, podMonitor: true, prometheusNamespace: ''}",
+    "openshift: {enabled: true}\nclustermesh: {enabled: true}\nseLinuxType: ''\nglobal: {a: {b: c}}",
+    // What YAML would read as a truth and as a number, had it no quotation marks.
+    "metrics: {address: 0.0.0.0, podMonitor: true, dashboard: true}\nnodeSelector: {pool: 'on', disk: '1e3'}\nagent: {memoryLimit: 256Mi}",
+];
+
 /// Reads values from YAML, the defaults where it says nothing.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod deploy;
 pub mod elf;
 pub mod image;
+pub mod openapi;
 pub mod sbom;
 pub mod template;
 pub mod values;

@@ -128,6 +128,18 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         values: Option<PathBuf>,
     },
+    /// Cut Kubernetes' OpenAPI description down to the schemas that tests carry along (chaos-tests/tests/manifests/kubernetes).
+    Openapi {
+        /// Of this release of Kubernetes.
+        #[arg(long, value_name = "1.X.Y")]
+        version: String,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+        /// api/openapi-spec/swagger.json of Kubernetes' sources, or api/openapi-spec/v3, or a file of JSON schemas made of either.
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
     /// Run every fuzz target.
     Fuzz {
         /// Seconds for each.
@@ -221,6 +233,7 @@ fn execute(task: Task) -> Result<()> {
             progress,
         ),
         Task::Manifests { values } => manifests(&Workspace::load()?, values.as_deref(), progress),
+        Task::Openapi { version, output, paths } => openapi(&version, &output, &paths, progress),
         Task::Fuzz { seconds } => artifacts::fuzz(&Workspace::load()?, seconds, progress),
         Task::Sanitize => artifacts::sanitize(&Workspace::load()?, progress),
         Task::Reap => artifacts::reap(&Workspace::load()?, progress),
@@ -247,6 +260,39 @@ fn manifests(workspace: &Workspace, values: Option<&Path>, progress: Progress) -
         std::fs::write(&file, text).with_context(|| format!("cannot write {path}"))?;
         progress.say(path);
     }
+    Ok(())
+}
+
+fn openapi(version: &str, output: &Path, paths: &[PathBuf], progress: Progress) -> Result<()> {
+    use sha2::{Digest as _, Sha256};
+    use xtask::openapi;
+    let mut files = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            let entries =
+                std::fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))?;
+            let entries: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+            // The other documents of that folder describe no objects.
+            files.extend(
+                entries.into_iter().filter(|file| file.to_string_lossy().ends_with("__v1_openapi.json")),
+            );
+        } else {
+            files.push(path.clone());
+        }
+    }
+    files.sort();
+    let (mut sources, mut documents) = (std::collections::BTreeMap::new(), Vec::new());
+    for file in &files {
+        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let digest: String = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+        sources.insert(name, digest);
+        documents.push(serde_json::from_slice(&text).with_context(|| file.display().to_string())?);
+    }
+    let kept = openapi::trim(&documents, &openapi::KINDS)?;
+    let text = openapi::fixture(version, &sources, &kept)?;
+    std::fs::write(output, &text).with_context(|| format!("cannot write {}", output.display()))?;
+    progress.say(format_args!("{}: {} definitions, {} bytes", output.display(), kept.len(), text.len()));
     Ok(())
 }
 

@@ -3,10 +3,11 @@
 //!
 //! `HAWSER_IMAGE=FILE` takes programs from an image that `cargo xtask image` made, instead of those that the lab uses.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use chaos_tests::cluster::{API_PORT, node_name};
 use chaos_tests::{Lab, LabOptions, objects};
 use kubeapi::User;
@@ -37,29 +38,38 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 const AGENT_CAPABILITIES: [(&str, u32); 3] = [("NET_ADMIN", 12), ("NET_RAW", 13), ("SYS_ADMIN", 21)];
 
 /// A kubelet in small: what it makes of a pod's specification.
-struct Kubelet<'a> {
-    lab: &'a Lab,
-    runtime: &'a Containerd<'a>,
-    manifests: &'a [Value],
-    image: String,
+pub(super) struct Kubelet<'a> {
+    pub(super) lab: &'a Lab,
+    pub(super) runtime: &'a Containerd<'a>,
+    pub(super) manifests: &'a [Value],
+    pub(super) image: String,
 }
 
 impl Kubelet<'_> {
-    fn object(&self, kind: &str, name: &str) -> Result<&Value> {
+    pub(super) fn object(&self, kind: &str, name: &str) -> Result<&Value> {
         let found = self.manifests.iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == name);
         found.with_context(|| format!("no {kind} {name} in deploy/"))
     }
 
     /// Starts a pod of a DaemonSet; its init containers have ended well when this returns.
     fn start(&self, daemon_set: &str, change: impl Fn(&mut Value)) -> Result<DaemonPod> {
-        let mut spec = self.object("DaemonSet", daemon_set)?["spec"]["template"]["spec"].clone();
-        change(&mut spec);
-        ensure!(spec["hostNetwork"] == true, "{daemon_set} is on the node's network");
+        let mut template = self.object("DaemonSet", daemon_set)?["spec"]["template"].clone();
+        change(&mut template["spec"]);
+        ensure!(template["spec"]["hostNetwork"] == true, "{daemon_set} is on the node's network");
+        self.start_pod(&template, daemon_set)
+    }
+
+    /// Starts a pod of a template.
+    pub(super) fn start_pod(&self, template: &Value, owner: &str) -> Result<DaemonPod> {
+        let spec = &template["spec"];
         let (node, runtime) = (self.lab.node(self.runtime.node), self.runtime);
-        let uid = kubeapi_uid();
-        let logs = format!("{HOME}/logs/{daemon_set}-{uid}");
+        let pod_name = format!("{owner}-{}", node.name);
+        let on_node = spec["hostNetwork"] == true;
+        // The plugin asks the API for a pod that gets a network.
+        let uid = if on_node { kubeapi_uid() } else { self.create(template, &pod_name)? };
+        let logs = format!("{HOME}/logs/{owner}-{uid}");
         node.sh(&format!("mkdir -p {logs}"))?;
-        let on_node = || m::Namespaces { network: 2, pid: 1, ipc: 0 };
+        let namespaces = || m::Namespaces { network: if on_node { 2 } else { 0 }, pid: 1, ipc: 0 };
         let seccomp = || Some(m::Profile { kind: 0 });
         let selinux = || {
             let kind = spec["securityContext"]["seLinuxOptions"]["type"].as_str()?.to_owned();
@@ -69,7 +79,7 @@ impl Kubelet<'_> {
         ensure!(spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault");
         let config = m::SandboxConfig {
             metadata: Some(m::Metadata {
-                name: format!("{daemon_set}-{}", node.name),
+                name: pod_name.clone(),
                 uid: uid.clone(),
                 namespace: "hawser-system".to_owned(),
                 attempt: 0,
@@ -78,7 +88,7 @@ impl Kubelet<'_> {
             linux: Some(m::Linux {
                 cgroup_parent: runtime.cgroup.clone(),
                 security: Some(m::SandboxSecurity {
-                    namespaces: Some(on_node()),
+                    namespaces: Some(namespaces()),
                     selinux: selinux(),
                     seccomp: seccomp(),
                 }),
@@ -86,8 +96,19 @@ impl Kubelet<'_> {
             ..m::SandboxConfig::default()
         };
         let sandbox: m::Id = runtime.ask("RunPodSandbox", m::RunSandbox { config: Some(config.clone()) })?;
-        let mut pod = DaemonPod { sandbox: sandbox.id, logs, containers: Vec::new() };
-        let volumes = self.volumes(&spec, &uid)?;
+        let metadata = config.metadata.clone().context("no metadata")?;
+        let ips = if on_node { Vec::new() } else { runtime.ips(&sandbox, &metadata)? };
+        let mut pod = DaemonPod { sandbox: sandbox.id, logs, containers: Vec::new(), ips };
+        let volumes = self.volumes(spec, &uid)?;
+        // Beside those of the manifest, unless it says otherwise.
+        let token = match spec["automountServiceAccountToken"] == false {
+            true => None,
+            false => Some(m::Mount {
+                container: "/var/run/secrets/kubernetes.io/serviceaccount".to_owned(),
+                host: self.token(spec, &uid)?,
+                readonly: true,
+            }),
+        };
         let run = |container: &Value| -> Result<String> {
             let name = container["name"].as_str().context("a container without a name")?;
             let security = &container["securityContext"];
@@ -118,6 +139,7 @@ impl Kubelet<'_> {
             for variable in container["env"].as_array().into_iter().flatten() {
                 let value = match variable.pointer("/valueFrom/fieldRef/fieldPath").and_then(Value::as_str) {
                     Some("spec.nodeName") => node.name.clone(),
+                    Some("metadata.name") => pod_name.clone(),
                     Some(other) => bail!("{name}: this kubelet knows no field {other}"),
                     None => variable["value"].as_str().unwrap_or_default().to_owned(),
                 };
@@ -131,8 +153,9 @@ impl Kubelet<'_> {
                         drop: words(&security["capabilities"]["drop"]),
                     }),
                     privileged: false,
-                    namespaces: Some(on_node()),
+                    namespaces: Some(namespaces()),
                     user: spec["securityContext"]["runAsUser"].as_i64().map(|value| m::Number { value }),
+                    group: spec["securityContext"]["runAsGroup"].as_i64().map(|value| m::Number { value }),
                     readonly_root: security["readOnlyRootFilesystem"] == true,
                     no_new_privileges: security["allowPrivilegeEscalation"] == false,
                     masked_paths: MASKED.map(str::to_owned).to_vec(),
@@ -149,7 +172,7 @@ impl Kubelet<'_> {
                 command: words(&container["command"]),
                 args: words(&container["args"]),
                 environment,
-                mounts: mounts.collect::<Result<_>>()?,
+                mounts: mounts.chain(token.clone().map(Ok)).collect::<Result<_>>()?,
                 log_path: format!("{name}.log"),
                 linux: Some(linux),
             };
@@ -182,6 +205,35 @@ impl Kubelet<'_> {
         Ok(pod)
     }
 
+    /// Makes a pod's object in the API; its UID.
+    fn create(&self, template: &Value, name: &str) -> Result<String> {
+        let mut object = template.clone();
+        object["apiVersion"] = "v1".into();
+        object["kind"] = "Pod".into();
+        object["metadata"]["name"] = name.into();
+        object["metadata"]["namespace"] = "hawser-system".into();
+        object["spec"]["nodeName"] = self.lab.node(self.runtime.node).name.clone().into();
+        let created: Value = self.lab.api().store().create(&object).map_err(|error| anyhow!("{error}"))?;
+        Ok(created["metadata"]["uid"].as_str().context("a pod without UID")?.to_owned())
+    }
+
+    /// What a kubelet mounts into pods by itself: a token of their ServiceAccount, that the pod's user alone can read.
+    fn token(&self, spec: &Value, uid: &str) -> Result<String> {
+        let node = self.lab.node(self.runtime.node);
+        let place = format!("{HOME}/volumes/{uid}/kube-api-access");
+        let account = spec["serviceAccountName"].as_str().context("no ServiceAccount")?;
+        let token = self.lab.api().tokens().issue(User::service_account("hawser-system", account));
+        node.sh(&format!("mkdir -p {place}"))?;
+        for (file, text) in
+            [("token", token.as_str()), ("ca.crt", self.lab.api().ca_pem()), ("namespace", "hawser-system")]
+        {
+            node.write_file(&format!("{place}/{file}"), text)?;
+        }
+        let user = spec["securityContext"]["runAsUser"].as_i64().unwrap_or(0);
+        node.sh(&format!("chmod -R a+rX {place} && chown {user} {place}/token && chmod 600 {place}/token"))?;
+        Ok(place)
+    }
+
     /// Name of each volume, and where it is on the node.
     fn volumes(&self, spec: &Value, uid: &str) -> Result<Vec<(String, String)>> {
         let node = self.lab.node(self.runtime.node);
@@ -205,6 +257,8 @@ impl Kubelet<'_> {
                 for (file, text) in self.object("ConfigMap", map)?["data"].as_object().into_iter().flatten() {
                     write(file, text.as_str().unwrap_or_default())?;
                 }
+                // Their default mode.
+                node.sh(&format!("chmod -R a+rX {made}"))?;
                 made.clone()
             } else if volume.get("emptyDir").is_some() {
                 node.sh(&format!("mkdir -p {made}"))?;
@@ -234,22 +288,24 @@ impl Kubelet<'_> {
         Ok(all)
     }
 
-    fn log(&self, pod: &DaemonPod, container: &str) -> String {
+    pub(super) fn log(&self, pod: &DaemonPod, container: &str) -> String {
         let node = self.lab.node(self.runtime.node);
         node.sh(&format!("cat {}/{container}.log", pod.logs)).unwrap_or_else(|error| format!("{error:#}"))
     }
 
-    fn stop(&self, pod: &DaemonPod) -> Result<()> {
+    pub(super) fn stop(&self, pod: &DaemonPod) -> Result<()> {
         self.runtime.stop(&pod.sandbox)?;
         self.runtime.remove(&pod.sandbox)
     }
 }
 
-struct DaemonPod {
-    sandbox: String,
+pub(super) struct DaemonPod {
+    pub(super) sandbox: String,
     logs: String,
     /// Those that are no init containers, in the order of the manifest.
-    containers: Vec<String>,
+    pub(super) containers: Vec<String>,
+    /// Of a pod that is not on the node's network.
+    pub(super) ips: Vec<IpAddr>,
 }
 
 fn kubeapi_uid() -> String {
@@ -259,13 +315,14 @@ fn kubeapi_uid() -> String {
 }
 
 /// What `deploy/` gives for a lab's cluster and this image, and what takes it off the nodes.
-fn manifests(image: &str) -> Result<Vec<Value>> {
+pub(super) fn manifests(image: &str) -> Result<Vec<Value>> {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/hawser");
     let mut values = Values::default();
     image.clone_into(&mut values.image.name);
     "lab".clone_into(&mut values.cluster_name);
     values.pod_cidrs = vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/48".to_owned()];
     "/sys/fs/bpf/mesh".clone_into(&mut values.bpffs.pin_directory);
+    values.clustermesh.enabled = true;
     let mut rendered = xtask::deploy::manifests(&chart, &values)?;
     values.uninstall.enabled = true;
     rendered.extend(xtask::deploy::manifests(&chart, &values)?.remove_entry("uninstall.yaml"));
@@ -281,13 +338,16 @@ fn capabilities(lab: &Lab, number: u8) -> Result<Vec<(String, u64)>> {
     for pid in lab.node(number).namespace.processes()? {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         if status.starts_with("Name:\tmesh-agent\n") {
-            let sets = status.lines().filter_map(|line| line.strip_prefix("Cap")?.split_once(":\t"));
-            return sets
-                .map(|(name, bits)| Ok((name.to_owned(), u64::from_str_radix(bits.trim(), 16)?)))
-                .collect();
+            return capability_sets(&status);
         }
     }
     bail!("no mesh-agent runs on node-{number}")
+}
+
+/// Those of one process.
+pub(super) fn capability_sets(status: &str) -> Result<Vec<(String, u64)>> {
+    let sets = status.lines().filter_map(|line| line.strip_prefix("Cap")?.split_once(":\t"));
+    sets.map(|(name, bits)| Ok((name.to_owned(), u64::from_str_radix(bits.trim(), 16)?))).collect()
 }
 
 #[test]

@@ -18,8 +18,10 @@ use netlab::{CaptureOptions, Output, Process, eventually};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+mod clustermesh;
 mod deploy;
 mod messages;
+mod services;
 
 use messages as m;
 
@@ -207,12 +209,18 @@ impl<'a> Containerd<'a> {
 
     /// A pod with one container that serves `page` by HTTP.
     fn pod(&self, name: &str, page: &str) -> Result<CriPod> {
+        self.pod_at(name, page, Vec::new())
+    }
+
+    /// The same, which ports of the node lead to.
+    fn pod_at(&self, name: &str, page: &str, ports: Vec<m::PortMapping>) -> Result<CriPod> {
         let uid = create_object(self.lab, self.node, name, &json!({}))?;
         let metadata =
             m::Metadata { name: name.to_owned(), uid, namespace: NAMESPACE.to_owned(), attempt: 0 };
         let config = m::SandboxConfig {
             metadata: Some(metadata.clone()),
             hostname: name.to_owned(),
+            ports,
             annotations: HashMap::from([("lab".to_owned(), "yes".to_owned())]),
             linux: Some(m::Linux { cgroup_parent: self.cgroup.clone(), security: None }),
             ..m::SandboxConfig::default()
@@ -235,14 +243,19 @@ impl<'a> Containerd<'a> {
         let container: m::Id = self.ask("CreateContainer", create)?;
         let _: m::Empty = self.ask("StartContainer", container.clone())?;
         eprintln!("{name} runs after {:?}", begun.elapsed());
+        let ips = self.ips(&sandbox, &metadata)?;
+        Ok(CriPod { sandbox: sandbox.id, container: container.id, ips })
+    }
+
+    /// Addresses of a sandbox that is ready.
+    fn ips(&self, sandbox: &m::Id, metadata: &m::Metadata) -> Result<Vec<IpAddr>> {
         let status: m::SandboxStatus = self.ask("PodSandboxStatus", sandbox.clone())?;
         let status = status.status.context("no status of the sandbox")?;
-        ensure!(status.state == 0, "{name} is not ready: {status:?}");
-        ensure!(status.metadata.as_ref() == Some(&metadata), "{status:?}");
+        ensure!(status.state == 0, "{} is not ready: {status:?}", metadata.name);
+        ensure!(status.metadata.as_ref() == Some(metadata), "{status:?}");
         let network = status.network.context("no network")?;
         let all = std::iter::once(network.ip).chain(network.additional.into_iter().map(|ip| ip.ip));
-        let ips = all.map(|ip| Ok(ip.parse()?)).collect::<Result<_>>()?;
-        Ok(CriPod { sandbox: sandbox.id, container: container.id, ips })
+        all.map(|ip| Ok(ip.parse()?)).collect()
     }
 
     fn exec(&self, pod: &CriPod, command: &[&str]) -> Result<String> {

@@ -75,6 +75,18 @@ pub(crate) struct Linux {
     pub(crate) security: Option<SandboxSecurity>,
 }
 
+/// A port of the node that leads to one of the pod.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PortMapping {
+    /// 0: TCP, 1: UDP.
+    #[prost(int32, tag = "1")]
+    pub(crate) protocol: i32,
+    #[prost(int32, tag = "2")]
+    pub(crate) container: i32,
+    #[prost(int32, tag = "3")]
+    pub(crate) host: i32,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct SandboxConfig {
     #[prost(message, optional, tag = "1")]
@@ -83,6 +95,8 @@ pub(crate) struct SandboxConfig {
     pub(crate) hostname: String,
     #[prost(string, tag = "3")]
     pub(crate) log_directory: String,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) ports: Vec<PortMapping>,
     #[prost(map = "string, string", tag = "7")]
     pub(crate) annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
@@ -261,6 +275,8 @@ pub(crate) struct ContainerSecurity {
     pub(crate) readonly_root: bool,
     #[prost(bool, tag = "11")]
     pub(crate) no_new_privileges: bool,
+    #[prost(message, optional, tag = "12")]
+    pub(crate) group: Option<Number>,
     #[prost(string, repeated, tag = "13")]
     pub(crate) masked_paths: Vec<String>,
     #[prost(string, repeated, tag = "14")]

@@ -394,7 +394,7 @@ fn helm_renders_the_same_objects() {
         objects
     };
     let folder = tempfile::tempdir().unwrap();
-    for (number, text) in HELM_VALUES.iter().enumerate() {
+    for (number, text) in VALUE_SETS.iter().enumerate() {
         let file = folder.path().join(format!("{number}.yaml"));
         std::fs::write(&file, text).unwrap();
         let Some(helm) = helm("deploy::tests::helm_renders_the_same_objects") else { return };
@@ -405,14 +405,3 @@ fn helm_renders_the_same_objects() {
         assert_eq!(sorted(theirs), sorted(ours), "{text}");
     }
 }
-
-const HELM_VALUES: [&str; 8] = [
-    "{}",
-    "clustermesh: {enabled: true, replicas: 2}",
-    "uninstall: {enabled: true, cutPods: true, keepAudit: true}",
-    "operators: {serviceAccounts: true}\ntunnel: {enabled: false}\nbpffs: {mount: false}",
-    "apiServers: ['192.0.2.9:6443', '[2001:db8::1]:6443']\nnonMasqueradeCIDRs: [192.0.2.0/24]\npodCIDRs: [10.42.0.0/16]\nmtu: 1400",
-    "clustermesh: {enabled: true, replicas: 3}\nmetrics: {address: '[::]', port: 9100, podMonitor: true, prometheusNamespace: ''}",
-    "openshift: {enabled: true}\nclustermesh: {enabled: true}\nseLinuxType: ''\nglobal: {a: {b: c}}",
-    "metrics: {address: 0.0.0.0, podMonitor: true, dashboard: true}\nnodeSelector: {pool: 'a \"b\"'}\nagent: {memoryLimit: 256Mi}",
-];
