@@ -31,7 +31,7 @@ pub const UNINSTALL: (&str, &str) =
 /// Operators' roles in the whole cluster, and in `hawser-system`. The manifests bind them to nobody.
 const ROLES: [(&str, &[&str]); 4] = [
     ("hawser-viewer", &["hawser-viewer"]),
-    ("hawser-operator", &[]),
+    ("hawser-operator", &["hawser-operator"]),
     ("hawser-tester", &["hawser-tester"]),
     ("hawser-auditor", &["hawser-auditor", "hawser-audit-signer"]),
 ];

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Client, Config, ResourceExt as _};
@@ -22,9 +22,11 @@ use crate::audit::canonical::canonical;
 mod forward;
 
 /// Agents asked at the same time: each answer of a large cluster is about a megabyte.
-const AT_ONCE: usize = 16;
+pub const AT_ONCE: usize = 16;
 /// Longest answer, in bytes: evidence about 5,000 peers is about 6 MB.
 const ANSWER_MAX: usize = 32 << 20;
+/// Why an agent has no answer that was asked.
+pub const NOT_WAITED: &str = "its answer was not waited for";
 /// By which pods of agents are known.
 const LABEL: &str = "app.kubernetes.io/name=mesh-agent";
 
@@ -345,18 +347,35 @@ impl Targets {
 
     /// Asks everybody once, and learns whose the agents are that were named without a node.
     pub async fn first_look(&mut self, deadline: Duration) -> Heard {
-        let named = self.ways.iter().map(|(node, way)| (node.clone(), way.clone())).collect();
+        self.first_look_until(deadline, &BTreeSet::new(), std::future::pending()).await
+    }
+
+    /// The same, until `stop`: who has not answered by then is not waited for. The agents of the nodes in `last` are asked last.
+    pub async fn first_look_until(
+        &mut self,
+        deadline: Duration,
+        last: &BTreeSet<String>,
+        stop: impl Future<Output = ()>,
+    ) -> Heard {
+        let stop = stop.shared();
+        let mut named: Vec<(String, Way)> =
+            self.ways.iter().map(|(node, way)| (node.clone(), way.clone())).collect();
+        named.sort_by_key(|(node, _)| last.contains(node));
         let unnamed = self.unnamed.iter().map(|way| (way.clone(), way.clone())).collect();
-        let named = ask(named, deadline).await;
+        let mut named: BTreeMap<String, Answer> =
+            asking(named, deadline).take_until(stop.clone()).collect::<Vec<_>>().await.into_iter().collect();
+        for node in self.ways.keys() {
+            named.entry(node.clone()).or_insert_with(|| Err(NOT_WAITED.to_owned()));
+        }
         let mut answers = Vec::new();
-        for (way, answer) in ask(unnamed, deadline).await {
+        for (way, answer) in asking(unnamed, deadline).take_until(stop).collect::<Vec<_>>().await {
             let by = format!("{way:?}");
             if let Ok(evidence) = &answer {
                 self.ways.entry(evidence.node.to_string()).or_insert(way);
             }
             answers.push((by, answer));
         }
-        assign(self, named, answers)
+        assign(self, named.into_iter().collect(), answers)
     }
 }
 
@@ -368,12 +387,23 @@ pub async fn pods(cluster: &Cluster) -> Result<Vec<Pod>, ApiError> {
     cluster.all(("pods", Some(NAMESPACE)), Some(LABEL)).await
 }
 
+/// Is a pod running, and not on its way out?
+fn lives(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_none() && phase == Some("Running")
+}
+
+/// The nodes of those pods that run.
+pub fn running(pods: &[Pod]) -> BTreeSet<String> {
+    let node = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    pods.iter().filter(|pod| lives(pod)).filter_map(node).collect()
+}
+
 fn chosen(pods: &[Pod]) -> BTreeMap<String, String> {
     let mut by_node: BTreeMap<String, (bool, String)> = BTreeMap::new();
     for pod in pods {
         let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { continue };
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        let lives = pod.metadata.deletion_timestamp.is_none() && phase == Some("Running");
+        let lives = lives(pod);
         let better = by_node.get(&node).is_none_or(|(before, _)| lives && !before);
         if better {
             by_node.insert(node, (lives, pod.name_any()));
@@ -384,11 +414,14 @@ fn chosen(pods: &[Pod]) -> BTreeMap<String, String> {
 
 /// Asks some agents, each by its way.
 pub async fn ask<T: Clone>(ways: Vec<(T, Way)>, deadline: Duration) -> Vec<(T, Answer)> {
+    asking(ways, deadline).collect().await
+}
+
+/// The same; answers as they come.
+fn asking<T>(ways: Vec<(T, Way)>, deadline: Duration) -> impl futures::Stream<Item = (T, Answer)> {
     futures::stream::iter(ways)
-        .map(|(who, way)| async move { (who, way.ask(deadline).await) })
+        .map(move |(who, way)| async move { (who, way.ask(deadline).await) })
         .buffer_unordered(AT_ONCE)
-        .collect()
-        .await
 }
 
 /// Brings answers to their nodes.

@@ -243,6 +243,20 @@ impl Cluster {
         self.pages(asked, params, async |params| api.list(params).await).await
     }
 
+    /// The same of all namespaces, where fields have certain values (a selector of fields).
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn all_of_fields<K>(&self, resource: &'static str, fields: &str) -> Result<Vec<K>, ApiError>
+    where
+        K: Clone + DeserializeOwned + fmt::Debug + Resource<DynamicType = ()>,
+    {
+        let api: Api<K> = Api::all(self.client.clone());
+        let asked = Asked { verb: "list", resource, namespace: None };
+        let params = ListParams::default().limit(PAGE).fields(fields);
+        self.pages(asked, params, async |params| api.list(params).await).await
+    }
+
     /// The same of a kind that has no namespace.
     ///
     /// # Errors

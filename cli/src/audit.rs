@@ -6,12 +6,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use ed25519_dalek::SigningKey;
 
 use crate::agents::{self, AgentArgs, AgentError, Targets, Way};
 use crate::api::{AUDITOR, Access, ApiError, Cluster};
-use crate::output::{EXIT_CODES, Progress};
+use crate::output::{self, EXIT_CODES, Form, Progress};
 
 pub mod canonical;
 pub mod collect;
@@ -56,15 +56,6 @@ pub enum AuditCommand {
     Verify(VerifyArgs),
 }
 
-/// Form of the output. No YAML: what was signed is JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// For people.
-    Text,
-    /// The sealed report.
-    Json,
-}
-
 /// Whom to ask, and what to write.
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
@@ -88,8 +79,8 @@ pub struct ReportArgs {
     /// Only a hash, no signature: proves nothing to others.
     #[arg(long)]
     unsigned: bool,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    /// Form of the output. What was signed is JSON: `hawser audit verify` reads that form alone.
+    #[arg(short, long, value_enum, default_value_t)]
     output: Form,
     /// Also write the sealed report to this file.
     #[arg(long)]
@@ -209,16 +200,7 @@ async fn report(args: &ReportArgs, out: &mut (dyn Write + Send)) -> Result<u8, A
         json.push(b'\n');
         std::fs::write(path, json).map_err(|source| AuditError::File { path: path.clone(), source })?;
     }
-    match args.output {
-        Form::Json => {
-            serde_json::to_writer_pretty(&mut *out, &sealed)?;
-            writeln!(out)?;
-        }
-        Form::Text => {
-            out.write_all(text.as_bytes())?;
-            write!(out, "{}", text::seal(&sealed["seal"]))?;
-        }
-    }
+    output::write(out, args.output, &sealed, || text + &text::seal(&sealed["seal"]))?;
     Ok(verdict.exit_code())
 }
 

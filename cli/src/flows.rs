@@ -34,7 +34,7 @@ pub struct FlowArgs {
     /// How many recent flows to begin with [default: 20, with --follow 0].
     #[arg(long, value_name = "N")]
     pub last: Option<u32>,
-    /// Form of the lines.
+    /// Form of the lines. There is no YAML: flows are a stream, and JSON has a line for each.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Colours: only on a terminal and without NO_COLOR, unless said.

@@ -1,6 +1,7 @@
-//! `hawser keys rotate`: asks nodes for new WireGuard keys through the API, and shows how far they are.
+//! `hawser keys rotate`: asks nodes for new WireGuard keys through the API, and shows how far they are. [`track`] decides what there
+//! is to say; who is dead, gone or late is named with what keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -16,13 +17,22 @@ use mesh_core::numbers::{ANNOTATION_ROTATE as ROTATE, ANNOTATION_WIREGUARD as WI
 use serde::Serialize;
 use serde_json::json;
 
+use crate::agents;
 use crate::api::{Access, ApiError, Asked, Cluster, OPERATOR};
-use crate::output::{self, EXIT_CODES, Form, Progress};
+use crate::output::{self, EXIT_CODES, Form, Progress, Verdict, duration};
+use crate::render::printable;
+use crate::status::Known;
+
+mod track;
+
+use track::{Tracker, obstacle, why_late};
 
 /// For each answer of the API.
 const ANSWER: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_secs(2);
+/// Pause between two words on a terminal while nothing happens.
+const WORD: Duration = Duration::from_secs(15);
 
 /// Names and annotations of a Node: all that is needed, of thousands.
 type Listed = PartialObjectMeta<Node>;
@@ -85,14 +95,6 @@ pub enum KeysError {
         /// Why.
         source: AnnouncementError,
     },
-    /// Nodes that are not done.
-    #[error("not done after {seconds} s: {}; their agents go on. Events of these nodes say why (reason RotationOverdue)", .nodes.join(", "))]
-    Late {
-        /// How long it was waited.
-        seconds: u64,
-        /// Which.
-        nodes: Vec<String>,
-    },
     /// The output cannot be written.
     #[error("could not write: {0}")]
     Output(#[from] std::io::Error),
@@ -110,6 +112,8 @@ pub enum Stage {
     Half,
     /// Both keys are, and nothing drains.
     Done,
+    /// There is no such Node any more.
+    Gone,
 }
 
 impl fmt::Display for Stage {
@@ -119,6 +123,7 @@ impl fmt::Display for Stage {
             Self::Draining => "peers leave a slot",
             Self::Half => "one key replaced",
             Self::Done => "both keys replaced",
+            Self::Gone => "there is no such Node any more; it is not waited for",
         })
     }
 }
@@ -145,110 +150,175 @@ fn announced(node: &Listed) -> Result<Announcement, KeysError> {
     codec::decode(text).map_err(|source| KeysError::Unreadable { node: name, source })
 }
 
+/// A node that is asked: the object that it was then, and what it announced.
+#[derive(Clone, Debug)]
+struct Before {
+    uid: Option<String>,
+    announced: Announcement,
+}
+
 /// The nodes that were named, each with what it announces. Nothing is asked of any node when one of them cannot be.
-fn chosen(args: &RotateArgs, nodes: &[Listed]) -> Result<BTreeMap<String, Announcement>, KeysError> {
+fn chosen(args: &RotateArgs, nodes: &[Listed]) -> Result<BTreeMap<String, Before>, KeysError> {
+    let before = |node: &Listed| -> Result<Before, KeysError> {
+        Ok(Before { uid: node.uid(), announced: announced(node)? })
+    };
     if args.all {
         let with_keys = nodes.iter().filter(|node| node.annotations().contains_key(WIREGUARD));
-        return with_keys.map(|node| Ok((node.name_any(), announced(node)?))).collect();
+        return with_keys.map(|node| Ok((node.name_any(), before(node)?))).collect();
     }
     let one = |name: &String| {
         let node = nodes.iter().find(|node| node.name_any() == *name);
         let node = node.ok_or_else(|| KeysError::NoNode(name.clone()))?;
-        Ok((name.clone(), announced(node)?))
+        Ok((name.clone(), before(node)?))
     };
     args.nodes.iter().map(one).collect()
-}
-
-/// How far a node is, for programs.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Told {
-    stage: Stage,
-    epochs_before: [u64; 2],
-    epochs: [u64; 2],
-}
-
-fn epochs(of: &Announcement) -> [u64; 2] {
-    of.slots.each_ref().map(|slot| slot.epoch.0)
 }
 
 async fn list(cluster: &Cluster) -> Result<Vec<Listed>, ApiError> {
     cluster.all_metadata::<Node>("nodes").await
 }
 
-/// Asks every node.
-async fn ask(
-    cluster: &Cluster,
-    nodes: &BTreeMap<String, Announcement>,
-    request: &str,
-    mut say: impl FnMut(&str) -> std::io::Result<()>,
-) -> Result<(), KeysError> {
-    let api: Api<Node> = Api::all(cluster.client.clone());
-    let asked = Asked { verb: "patch", resource: "nodes", namespace: None };
-    for node in nodes.keys() {
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {ROTATE: request}}}));
-        let params = PatchParams::default();
-        cluster
-            .within(asked, api.patch_metadata(node, &params, &patch))
-            .await
-            .map_err(|source| KeysError::Patch { node: node.clone(), source: Box::new(source) })?;
-        say(&format!("{node}: asked ({ROTATE}={request})"))?;
-    }
-    Ok(())
+/// Which nodes the kubelets' reports call not ready.
+async fn not_ready(cluster: &Cluster) -> Result<BTreeSet<String>, ApiError> {
+    let nodes: Vec<Node> = cluster.all_of_cluster("nodes").await?;
+    let dead = nodes.iter().filter(|node| Known::of(node).ready == Some(false));
+    Ok(dead.map(|node| node.name_any()).collect())
 }
 
-/// Runs the command.
+/// Asks every node; false: it is gone.
+async fn ask(cluster: &Cluster, node: &str, request: &str) -> Result<bool, KeysError> {
+    let api: Api<Node> = Api::all(cluster.client.clone());
+    let asked = Asked { verb: "patch", resource: "nodes", namespace: None };
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {ROTATE: request}}}));
+    match cluster.within(asked, api.patch_metadata(node, &PatchParams::default(), &patch)).await {
+        Ok(_) => Ok(true),
+        // It has gone since the nodes were listed.
+        Err(ApiError::Absent { .. }) => Ok(false),
+        Err(source) => Err(KeysError::Patch { node: node.to_owned(), source: Box::new(source) }),
+    }
+}
+
+/// Runs the command; its exit code.
 ///
 /// # Errors
 /// See [`KeysError`].
-pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<(), KeysError> {
+pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<u8, KeysError> {
     let cluster = args.access.cluster(OPERATOR, ANSWER).await?;
     let before = chosen(args, &list(&cluster).await?)?;
+    let dead = not_ready(&cluster).await?;
+    let running =
+        agents::pods(&cluster).await.map(|pods| agents::running(&pods)).map_err(|why| why.to_string());
     let request = jiff::Timestamp::now().to_string();
-    let progress = Progress::on_terminal();
-    let (form, mut late) = (args.output, Vec::new());
-    let told = |(node, old): (&String, &Announcement)| {
-        let epochs = epochs(old);
-        (node.clone(), Told { stage: Stage::Asked, epochs_before: epochs, epochs })
-    };
-    let mut told: BTreeMap<String, Told> = before.iter().map(told).collect();
+    let (progress, form) = (Progress::on_terminal(), args.output);
     let mut say = |text: &str| match form {
-        Form::Text => writeln!(out, "{text}"),
+        Form::Text => writeln!(out, "{}", printable(text)),
         Form::Json | Form::Yaml => {
             progress.say(text);
             Ok(())
         }
     };
-    ask(&cluster, &before, &request, &mut say).await?;
-    let begun = Instant::now();
-    loop {
-        if args.no_wait {
-            break;
+    let mut warnings = BTreeMap::new();
+    for node in before.keys() {
+        if let Some(why) = obstacle(node, &dead, running.as_ref().ok()) {
+            say(&format!("warning: {why}, so it will not begin before that changes"))?;
+            warnings.insert(node.clone(), why);
         }
-        // A request that fails is asked again: the nodes do not wait for this.
-        for node in list(&cluster).await.unwrap_or_default() {
-            let (name, Ok(now)) = (node.name_any(), announced(&node)) else { continue };
-            let (Some(old), Some(last)) = (before.get(&name), told.get_mut(&name)) else { continue };
-            let seen = stage(old, &now);
-            last.epochs = epochs(&now);
-            if std::mem::replace(&mut last.stage, seen) != seen {
-                let words = |of: [u64; 2]| of.map(|epoch| epoch.to_string()).join(", ");
-                let (now, were) = (words(last.epochs), words(last.epochs_before));
-                say(&format!("{name}: {seen} (epochs {now}, were {were})"))?;
-            }
-        }
-        let behind = told.iter().filter(|(_, told)| told.stage != Stage::Done);
-        late = behind.map(|(node, _)| node.clone()).collect();
-        if late.is_empty() || begun.elapsed() >= Duration::from_secs(args.timeout) {
-            break;
-        }
-        tokio::time::sleep(LOOK).await;
     }
+    if let Err(why) = &running {
+        say(&format!("warning: whether agents run on the nodes is not known: {why}"))?;
+    }
+    let mut tracker = Tracker::new(before);
+    for node in tracker.names() {
+        if ask(&cluster, &node, &request).await? {
+            say(&format!("{node}: asked ({ROTATE}={request})"))?;
+        }
+    }
+    // Why the last look saw nothing.
+    let mut blind: Option<String> = None;
+    let (begun, limit) = (Instant::now(), Duration::from_secs(args.timeout));
+    let mut word = begun;
+    while !args.no_wait {
+        let left = limit.saturating_sub(begun.elapsed());
+        let looked = tokio::time::timeout(left.max(LOOK), list(&cluster)).await;
+        let (text, refused) = match looked {
+            Ok(Ok(nodes)) => {
+                blind = None;
+                tracker.look(&nodes).iter().try_for_each(|line| say(line))?;
+                (None, false)
+            }
+            Ok(Err(why)) => {
+                let refused = matches!(why, ApiError::Forbidden { .. } | ApiError::Unauthenticated { .. });
+                (Some(why.to_string()), refused)
+            }
+            Err(_) => {
+                (Some(format!("no answer from the API server in {} s", left.max(LOOK).as_secs())), false)
+            }
+        };
+        if let Some(text) = text {
+            if blind.as_ref() != Some(&text) {
+                say(&format!("warning: {text}; the nodes go on all the same"))?;
+            }
+            blind = Some(text);
+        }
+        if refused {
+            // Asking again does not help.
+            break;
+        }
+        let late = tracker.late();
+        if late.is_empty() || begun.elapsed() >= limit {
+            break;
+        }
+        if word.elapsed() >= WORD {
+            word = Instant::now();
+            progress.say(&format!(
+                "{} of {} nodes done after {} of {}; waiting for {}",
+                tracker.count() - late.len(),
+                tracker.count(),
+                duration(begun.elapsed().as_secs()),
+                duration(args.timeout),
+                some(&late),
+            ));
+        }
+        tokio::time::sleep(LOOK.min(limit.saturating_sub(begun.elapsed()))).await;
+    }
+    let late = if args.no_wait { Vec::new() } else { tracker.late() };
+    let mut why = BTreeMap::new();
+    if !late.is_empty() {
+        // As it is now, unless nobody answers: who was dead at the beginning may not be any more.
+        let (mut dead, mut running) = (dead, running.ok());
+        if blind.is_none() {
+            dead = not_ready(&cluster).await.unwrap_or(dead);
+            running = agents::pods(&cluster).await.map(|pods| agents::running(&pods)).ok().or(running);
+        }
+        say(&format!("not done after {}:", duration(begun.elapsed().as_secs())))?;
+        for node in &late {
+            let text = why_late(node, tracker.stage(node), obstacle(node, &dead, running.as_ref()));
+            say(&format!("  {node}: {text}"))?;
+            why.insert(node.clone(), text);
+        }
+    }
+    if let Some(blind) = &blind {
+        say(&format!("the last look failed, so they may be further than that: {blind}"))?;
+    }
+    let verdict = if late.is_empty() { Verdict::Holds } else { Verdict::Incomplete };
     if form != Form::Text {
-        let document = json!({"request": request, "nodes": told});
+        let document = json!({
+            "request": request, "verdict": verdict, "nodes": tracker.told(), "warnings": warnings, "late": why, "lastLook": blind,
+        });
         output::write(out, form, &document, String::new)?;
     }
-    if late.is_empty() { Ok(()) } else { Err(KeysError::Late { seconds: args.timeout, nodes: late }) }
+    Ok(verdict.exit_code())
+}
+
+/// Nodes that are named in one line.
+const NAMED: usize = 5;
+
+fn some(names: &[String]) -> String {
+    let shown = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ fn run(command: &Command, out: &mut (dyn Write + Send), terminal: bool) -> anyho
         Command::Doctor(args) => with_api(doctor::run(args, out)),
         Command::Flows(args) => Ok(flows::run(args, terminal, out, &mut io::stderr()).map(|()| 0)?),
         Command::Audit(args) => with_api(audit::run(args, out)),
-        Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(args, out)).map(|()| 0),
+        Command::Keys(KeysCommand::Rotate(args)) => with_api(keys::rotate(args, out)),
         Command::Connectivity(ConnectivityCommand::Test(args)) => with_api(connectivity::test(args, out)),
         Command::Connectivity(in_pod) => Ok(connectivity::in_pod(in_pod).map(|()| 0)?),
         Command::Policy(PolicyCommand::Explain(args)) => with_api(policy::explain(args, out)),

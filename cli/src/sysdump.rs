@@ -1,36 +1,43 @@
 //! `hawser sysdump`: an archive of what somebody needs who helps from afar: objects, agents' evidence, metrics and plans, logs,
 //! as far as they can be read. Secrets are not asked for, and what looks like one is taken out ([`redact`]).
+//!
+//! It is made for clusters that are half dead: everything is asked for beside each other, each answer goes into the archive when it
+//! comes ([`archive`]), and when time is up or somebody interrupts it, what is there is kept and the rest named.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt as _;
-use kube::api::{Api, LogParams};
+use kube::api::{Api, ApiResource, LogParams};
 use mesh_core::evidence::{NodeEvidence, PATH};
 use mesh_core::numbers::{ANNOTATION_WIREGUARD, NAMESPACE};
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::agents::{self, AgentArgs, AgentError, Targets};
+use crate::agents::{AgentArgs, AgentError, NOT_WAITED, Targets};
 use crate::api::{Access, ApiError, Asked, Cluster, OPERATOR};
 use crate::output::{self, EXIT_CODES, Form, Progress, Verdict, line, moment, now, section};
 use crate::policy;
+use crate::status::Known;
 
+mod archive;
+mod logs;
+mod pieces;
 pub mod redact;
 
+use archive::Archive;
+use logs::LogOf;
+use pieces::{Content, Dump, End, Piece, Stop};
 use redact::Redactor;
 
 /// What the index is, and its version: another one where a field changes its meaning or goes.
@@ -40,6 +47,9 @@ const LOG_MAX: i64 = 8 << 20;
 /// What agents serve, with the name of the file.
 const OF_AGENTS: [(&str, &str); 3] =
     [(PATH, "audit.json"), ("/metrics", "metrics.txt"), ("/debug/plan", "plan.json")];
+/// Who of us writes Events: about Nodes, which are in the namespace `default`, about policies and Services, which are in theirs.
+const REPORTERS: [(&str, &str); 2] =
+    [("hawser.dev/mesh-agent", "mesh-agent"), ("hawser.dev/clustermesh", "clustermesh")];
 
 /// What to collect.
 #[derive(Args, Debug)]
@@ -54,6 +64,9 @@ pub struct SysdumpArgs {
     /// Lines of each log, the last ones.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
     log_lines: i64,
+    /// Seconds for all of it. When they are over, or at Ctrl-C, what is there is written and the rest named.
+    #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    deadline: u64,
     #[command(flatten)]
     access: Access,
     #[command(flatten)]
@@ -80,12 +93,15 @@ pub enum SysdumpError {
         /// Why.
         source: io::Error,
     },
-    /// The output cannot be written.
+    /// It ended before anything was there.
+    #[error("{0} before the list of Nodes was there: there is no archive")]
+    Early(End),
+    /// The output cannot be written, or signals not be waited for.
     #[error("could not write: {0}")]
     Output(#[from] io::Error),
 }
 
-/// What an archive has: its file `index.json`.
+/// What an archive has: its file `index.json`, the last one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
@@ -97,53 +113,12 @@ pub struct Index {
     pub generated_by: String,
     /// Whether all could be read.
     pub verdict: Verdict,
+    /// Why no more was asked for.
+    pub ended: End,
     /// Files with their sizes in bytes.
     pub files: BTreeMap<String, usize>,
     /// What could not be read, and why.
     pub missing: BTreeMap<String, String>,
-}
-
-/// What was collected, cleaned.
-#[derive(Debug, Default)]
-struct Collected {
-    files: BTreeMap<String, Vec<u8>>,
-    missing: BTreeMap<String, String>,
-}
-
-impl Collected {
-    /// Text, or why there is none.
-    fn text(&mut self, redactor: &Redactor, path: String, text: Result<String, String>) {
-        match text {
-            Ok(text) => {
-                // What is JSON stays JSON.
-                let clean = match serde_json::from_str::<Value>(&text) {
-                    Ok(mut value) => {
-                        redactor.value(&mut value);
-                        value.to_string()
-                    }
-                    Err(_) => redactor.text(&text),
-                };
-                self.files.insert(path, clean.into_bytes());
-            }
-            Err(why) => drop(self.missing.insert(path, redactor.text(&why))),
-        }
-    }
-
-    /// Objects of one kind, or why there are none.
-    fn objects<T: Serialize>(&mut self, redactor: &Redactor, name: &str, objects: Result<Vec<T>, ApiError>) {
-        let path = format!("objects/{name}.json");
-        let clean = |objects: Vec<T>| -> serde_json::Result<Vec<u8>> {
-            let mut values =
-                objects.iter().map(serde_json::to_value).collect::<serde_json::Result<Vec<Value>>>()?;
-            values.iter_mut().for_each(|value| redactor.object(value));
-            serde_json::to_vec_pretty(&values)
-        };
-        match objects.map_err(|why| why.to_string()).and_then(|all| clean(all).map_err(|why| why.to_string()))
-        {
-            Ok(bytes) => drop(self.files.insert(path, bytes)),
-            Err(why) => drop(self.missing.insert(path, redactor.text(&why))),
-        }
-    }
 }
 
 /// Runs the command; its exit code.
@@ -157,72 +132,139 @@ pub async fn run(args: &SysdumpArgs, out: &mut (dyn Write + Send)) -> Result<u8,
         args.file.clone().unwrap_or_else(|| format!("hawser-sysdump-{}.tar.gz", at.replace(':', "")).into());
     // Before anything is asked for, so that nobody waits for an archive that cannot be written.
     let failed = |source| SysdumpError::File { path: path.clone(), source };
-    // Whoever else is on this machine has no business with it.
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-    let collected = match collect(args, &cluster).await {
-        Ok(collected) => collected,
-        Err(error) => {
-            // Nothing is in it.
-            let _ = std::fs::remove_file(&path);
-            return Err(error);
-        }
-    };
-    let verdict = if collected.missing.is_empty() { Verdict::Holds } else { Verdict::Incomplete };
-    let index = Index {
-        format: FORMAT,
-        generated_at: at,
-        generated_by: format!("hawser {}", env!("CARGO_PKG_VERSION")),
-        verdict,
-        files: collected.files.iter().map(|(path, bytes)| (path.clone(), bytes.len())).collect(),
-        missing: collected.missing,
-    };
-    archive(file, &index, &collected.files).map_err(failed)?;
-    output::write(out, args.output, &index, || {
-        let mut text = String::new();
-        let size: usize = index.files.values().sum();
-        line(
-            &mut text,
-            &format!("{}: {} files, {size} bytes before compression", path.display(), index.files.len()),
-        );
-        line(
-            &mut text,
-            "Secrets were not asked for, and what looks like one was taken out; read it before you give it away.",
-        );
-        if !index.missing.is_empty() {
-            let lines = index.missing.iter().map(|(what, why)| format!("{what}: {why}"));
-            section(&mut text, "Not there", lines.collect());
-        }
-        text
-    })?;
-    Ok(verdict.exit_code())
+    let archive = Archive::create(&path).map_err(failed)?;
+    let stop = Stop::after(Duration::from_secs(args.deadline))?;
+    let (dump, ended) = collect(args, &cluster, archive, &stop).await?;
+    let index = dump.finish(at, ended).map_err(failed)?;
+    output::write(out, args.output, &index, || text(&index, &path.display().to_string()))?;
+    Ok(index.verdict.exit_code())
+}
+
+fn text(index: &Index, path: &str) -> String {
+    let mut text = String::new();
+    let size: usize = index.files.values().sum();
+    line(&mut text, &format!("{path}: {} files, {size} bytes before compression", index.files.len()));
+    if index.ended != End::Complete {
+        line(&mut text, &format!("Not all was waited for: {}. What was read by then is in it.", index.ended));
+    }
+    line(
+        &mut text,
+        "Secrets were not asked for, and what looks like one was taken out; read it before you give it away.",
+    );
+    if !index.missing.is_empty() {
+        let lines = index.missing.iter().map(|(what, why)| format!("{what}: {why}"));
+        section(&mut text, "Not there", lines.collect());
+    }
+    text
 }
 
 /// Asks for everything. Only the list of Nodes has to be there: without it nothing else would be.
-async fn collect(args: &SysdumpArgs, cluster: &Cluster) -> Result<Collected, SysdumpError> {
+async fn collect(
+    args: &SysdumpArgs,
+    cluster: &Cluster,
+    archive: Archive,
+    stop: &Stop,
+) -> Result<(Dump, End), SysdumpError> {
     let progress = Progress::on_terminal();
-    let nodes: Vec<Node> = cluster.all_of_cluster("nodes").await?;
+    let nodes: Vec<Node> =
+        stop.within(cluster.all_of_cluster("nodes")).await.map_err(SysdumpError::Early)??;
+    let dead = |node: &&Node| Known::of(node).ready == Some(false);
+    let not_ready: BTreeSet<String> = nodes.iter().filter(dead).map(|node| node.name_any()).collect();
     let mut targets = Targets::named_by_hand(&args.agents.agents)?;
     targets.nodes = Some(nodes.iter().map(kube::ResourceExt::name_any).collect());
-    targets.find(cluster, args.agents.agent_port).await;
+    let pods = async {
+        targets.find(cluster, args.agents.agent_port).await;
+        cluster.all::<Pod>(("pods", Some(NAMESPACE)), None).await.map_err(|why| why.to_string())
+    };
+    let pods = stop.within(pods).await.unwrap_or_else(|end| Err(end.to_string()));
+    // What the API has comes first: it is quick, and whoever interrupts has it.
+    let mut dump = Dump::new(archive, Redactor::new(public_keys(&nodes, &[])));
+    dump.take("objects/hawser-system/pods.json".to_owned(), pods.clone().and_then(pieces::values))?;
+    dump.take("objects/nodes.json".to_owned(), pieces::values(nodes.clone()))?;
+    progress.say("reading objects");
+    let ended = dump.gather(objects(cluster), stop, |_| {}).await?;
+
     progress.say(&format!("asking {} agents", targets.ways.len() + targets.unnamed.len()));
-    let heard = targets.first_look(args.agents.deadline()).await;
+    // At most half of the time: without their answers there is still the rest.
+    let heard = targets.first_look_until(args.agents.deadline(), &not_ready, stop.half()).await;
+    let cut = heard.nodes.values().any(|answer| answer.as_ref().is_err_and(|why| why == NOT_WAITED));
     let answers: Vec<&NodeEvidence> =
         heard.nodes.values().filter_map(|answer| answer.as_deref().ok()).collect();
-    let redactor = Redactor::new(public_keys(&nodes, &answers));
-    let mut all = Collected::default();
-    of_agents(args, &targets, &heard, &redactor, &mut all).await;
-    progress.say("reading objects");
-    all.objects(&redactor, "nodes", Ok(nodes));
-    objects(cluster, &redactor, &mut all).await;
-    let pods = cluster.all::<Pod>(("pods", Some(NAMESPACE)), None).await;
-    if let (Ok(pods), false) = (&pods, args.no_logs) {
-        progress.say(&format!("reading logs of {} pods", pods.len()));
-        for pod in pods {
-            logs(args, cluster, &redactor, &mut all, pod).await;
+    dump.redactor = Redactor::new(public_keys(&nodes, &answers));
+    let mut all = Vec::new();
+    for (node, answer) in &heard.nodes {
+        match (answer, targets.ways.get(node)) {
+            (Err(why), _) => dump.take(format!("agents/{node}"), Err(why.clone()))?,
+            (Ok(_), None) => {}
+            (Ok(_), Some(way)) => all.extend(OF_AGENTS.map(|(path, file)| {
+                Piece::new(format!("agents/{node}/{file}"), async move {
+                    let said = way.get(path, args.agents.deadline()).await?;
+                    Ok(Content::Text(String::from_utf8_lossy(&said).into_owned()))
+                })
+            })),
         }
     }
-    all.objects(&redactor, "hawser-system/pods", pods);
-    Ok(all)
+    if let (Ok(pods), false) = (&pods, args.no_logs) {
+        let (logs, unasked) = logs::wanted(pods, &not_ready);
+        for (path, why) in unasked {
+            dump.take(path, Err(why))?;
+        }
+        all.extend(
+            logs.into_iter().map(|log| {
+                Piece::new(log.path(), async move { read_log(cluster, &log, args.log_lines).await })
+            }),
+        );
+    }
+    let count = all.len();
+    let say = |left: usize| progress.say(&format!("{} of {count} files read", count - left));
+    let ended = match dump.gather(all, stop, say).await? {
+        End::Complete if ended == End::Complete && cut => End::Deadline,
+        End::Complete => ended,
+        early => early,
+    };
+    Ok((dump, ended))
+}
+
+/// Objects of the API, kind by kind.
+fn objects(cluster: &Cluster) -> Vec<Piece<'_>> {
+    let here = Some(NAMESPACE);
+    let peers = ApiResource {
+        group: "hawser.dev".to_owned(),
+        version: "v1alpha1".to_owned(),
+        api_version: "hawser.dev/v1alpha1".to_owned(),
+        kind: "ClusterPeer".to_owned(),
+        plural: "clusterpeers".to_owned(),
+    };
+    let peers = async move {
+        match cluster.all_dynamic(&peers, ("clusterpeers", None)).await {
+            // Who joins no clusters may do without the kind.
+            Err(ApiError::Absent { .. }) => Ok(Vec::new()),
+            listed => listed,
+        }
+    };
+    let mut all = vec![
+        Piece::objects("hawser-system/configmaps", cluster.all::<ConfigMap>(("configmaps", here), None)),
+        Piece::objects("hawser-system/daemonsets", cluster.all::<DaemonSet>(("daemonsets", here), None)),
+        Piece::objects("hawser-system/deployments", cluster.all::<Deployment>(("deployments", here), None)),
+        Piece::objects("hawser-system/leases", cluster.all::<Lease>(("leases", here), None)),
+        Piece::objects("hawser-system/events", cluster.all::<Event>(("events", here), None)),
+        Piece::objects("namespaces", cluster.all_metadata::<Namespace>("namespaces")),
+        // Of others' pods what policy sees: their metadata.
+        Piece::objects("pods", cluster.all_metadata::<Pod>("pods")),
+        Piece::objects("services", cluster.all::<Service>(("services", None), None)),
+        Piece::objects("endpointslices", cluster.all::<EndpointSlice>(("endpointslices", None), None)),
+        Piece::objects("networkpolicies", cluster.all::<NetworkPolicy>(("networkpolicies", None), None)),
+        Piece::objects("clusternetworkpolicies", policy::cluster_policies(cluster)),
+        Piece::objects("clusterpeers", peers),
+    ];
+    all.extend(REPORTERS.map(|(reporter, name)| {
+        let events = async move {
+            let fields = format!("reportingController={reporter}");
+            cluster.all_of_fields::<Event>("events", &fields).await
+        };
+        Piece::objects(&format!("events-of-{name}"), events)
+    }));
+    all
 }
 
 /// Public keys that the cluster shows: they are no secrets.
@@ -250,88 +292,17 @@ fn public_keys(nodes: &[Node], answers: &[&NodeEvidence]) -> BTreeSet<String> {
     all
 }
 
-async fn of_agents(
-    args: &SysdumpArgs,
-    targets: &Targets,
-    heard: &agents::Heard,
-    redactor: &Redactor,
-    all: &mut Collected,
-) {
-    for (node, answer) in &heard.nodes {
-        if let Err(why) = answer {
-            all.missing.insert(format!("agents/{node}"), redactor.text(why));
-            continue;
-        }
-        let Some(way) = targets.ways.get(node) else { continue };
-        for (path, file) in OF_AGENTS {
-            let said = way.get(path, args.agents.deadline()).await;
-            let text = said.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-            all.text(redactor, format!("agents/{node}/{file}"), text);
-        }
-    }
-}
-
-async fn objects(cluster: &Cluster, redactor: &Redactor, all: &mut Collected) {
-    let here = Some(NAMESPACE);
-    all.objects(
-        redactor,
-        "hawser-system/configmaps",
-        cluster.all::<ConfigMap>(("configmaps", here), None).await,
-    );
-    all.objects(
-        redactor,
-        "hawser-system/daemonsets",
-        cluster.all::<DaemonSet>(("daemonsets", here), None).await,
-    );
-    all.objects(redactor, "hawser-system/events", cluster.all::<Event>(("events", here), None).await);
-    all.objects(redactor, "namespaces", cluster.all_metadata::<Namespace>("namespaces").await);
-    // Of others' pods what policy sees: their metadata.
-    all.objects(redactor, "pods", cluster.all_metadata::<Pod>("pods").await);
-    all.objects(redactor, "services", cluster.all::<Service>(("services", None), None).await);
-    all.objects(
-        redactor,
-        "endpointslices",
-        cluster.all::<EndpointSlice>(("endpointslices", None), None).await,
-    );
-    all.objects(
-        redactor,
-        "networkpolicies",
-        cluster.all::<NetworkPolicy>(("networkpolicies", None), None).await,
-    );
-    all.objects(redactor, "clusternetworkpolicies", policy::cluster_policies(cluster).await);
-}
-
-async fn logs(args: &SysdumpArgs, cluster: &Cluster, redactor: &Redactor, all: &mut Collected, pod: &Pod) {
+async fn read_log(cluster: &Cluster, log: &LogOf, lines: i64) -> Result<Content, String> {
     let api: Api<Pod> = Api::namespaced(cluster.proxy.clone(), NAMESPACE);
-    let name = pod.name_any();
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    for container in containers {
-        let params = LogParams {
-            container: Some(container.name.clone()),
-            tail_lines: Some(args.log_lines),
-            limit_bytes: Some(LOG_MAX),
-            timestamps: true,
-            ..LogParams::default()
-        };
-        let asked = Asked { verb: "get", resource: "pods/log", namespace: Some(NAMESPACE) };
-        let log = cluster.within(asked, api.logs(&name, &params)).await.map_err(|why| why.to_string());
-        all.text(redactor, format!("logs/{name}/{}.log", container.name), log);
-    }
-}
-
-/// Writes the archive. The index comes first.
-fn archive(file: File, index: &Index, files: &BTreeMap<String, Vec<u8>>) -> io::Result<()> {
-    let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
-    let mut append = |path: &str, bytes: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(u64::try_from(bytes.len()).map_err(io::Error::other)?);
-        header.set_mode(0o600);
-        header.set_mtime(now());
-        archive.append_data(&mut header, format!("hawser-sysdump/{path}"), bytes)
+    let params = LogParams {
+        container: Some(log.container.clone()),
+        previous: log.previous,
+        tail_lines: Some(lines),
+        limit_bytes: Some(LOG_MAX),
+        timestamps: true,
+        ..LogParams::default()
     };
-    append("index.json", &serde_json::to_vec_pretty(index)?)?;
-    for (path, bytes) in files {
-        append(path, bytes)?;
-    }
-    archive.into_inner()?.finish()?.sync_all()
+    let asked = Asked { verb: "get", resource: "pods/log", namespace: Some(NAMESPACE) };
+    let read = cluster.within(asked, api.logs(&log.pod, &params)).await;
+    read.map(Content::Text).map_err(|why| why.to_string())
 }

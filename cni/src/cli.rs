@@ -22,6 +22,7 @@ hawser-cni --help
   --conf-dir DIR         directory of CNI configurations                 [/etc/cni/net.d]
   --conf-name NAME       file name of ours; the lowest in order wins     [05-hawser.conflist]
 install only:
+  --check                change nothing; fail, and say why, where runtimes would not use what install has put there
   --repeat SECONDS       put it right again as often; 0 ends after once  [0]
   --wait-agent SECONDS   how long to wait for the agent; 0 does not ask  [120]
   --socket PATH          the agent's socket                              [/run/hawser/cni.sock]
@@ -58,6 +59,8 @@ pub struct Install {
     pub pending_deletes: PathBuf,
     /// Plugins after ours, in order.
     pub chain: Vec<Chained>,
+    /// Only look whether it is as it would be installed.
+    pub check: bool,
 }
 
 /// A plugin of the reference set that may follow ours.
@@ -208,6 +211,7 @@ impl Options {
     }
 }
 
+const CHECK: &str = "--check";
 const PLACES: [&str; 3] = ["--bin-dir", "--conf-dir", "--conf-name"];
 
 /// Understands a command line, without the name of the program.
@@ -237,7 +241,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
 fn install(arguments: &[String]) -> Result<Install, UsageError> {
     let mut known = PLACES.to_vec();
     known.extend(["--wait-agent", "--repeat", "--socket", "--pending-deletes", "--chain"]);
-    let options = Options::parse(arguments, &known)?;
+    // The one option without a value.
+    let (flags, rest): (Vec<String>, Vec<String>) =
+        arguments.iter().cloned().partition(|argument| argument == CHECK);
+    if flags.len() > 1 {
+        return Err(UsageError::Twice(CHECK.to_owned()));
+    }
+    let options = Options::parse(&rest, &known)?;
     let mut chain = Vec::new();
     for name in options.all("--chain") {
         let Some(plugin) = Chained::ALL.into_iter().find(|plugin| plugin.as_str() == name) else {
@@ -261,5 +271,6 @@ fn install(arguments: &[String]) -> Result<Install, UsageError> {
         socket,
         pending_deletes: options.path("--pending-deletes", cni::PENDING_DELETES)?,
         chain,
+        check: !flags.is_empty(),
     })
 }

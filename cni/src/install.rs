@@ -2,6 +2,9 @@
 //! binary, loopback, agent ready, conflist. Each file appears whole, by a rename inside its directory: containerd
 //! reacts to that and not to a file moved in from elsewhere.
 //!
+//! Every conflist that calls our plugin first is ours, whatever its name: one of a former `--conf-name` goes when the present one is
+//! there. What stands in the way of ours is told by [`check`], and to the agent by a file ([`cni::INSTALLED_FILE`]).
+//!
 //! `loopback` is a symbolic link to our binary, made only where nothing of that name is. It follows upgrades, and
 //! [`uninstall`] recognises it.
 
@@ -66,8 +69,12 @@ pub struct Report {
     pub changed: Vec<PathBuf>,
     /// Files that were already as they should be.
     pub unchanged: Vec<PathBuf>,
+    /// Configurations of ours under other names, which are gone.
+    pub removed: Vec<PathBuf>,
     /// What the operator should know, one sentence each.
     pub warnings: Vec<String>,
+    /// Configurations of other networks.
+    pub others: Vec<cni::OtherNetwork>,
 }
 
 /// The conflist that `install` writes. A capability belongs to one plugin: what `--chain` gives to another is not ours, or it
@@ -147,11 +154,84 @@ pub fn install(install: &Install, binary: &[u8]) -> Result<Report, InstallError>
     if let Some(limit) = install.wait_agent {
         wait_for_agent(install, limit)?;
     }
-    let mut text = format!("{:#}", conflist(install));
-    text.push('\n');
-    put(conf_dir, conf_name, 0o644, text.as_bytes(), &mut report)?;
-    report.warnings.extend(other_configurations(conf_dir, conf_name)?);
+    put(conf_dir, conf_name, 0o644, conflist_text(install).as_bytes(), &mut report)?;
+    let found = configurations(conf_dir, conf_name)?;
+    for name in &found.own {
+        let (mut gone, path) = (Report::default(), conf_dir.join(name));
+        remove(conf_dir, &path, &mut gone)?;
+        report.removed.extend(gone.changed);
+    }
+    report.warnings.extend(found.others.iter().map(|other| sentence(install, other)));
+    report.others = found.others;
     Ok(report)
+}
+
+fn conflist_text(install: &Install) -> String {
+    format!("{:#}\n", conflist(install))
+}
+
+/// Why runtimes would not use what [`install`] has put there; empty: they do. `size` is that of this program in bytes.
+///
+/// # Errors
+/// The directory of configurations cannot be read.
+pub fn check(install: &Install, size: u64) -> Result<Vec<String>, InstallError> {
+    let mut wrong = Vec::new();
+    let Places { bin_dir, conf_dir, conf_name } = &install.places;
+    let (binary, conf) = (bin_dir.join(BINARY), conf_dir.join(conf_name));
+    match binary.symlink_metadata() {
+        Ok(found) if found.is_file() && found.len() == size => {}
+        Ok(_) => wrong.push(format!("{} is not the plugin of this release", binary.display())),
+        Err(error) => wrong.push(format!("{}: {error}", binary.display())),
+    }
+    match fs::read(&conf) {
+        Ok(text) if text == conflist_text(install).as_bytes() => {}
+        Ok(_) => wrong.push(format!("{} is not as it was written; who changes it?", conf.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            wrong.push(format!("{} is not there: it is written once the agent is ready", conf.display()));
+        }
+        Err(error) => wrong.push(format!("{}: {error}", conf.display())),
+    }
+    let found = configurations(conf_dir, conf_name)?;
+    wrong.extend(found.own.iter().map(|name| {
+        format!("{} is Hawser's of another --conf-name and not removed yet", conf_dir.join(name).display())
+    }));
+    let first = found.others.iter().filter(|other| other.first);
+    wrong.extend(first.map(|other| sentence(install, other)));
+    Ok(wrong)
+}
+
+/// Tells the agent how it went, for its evidence.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn tell_agent(
+    install: &Install,
+    outcome: Result<&Report, &InstallError>,
+    now: u64,
+) -> Result<(), InstallError> {
+    let others = match outcome {
+        Ok(report) => report.others.clone(),
+        // Whoever is first is so, whether or not ours is there.
+        Err(_) => configurations(&install.places.conf_dir, &install.places.conf_name)
+            .map(|found| found.others)
+            .unwrap_or_default(),
+    };
+    let told = cni::Installed {
+        at: now,
+        every_seconds: install.repeat.map(|pause| pause.as_secs()),
+        conf_name: install.places.conf_name.clone(),
+        trouble: outcome.err().map(ToString::to_string),
+        others: others.into_iter().take(cni::OTHER_NETWORKS).collect(),
+    };
+    let Some(dir) = install.socket.parent() else { return Ok(()) };
+    let path = dir.join(cni::INSTALLED_FILE);
+    let text = serde_json::to_vec(&told).map_err(io::Error::other);
+    let failed = file_error("written", &path);
+    // Without its directory there is no agent to be told.
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    text.and_then(|text| files::replace(dir, cni::INSTALLED_FILE, 0o644, &text)).map_err(failed)
 }
 
 /// Asks for STATUS until the agent says that it can serve ADD.
@@ -176,10 +256,24 @@ fn wait_for_agent(install: &Install, limit: Duration) -> Result<(), InstallError
     }
 }
 
-/// A sentence for each configuration of another network: the lexically first `.conf`, `.conflist` or `.json` wins.
-fn other_configurations(dir: &Path, conf_name: &str) -> Result<Vec<String>, InstallError> {
+/// Configurations besides the one that is to be there.
+#[derive(Debug, Default)]
+struct Configurations {
+    /// Ours of former names.
+    own: Vec<String>,
+    /// Other networks'.
+    others: Vec<cni::OtherNetwork>,
+}
+
+/// What runtimes would load of the directory: `.conf`, `.conflist` or `.json`, in their order, of which the first wins.
+fn configurations(dir: &Path, conf_name: &str) -> Result<Configurations, InstallError> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Configurations::default()),
+        Err(error) => return Err(file_error("read", dir)(error)),
+    };
+    for entry in entries {
         let name = entry.map_err(file_error("read", dir))?.file_name();
         let Some(name) = name.to_str() else { continue };
         let is_configuration = [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
@@ -188,28 +282,51 @@ fn other_configurations(dir: &Path, conf_name: &str) -> Result<Vec<String>, Inst
         }
     }
     names.sort();
-    let sentence = |name: &String| {
-        let path = dir.join(name);
-        let (network, shown) = (network_of(&path), path.display().to_string());
-        if name.as_str() < conf_name {
-            format!(
-                "{shown} ({network}) sorts before {conf_name}, so runtimes use it instead of Hawser; remove it or choose a lower \
-                 --conf-name"
-            )
+    let mut found = Configurations::default();
+    for file in names {
+        let value = read_configuration(&dir.join(&file));
+        if value.as_ref().is_some_and(is_ours) {
+            found.own.push(file);
         } else {
-            format!(
-                "{shown} ({network}) is another network's; runtimes use {conf_name} instead, but pods that it has connected \
-                 stay in it until they are made anew. Remove it when none is left"
-            )
+            let first = file.as_str() < conf_name;
+            found.others.push(cni::OtherNetwork { network: network_of(value.as_ref()), first, file });
         }
-    };
-    Ok(names.iter().map(sentence).collect())
+    }
+    Ok(found)
+}
+
+/// What another network's configuration does to ours.
+fn sentence(install: &Install, other: &cni::OtherNetwork) -> String {
+    let Places { conf_dir, conf_name, .. } = &install.places;
+    let (shown, network) = (conf_dir.join(&other.file).display().to_string(), &other.network);
+    if other.first {
+        format!(
+            "{shown} ({network}) sorts before {conf_name}, so runtimes use it instead of Hawser; remove it or choose a lower \
+             --conf-name"
+        )
+    } else {
+        format!(
+            "{shown} ({network}) is another network's; runtimes use {conf_name} instead, but pods that it has connected \
+             stay in it until they are made anew. Remove it when none is left"
+        )
+    }
+}
+
+/// Longest configuration that is looked into, in bytes.
+const CONFIGURATION_MAX: u64 = 1 << 20;
+
+/// A configuration; none: it cannot be read, or is no JSON.
+fn read_configuration(path: &Path) -> Option<Value> {
+    use std::io::Read as _;
+    let mut text = Vec::new();
+    fs::File::open(path).ok()?.take(CONFIGURATION_MAX).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// What a configuration calls itself and its plugin, for people.
-fn network_of(path: &Path) -> String {
-    let value = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-    let text = |pointer| value.as_ref()?.pointer(pointer)?.as_str();
+fn network_of(value: Option<&Value>) -> String {
+    let text =
+        |pointer| value?.pointer(pointer)?.as_str().map(|text| text.chars().take(100).collect::<String>());
     match (text("/name"), text("/plugins/0/type").or_else(|| text("/type"))) {
         (Some(name), Some(plugin)) => format!("network {name}, plugin {plugin}"),
         (None, Some(plugin)) => format!("plugin {plugin}"),
@@ -226,11 +343,21 @@ pub fn uninstall(places: &Places) -> (Report, Vec<InstallError>) {
     let (mut report, mut errors) = (Report::default(), Vec::new());
     let Places { bin_dir, conf_dir, conf_name } = places;
     let conf = conf_dir.join(conf_name);
-    match fs::read(&conf) {
-        Ok(content) if is_our_conflist(&content) => errors.extend(remove(conf_dir, &conf, &mut report).err()),
+    match conf.symlink_metadata() {
+        Ok(_) if read_configuration(&conf).is_some_and(|value| is_ours(&value)) => {
+            errors.extend(remove(conf_dir, &conf, &mut report).err());
+        }
         Ok(_) => report.warnings.push(format!("{} is not Hawser's and stays", conf.display())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => errors.push(file_error("read", &conf)(error)),
+    }
+    match configurations(conf_dir, conf_name) {
+        Ok(found) => {
+            for name in &found.own {
+                errors.extend(remove(conf_dir, &conf_dir.join(name), &mut report).err());
+            }
+        }
+        Err(error) => errors.push(error),
     }
     let loopback = bin_dir.join(LOOPBACK);
     if fs::read_link(&loopback).is_ok_and(|target| target == Path::new(BINARY)) {
@@ -256,7 +383,7 @@ fn remove(dir: &Path, path: &Path, report: &mut Report) -> Result<(), InstallErr
     Ok(())
 }
 
-fn is_our_conflist(content: &[u8]) -> bool {
-    let Ok(value) = serde_json::from_slice::<Value>(content) else { return false };
+/// Does it call our plugin first?
+fn is_ours(value: &Value) -> bool {
     value.pointer("/plugins/0/type").and_then(Value::as_str) == Some(BINARY)
 }

@@ -2,12 +2,12 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use cni::cli::{self, Install, Invocation, USAGE};
 use cni::environment::Environment;
-use cni::install::{Report, install, uninstall};
+use cni::install::{InstallError, Report, check, install, tell_agent, uninstall};
 use cni::plugin;
 use cni::prepare::{Prepared, prepare};
 use nix::sys::signal::{SigSet, Signal};
@@ -34,11 +34,17 @@ fn serve(invocation: &Invocation) -> anyhow::Result<()> {
     match invocation {
         Invocation::Help => say(USAGE),
         Invocation::Version => say(concat!("hawser-cni ", env!("CARGO_PKG_VERSION"), "\n")),
+        Invocation::Install(options) if options.check => {
+            let size = std::fs::metadata("/proc/self/exe").context("looking at this program")?.len();
+            let wrong = check(options, size)?;
+            anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+            say("runtimes use Hawser\n")
+        }
         Invocation::Install(options) => {
             let binary =
                 std::fs::read("/proc/self/exe").context("reading this program from /proc/self/exe")?;
             match options.repeat {
-                None => tell(&install(options, &binary)?, "installed"),
+                None => tell(&install_and_say(options, &binary)?, "installed"),
                 Some(pause) => keep_installed(options, &binary, pause),
             }
         }
@@ -59,13 +65,24 @@ fn serve(invocation: &Invocation) -> anyhow::Result<()> {
     }
 }
 
+/// Installs, and tells the agent how that went.
+fn install_and_say(options: &Install, binary: &[u8]) -> Result<Report, InstallError> {
+    let outcome = install(options, binary);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let told = tell_agent(options, outcome.as_ref(), now);
+    let report = outcome?;
+    told.map(|()| report)
+}
+
 /// Installs, and puts right again what others change. What is said once is not repeated.
 fn keep_installed(options: &Install, binary: &[u8], pause: Duration) -> anyhow::Result<()> {
     end_at_signals()?;
     let mut said = None;
     loop {
-        let outcome = match install(options, binary) {
-            Ok(report) if report.changed.is_empty() && said.is_some() => Ok(report.warnings),
+        let outcome = match install_and_say(options, binary) {
+            Ok(report) if report.changed.is_empty() && report.removed.is_empty() && said.is_some() => {
+                Ok(report.warnings)
+            }
             Ok(report) => {
                 tell(&Report { warnings: Vec::new(), ..report.clone() }, "installed")?;
                 Ok(report.warnings)
@@ -112,6 +129,9 @@ fn tell(report: &Report, changed: &str) -> anyhow::Result<()> {
     let mut text = String::new();
     for path in &report.changed {
         text.push_str(&format!("{changed}: {}\n", path.display()));
+    }
+    for path in &report.removed {
+        text.push_str(&format!("removed, since it is Hawser's of another name: {}\n", path.display()));
     }
     for path in &report.unchanged {
         text.push_str(&format!("unchanged: {}\n", path.display()));

@@ -8,7 +8,10 @@ use std::time::Duration;
 use datapath::CounterValues;
 use datapath::abi::{CountIndex, DropReason};
 use mesh_core::announcement::Epoch;
-use mesh_core::evidence::{Counters, DataPath, Destroyed, DestroyedKey, NodeEvidence, gather as assemble};
+use mesh_core::evidence::{
+    CniEvidence, Counters, DataPath, Destroyed, DestroyedKey, MAX_NUMBER, NodeEvidence, OTHER_NETWORKS,
+    gather as assemble,
+};
 use serde::Deserialize;
 
 use crate::agent::unix;
@@ -22,6 +25,8 @@ const FRESH: Duration = Duration::from_secs(5);
 const RECENT: Duration = Duration::from_secs(1);
 /// Longest line of the record of destroyed keys, in bytes: one that names 5,000 nodes that were late.
 const LINE_MAX: u64 = 2 << 20;
+/// Longest text of the plugin's installer, in bytes.
+const INSTALLED_MAX: u64 = 64 << 10;
 
 /// The evidence of this node; none: the main loop has not turned yet.
 pub async fn gather(sources: &Sources) -> Option<NodeEvidence> {
@@ -37,17 +42,34 @@ pub async fn gather(sources: &Sources) -> Option<NodeEvidence> {
     let plane = sources.plane.borrow().clone();
     let readiness = sources.readiness.borrow().clone();
     let record = sources.state_dir.join("audit").join("keys.jsonl");
+    let installed = sources.installed.clone();
+    let paths = sources.paths.clone();
     let work = move || {
         let Snapshot { view, desired, observed, pending, facts, .. } = &*snapshot;
         let counters = Counters {
             kernel: kernel(),
             obstacles: readiness.obstacles,
             limits: readiness.limits,
+            cni: installation(&installed),
             ..counters(&facts.firewall_counts, &plane)
         };
-        assemble(facts, (view, desired, observed, pending.len()), counters, destroyed(&record))
+        let mut evidence =
+            assemble(facts, (view, desired, observed, pending.len()), counters, destroyed(&record));
+        paths.show(&mut evidence);
+        evidence
     };
     tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// What the plugin's installer says; none: it has said nothing, or nothing that can be understood.
+fn installation(path: &Path) -> Option<CniEvidence> {
+    let mut text = Vec::new();
+    std::fs::File::open(path).ok()?.take(INSTALLED_MAX).read_to_end(&mut text).ok()?;
+    let mut told: CniEvidence = serde_json::from_slice(&text).ok()?;
+    told.at = told.at.min(MAX_NUMBER);
+    told.every_seconds = told.every_seconds.map(|seconds| seconds.min(MAX_NUMBER));
+    told.others.truncate(OTHER_NETWORKS);
+    Some(told)
 }
 
 /// The release of the kernel.
@@ -214,6 +236,25 @@ mod tests {
             assert!(found.count.is_none() && found.last.is_none(), "{found:?}");
             assert!(found.unread.unwrap().contains(place), "{text}");
         }
+    }
+
+    #[test]
+    fn what_the_installer_tells_is_evidence_and_what_cannot_be_read_is_none() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("cni-install.json");
+        let told = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            installation(&path)
+        };
+        let whole = r#"{"at":17,"everySeconds":10,"confName":"05-hawser.conflist","others":[{"file":"05-cilium.conflist","network":"n","first":true}]}"#;
+        let read = told(whole).unwrap();
+        assert_eq!((read.at, read.every_seconds, read.others[0].first), (17, Some(10), true));
+        for text in ["", "{", "{}", "[1]"] {
+            assert_eq!(told(text), None, "{text}");
+        }
+        let later = told(&whole.replace("17", &u64::MAX.to_string())).unwrap();
+        assert_eq!(later.at, MAX_NUMBER);
+        assert_eq!(installation(Path::new("/nonexistent/cni-install.json")), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` on one address; `/metrics`, `/debug/plan`, `/audit` on another.
+//! `/healthz`, `/readyz` on one address; `/metrics`, `/debug/plan`, `/audit`, `/audit/paths` on another.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cni::Readiness;
 use crate::metrics::Metrics;
+use crate::paths::Paths;
 use crate::plane::PlaneState;
 
 /// What `/debug/plan` shows: nothing secret is in any of it.
@@ -55,6 +56,10 @@ pub struct Sources {
     pub nudge: mpsc::Sender<()>,
     /// Where the record of destroyed keys is.
     pub state_dir: PathBuf,
+    /// Where the CNI plugin's installer tells what it found.
+    pub installed: PathBuf,
+    /// What the paths to peers take.
+    pub paths: Paths,
 }
 
 /// The main loop turns at least every minute; this long without a turn means that it hangs.
@@ -93,7 +98,8 @@ pub async fn serve(listeners: Listeners, sources: Sources) -> std::io::Result<()
     let insight = Router::new()
         .route("/metrics", get(render))
         .route("/debug/plan", get(plan))
-        .route(mesh_core::evidence::PATH, get(audit));
+        .route(mesh_core::evidence::PATH, get(audit))
+        .route(mesh_core::evidence::TRY_PATHS, get(try_paths));
     let first = axum::serve(listeners.health, probes.with_state(sources.clone()));
     let second = axum::serve(listeners.metrics, insight.with_state(sources));
     tokio::try_join!(first, second).map(|_| ())
@@ -147,4 +153,14 @@ async fn audit(State(sources): State<Sources>) -> Response {
         None => (StatusCode::SERVICE_UNAVAILABLE, "mesh-agent is starting: nothing has been looked at yet\n")
             .into_response(),
     }
+}
+
+/// Has the paths to some peers tried, and answers when that is done.
+async fn try_paths(State(sources): State<Sources>) -> Response {
+    let snapshot = sources.snapshot.borrow().clone();
+    let Some(snapshot) = snapshot else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "no plan yet\n").into_response();
+    };
+    format!("{} peers tried\n", sources.paths.try_some(&snapshot.view.local.name, &snapshot.desired).await)
+        .into_response()
 }

@@ -36,6 +36,7 @@ pub mod names;
 pub mod netns;
 pub mod nft;
 pub mod notes;
+pub mod paths;
 pub mod plane;
 pub mod podlink;
 pub mod policy;

@@ -32,6 +32,7 @@ use crate::kernel::Kernel;
 use crate::letters::{Addresses, Courier};
 use crate::metrics::Metrics;
 use crate::names::Register;
+use crate::paths::Paths;
 use crate::servers::{self, Known};
 use crate::status::Findings;
 use crate::watch::Watching;
@@ -162,6 +163,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         plane: plane_state.clone(),
         nudge: nudge.clone(),
         state_dir: config.state_dir.clone(),
+        installed: config.cni_socket.with_file_name(proto::cni::INSTALLED_FILE),
+        paths: Paths::default(),
     };
     let shared = plane::Shared {
         config: config.clone(),

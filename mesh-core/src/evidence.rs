@@ -22,6 +22,12 @@ use crate::psk::{Mode, PskId};
 use crate::slot::Slot;
 use crate::view::{ClusterView, NodeFacts};
 
+mod cni;
+mod path;
+
+pub use cni::{CNI_FILE, CniEvidence, OTHER_NETWORKS, OtherNetwork};
+pub use path::{PathEvidence, PathResult};
+
 /// Version of the report. Another one where a field changes its meaning or goes; new fields do not change it.
 pub const VERSION: u32 = 1;
 /// Greatest number in a report, 2^53 - 1: also readers whose only numbers are doubles keep it exact (RFC 7493, section 2.2).
@@ -29,6 +35,9 @@ pub const VERSION: u32 = 1;
 pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 /// Path at which agents serve it, on the address of their metrics.
 pub const PATH: &str = "/audit";
+/// Path at which agents, before they answer, try what the paths to some of their peers take ([`PathEvidence`]): those first that were
+/// not tried for the longest time.
+pub const TRY_PATHS: &str = "/audit/paths";
 
 /// The report of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +101,9 @@ pub struct HostEvidence {
     pub limits: Vec<String>,
     /// Devices that bear a name of another network's ([`leftover::owner`]), the first [`FOREIGN_LINKS`] of them.
     pub foreign_links: Vec<String>,
+    /// What the plugin's installer found; none: it has not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<CniEvidence>,
 }
 
 /// How many devices of another network are named: enough to know whose they are, since some have one for each pod.
@@ -197,6 +209,9 @@ pub struct PeerEvidence {
     /// How this node's own traffic to it goes.
     #[serde(default)]
     pub host_path: HostPath,
+    /// Whether packets as large as the tunnel's MTU reach it; none: it was not tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathEvidence>,
     /// Both slots, in order.
     pub slots: [PeerSlot; 2],
 }
@@ -425,6 +440,8 @@ pub struct Counters {
     pub obstacles: Vec<String>,
     /// [`HostEvidence::limits`].
     pub limits: Vec<String>,
+    /// [`HostEvidence::cni`].
+    pub cni: Option<CniEvidence>,
 }
 
 /// Makes the report.
@@ -493,6 +510,7 @@ pub fn gather(
             obstacles: counters.obstacles,
             limits: counters.limits,
             foreign_links: foreign_links(observed),
+            cni: counters.cni,
         }),
     }
 }
@@ -538,6 +556,7 @@ fn peer(
         moving: desired.unsettled.contains(name),
         mode: facts.modes.get(name).copied(),
         host_path: desired.host_paths.get(name).copied().unwrap_or_default(),
+        path: None,
         slots: Slot::ALL.map(slot),
     })
 }

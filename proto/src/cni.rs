@@ -16,6 +16,11 @@ use sha2::{Digest, Sha256};
 
 /// Where the agent listens.
 pub const SOCKET: &str = "/run/hawser/cni.sock";
+/// What the plugin's installer tells the agent, in a file of this name beside the socket.
+pub use mesh_core::evidence::{
+    CNI_FILE as INSTALLED_FILE, CniEvidence as Installed, OTHER_NETWORKS, OtherNetwork,
+};
+
 /// Where the plugin leaves a [`Detach`] (one JSON file each, `<veth>.json`) when the agent does not answer a DEL.
 pub const PENDING_DELETES: &str = "/var/lib/hawser/pending-deletes";
 /// Version of the frames. Raised when an old reader would misunderstand a new writer.

@@ -18,6 +18,9 @@ use serde_json::{Value, json};
 use crate::audit::{ADMIN, no_secret, pods_of_agents};
 use crate::psk::{all_agreed, started};
 
+mod half_dead;
+mod paths;
+
 const NODES: [u8; 3] = [1, 2, 3];
 const VIEWER: &str = "/etc/hawser/viewer";
 const STRANGER: &str = "/etc/hawser/stranger";
@@ -236,17 +239,34 @@ fn sysdump(lab: &Lab) -> Result<()> {
     for object in &objects {
         apply(lab, object)?;
     }
+    // An Event about a Node, which has no namespace of its own, and one of somebody else.
+    for (name, controller, note) in
+        [("ours", "hawser.dev/mesh-agent", "visible note"), ("theirs", "kubelet", "a note of others")]
+    {
+        apply(
+            lab,
+            &json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": name, "namespace": "default"},
+                "eventTime": "2026-11-30T00:00:00.000000Z", "reportingController": controller, "reportingInstance": node_name(1),
+                "action": "Looking", "reason": "Found", "type": "Warning", "note": note,
+                "regarding": {"apiVersion": "v1", "kind": "Node", "name": node_name(1)}}),
+        )?;
+    }
     let dump = with(lab, VIEWER, &["sysdump", "--file", "/etc/hawser/dump.tar.gz"])?;
     // Nobody serves logs here: no kubelet runs.
     answered(&dump, 4, &["dump.tar.gz", "logs/mesh-agent-1/mesh-agent.log", "read it before"])?;
     let again = with(lab, VIEWER, &["sysdump", "--file", "/etc/hawser/dump.tar.gz"])?;
-    answered(&again, 1, &["dump.tar.gz", "exists", "--file"])?;
+    answered(&again, 1, &["dump.tar.gz", "there is a file of that name", "--file"])?;
     lab.node(1).sh("tar -xzf /etc/hawser/dump.tar.gz -C /etc/hawser")?;
     let files = lab.node(1).sh("find /etc/hawser/hawser-sysdump -type f -size +1c")?;
     for wanted in [
         "index.json",
         "objects/nodes.json",
         "objects/networkpolicies.json",
+        "objects/clusterpeers.json",
+        "objects/hawser-system/deployments.json",
+        "objects/hawser-system/leases.json",
+        "objects/events-of-mesh-agent.json",
+        "objects/events-of-clustermesh.json",
         "agents/node-3/audit.json",
         "agents/node-3/metrics.txt",
         "agents/node-3/plan.json",
@@ -261,6 +281,10 @@ fn sysdump(lab: &Lab) -> Result<()> {
     ensure!(
         all.contains("clusterName: visible") && !all.contains(PLANTED),
         "a planted secret, or nothing at all"
+    );
+    ensure!(
+        all.contains("visible note") && !all.contains("a note of others"),
+        "Events of all namespaces, and ours alone"
     );
     no_secret(lab, &all)?;
     let token = lab.kubeconfig(&User::service_account(NAMESPACE, "hawser-viewer"));

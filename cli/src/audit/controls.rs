@@ -17,7 +17,9 @@ const NIST: &str = "NIST SP 800-53 rev. 5";
 const PCI: &str = "PCI DSS v4";
 
 /// Codes that concern each control.
-const CARRIES: [&str; 9] = [
+const CARRIES: [&str; 11] = [
+    "cni-unused",
+    "cni-unknown",
     "data-path-incomplete",
     "not-settled",
     "guard-missing",
@@ -32,7 +34,9 @@ const KEYS: [&str; 5] =
     ["device-key-differs", "announcement-differs", "key-over-age", "key-age-unknown", "record-unread"];
 const INVENTORY: [&str; 4] =
     ["device-key-differs", "announcement-differs", "key-age-unknown", "node-unannounced"];
-const FLOWS: [&str; 9] = [
+const FLOWS: [&str; 11] = [
+    "cni-unused",
+    "cni-unknown",
     "policy-not-in-force",
     "data-path-incomplete",
     "data-path-off",

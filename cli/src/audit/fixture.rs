@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::announcement::Epoch;
 use mesh_core::evidence::{
-    Configured, DataPath, Destroyed, Engine, Entry, Exemptions, Guard, HostEvidence, NodeEvidence, OwnSlot,
-    PeerEvidence, PeerSlot, PoolEvidence, PskEvidence, PskState, Rotation, VERSION,
+    CniEvidence, Configured, DataPath, Destroyed, Engine, Entry, Exemptions, Guard, HostEvidence,
+    NodeEvidence, OwnSlot, PeerEvidence, PeerSlot, PoolEvidence, PskEvidence, PskState, Rotation, VERSION,
 };
 use mesh_core::host::HostPath;
 use mesh_core::key::PublicKey;
@@ -54,6 +54,7 @@ fn peer(us: u8, them: u8) -> PeerEvidence {
         moving: false,
         mode: Some(Mode::Prefer),
         host_path: HostPath::Plain,
+        path: None,
         slots: Slot::ALL.map(slot),
     }
 }
@@ -133,6 +134,12 @@ fn host(node: u8) -> HostEvidence {
             resting: 1,
             capacity: 253,
         }],
+        cni: Some(CniEvidence {
+            at: NOW - 5,
+            every_seconds: Some(10),
+            conf_name: "05-hawser.conflist".into(),
+            ..CniEvidence::default()
+        }),
         ..HostEvidence::default()
     }
 }

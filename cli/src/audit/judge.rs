@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_core::evidence::{Configured, DataPath, MAX_NUMBER, NodeEvidence};
+use mesh_core::evidence::{CniEvidence, Configured, DataPath, MAX_NUMBER, NodeEvidence, OtherNetwork};
 
 use super::controls::controls;
 use super::pairs;
@@ -197,6 +197,49 @@ pub(super) fn added(a: u64, b: u64) -> u64 {
 /// any more is of an earlier one. So far may clocks be apart, too.
 const STALE_SECONDS: u64 = 120;
 
+/// How many of its own pauses, and seconds besides, an installer may be silent: it waits for its agent in between.
+const INSTALLER: (u64, u64) = (6, 120);
+
+/// Whether runtimes connect new pods by our plugin, as its installer says.
+fn plugin(told: Option<&CniEvidence>, now: u64) -> Vec<(Effect, &'static str, String)> {
+    use Effect::{Against, Missing, Note};
+    let Some(told) = told else {
+        let text = "whether runtimes connect pods by Hawser is not known: the installer of its CNI plugin (container cni-installer) has not said; it is of an older release, or does not run";
+        return vec![(Missing, "cni-unknown", text.to_owned())];
+    };
+    let mut found = Vec::new();
+    let silent = now.saturating_sub(told.at);
+    let (pauses, besides) = INSTALLER;
+    if told.every_seconds.is_some_and(|every| silent > every.saturating_mul(pauses).saturating_add(besides)) {
+        let text = format!(
+            "the installer of its CNI plugin (container cni-installer) has not looked for {silent} s; does it run?"
+        );
+        found.push((Missing, "cni-stale", text));
+    }
+    if let Some(why) = &told.trouble {
+        found.push((
+            Against,
+            "cni-not-installed",
+            format!("the configuration of its CNI plugin is not in place: {why}"),
+        ));
+    }
+    for OtherNetwork { file, network, first } in &told.others {
+        let ours = &told.conf_name;
+        found.push(if *first {
+            let text = format!(
+                "runtimes use {file} ({network}) and not Hawser, since it sorts before {ours} in their CNI directory: new pods are in another network, without Hawser's encryption and policy"
+            );
+            (Against, "cni-unused", text)
+        } else {
+            let text = format!(
+                "{file} ({network}) lies behind {ours} in the CNI directory: runtimes do not use it while Hawser's is there"
+            );
+            (Note, "cni-other", text)
+        });
+    }
+    found
+}
+
 fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, summary: &mut Summary) {
     use Effect::{Against, Missing, Note};
     let mut push = |effect, code, text: String| findings.push(effect, code, format!("node {name}: {text}"));
@@ -251,6 +294,9 @@ fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, s
     }
     for why in &node.guard.unread {
         push(Missing, "counters-unread", why.clone());
+    }
+    for (effect, code, text) in plugin(node.host.as_ref().and_then(|host| host.cni.as_ref()), now) {
+        push(effect, code, text);
     }
     let period = node.settings.rotation.period_seconds;
     for slot in &node.slots {

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use mesh_core::evidence::{Engine, NodeEvidence};
+use mesh_core::evidence::{Engine, NodeEvidence, PathResult};
 use mesh_core::ipam::WARN_PERCENT;
 use mesh_core::leftover;
-use mesh_core::numbers::{OVERHEAD, SLOT_PORTS};
+use mesh_core::numbers::{MIN_MTU, OVERHEAD, SLOT_PORTS};
 use mesh_core::prefix::{inside, overlap};
 
 use super::{Check, Diagnosis, Examination, FORMAT, Said};
@@ -103,6 +103,7 @@ pub fn examine(inputs: Inputs, said: &Said) -> Examination {
             ),
             &["pair-"],
         ),
+        judged("plugin", format!("whether runtimes connect new pods by Hawser {of_heard}"), &["cni-"]),
         judged("keys", format!("keys and pre-shared keys {of_heard}"), &KEYS),
         mtu(&heard),
         prefixes(&heard, said),
@@ -184,6 +185,15 @@ fn remedy(code: &str) -> &'static str {
         }
         code if code.starts_with("psk-") => {
             "agents agree on keys over the mesh (TCP 51892 on mesh addresses): let it pass, and see the logs of both agents"
+        }
+        "cni-unused" | "cni-other" => {
+            "uninstall that network and delete its file in the CNI directory of that node (cni.confDir, /etc/cni/net.d unless set), or give cni.confName a name that sorts before it; then make pods anew that it has connected"
+        }
+        "cni-not-installed" => {
+            "as it says; kubectl -n hawser-system logs POD -c cni-installer of that node has more, and the log of mesh-agent says why it is not ready"
+        }
+        "cni-unknown" | "cni-stale" => {
+            "kubectl -n hawser-system get pods -o wide: is the container cni-installer of that node's pod of mesh-agent running, and of the same release?"
         }
         "key-over-age" => {
             "hawser keys rotate NODE; Events of the node (RotationOverdue) say who was in the way"
@@ -305,8 +315,15 @@ fn listed(names: &[&str]) -> String {
 }
 
 fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
-    let looked = "MTUs of tunnels and of the devices beneath them, as agents see them; routers between nodes were not probed";
-    check("mtu", looked.to_owned(), |findings| {
+    let pairs: usize = heard.values().map(|node| node.peers.len()).sum();
+    let tried =
+        heard.values().flat_map(|node| node.peers.values()).filter(|peer| peer.path.is_some()).count();
+    let looked = format!(
+        "MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: {tried} of {pairs} ways between nodes were tried{}",
+        if tried < pairs { " (each run tries some more)" } else { "" }
+    );
+    check("mtu", looked, |findings| {
+        paths(heard, findings);
         let mut uplinks: Vec<(u32, &str)> = Vec::new();
         let mut tunnels: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
         for (name, node) in heard {
@@ -352,6 +369,49 @@ fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
             );
         }
     })
+}
+
+/// What echoes have shown of the ways between nodes.
+fn paths(heard: &BTreeMap<String, NodeEvidence>, findings: &mut Findings) {
+    let ways =
+        heard.iter().flat_map(|(from, node)| node.peers.iter().map(move |(to, peer)| (from, to, peer)));
+    for (from, to, path) in ways.filter_map(|(from, to, peer)| Some((from, to, peer.path?))) {
+        let size = path.size;
+        match path.result {
+            PathResult::Fits => {}
+            PathResult::Silent => findings.push(
+                Effect::Note,
+                "path-silent",
+                format!("{to} answers no echo of {from} through the tunnel, so what the path between them takes is not known"),
+                "where the check of tunnels has no fault for the pair: let nodes answer ICMP echoes to their mesh addresses",
+            ),
+            PathResult::Narrow { passes, told } => {
+                let passing = passes.map_or_else(
+                    || format!("so are those of {MIN_MTU} bytes"),
+                    |passes| format!("those of {passes} bytes come through"),
+                );
+                let value = passes.or(told).filter(|value| *value >= MIN_MTU);
+                let lower = value.map_or_else(
+                    || format!("give the network between them an MTU of at least {} bytes, which the tunnel needs", MIN_MTU + OVERHEAD),
+                    |value| format!("set mtu in the configuration of all agents to {value} or less"),
+                );
+                if let Some(told) = told {
+                    let text = format!(
+                        "the path between {from} and {to} is narrower than the tunnel: it takes packets of {told} bytes, the tunnel's MTU is {size}; who sends larger ones is told so by ICMP"
+                    );
+                    findings.push(Effect::Note, "path-narrow-told", text, &format!("{lower}, which spares them the first lost packets"));
+                } else {
+                    let text = format!(
+                        "the path between {from} and {to} is narrower than the tunnel: packets of {size} bytes, its MTU, are lost and nobody says so; {passing}"
+                    );
+                    let remedy = format!(
+                        "{lower}, or let ICMP pass between the nodes (IPv4 type 3 code 4, IPv6 type 2), by which routers say what they take"
+                    );
+                    findings.push(Effect::Against, "path-narrow", text, &remedy);
+                }
+            }
+        }
+    }
 }
 
 fn prefixes(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {

@@ -1,5 +1,5 @@
 use expect_test::expect;
-use mesh_core::evidence::{DataPath, Note};
+use mesh_core::evidence::{CniEvidence, DataPath, Note, OtherNetwork, PathEvidence, PathResult};
 
 use super::examine::examine;
 use super::*;
@@ -29,11 +29,25 @@ fn codes(inputs: Inputs, said: &Said) -> (Vec<String>, u8) {
     (codes.collect(), found.verdict.exit_code())
 }
 
+/// What the installer of node 1 says.
+fn plugin(inputs: &mut Inputs) -> &mut CniEvidence {
+    of(inputs, 1).host.as_mut().unwrap().cni.as_mut().unwrap()
+}
+
+fn other(file: &str, first: bool) -> OtherNetwork {
+    OtherNetwork { file: file.to_owned(), network: "network n, plugin p".to_owned(), first }
+}
+
+/// What node 1 has found of its path to node 2.
+fn path(inputs: &mut Inputs, result: PathResult) {
+    says(inputs, 1, 2).path = Some(PathEvidence { at: 1, size: 1420, result });
+}
+
 #[test]
 fn a_healthy_cluster_has_no_finding() {
     let found = examine(inputs(3), &said(3));
     expect![[r#"
-        11 checks: 11 well, 0 with faults, 0 not known
+        12 checks: 12 well, 0 with faults, 0 not known
 
         agents: well
           whether each node's agent answers and is in step: 3 of 3 do
@@ -53,11 +67,14 @@ fn a_healthy_cluster_has_no_finding() {
         tunnel: well
           sessions of all pairs by UDP 51880 and 51881, both sides, of 3 of 3 nodes
 
+        plugin: well
+          whether runtimes connect new pods by Hawser of 3 of 3 nodes
+
         keys: well
           keys and pre-shared keys of 3 of 3 nodes
 
         mtu: well
-          MTUs of tunnels and of the devices beneath them, as agents see them; routers between nodes were not probed
+          MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: 0 of 6 ways between nodes were tried (each run tries some more)
 
         prefixes: well
           pod CIDRs of configuration and nodes against InternalIPs, addresses of Services, and each other
@@ -84,7 +101,7 @@ fn each_finding_comes_with_its_remedy() {
     said.api_servers = Ok(BTreeSet::from(["198.51.100.1".parse().unwrap()]));
     let found = examine(inputs, &said);
     expect![[r#"
-        11 checks: 1 well, 4 with faults, 6 not known
+        12 checks: 1 well, 4 with faults, 7 not known
 
         agents: not known
           whether each node's agent answers and is in step: 2 of 3 do
@@ -110,11 +127,14 @@ fn each_finding_comes_with_its_remedy() {
           fault  pair-without-handshake  node-1 has had no handshake with node-2 on hawser0; does UDP pass between them?
                  remedy                  let UDP 51880 and 51881 pass between the two nodes, both ways (firewalls, security groups); where one is behind NAT, set hawser.dev/endpoint on it
 
+        plugin: not known
+          whether runtimes connect new pods by Hawser of 2 of 3 nodes
+
         keys: not known
           keys and pre-shared keys of 2 of 3 nodes
 
         mtu: FAULT
-          MTUs of tunnels and of the devices beneath them, as agents see them; routers between nodes were not probed
+          MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: 0 of 4 ways between nodes were tried (each run tries some more)
           fault  mtu-too-large  tunnels of node-1, node-2 have an MTU of 1420, with 80 bytes of WireGuard that is more than the 1450 of node-2: large packets to it are fragmented or lost
                  remedy         set mtu in the configuration of all agents to the smallest MTU between nodes less 80, or give all nodes one MTU
 
@@ -142,7 +162,7 @@ fn each_finding_comes_with_its_remedy() {
 #[test]
 fn each_cause_is_found_by_its_check_and_nothing_else_is() {
     type Break = fn(&mut Inputs, &mut Said);
-    let cases: [(Break, &[&str], u8); 16] = [
+    let cases: [(Break, &[&str], u8); 24] = [
         (
             |_, said| said.api_servers = Ok(BTreeSet::from(["192.0.2.9".parse().unwrap()])),
             &["control-plane-outside"],
@@ -218,6 +238,26 @@ fn each_cause_is_found_by_its_check_and_nothing_else_is() {
             3,
         ),
         (|_, said| said.nodes.get_mut("node-1").unwrap().pod_cidrs = Vec::new(), &["node-without-cidr"], 3),
+        (|inputs, _| plugin(inputs).others.push(other("05-cilium.conflist", true)), &["cni-unused"], 3),
+        (|inputs, _| plugin(inputs).others.push(other("10-flannel.conflist", false)), &["cni-other"], 0),
+        (
+            |inputs, _| plugin(inputs).trouble = Some("the agent is not ready".into()),
+            &["cni-not-installed"],
+            3,
+        ),
+        (|inputs, _| plugin(inputs).at -= 600, &["cni-stale"], 4),
+        (|inputs, _| of(inputs, 1).host.as_mut().unwrap().cni = None, &["cni-unknown"], 4),
+        (
+            |inputs, _| path(inputs, PathResult::Narrow { passes: Some(1372), told: None }),
+            &["path-narrow"],
+            3,
+        ),
+        (
+            |inputs, _| path(inputs, PathResult::Narrow { passes: Some(1372), told: Some(1372) }),
+            &["path-narrow-told"],
+            0,
+        ),
+        (|inputs, _| path(inputs, PathResult::Silent), &["path-silent"], 0),
     ];
     for (number, (change, wanted, code)) in cases.into_iter().enumerate() {
         let (mut inputs, mut said) = (inputs(2), said(2));
@@ -228,6 +268,36 @@ fn each_cause_is_found_by_its_check_and_nothing_else_is() {
             "case {number}"
         );
     }
+}
+
+#[test]
+fn a_narrow_path_is_named_with_the_mtu_that_it_takes() {
+    let remedy = |result| {
+        let mut inputs = inputs(2);
+        path(&mut inputs, result);
+        let found = examine(inputs, &said(2));
+        let check = found.checks.into_iter().find(|check| check.name == "mtu").unwrap();
+        assert!(check.looked.contains("1 of 2 ways between nodes were tried"), "{}", check.looked);
+        let finding = check.findings.into_iter().next().map(|finding| (finding.text, finding.remedy));
+        finding.unwrap_or_default()
+    };
+    let (text, cure) = remedy(PathResult::Narrow { passes: Some(1372), told: None });
+    assert!(
+        text.contains("between node-1 and node-2") && text.contains("those of 1372 bytes come through"),
+        "{text}"
+    );
+    assert!(
+        cure.contains("mtu in the configuration of all agents to 1372") && cure.contains("let ICMP pass"),
+        "{cure}"
+    );
+    let (text, cure) = remedy(PathResult::Narrow { passes: None, told: None });
+    assert!(
+        text.contains("so are those of 1280 bytes") && cure.contains("at least 1360 bytes"),
+        "{text} {cure}"
+    );
+    let (text, cure) = remedy(PathResult::Narrow { passes: None, told: Some(1392) });
+    assert!(text.contains("packets of 1392 bytes") && cure.contains("to 1392 or less"), "{text} {cure}");
+    assert_eq!(remedy(PathResult::Fits), Default::default());
 }
 
 #[test]

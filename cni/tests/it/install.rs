@@ -254,6 +254,96 @@ fn uninstall_removes_what_install_made_and_nothing_else() {
     assert!(node.path("net.d/05-hawser.conflist").exists());
 }
 
+/// What the agent is told.
+fn told(agent: &Agent) -> Value {
+    serde_json::from_slice(&fs::read(agent.dir.path().join("cni-install.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn check_and_the_agent_are_told_what_keeps_runtimes_from_using_ours() {
+    let (agent, node) = (Agent::good(), Node::new());
+    let check = || node.install(&socket(&agent), &["--check", "--repeat=10"]);
+    let absent = check();
+    assert!(absent.exit == 1 && absent.stderr.contains("05-hawser.conflist is not there"), "{absent:?}");
+    assert!(!node.path("bin").exists(), "it changes nothing");
+    assert_eq!(node.install(&socket(&agent), &[]).exit, 0);
+    let well = check();
+    assert!(well.exit == 0 && well.stdout == "runtimes use Hawser\n", "{well:?}");
+    let said = told(&agent);
+    assert_eq!((&said["others"], &said["confName"]), (&json!([]), &json!("05-hawser.conflist")), "{said}");
+    assert!(said["at"].as_u64() > Some(1_700_000_000) && said.get("trouble").is_none(), "{said}");
+
+    // What sorts behind ours is told, and in nobody's way.
+    let theirs = r#"{"name": "cilium", "plugins": [{"type": "cilium-cni"}]}"#;
+    fs::write(node.path("net.d/10-later.conflist"), theirs).unwrap();
+    assert_eq!(check().exit, 0);
+    fs::write(node.path("net.d/05-cilium.conflist"), theirs).unwrap();
+    let unused = check();
+    let words = [
+        "05-cilium.conflist (network cilium, plugin cilium-cni) sorts before 05-hawser.conflist",
+        "remove it",
+    ];
+    assert!(unused.exit == 1 && words.iter().all(|word| unused.stderr.contains(word)), "{unused:?}");
+    assert!(!unused.stderr.contains("10-later"), "{unused:?}");
+    assert_eq!(node.install(&socket(&agent), &[]).exit, 0);
+    let other = |file: &str, first| json!({"file": file, "network": "network cilium, plugin cilium-cni", "first": first});
+    let both = [other("05-cilium.conflist", true), other("10-later.conflist", false)];
+    assert_eq!(told(&agent)["others"], json!(both));
+    fs::remove_file(node.path("net.d/05-cilium.conflist")).unwrap();
+
+    // Other arguments would write another file; somebody has written one; the plugin is another.
+    assert_eq!(node.install(&socket(&agent), &["--check", "--chain", "portmap"]).exit, 1);
+    fs::write(node.path("net.d/05-hawser.conflist"), "{}").unwrap();
+    let changed = check();
+    assert!(changed.stderr.contains("05-hawser.conflist is not as it was written"), "{changed:?}");
+    fs::write(node.path("bin/hawser-cni"), "old").unwrap();
+    assert!(check().stderr.contains("hawser-cni is not the plugin of this release"));
+}
+
+#[test]
+fn the_agent_is_told_why_nothing_was_installed_and_who_is_there_meanwhile() {
+    let (agent, node) = (Agent::failing(50), Node::new());
+    fs::write(
+        node.path("net.d/10-flannel.conflist"),
+        r#"{"name": "cbr0", "plugins": [{"type": "flannel"}]}"#,
+    )
+    .unwrap();
+    assert_eq!(node.install(&socket(&agent), &[]).exit, 1);
+    let said = told(&agent);
+    assert!(said["trouble"].as_str().unwrap().contains("was not ready within 1 s"), "{said}");
+    assert_eq!(said["others"][0]["file"], "10-flannel.conflist", "{said}");
+}
+
+#[test]
+fn what_is_ours_under_another_name_goes_once_the_new_one_is_there() {
+    let (agent, node) = (Agent::good(), Node::new());
+    assert_eq!(node.install(&socket(&agent), &["--conf-name", "00-hawser.conflist"]).exit, 0);
+    fs::write(
+        node.path("net.d/10-x.conflist"),
+        r#"{"plugins": [{"type": "bridge"}, {"type": "hawser-cni"}]}"#,
+    )
+    .unwrap();
+    let former = node.install(&socket(&agent), &["--check"]);
+    assert!(former.stderr.contains("00-hawser.conflist is Hawser's of another --conf-name"), "{former:?}");
+    let output = node.install(&socket(&agent), &[]);
+    assert!(output.exit == 0 && output.stdout.contains("removed, since it is Hawser's"), "{output:?}");
+    let names = || {
+        let mut all: Vec<_> =
+            fs::read_dir(node.path("net.d")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(names(), ["05-hawser.conflist", "10-x.conflist"]);
+    // And whatever its name was, it is uninstalled.
+    let uninstalled = node.run("uninstall", &["--conf-name", "99-hawser.conflist"]);
+    assert_eq!(uninstalled.exit, 0, "{uninstalled:?}");
+    assert_eq!(names(), ["10-x.conflist"]);
+    // Without an agent there is no new one, so the former stays.
+    assert_eq!(node.install(&socket(&agent), &["--conf-name", "00-hawser.conflist"]).exit, 0);
+    assert_eq!(node.install(&node.path("absent.sock"), &[]).exit, 1);
+    assert_eq!(names(), ["00-hawser.conflist", "10-x.conflist"]);
+}
+
 #[test]
 fn what_cannot_be_uninstalled_is_named_and_the_rest_goes() {
     let (agent, node) = (Agent::good(), Node::new());
@@ -299,6 +389,8 @@ fn a_wrong_command_line_names_the_argument() {
     check(&["install", "--wait-agent", "soon"], "--wait-agent is \"soon\"");
     check(&["install", "--chain", "bridge"], "portmap, bandwidth or tuning");
     check(&["install", "--socket", "/a", "--socket", "/b"], "--socket is given twice");
+    check(&["install", "--check", "--check"], "--check is given twice");
+    check(&["uninstall", "--check"], "\"--check\"");
     check(&["uninstall", "--socket", "/a"], "\"--socket\"");
     let output = finish(Command::new(BINARY).env_clear().arg("--version"), b"");
     assert!(output.exit == 0 && output.stdout.starts_with("hawser-cni "), "{output:?}");

@@ -129,9 +129,20 @@ impl Places {
         }
         match entry {
             Entry::Directory | Entry::Mount => public(is_run(path) && self.run().any(|run| run == path)),
-            Entry::File => public(self.sockets.iter().any(|socket| socket == path)),
+            // What the plugin's installer tells is beside the socket.
+            Entry::File => public(
+                self.sockets.iter().any(|socket| socket == path)
+                    || is_told(name) && self.run().any(|run| path.parent() == Some(&run)),
+            ),
         }
     }
+}
+
+/// Is it what the plugin's installer tells, or a rest of that?
+fn is_told(file: &str) -> bool {
+    use proto::cni::INSTALLED_FILE;
+    let rest = file.strip_prefix('.').and_then(|rest| rest.strip_prefix(INSTALLED_FILE));
+    file == INSTALLED_FILE || rest.is_some_and(|rest| rest.ends_with(".tmp"))
 }
 
 /// Is a directory of sockets our own?

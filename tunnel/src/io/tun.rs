@@ -26,7 +26,7 @@ pub enum TunError {
         name: String,
     },
     /// `/dev/net/tun` cannot be opened.
-    #[error("/dev/net/tun: {0}: load the module tun, and run as root with access to the device{}", forbidden(.0))]
+    #[error("/dev/net/tun: {0}: load the module tun, and run as root with access to the device{more}", more = forbidden(.0))]
     Open(io::Error),
     /// Another process holds the interface, or it is not a TUN device.
     #[error("interface {name} is taken ({source}): waiting until its owner exits; if it has none, delete it")]

@@ -35,11 +35,14 @@ fn everything_that_an_agent_leaves_goes_and_secrets_are_marked() {
          /var/lib/hawser/audit/ /var/lib/hawser/audit/keys.jsonl /var/lib/hawser/pending-deletes/ \
          /var/lib/hawser/pending-deletes/hw0123456789abc.json \
          /var/lib/hawser/pending-deletes/.hw0123456789abc.json.00ff.tmp /var/lib/hawser/settings.json \
-         /var/lib/hawser/retired.tmp /run/hawser/ /run/hawser/cni.sock /run/wireguard/ /run/wireguard/hawser1.sock";
+         /var/lib/hawser/retired.tmp /run/hawser/ /run/hawser/cni.sock \
+         /run/hawser/cni-install.json /run/hawser/.cni-install.json.00ff.tmp /run/wireguard/ /run/wireguard/hawser1.sock";
     check(
         &places(),
         state,
         &[
+            "/run/hawser/.cni-install.json.00ff.tmp",
+            "/run/hawser/cni-install.json",
             "/run/hawser/cni.sock",
             "/run/wireguard/hawser1.sock",
             "/var/lib/hawser/attachments/.hw0123456789abc.tmp",
