@@ -78,7 +78,10 @@ fn every_manifest_is_as_kubernetes_describes_it() {
         assert_eq!(fit::missing(&objects), Vec::<String>::new(), "{values}");
     }
     println!("{judged} verdicts; not judged: {left_out:?}");
-    assert_eq!(left_out, BTreeSet::from(["PodMonitor clustermesh".to_owned(), "PodMonitor mesh-agent".to_owned()]));
+    assert_eq!(
+        left_out,
+        BTreeSet::from(["PodMonitor clustermesh".to_owned(), "PodMonitor mesh-agent".to_owned()])
+    );
 }
 
 #[test]
