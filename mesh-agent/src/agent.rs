@@ -308,6 +308,11 @@ impl Agent {
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let mail = std::mem::take(&mut self.memory.mail);
         let kept = self.psks.turn(&mut view, &observed, &self.keys, mail);
+        for name in self.rotor.seeks(self.config.rotation.gone) {
+            if let Some(pair) = view.pairs.get_mut(name) {
+                pair.psk.iter_mut().for_each(|psk| psk.prove = true);
+            }
+        }
         self.ledger.note(self.psks.at_work());
         let (desired, mut problems) = plan(&view);
         problems.extend(refused);
