@@ -5,7 +5,8 @@
 //! keeps packets of pods from the uplink, which stays until no pod has a link.
 //!
 //! Not its business: the plugin and its configuration (`hawser-cni uninstall`), and what is in the API (`kubectl delete`). Left
-//! behind on purpose: the BPF file system, which others may use by now; an empty `clsact` on kernels before 6.6; and forwarding.
+//! behind on purpose: the BPF file system, which others may use by now; an empty `clsact` on kernels before 6.6; and forwarding, with
+//! the file that says what it was.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
