@@ -170,7 +170,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         let planned = plan.steps.iter().map(ToString::to_string).collect();
         Report { planned, stays: plan.stays, ..Report::default() }
     } else {
-        let node = Node::new(&kernel, &config, options, looked.remains);
+        let node = Node::new(&kernel, &config, options, looked.taken);
         carry_out(plan, &mut { node }).await
     };
     // What could not be seen is not known to be gone.
