@@ -305,7 +305,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(named("condition NetworkUnavailable", {
         let (client, node, readiness) = (client.clone(), node.clone(), readiness.clone());
         async move {
-            crate::condition::keep_false(client, node, readiness, unavailable).await;
+            crate::condition::keep(client, node, readiness, unavailable).await;
             Ok(())
         }
     }));

@@ -73,12 +73,13 @@ impl<'a> Node<'a> {
                 crate::start::clients(self.kubeconfig.as_deref(), self.config, &self.known).await?;
             let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
             let Some(found) = api.get_opt(name.as_str()).await? else { return Ok(()) };
-            if found.metadata.annotations.is_some_and(|all| all.contains_key(ANNOTATION_WIREGUARD)) {
+            if found.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_WIREGUARD)) {
                 let patch =
                     serde_json::json!({ "metadata": { "annotations": { ANNOTATION_WIREGUARD: null } } });
                 api.patch_metadata(name.as_str(), &PatchParams::default(), &Patch::Merge(&patch)).await?;
             }
             crate::taint::once(&api, name).await?;
+            crate::condition::take_back(&api, &found).await?;
             anyhow::Ok(())
         };
         match tokio::time::timeout(API_DEADLINE, work).await {
