@@ -268,6 +268,7 @@ fn manifests(image: &str) -> Result<Vec<Value>> {
     "/sys/fs/bpf/mesh".clone_into(&mut values.bpffs.pin_directory);
     let mut rendered = xtask::deploy::manifests(&chart, &values)?;
     values.uninstall.enabled = true;
+    values.uninstall.reset_forwarding = true;
     rendered.extend(xtask::deploy::manifests(&chart, &values)?.remove_entry("uninstall.yaml"));
     let mut objects = Vec::new();
     for text in rendered.values() {

@@ -152,7 +152,8 @@ fn operators_have_roles_and_accounts_only_where_somebody_asks_for_them() {
 
 #[test]
 fn removal_takes_the_place_of_agent_and_tunnel() {
-    let values = parse_values("uninstall: {enabled: true, cutPods: true, keepAudit: true}").unwrap();
+    let values = "uninstall: {enabled: true, cutPods: true, keepAudit: true, resetForwarding: true}";
+    let values = parse_values(values).unwrap();
     let rendered = manifests(&chart(), &values).unwrap();
     let sets = objects(&rendered);
     let sets: Vec<&Value> = sets.iter().filter(|object| object["kind"] == "DaemonSet").collect();
@@ -160,7 +161,11 @@ fn removal_takes_the_place_of_agent_and_tunnel() {
     assert_eq!(names, ["hawser-uninstall"]);
     let pod = &sets[0]["spec"]["template"]["spec"];
     let args = pod["initContainers"][0]["args"].to_string();
-    assert!(args.contains("--cut-pods") && args.contains("--keep-audit"), "{args}");
+    assert!(args.contains("--cut-pods"), "{args}");
+    // Who looks once more wants the same.
+    for args in [args, pod["containers"][0]["args"].to_string()] {
+        assert!(args.contains("--keep-audit") && args.contains("--reset-forwarding"), "{args}");
+    }
     // What they read and what they may do in the API is still there.
     for name in ["config.yaml", "rbac.yaml", "admission.yaml"] {
         assert!(rendered.contains_key(name), "{name}");
@@ -229,7 +234,7 @@ fn helm_renders_the_same_objects() {
 const HELM_VALUES: [&str; 6] = [
     "{}",
     "clustermesh: {enabled: true, replicas: 2}",
-    "uninstall: {enabled: true, cutPods: true, keepAudit: true}",
+    "uninstall: {enabled: true, cutPods: true, keepAudit: true, resetForwarding: true}",
     "operators: {serviceAccounts: true}\ntunnel: {enabled: false}\nbpffs: {mount: false}",
     "apiServers: ['192.0.2.9:6443', '[2001:db8::1]:6443']\nnonMasqueradeCIDRs: [192.0.2.0/24]\npodCIDRs: [10.42.0.0/16]\nmtu: 1400",
     "metrics: {address: '0.0.0.0:51891', podMonitor: true, dashboard: true}\nnodeSelector: {pool: 'a \"b\"'}\nagent: {memoryLimit: 256Mi}",
