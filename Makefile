@@ -26,7 +26,7 @@ image: tools ## Build the container image, a file (ARCH=amd64|arm64, IMAGE=name:
 	@$(XTASK) image $(if $(ARCH),--arch $(ARCH)) $(if $(IMAGE),--name $(IMAGE)) $(if $(LOAD),--load)
 
 test: tools ## Run the tests, tier by tier (TIERS= chooses fewer)
-	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,bpf,netns,cri,bench)
+	@$(XTASK) deps --for $(if $(TIERS),$(TIERS),pure,bpf,netns,cri)
 	@$(XTASK) test $(if $(TIERS),--tiers $(TIERS))
 
 test-policy: tools ## Run the truth table of network policy in the lab (CASES= words in their names)

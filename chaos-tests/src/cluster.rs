@@ -12,13 +12,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
-use kubeapi::{Dialer, Server, User};
+use kubeapi::{Dialer, Kubelets, Server, User};
 use mesh_core::numbers::{NAMESPACE, PORT_CLUSTERMESH};
 use netlab::classify::Policy;
 use netlab::netlink::Route;
@@ -202,6 +203,8 @@ pub struct Lab {
     /// Nodes that have another underlay address than their number.
     places: BTreeMap<u8, u8>,
     server: Option<Server>,
+    /// Network namespaces of nodes, for port-forwards.
+    kubelets: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
     runtime: tokio::runtime::Runtime,
     /// Its state directory.
     pub dir: LabDir,
@@ -275,6 +278,7 @@ impl Lab {
             joined: 0,
             places: BTreeMap::new(),
             server: None,
+            kubelets: Arc::default(),
             runtime,
             dir,
             options,
@@ -342,7 +346,8 @@ impl Lab {
             .san(&underlay(FIRST_NODE).0.to_string())
             .san(&underlay(FIRST_NODE).1.to_string())
             .state_dir(Some(state))
-            .dialer(dial_from(self.control.netns_fd().try_clone_to_owned()?));
+            .dialer(dial_from(self.control.netns_fd().try_clone_to_owned()?))
+            .kubelets(kubelets(Arc::clone(&self.kubelets)));
         if self.options.allocates_services {
             let site = 96 + u16::from(self.options.site);
             builder = builder.service_cidrs(vec![
@@ -420,6 +425,8 @@ impl Lab {
         let uid = created["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let kubeconfig = self.kubeconfig(&User::agent_of_node(&node_name(number), &uid));
         let node = Node::start(self, number, &kubeconfig)?;
+        let namespace = node.namespace.netns_fd().try_clone_to_owned()?;
+        self.kubelets.lock().unwrap_or_else(PoisonError::into_inner).insert(node.name.clone(), namespace);
         self.nodes.push(node);
         Ok(())
     }
@@ -442,6 +449,7 @@ impl Lab {
     /// # Errors
     /// The API refused, or a process would not end.
     pub fn remove_node(&mut self, number: u8) -> Result<()> {
+        self.kubelets.lock().unwrap_or_else(PoisonError::into_inner).remove(&node_name(number));
         self.nodes.retain(|node| node.number != number);
         self.api().store().delete_now("nodes", None, &node_name(number)).map_err(|e| anyhow!("{e}"))
     }
@@ -658,19 +666,29 @@ impl Drop for Lab {
 }
 
 /// Connects from a network namespace.
-fn dial_from(namespace: std::os::fd::OwnedFd) -> Dialer {
-    let namespace = Arc::new(namespace);
-    Arc::new(move |to| {
-        let namespace = Arc::clone(&namespace);
-        // A thread of its own: it does not come back.
-        let dial = move || {
-            setns(&*namespace, CloneFlags::CLONE_NEWNET)?;
-            TcpStream::connect_timeout(&to, Duration::from_secs(5))
-        };
-        std::thread::spawn(dial)
-            .join()
-            .unwrap_or_else(|_| Err(std::io::Error::other("the dialing thread panicked")))
+fn dial_from(namespace: OwnedFd) -> Dialer {
+    Arc::new(move |to| dial(namespace.try_clone()?, to))
+}
+
+/// Connects in the network namespace of the pod's node: port-forwards are of agents, which have no other.
+fn kubelets(nodes: Arc<Mutex<BTreeMap<String, OwnedFd>>>) -> Kubelets {
+    Arc::new(move |pod, port| {
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        let found = nodes.lock().unwrap_or_else(PoisonError::into_inner).get(node).map(OwnedFd::try_clone);
+        let namespace = found.ok_or_else(|| std::io::Error::other(format!("there is no node {node:?}")))?;
+        dial(namespace?, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     })
+}
+
+fn dial(namespace: OwnedFd, to: SocketAddr) -> std::io::Result<TcpStream> {
+    // A thread of its own: it does not come back.
+    let dial = move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        TcpStream::connect_timeout(&to, Duration::from_secs(5))
+    };
+    std::thread::spawn(dial)
+        .join()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the dialing thread panicked")))
 }
 
 /// Where a program of a node writes its log.

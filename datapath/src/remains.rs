@@ -55,7 +55,7 @@ impl Remains {
         self.lock.as_ref().map(|_| self.root.as_path())
     }
 
-    /// What is in it: directories of layouts (`v<number>`), and whatever else somebody put there. In order.
+    /// What is in it: directories of layouts ([`is_layout`]), and whatever else somebody put there. In order.
     ///
     /// # Errors
     /// It cannot be listed.
@@ -142,8 +142,19 @@ fn delete(layout: &Path) -> Result<()> {
     }
 }
 
-/// `v` and a number.
+/// Called `v` and a number, and nothing is in it but what a data path of any version pins: maps, and links in `links`. What is in a
+/// layout goes with it, so one that has somebody else's directories in it is none.
 pub(crate) fn is_layout(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
+    let named = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let is = |entry: &fs::DirEntry, directory: bool| {
+        entry.file_type().is_ok_and(|kind| kind.is_dir() == directory)
+    };
+    let all = |path: &Path, fits: &dyn Fn(&fs::DirEntry) -> bool| {
+        fs::read_dir(path).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| fits(&entry))))
+    };
+    let pins = |path: &Path| all(path, &|entry| is(entry, false));
+    named(path).strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
+        && all(path, &|entry| {
+            is(entry, false) || (entry.file_name() == "links" && is(entry, true) && pins(&entry.path()))
+        })
 }

@@ -34,6 +34,14 @@
 //! has received nothing for [`Settings::quiet`]; no peer has shaken hands there within that time (it would be about to
 //! move in); and every peer answers by the other slot ([`Proof`]).
 //!
+//! **Gone** is a peer whose Node has been dead for [`Settings::gone`] by the API's word *and* of which this node itself has
+//! heard nothing for [`UNHEARD`], though it asked all the time, by whatever way leads there, and tried handshakes on both slots:
+//! nobody waits for it. Either alone
+//! proves nothing: a kubelet that has stopped leaves the pods of its node talking, and a peer that answers nothing may be cut
+//! off for a moment. What comes back reads the new keys as a node does that starts. One that died in the middle of its own rotation is gone for
+//! slots that drain, but none is begun any sooner for that (below): it would go on where it was. A rotation that is [`Proof::Silence`]
+//! asks nobody, so nobody is gone for it.
+//!
 //! **A slot is not begun** while a peer of a smaller name is known to drain the other one. Our drain would go before
 //! its ([`mesh_core::slot::pair_slot`]) and send the pair back to where it has just left, perhaps when the key there is
 //! gone. Towards a greater name ours waits in the middle, and its deadline with it.
@@ -51,7 +59,7 @@
 //! for the whole of the quiet time. It is told the new key as all are, and leaves what does not answer within
 //! [`mesh_core::pair::PATIENCE`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mesh_core::name::NodeName;
@@ -81,6 +89,9 @@ const ANSWER_LATE: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_secs(15);
 /// When all else is silent they are asked with every step, but for those that have answered since.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// For how long a peer has to leave questions unanswered before it may count as gone: handshakes are begun again every 5 s
+/// (WireGuard paper, section 6.1), so six of them were lost in a row, or nobody is there.
+pub const UNHEARD: Duration = Duration::from_secs(30);
 /// Deadlines for which a node waits, at most, for greater names to end theirs. Among nodes whose drains all end at
 /// their deadlines one or two are waited for; one that never ends has no agent any more.
 const YIELD_MAX: u32 = 6;
@@ -247,6 +258,7 @@ impl Turn<'_> {
 
     /// Does a peer drain the other slot that our drain would overtake?
     fn must_wait(&mut self, slot: Slot) -> bool {
+        // Gone or not: it may come back at this moment, and go on with its drain before it hears of ours.
         let overtaken =
             |peer: &PeerFacts<'_>| peer.drained == Some(slot.other()) && peer.name < self.observed.node;
         if !self.observed.peers.iter().any(overtaken) {
@@ -255,6 +267,19 @@ impl Turn<'_> {
         }
         let since = *self.memory.polite_since.get_or_insert(self.now.uptime);
         self.now.uptime.saturating_sub(since) < self.settings.deadline * POLITE_MAX
+    }
+
+    /// Is its Node dead by the API's word, for long enough to be looked into?
+    fn doubted(&self, peer: &PeerFacts<'_>) -> bool {
+        let gone = self.settings.gone;
+        !gone.is_zero() && peer.doubted_for.is_some_and(|since| since >= gone)
+    }
+
+    /// Nobody has heard of it: neither the cluster nor this node.
+    fn gone(&self, peer: &PeerFacts<'_>) -> bool {
+        self.settings.proof == Proof::Answers
+            && self.doubted(peer)
+            && peer.unheard_for.is_some_and(|since| since >= UNHEARD)
     }
 
     fn draining(&mut self, cause: Cause, slot: Slot, old: KeyId, before: Option<Verdict>) {
@@ -266,7 +291,8 @@ impl Turn<'_> {
         let (mut left, mut only_answers_lack, mut yields) = (true, true, false);
         let asked = self.memory.asked_at.map_or(Duration::ZERO, |at| self.now.uptime.saturating_sub(at));
         let fresh = asked.clamp(ANSWER_MAX, ANSWER_LATE);
-        for laggard in self.observed.peers.iter().filter_map(|peer| self.laggard(slot, peer, fresh)) {
+        let there = self.observed.peers.iter().filter(|peer| !self.gone(peer));
+        for laggard in there.filter_map(|peer| self.laggard(slot, peer, fresh)) {
             left = false;
             only_answers_lack &= laggard == Laggard::Silent;
             yields |= laggard == Laggard::Yielded;
@@ -281,10 +307,11 @@ impl Turn<'_> {
         let verdict = if !known {
             None
         } else if quiet && left {
-            Some(Verdict::default())
+            Some(Verdict { gone: self.all_gone(), ..Verdict::default() })
         } else if self.too_late(accepted_at) {
             // Whoever answered when it was last asked is not to be accused.
-            Some(Verdict { overdue: self.laggards(slot, ASK_EVERY * 2), noisy: !quiet })
+            let overdue = self.laggards(slot, ASK_EVERY * 2);
+            Some(Verdict { overdue, noisy: !quiet, gone: self.all_gone() })
         } else {
             None
         };
@@ -292,7 +319,7 @@ impl Turn<'_> {
             self.ask(slot, quiet && only_answers_lack);
             return;
         };
-        let in_use = verdict.noisy || !verdict.overdue.is_empty();
+        let in_use = verdict.in_use();
         // Nobody asked for new keys here: a tunnel that waits is worth no pair's traffic.
         let kept = in_use && cause == Cause::Tunnel;
         if before.as_ref() != Some(&verdict) && in_use {
@@ -316,12 +343,17 @@ impl Turn<'_> {
         since(from) >= self.settings.deadline || since(accepted_at) >= self.settings.deadline * YIELD_MAX
     }
 
-    /// Peers that have not been seen to leave a slot, by answers no older than `answer_max`.
+    /// Peers that have not been seen to leave a slot, by answers no older than `answer_max`, but for those that are gone.
     fn laggards(&self, slot: Slot, answer_max: Duration) -> BTreeMap<NodeName, Laggard> {
         let named = |peer: &PeerFacts<'_>| {
             self.laggard(slot, peer, answer_max).map(|laggard| (peer.name.clone(), laggard))
         };
-        self.observed.peers.iter().filter_map(named).collect()
+        self.observed.peers.iter().filter(|peer| !self.gone(peer)).filter_map(named).collect()
+    }
+
+    /// Peers that are not waited for.
+    fn all_gone(&self) -> BTreeSet<NodeName> {
+        self.observed.peers.iter().filter(|peer| self.gone(peer)).map(|peer| peer.name.clone()).collect()
     }
 
     fn laggard(&self, slot: Slot, peer: &PeerFacts<'_>, answer_max: Duration) -> Option<Laggard> {
@@ -343,18 +375,19 @@ impl Turn<'_> {
         knocks.then_some(Laggard::Knocking)
     }
 
-    /// Asks those whose answer is missing, as far as they can be asked: by routes that have left the slot.
+    /// Asks those whose answer is missing, as far as they can be asked: by routes that have left the slot. Those that may be
+    /// gone are asked by any: an answer by the slot that is to be left is somebody who uses it.
     fn ask(&mut self, slot: Slot, only_answers_lack: bool) {
-        if self.settings.proof != Proof::Answers {
-            return;
-        }
         let pace = if only_answers_lack { ASK_AGAIN } else { ASK_EVERY };
-        let left = |peer: &&PeerFacts<'_>| {
-            peer.sending == Some(slot.other()) && peer.answered.is_none_or(|(_, age)| age >= pace)
+        let missing = |peer: &PeerFacts<'_>| {
+            let doubted = self.doubted(peer);
+            let pace = if doubted { ASK_AGAIN } else { pace };
+            (peer.sending == Some(slot.other()) || doubted)
+                && peer.answered.is_none_or(|(_, age)| age >= pace)
         };
-        let peers: Vec<NodeName> =
-            self.observed.peers.iter().filter(left).map(|peer| peer.name.clone()).collect();
-        if !peers.is_empty() {
+        let peers = self.observed.peers.iter().filter(|peer| missing(peer));
+        let peers: Vec<NodeName> = peers.map(|peer| peer.name.clone()).collect();
+        if self.settings.proof == Proof::Answers && !peers.is_empty() {
             self.memory.asked_at = Some(self.now.uptime);
             self.effects.push(Effect::Ask { peers });
         }

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::attachments::Table;
 use crate::cni::{Attacher, Readiness};
+use crate::condition::Broken;
 use crate::config::Config;
 use crate::guard::Guard;
 use crate::http::Snapshot;
@@ -308,6 +309,11 @@ impl Agent {
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let mail = std::mem::take(&mut self.memory.mail);
         let kept = self.psks.turn(&mut view, &observed, &self.keys, mail);
+        for name in self.rotor.seeks(self.config.rotation.gone) {
+            if let Some(pair) = view.pairs.get_mut(name) {
+                pair.psk.iter_mut().for_each(|psk| psk.prove = true);
+            }
+        }
         self.ledger.note(self.psks.at_work());
         let (desired, mut problems) = plan(&view);
         problems.extend(refused);
@@ -318,6 +324,12 @@ impl Agent {
         let remembered = self.keep_closed(&view, &desired).await;
         let mut guard = self.guard.turn(&self.config, &desired, view.synced, &self.metrics).await;
         self.data_path(&desired, view.synced, &mut guard).await;
+        problems.extend(
+            guard
+                .no_data_path
+                .iter()
+                .map(|why| Problem::DataPathMissing { node: self.node.clone(), reason: why.clone() }),
+        );
         self.host_ports(&mut guard).await;
         let ops = diff(&desired, &observed, &self.memory.set_before, mode);
         let repair = self.memory.applied.as_ref() == Some(&desired);
@@ -567,6 +579,12 @@ impl Agent {
             readiness.limits.push(format!("device {slot} is missing; is mesh-tunnel running?"));
         }
         readiness.limits.extend(silent.iter().cloned());
+        let no_tunnel = Slot::ALL.iter().all(|slot| !observed.links.contains(slot.device()));
+        readiness.broken = match &guard.no_data_path {
+            Some(why) => Some(Broken::DataPath { why: why.clone() }),
+            // Who is alone needs none.
+            None => (no_tunnel && view.nodes.len() > 1).then_some(Broken::Tunnel),
+        };
         self.outputs.readiness.send_if_modified(|present| {
             let changed = *present != readiness;
             *present = readiness;

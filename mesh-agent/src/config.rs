@@ -118,6 +118,9 @@ pub struct RotationFile {
     pub quiet_seconds: Option<u64>,
     /// When a key is replaced whoever still uses it, in seconds from the announcement; absent: 600.
     pub deadline_seconds: Option<u64>,
+    /// For how long a Node's condition Ready has to be Unknown before a peer that answers nothing, either, is no longer waited
+    /// for, in seconds; 0: whoever is silent is waited for until the deadline; absent: 300.
+    pub gone_seconds: Option<u64>,
     /// `answers` (default): every peer's kernel has to answer an ICMP echo by the other slot; `silence`: for nodes that
     /// answer none.
     pub proof: Option<String>,
@@ -427,7 +430,8 @@ fn rotation(
         Some("silence") => Proof::Silence,
         Some(other) => return Err(wrong("rotation.proof", other, "is none of answers, silence".into())),
     };
-    Ok(Settings { period, quiet, deadline, proof })
+    let gone = seconds(file.gone_seconds, default.gone);
+    Ok(Settings { period, quiet, deadline, proof, gone })
 }
 
 #[cfg(test)]

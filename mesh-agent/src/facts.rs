@@ -117,6 +117,9 @@ pub fn node(node: &Node) -> Option<(NodeName, NodeFacts)> {
             }
         }
     }
+    let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    // Not False: that is a kubelet's own word, so there is one.
+    facts.unheard = conditions.any(|condition| condition.kind == "Ready" && condition.status == "Unknown");
     let annotation = |key: &str| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
     if let Some(text) = annotation(ANNOTATION_ENDPOINT) {
         facts.endpoint = endpoint(text);

@@ -36,6 +36,8 @@ pub struct Turn {
     pub findings: Vec<(String, String)>,
     /// Findings without whose remedy no pod can be connected.
     pub obstacles: Vec<String>,
+    /// Why there is no data path.
+    pub no_data_path: Option<String>,
 }
 
 impl Default for Guard {

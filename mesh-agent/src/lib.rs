@@ -11,6 +11,7 @@ pub mod agent;
 pub mod announced;
 pub mod attachments;
 pub use mesh_core::cache;
+mod claim;
 pub mod cni;
 pub mod condition;
 pub mod config;

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Agent, Ledger, Memory, Outputs, Psks, Rotor, load_closed};
 use crate::attachments::{Directory, Table};
+use crate::claim::{Claim, ClaimError};
 use crate::cni::{Attacher, Readiness};
 use crate::config::{Config, Engine};
 use crate::flows::Board;
@@ -76,6 +77,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         config.bpf_pin_dir.clone_from(directory);
     }
     config.mounts_bpffs = options.mounts_bpffs;
+    // Before anything is closed: who takes Hawser off this node opens it at the same time. Without a directory it closes all the same.
+    let claim = Claim::take(&config.state_dir);
+    if let Err(error @ ClaimError::InUse { .. }) = claim {
+        return Err(error.into());
+    }
     let known = Known::load(&config.state_dir);
     // Before anything is refused; what is wrong with a kubeconfig is said when it is used.
     if let Some(port) = options.kubeconfig.as_deref().and_then(api_port) {
@@ -95,6 +101,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     crate::guard::close(&config, &guarded, &kernel).await.context("Could not refuse plaintext of pods")?;
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
     let opened = plane::open(&config, &guarded, &kernel, &register).await;
+    let _claim = claim?;
     let (client, patient) = clients(options.kubeconfig.as_deref(), &config, &known).await?;
     let keys = keys(&config.state_dir, &client, &node).await?;
     let rotor = Rotor::load(&keys)?;
@@ -303,7 +310,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(named("condition NetworkUnavailable", {
         let (client, node, readiness) = (client.clone(), node.clone(), readiness.clone());
         async move {
-            crate::condition::keep_false(client, node, readiness, unavailable).await;
+            crate::condition::keep(client, node, readiness, unavailable).await;
             Ok(())
         }
     }));

@@ -5,7 +5,8 @@
 //! keeps packets of pods from the uplink, which stays until no pod has a link.
 //!
 //! Not its business: the plugin and its configuration (`hawser-cni uninstall`), and what is in the API (`kubectl delete`). Left
-//! behind on purpose: the BPF file system, which others may use by now; an empty `clsact` on kernels before 6.6; and forwarding.
+//! behind on purpose: the BPF file system, which others may use by now; an empty `clsact` on kernels before 6.6; and forwarding, with
+//! the file that says what it was.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -169,7 +170,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         let planned = plan.steps.iter().map(ToString::to_string).collect();
         Report { planned, stays: plan.stays, ..Report::default() }
     } else {
-        let node = Node::new(&kernel, &config, options, looked.remains);
+        let node = Node::new(&kernel, &config, options, looked.taken);
         carry_out(plan, &mut { node }).await
     };
     // What could not be seen is not known to be gone.

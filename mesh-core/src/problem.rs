@@ -236,6 +236,16 @@ pub enum Problem {
         /// The device.
         slot: Slot,
     },
+    /// There is no data path on this node.
+    #[error(
+        "node {node}: there is no data path: {reason}. No pod can be connected until there is one; it is tried again every 10 s"
+    )]
+    DataPathMissing {
+        /// This node.
+        node: NodeName,
+        /// What is in the way, and the remedy.
+        reason: String,
+    },
     /// The pool of addresses is nearly used up. The sentence does not count, since a problem is known by its sentence.
     #[error(
         "node {node}: of the {capacity} addresses of {cidr} at least {percent} % are in use or in quarantine; move pods away or give the node a larger pod CIDR", percent = crate::ipam::WARN_PERCENT
@@ -286,6 +296,7 @@ impl Problem {
             Self::AnnouncementOverwritten { .. } => "AnnouncementOverwritten",
             Self::MtuTooSmall { .. } => "MtuTooSmall",
             Self::DeviceMissing { .. } => "DeviceMissing",
+            Self::DataPathMissing { .. } => "DataPathMissing",
             Self::PoolNearlyFull { .. } => "PoolNearlyFull",
             Self::AttachmentOutsideCidr { .. } => "AttachmentOutsideCidr",
             Self::HostTrafficCut { .. } => "HostTrafficCut",
@@ -314,6 +325,7 @@ impl Problem {
             | Self::AnnouncementOverwritten { node }
             | Self::MtuTooSmall { node, .. }
             | Self::DeviceMissing { node, .. }
+            | Self::DataPathMissing { node, .. }
             | Self::PoolNearlyFull { node, .. }
             | Self::AttachmentOutsideCidr { node, .. }
             | Self::HostTrafficCut { node, .. }
@@ -322,7 +334,7 @@ impl Problem {
     }
 
     /// Every code, for metrics that show zero before anything went wrong.
-    pub const CODES: [&'static str; 22] = [
+    pub const CODES: [&'static str; 23] = [
         "KeyMissing",
         "KeyDuplicated",
         "EpochWentBack",
@@ -341,6 +353,7 @@ impl Problem {
         "AnnouncementOverwritten",
         "MtuTooSmall",
         "DeviceMissing",
+        "DataPathMissing",
         "PoolNearlyFull",
         "AttachmentOutsideCidr",
         "HostTrafficCut",
@@ -355,6 +368,22 @@ const fn cut(path: HostPath) -> &'static str {
         }
         HostPath::Plain | HostPath::Waiting | HostPath::Tunnel | HostPath::Cut => {
             "its announcement is missing or refused, or a pre-shared key or the mark of WireGuard's own packets is waited for; see the other problems"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_explained_to_whoever_installs_with_its_cause_and_its_cure() {
+        let guide = include_str!("../../deploy/README.md");
+        for code in Problem::CODES {
+            let row = guide.lines().find(|line| line.starts_with(&format!("| `{code}` |")));
+            let cells =
+                row.map(|row| row.trim_matches('|').split('|').filter(|cell| cell.trim().len() > 10).count());
+            assert_eq!(cells, Some(3), "{code} in deploy/README.md: {row:?}");
         }
     }
 }

@@ -100,6 +100,9 @@ pub struct NodeFacts {
     pub endpoint: EndpointFact,
     /// `hawser.dev/wireguard`.
     pub announcement: AnnouncementFact,
+    /// Its condition Ready is Unknown: nobody hears of its kubelet. What it connects may go on all the same.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unheard: bool,
     /// `hawser.dev/rotate`: its owner asks for new keys; two values are two requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rotate: Option<String>,

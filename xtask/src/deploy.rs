@@ -19,7 +19,7 @@ const HEADER: &str = "# Rendered by `cargo xtask manifests` from deploy/chart/ha
 pub const VALUE_SETS: [&str; 8] = [
     "{}",
     "clustermesh: {enabled: true, replicas: 2}",
-    "uninstall: {enabled: true, cutPods: true, keepAudit: true}",
+    "uninstall: {enabled: true, cutPods: true, keepAudit: true, resetForwarding: true}",
     "operators: {serviceAccounts: true}\ntunnel: {enabled: false}\nbpffs: {mount: false}",
     "apiServers: ['192.0.2.9:6443', '[2001:db8::1]:6443']\nnonMasqueradeCIDRs: [192.0.2.0/24]\npodCIDRs: [10.42.0.0/16]\nmtu: 1400",
     "clustermesh: {enabled: true, replicas: 3}\nmetrics: {address: '[::]', port: 9100, podMonitor: true, prometheusNamespace: ''}",

@@ -29,8 +29,10 @@ pub(crate) enum Need {
     Demo,
     /// `make test-vm`.
     Vm,
-    /// `make bench`.
+    /// `cargo xtask bench`.
     Bench,
+    /// What benches measure ours against: `make bench` installs it, a bench names what is missing and goes on.
+    Rivals,
     /// `make fuzz`.
     Fuzz,
 }
@@ -92,13 +94,13 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "wireguard-go",
         program: Some("wireguard-go"),
-        needs: &[NETNS, Need::Bench],
+        needs: &[NETNS, Need::Rivals],
         reason: "another implementation as a real peer of mesh-tunnel, and to measure it against",
     },
     Package {
         name: "nebula",
         program: Some("nebula"),
-        needs: &[Need::Bench],
+        needs: &[Need::Rivals],
         reason: "another encrypted mesh to measure mesh-tunnel against",
     },
     Package {
@@ -284,6 +286,16 @@ mod tests {
         assert!(wanted(&[Need::Tier(Tier::Pure)]).is_empty());
         let build: Vec<_> = wanted(&[Need::Build]).iter().map(|package| package.name).collect();
         assert_eq!(build, ["gcc", "libc6-dev", "clang", "libbpf-dev"]);
+    }
+
+    /// Tests of the tier netns run them.
+    #[test]
+    fn demo_and_bench_need_nothing_that_the_tier_of_their_tests_does_not() {
+        let names = |needs: &[Need]| wanted(needs).iter().map(|package| package.name).collect::<Vec<_>>();
+        let there = names(&[Need::Build, NETNS]);
+        let more =
+            names(&[Need::Build, Need::Demo, Need::Bench]).into_iter().filter(|name| !there.contains(name));
+        assert_eq!(more.collect::<Vec<_>>(), [""; 0]);
     }
 
     #[test]

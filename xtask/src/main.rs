@@ -172,17 +172,17 @@ impl Purpose {
     const ALL: [Self; 7] =
         [Self::Build, Self::Pure, Self::Bpf, Self::Netns, Self::Cri, Self::Demo, Self::Bench];
 
-    const fn need(self) -> Need {
+    const fn needs(self) -> &'static [Need] {
         match self {
-            Self::Build => Need::Build,
-            Self::Pure => Need::Tier(Tier::Pure),
-            Self::Bpf => Need::Tier(Tier::Bpf),
-            Self::Netns => Need::Tier(Tier::Netns),
-            Self::Cri => Need::Tier(Tier::Cri),
-            Self::Demo => Need::Demo,
-            Self::Vm => Need::Vm,
-            Self::Bench => Need::Bench,
-            Self::Fuzz => Need::Fuzz,
+            Self::Build => &[Need::Build],
+            Self::Pure => &[Need::Tier(Tier::Pure)],
+            Self::Bpf => &[Need::Tier(Tier::Bpf)],
+            Self::Netns => &[Need::Tier(Tier::Netns)],
+            Self::Cri => &[Need::Tier(Tier::Cri)],
+            Self::Demo => &[Need::Demo],
+            Self::Vm => &[Need::Vm],
+            Self::Bench => &[Need::Bench, Need::Rivals],
+            Self::Fuzz => &[Need::Fuzz],
         }
     }
 }
@@ -205,8 +205,8 @@ fn execute(task: Task) -> Result<()> {
         Task::Tidy => tidy::tidy(&Workspace::load()?, progress),
         Task::Deps { check, purposes } => {
             let purposes = if purposes.is_empty() { Purpose::ALL.to_vec() } else { purposes };
-            let needs: Vec<Need> =
-                std::iter::once(Need::Build).chain(purposes.into_iter().map(Purpose::need)).collect();
+            let more = purposes.into_iter().flat_map(Purpose::needs).copied();
+            let needs: Vec<Need> = std::iter::once(Need::Build).chain(more).collect();
             if check { deps::check(&needs) } else { deps::install(&needs, progress) }
         }
         Task::Test { tiers } => {

@@ -103,6 +103,9 @@ pub struct Uninstall {
     pub cut_pods: bool,
     /// The record of destroyed keys, /var/lib/hawser/audit/keys.jsonl, stays on the nodes.
     pub keep_audit: bool,
+    /// Forwarding (ip_forward, forwarding, accept_ra) is set back to what it was before Hawser, where it is still as Hawser set it.
+    /// Off: it stays on, since the next network, containers or virtual machines may rest on it by now.
+    pub reset_forwarding: bool,
 }
 
 /// The container image.

@@ -23,6 +23,7 @@ use crate::call::{Call, body, delete_options, dry_run, dry_run_in_body, manager,
 use crate::discovery;
 use crate::error::ApiError;
 use crate::faults::{Fault, Faults, Meter};
+use crate::forward::Kubelets;
 use crate::proxy::Dialer;
 use crate::rbac;
 use crate::resource::Resource;
@@ -55,6 +56,7 @@ pub(crate) struct Api {
     pub(crate) authorizer: Authorizer,
     pub(crate) bookmark_interval: Duration,
     pub(crate) dialer: Dialer,
+    pub(crate) kubelets: Kubelets,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }
@@ -104,7 +106,7 @@ fn metered(answer: Answer, meter: Arc<Meter>) -> Answer {
 
 impl Api {
     /// Serves one request.
-    pub(crate) async fn serve<B>(self: Arc<Self>, request: Request<B>) -> Result<Answer, Reset>
+    pub(crate) async fn serve<B>(self: Arc<Self>, mut request: Request<B>) -> Result<Answer, Reset>
     where
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -153,6 +155,17 @@ impl Api {
             let message = what.forbidden(&user);
             self.faults.note_refusal(&user, message.clone());
             return Ok(failure(&ApiError::Forbidden { message }));
+        }
+        if what.subresource == "portforward" {
+            // The real server wants both: the verb of the request, and that of what it is.
+            let creates = Attributes { verb: Verb::Create, ..what.clone() };
+            if !self.allows(&user, &creates) {
+                let message = creates.forbidden(&user);
+                self.faults.note_refusal(&user, message.clone());
+                return Ok(failure(&ApiError::Forbidden { message }));
+            }
+            let switched = self.forward(&mut request, &what, &query);
+            return Ok(switched.unwrap_or_else(|error| failure(&error)));
         }
         let (head, body) = request.into_parts();
         let body = match Limited::new(body, MAX_BODY).collect().await {

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{Admission, Authorizer, Tokens, User, default_policy};
 use crate::error::ApiError;
 use crate::faults::Faults;
+use crate::forward::{self, Kubelets};
 use crate::http_api::Api;
 use crate::persist;
 use crate::proxy::{self, Dialer};
@@ -68,6 +69,7 @@ pub struct Builder {
     admission: Option<Admission>,
     bookmark_interval: Duration,
     dialer: Dialer,
+    kubelets: Kubelets,
     service_cidrs: Vec<IpNet>,
 }
 
@@ -83,6 +85,7 @@ impl Default for Builder {
             admission: None,
             bookmark_interval: Duration::from_secs(60),
             dialer: proxy::dialer(),
+            kubelets: forward::nobody(),
             service_cidrs: Vec::new(),
         }
     }
@@ -161,6 +164,13 @@ impl Builder {
         self
     }
 
+    /// How ports of pods are connected to by their kubelets, for port-forwards. May block; without it no node has one.
+    #[must_use]
+    pub fn kubelets(mut self, kubelets: Kubelets) -> Self {
+        self.kubelets = kubelets;
+        self
+    }
+
     /// Gives Services cluster IPs out of these, one CIDR for each family, the cluster's first family first. Without any a
     /// Service has what it was written with.
     #[must_use]
@@ -210,6 +220,7 @@ impl Builder {
             authorizer: self.authorizer,
             bookmark_interval: self.bookmark_interval,
             dialer: self.dialer,
+            kubelets: self.kubelets,
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),
         });
@@ -290,6 +301,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, api: Arc<Api>) {
             .timer(TokioTimer::new())
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
             .await;
         if let Err(error) = served {
             tracing::debug!(%error, "a connection ended");

@@ -222,15 +222,16 @@ const CASES: &[Case] = &[
         "state of a live agent",
         "sed -i 's|stateDir: .*|stateDir: /var/lib/hawser|' config.yaml",
         &[
-            "/var/lib/hawser/keys is in use by another process",
-            "only one agent may run on a node: stop the other one",
+            "/var/lib/hawser is in use by another process",
+            "only one agent may run on a node",
+            "stop the other one",
         ],
     ),
     Case {
         name: "everything of a live agent",
         prepare: "true",
         arguments: KUBECONFIG_ALONE,
-        says: &["/var/lib/hawser/keys is in use by another process"],
+        says: &["/var/lib/hawser is in use by another process"],
     },
 ];
 

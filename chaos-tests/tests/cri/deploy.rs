@@ -325,6 +325,7 @@ pub(super) fn manifests(image: &str) -> Result<Vec<Value>> {
     values.clustermesh.enabled = true;
     let mut rendered = xtask::deploy::manifests(&chart, &values)?;
     values.uninstall.enabled = true;
+    values.uninstall.reset_forwarding = true;
     rendered.extend(xtask::deploy::manifests(&chart, &values)?.remove_entry("uninstall.yaml"));
     let mut objects = Vec::new();
     for text in rendered.values() {

@@ -180,7 +180,11 @@ fn a_node_is_as_it_was_before_and_what_others_have_on_it_is_untouched() -> Resul
     ensure!(!ids.links.is_empty() && !ids.maps.is_empty() && alive(&ids)? > 10, "{ids:?}");
 
     // While anything of it lives, nothing is touched.
-    refused(lab.node(1), &["--cut-pods"], "mesh-agent runs")?;
+    refused(
+        lab.node(1),
+        &["--cut-pods"],
+        "mesh-agent runs, it has the state directory /var/lib/hawser: end it first",
+    )?;
     lab.node_mut(1).stop_agent()?;
     refused(lab.node(1), &["--cut-pods"], "mesh-tunnel runs, it answers on /run/wireguard/hawser0.sock")?;
     lab.node_mut(1).stop_tunnel()?;
@@ -262,6 +266,13 @@ fn what_cannot_be_taken_away_is_named_the_rest_goes_and_a_second_try_finishes() 
     )?;
     lab.api().faults().refuse_connections(true);
     let flags = ["--reset-forwarding"];
+    // An agent that waits for the API answers on no socket yet, and is noticed all the same; who takes Hawser off is by an agent.
+    lab.node_mut(1).start_agent()?;
+    eventually(Duration::from_secs(20), "an agent that waits for the API is noticed", || {
+        refused(lab.node(1), &flags, "mesh-agent runs, it has the state directory /var/lib/hawser")
+            .map_err(|error| format!("{error:#}"))
+    })?;
+    lab.node_mut(1).kill_agent()?;
     let (done, said) = lab.node(1).uninstall(&flags)?;
     ensure!(!done, "{said}");
     for line in [

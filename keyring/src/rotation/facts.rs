@@ -30,15 +30,20 @@ pub struct Settings {
     pub deadline: Duration,
     /// What has to be seen.
     pub proof: Proof,
+    /// For how long a Node has to be dead by the API's word before a peer that answers nothing, either, counts as gone
+    /// ([`PeerFacts::doubted_for`]). Zero: no peer ever does.
+    pub gone: Duration,
 }
 
 impl Settings {
-    /// Never by schedule; quiet 15 s, which is longer than WireGuard leaves data unanswered; deadline 10 min.
+    /// Never by schedule; quiet 15 s, which is longer than WireGuard leaves data unanswered; deadline 10 min; gone after
+    /// 5 min, when Kubernetes gives up a dead node's pods as well.
     pub const DEFAULT: Self = Self {
         period: Duration::ZERO,
         quiet: Duration::from_secs(15),
         deadline: Duration::from_secs(600),
         proof: Proof::Answers,
+        gone: Duration::from_secs(300),
     };
 }
 
@@ -85,6 +90,13 @@ pub struct PeerFacts<'a> {
     pub answered: Option<(Slot, Duration)>,
     /// Age of its latest handshake on each slot.
     pub handshake_age: [Option<Duration>; 2],
+    /// For how long its Node has been dead by the API's word: nobody hears of its kubelet. None: it is not. That proves
+    /// nothing, since a node without a kubelet goes on carrying its pods' packets, so it is asked whatever way leads to it.
+    pub doubted_for: Option<Duration>,
+    /// For how long it has answered none of our questions, which were sent all the time, nor a handshake on either slot, while
+    /// no byte of it came in. None: it was not asked lately, or something came. Handshakes on both, since a peer that lives may
+    /// know our key on the one alone into which no route of ours leads.
+    pub unheard_for: Option<Duration>,
 }
 
 /// Everything that the machine looks at.

@@ -1,6 +1,6 @@
 //! What of a rotation survives its agent: a small JSON document beside the keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use base64::Engine as _;
@@ -120,6 +120,16 @@ pub struct Verdict {
     /// Some node, known or not, still sent there at the deadline: the device received packets.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub noisy: bool,
+    /// Peers that were not waited for: their Nodes were dead, and nothing was heard of them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub gone: BTreeSet<NodeName>,
+}
+
+impl Verdict {
+    /// Did somebody who may be alive still use the slot?
+    pub fn in_use(&self) -> bool {
+        self.noisy || !self.overdue.is_empty()
+    }
 }
 
 /// A key as records name it.

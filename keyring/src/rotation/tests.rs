@@ -31,6 +31,8 @@ fn on(peer: &NodeName, slot: Slot) -> PeerFacts<'_> {
         sending: Some(slot),
         answered: Some((slot, Duration::ZERO)),
         handshake_age: [None; 2],
+        doubted_for: None,
+        unheard_for: None,
     }
 }
 
@@ -92,6 +94,16 @@ impl Facts {
     }
 
     fn step(&self, machine: &Machine, peers: &[PeerFacts<'_>], uptime: Duration) -> Step {
+        self.step_by(&SETTINGS, machine, peers, uptime)
+    }
+
+    fn step_by(
+        &self,
+        settings: &Settings,
+        machine: &Machine,
+        peers: &[PeerFacts<'_>],
+        uptime: Duration,
+    ) -> Step {
         let observed = Observed {
             node: &self.node,
             slots: self.slots,
@@ -101,7 +113,7 @@ impl Facts {
             request: self.request,
             successor: self.successor,
         };
-        machine.step(&SETTINGS, &observed, Now { uptime, unix: 2_000_000 })
+        machine.step(settings, &observed, Now { uptime, unix: 2_000_000 })
     }
 
     /// A step of which only the machine matters.
@@ -316,6 +328,80 @@ fn a_tunnel_that_waits_gets_no_slot_that_is_in_use_and_costs_it_no_key() {
     assert_eq!(*step.next.state(), State::default());
 }
 
+/// A peer that drained the other slot when it died, while our routes still led into this one.
+fn dead(peer: &NodeName, slot: Slot) -> PeerFacts<'_> {
+    PeerFacts {
+        drained: Some(slot.other()),
+        target: slot,
+        answered: None,
+        doubted_for: Some(SETTINGS.gone),
+        unheard_for: Some(UNHEARD),
+        ..on(peer, slot)
+    }
+}
+
+#[test]
+fn who_is_dead_by_the_apis_word_and_by_our_own_ears_is_not_waited_for() {
+    let mut facts = Facts::new();
+    let (peer, lives) = (name("dead"), name("lives"));
+    let machine = draining(&mut facts, ZERO);
+    let all = [dead(&peer, ZERO), on(&lives, ONE)];
+    let step = facts.step(&machine, &all, QUIET);
+    assert_eq!(words(&step.effects), ["persist", "stage", "install", "commit"]);
+    let Some(Rotation { stage: Stage::Draining { verdict: Some(verdict), .. }, .. }) =
+        &step.next.state().rotation
+    else {
+        panic!("{:?}", step.next)
+    };
+    assert!(!verdict.in_use() && verdict.gone == [peer.clone()].into(), "{verdict:?}");
+    assert_eq!(State::decode(&step.next.state().encode()).unwrap(), *step.next.state());
+    // It does not make up for anybody else.
+    let step = facts.step(&machine, &[dead(&peer, ZERO), on(&lives, ZERO)], QUIET);
+    assert_eq!(step.effects, [Effect::Ask { peers: vec![peer.clone()] }]);
+    // Nor is it named at a deadline.
+    let stuck = PeerFacts { target: ONE, ..on(&lives, ZERO) };
+    let step = facts.step(&machine, &[dead(&peer, ZERO), stuck], DEADLINE);
+    let Effect::Overdue(overdue) = &step.effects[1] else { panic!("{:?}", step.effects) };
+    assert_eq!(overdue.verdict.overdue, [(lives, Laggard::Unconfirmed)].into());
+}
+
+#[test]
+fn either_word_alone_makes_nobody_gone() {
+    let mut facts = Facts::new();
+    let peer = name("z");
+    let machine = draining(&mut facts, ZERO);
+    let (dead, short) = (dead(&peer, ZERO), Duration::from_secs(1));
+    let waits = |settings: &Settings, peer: PeerFacts<'_>, asks: bool| {
+        let step = facts.step_by(settings, &machine, &[peer], DEADLINE - short);
+        let asked: &[Effect] = if asks { &[Effect::Ask { peers: vec![peer.name.clone()] }] } else { &[] };
+        assert_eq!(step.effects, asked, "{peer:?}");
+    };
+    // A kubelet that has stopped, on a node that goes on: it is asked even by the slot that is to be left.
+    waits(&SETTINGS, PeerFacts { unheard_for: None, ..dead }, true);
+    waits(&SETTINGS, PeerFacts { unheard_for: Some(UNHEARD - short), ..dead }, true);
+    waits(&SETTINGS, PeerFacts { unheard_for: None, answered: Some((ZERO, Duration::ZERO)), ..dead }, false);
+    // A node that answers nothing, of which the API says that it lives.
+    waits(&SETTINGS, PeerFacts { doubted_for: None, ..dead }, false);
+    waits(&SETTINGS, PeerFacts { doubted_for: Some(SETTINGS.gone - short), ..dead }, false);
+    // The administrator believes no Node's word, or nobody is asked.
+    waits(&Settings { gone: Duration::ZERO, ..SETTINGS }, dead, false);
+    waits(&Settings { proof: Proof::Silence, ..SETTINGS }, dead, false);
+}
+
+#[test]
+fn a_tunnel_that_waits_gets_the_slots_though_a_peer_is_dead() {
+    let mut facts = Facts::new();
+    facts.successor = true;
+    let peer = name("z");
+    // Even one that drained the other slot.
+    let machine = facts.go(&Machine::default(), &[dead(&peer, ONE)], QUIET);
+    assert_eq!(machine.draining(), Some(ONE));
+    facts.accept(Some(ONE));
+    let machine = facts.go(&machine, &[dead(&peer, ONE)], Duration::ZERO);
+    let step = facts.step(&machine, &[dead(&peer, ONE)], QUIET);
+    assert_eq!(words(&step.effects), ["persist", "stage", "install", "commit"]);
+}
+
 /// Peers answer at once, whenever they are asked; the steps of this node are so far apart. How long it takes.
 fn drained_after(pace: Duration, deaf: Option<usize>) -> Option<Duration> {
     let mut facts = Facts::new();
@@ -362,7 +448,7 @@ fn a_node_whose_steps_are_slow_is_done_by_answers_to_its_last_question_and_never
 fn a_report_names_few_and_counts_the_rest() {
     let overdue =
         (0..300).map(|peer| (name(&format!("{}{peer}", "n".repeat(80))), Laggard::Silent)).collect();
-    let verdict = Verdict { overdue, noisy: true };
+    let verdict = Verdict { overdue, noisy: true, ..Verdict::default() };
     let text = Overdue { node: name("m"), slot: ZERO, verdict, kept: false }.to_string();
     assert!(text.contains(" and 292 more; ") && text.len() < 1024 + 400, "{} bytes: {text}", text.len());
 }
@@ -394,6 +480,7 @@ fn a_smaller_names_drain_is_waited_for_but_not_for_ever() {
     assert_eq!(machine.draining(), None);
     let last = DEADLINE * 2 - Duration::from_secs(1);
     assert_eq!(facts.step(&machine, &[drains(&smaller)], last).effects, []);
+    assert_eq!(facts.step(&machine, &[dead(&smaller, ONE)], last).effects, [], "it may go on with it");
     assert_eq!(facts.go(&machine, &[on(&smaller, ZERO)], last).draining(), Some(ONE));
     assert_eq!(facts.go(&machine, &[drains(&smaller)], DEADLINE * 2).draining(), Some(ONE));
 }

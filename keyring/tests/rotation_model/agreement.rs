@@ -76,6 +76,15 @@ impl Agreement {
         (self.letters, self.old) = ([None, None], [false; 2]);
     }
 
+    /// The pair is cut off from each other; `off`: what the kernel had on this side is gone.
+    pub(crate) fn parted(&mut self, off: bool) {
+        self.reached = false;
+        (self.letters, self.old) = ([None, None], [false; 2]);
+        if off {
+            (self.on, self.confined, self.withheld) = ([None, None], [false; 2], [false; 2]);
+        }
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         Slot::ALL
             .into_iter()

@@ -42,6 +42,10 @@ enum Action {
     Deliver { to: usize, of: usize, all: bool },
     /// A handshake, begun by the first; `both`: its first packet arrives, too.
     Shake { from: usize, to: usize, slot: Slot, both: bool },
+    /// A node goes away; `off`: without power.
+    Leave { me: usize, off: bool },
+    /// A node comes back.
+    Return(usize),
     /// A letter about a slot's pre-shared key comes; the agent crashes after so many things done.
     Read { to: usize, from: usize, slot: Slot, fuel: Option<usize> },
 }
@@ -102,22 +106,33 @@ impl Cluster {
         world
     }
 
-    /// One round without faults.
+    /// One round without faults: everybody is back.
     fn peace(&self, world: &mut World) {
+        for node in &mut world.nodes {
+            node.away = false;
+        }
+        self.calm(world);
+    }
+
+    /// One round in which nothing more goes wrong: who is away stays away.
+    fn calm(&self, world: &mut World) {
         for me in 0..world.nodes.len() {
-            if !world.nodes[me].up {
+            if !world.nodes[me].up && !world.nodes[me].away {
                 world.start(&self.rules, me);
             }
         }
-        for (to, of) in world.pairs() {
+        for (to, of) in world.pairs().filter(|(to, _)| !world.nodes[*to].away).collect::<Vec<_>>() {
             world.deliver(to, of, true);
         }
         for me in 0..world.nodes.len() {
             if world.can_ask(&self.rules, me) {
                 world.nodes[me].asked += 1;
             }
+            if !world.nodes[me].up {
+                continue;
+            }
             world.turn(&self.rules, me, false, None);
-            if world.api[me] != world.nodes[me].wanted {
+            if !world.nodes[me].away && world.api[me] != world.nodes[me].wanted {
                 world.publish(me);
             }
         }
@@ -135,6 +150,32 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Whoever is not away has done what it was asked for.
+    fn rest_ended(&self, world: &World) -> bool {
+        let rest = world.nodes.iter().enumerate().filter(|(_, node)| !node.away);
+        rest.into_iter().all(|(me, node)| {
+            node.up && node.machine.state().rotation.is_none() && world.done(me) == self.rules.rotates[me]
+        })
+    }
+
+    /// Those that are left come to the end of their rotations without those that are away, and without a deadline; but for
+    /// those that went away amid their own rotation: who is asked for it later waits as if they were there.
+    fn ends_without(&self, world: &World) -> bool {
+        let drains = |me: usize| world.api[me].is_some_and(|said| said.drained.is_some());
+        let away: Vec<usize> = (0..world.nodes.len()).filter(|me| world.nodes[*me].away).collect();
+        if away.is_empty() || away.into_iter().any(drains) {
+            return true;
+        }
+        let mut world = world.clone();
+        for _ in 0..ROUNDS {
+            if self.rest_ended(&world) {
+                return true;
+            }
+            self.calm(&mut world);
+        }
+        false
     }
 
     fn can_end(&self, world: &World) -> bool {
@@ -208,15 +249,23 @@ impl Model for Cluster {
             if self.rules.any_time && world.can_ask(&self.rules, me) {
                 actions.push(Action::Ask(me));
             }
+            if node.away {
+                actions.push(Action::Return(me));
+            } else if world.leaves > 0 {
+                actions.extend([true, false].map(|off| Action::Leave { me, off }));
+            }
             if !node.up {
-                actions.push(Action::Start(me));
+                // Without the API it does nothing.
+                if !node.away {
+                    actions.push(Action::Start(me));
+                }
                 continue;
             }
             actions.push(Action::Turn(me));
             if self.rules.deadlines && world.drains(me) {
                 actions.push(Action::Late(me));
             }
-            if node.wanted.is_some() && world.api[me] != node.wanted {
+            if node.wanted.is_some() && world.api[me] != node.wanted && !node.away {
                 actions.push(Action::Publish(me));
             }
             if world.crashes > 0 {
@@ -229,6 +278,7 @@ impl Model for Cluster {
         for (to, of) in world.pairs() {
             match world.nodes[to].peers[of].queue.len() {
                 0 => {}
+                _ if world.nodes[to].away => {}
                 1 => actions.push(Action::Deliver { to, of, all: true }),
                 _ => actions.extend([true, false].map(|all| Action::Deliver { to, of, all })),
             }
@@ -271,6 +321,8 @@ impl Model for Cluster {
                 }
             }
             Action::Start(me) => next.start(&self.rules, me),
+            Action::Leave { me, off } => next.leave(me, off),
+            Action::Return(me) => next.nodes[me].away = false,
             Action::Ask(me) => next.nodes[me].asked += 1,
             Action::Publish(me) => next.publish(me),
             Action::Deliver { to, of, all } => next.deliver(to, of, all),
@@ -294,6 +346,7 @@ impl Model for Cluster {
             Property::always("what is sent now is accepted", |_, world| talks(world)),
             Property::always("a common slot", |_, world| common(world)),
             Property::always("left in peace it ends rotated", Self::can_end),
+            Property::always("nobody waits for who is away", Self::ends_without),
             Property::always("what pods send is taken", |model: &Self, world| taken(&model.rules, world)),
             Property::always("pods that could be reached still can be", |_, world| reached(world)),
             Property::sometimes("it ends", Self::ended),
@@ -376,6 +429,29 @@ fn after_a_deadline_and_a_crash_every_pair_finds_together_again() {
     check("two nodes, one rotates, deadlines, one crash", rules);
 }
 
+/// A node goes away in the middle of anything and comes back at any time, by power or by cable, while nobody hears of any
+/// kubelet: who is away is not waited for, and who is there loses nothing, whatever the API says of it. One rotation at a time: a pair
+/// without any session in which both drain at once, and hear of it later than the quiet time, loses packets with or without this. And
+/// no crash besides: an answer is no proof of a session here, as it is in a kernel, and an agent that starts looks for one.
+#[test]
+fn a_node_goes_away_and_comes_back_at_any_point_of_a_rotation() {
+    for rotates in [vec![1, 0], vec![0, 1]] {
+        let rules = Rules { leaves: 1, rotates: rotates.clone(), ..Rules::new(2) };
+        check(&format!("two nodes, {rotates:?} rotations, one goes away"), rules);
+    }
+}
+
+#[test]
+fn one_of_three_nodes_goes_away_while_another_rotates() {
+    for me in 0..3 {
+        let rotates = (0..3).map(|node| u8::from(node == me)).collect();
+        check(
+            &format!("three nodes, {me} rotates, one goes away"),
+            Rules { leaves: 1, rotates, ..Rules::new(3) },
+        );
+    }
+}
+
 #[test]
 fn silence_is_proof_where_every_pair_talks() {
     check("two nodes, both rotate, silence", Rules { chatty: true, proof: Proof::Silence, ..Rules::new(2) });
@@ -407,6 +483,13 @@ fn nodes_with_pre_shared_keys_rotate_with_agents_that_crash_anywhere() {
             );
         }
         check(&format!("{mode}, both rotate"), Rules { offers: 6, ..rules() });
+        // Where keys are required, pods of a node that comes back to a new one wait for its pre-shared key, as after a deadline.
+        if mode == Mode::Prefer {
+            check(
+                &format!("{mode}, one rotates, one goes away"),
+                Rules { rotates: vec![1, 0], leaves: 1, ..rules() },
+            );
+        }
         check(
             &format!("{mode}, one rotates, a deadline"),
             Rules { rotates: vec![1, 0], deadlines: true, ..rules() },

@@ -56,6 +56,8 @@ pub(crate) struct Peer {
 pub(crate) struct Node {
     /// The agent runs.
     pub(crate) up: bool,
+    /// Nothing passes between it and anybody, the API included: it has no power, or its cable is cut.
+    pub(crate) away: bool,
     /// It was started at least once: before that it is no part of the cluster.
     pub(crate) joined: bool,
     pub(crate) machine: Machine,
@@ -86,6 +88,10 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) api: Vec<Option<Said>>,
     pub(crate) crashes: u8,
+    /// How often a node may still go away.
+    pub(crate) leaves: u8,
+    /// The API takes every Node for dead.
+    pub(crate) doubts: bool,
     pub(crate) toy: Toy,
     /// No slot is silent for long enough, ever.
     pub(crate) held: bool,
@@ -106,6 +112,10 @@ pub(crate) struct Rules {
     pub(crate) proof: Proof,
     /// Crashes in a run.
     pub(crate) crashes: u8,
+    /// Nodes that go away in a run, and may come back. If there are any, the API takes every Node for dead all the time: the
+    /// worst word that it can give, since a kubelet may stop anywhere. What has to keep nodes that live from being counted
+    /// as gone is that they answer.
+    pub(crate) leaves: u8,
     /// May deadlines be reached?
     pub(crate) deadlines: bool,
     /// The mode of all where they agree on pre-shared keys.
@@ -125,6 +135,7 @@ impl Rules {
             chatty: false,
             proof: Proof::Answers,
             crashes: 0,
+            leaves: 0,
             deadlines: false,
             psk: None,
             offers: 4,
@@ -171,6 +182,7 @@ impl World {
         let said = Said { epochs: [1, 2], drained: None };
         let node = |me: usize| Node {
             up: rules.joined[me],
+            away: false,
             joined: rules.joined[me],
             machine: Machine::default(),
             disk: State::default(),
@@ -205,6 +217,8 @@ impl World {
             nodes: (0..count).map(node).collect(),
             api: rules.joined.iter().map(|joined| joined.then_some(said)).collect(),
             crashes: rules.crashes,
+            leaves: rules.leaves,
+            doubts: rules.leaves > 0,
             toy: Toy::default(),
             held: false,
         }
@@ -221,14 +235,42 @@ impl World {
     pub(crate) fn fits(&self, a: usize, b: usize, slot: Slot) -> bool {
         let s = slot.index();
         let (x, y) = (&self.nodes[a], &self.nodes[b]);
-        let keys = x.peers[b].listed[s] == y.devices[s] && y.peers[a].listed[s] == x.devices[s];
+        let listed = |of: &Peer, device: u8| device != 0 && of.listed[s] == device;
+        let keys = listed(&x.peers[b], y.devices[s]) && listed(&y.peers[a], x.devices[s]);
         let psk = |peer: &Peer| peer.agreement.as_ref().and_then(|agreement| agreement.on[s]);
         keys && psk(&x.peers[b]) == psk(&y.peers[a])
     }
 
+    /// Does anything pass between two nodes?
+    pub(crate) fn reaches(&self, a: usize, b: usize) -> bool {
+        !self.nodes[a].away && !self.nodes[b].away
+    }
+
     /// Whatever `a` sends to `b` now is accepted.
     pub(crate) fn accepted(&self, a: usize, b: usize) -> bool {
-        self.nodes[a].peers[b].route.is_some_and(|slot| self.fits(a, b, slot))
+        self.reaches(a, b) && self.nodes[a].peers[b].route.is_some_and(|slot| self.fits(a, b, slot))
+    }
+
+    /// A node is cut off; `off`: it has no power, either, and what its kernel had is gone. Its pairs talk no more, and what they
+    /// do afterwards they begin anew: it stays away for longer than sessions live (180 s), since a shorter absence makes nobody
+    /// gone.
+    pub(crate) fn leave(&mut self, me: usize, off: bool) {
+        self.leaves -= 1;
+        if off {
+            self.crash(me);
+            self.nodes[me].devices = [0, 0];
+        }
+        self.nodes[me].away = true;
+        for (a, b) in self.pairs().filter(|(a, b)| *a == me || *b == me) {
+            let peer = &mut self.nodes[a].peers[b];
+            (peer.met, peer.stamp) = (false, [None, None]);
+            if off && a == me {
+                (peer.listed, peer.route) = ([0, 0], None);
+            }
+            if let Some(agreement) = &mut peer.agreement {
+                agreement.parted(off && a == me);
+            }
+        }
     }
 
     /// Notes the pairs that talk.
@@ -280,12 +322,14 @@ impl World {
     pub(crate) fn can_shake(&self, a: usize, b: usize, slot: Slot) -> bool {
         let (node, peer) = (&self.nodes[a], &self.nodes[a].peers[b]);
         let proves = peer.agreement.as_ref().is_some_and(|agreement| agreement.proves[slot.index()]);
-        let wants = peer.route == Some(slot) || (node.up && (proves || peer.call == Some(slot)));
+        // Who seems to be gone is tried on both slots.
+        let seeks = self.doubts && !self.accepted(a, b);
+        let wants = peer.route == Some(slot) || (node.up && (proves || seeks || peer.call == Some(slot)));
         let fresh = |x: usize, y: usize| {
             let (x, s) = (&self.nodes[x], slot.index());
             x.peers[y].stamp[s] == Some((x.devices[s], x.peers[y].listed[s]))
         };
-        wants && self.fits(a, b, slot) && !(fresh(a, b) && fresh(b, a))
+        wants && self.reaches(a, b) && self.fits(a, b, slot) && !(fresh(a, b) && fresh(b, a))
     }
 
     /// A handshake begun by `a`. Unless `both`, its first packet is lost, so that the responder does not know yet.
@@ -417,10 +461,11 @@ impl World {
                 node.keys[slot.index()] = std::mem::take(&mut node.staged[slot.index()]);
             }
             Effect::Destroyed(record) => {
-                assert_eq!(
-                    record.new.epoch.0,
-                    u64::from(node.devices[record.slot.index()]),
-                    "still in the device"
+                // A node without power has none in its devices.
+                let device = node.devices[record.slot.index()];
+                assert!(
+                    device == 0 || record.new.epoch.0 == u64::from(device),
+                    "still in the device: {device}"
                 );
                 node.records |= 1 << record.old.epoch.0;
             }
@@ -477,7 +522,8 @@ impl World {
         [Slot::Zero, Slot::One].map(|slot| {
             let s = slot.index();
             let made = peer.stamp[s] == Some((node.devices[s], peer.listed[s]));
-            let deaf = peer.route == Some(slot) && !self.fits(me, other, slot);
+            let works = self.reaches(me, other) && self.fits(me, other, slot);
+            let deaf = peer.route == Some(slot) && !works;
             Link {
                 // With the key that the API names at present.
                 keys_for: peer
@@ -501,7 +547,8 @@ impl World {
                 let sides = [&node.peers[me], &self.nodes[me].peers[other]];
                 sides.into_iter().flat_map(|peer| &peer.agreement).any(|of| of.proves[slot.index()])
             };
-            other != me && node.up && self.nodes[me].machine.draining().is_some_and(proves)
+            let there = other != me && node.up && self.reaches(me, other);
+            there && self.nodes[me].machine.draining().is_some_and(proves)
         };
         !self.held && self.nodes[me].turned & all == all && !self.nodes.iter().enumerate().any(knocks)
     }
@@ -528,7 +575,9 @@ impl World {
             staged: Some(node.staged[slot.index()])
                 .filter(|epoch| *epoch != 0)
                 .map(|epoch| key(me, slot, epoch)),
-            device: Some(key(me, slot, node.devices[slot.index()])),
+            device: Some(node.devices[slot.index()])
+                .filter(|epoch| *epoch != 0)
+                .map(|epoch| key(me, slot, epoch)),
             quiet_for: if passed && !(rules.chatty && sent_to(slot)) {
                 settings.quiet
             } else {
@@ -546,13 +595,20 @@ impl World {
                     (self.fits(me, other, there) && self.fits(me, other, back))
                         .then_some((back, Duration::ZERO))
                 };
+                let shakes = |slot: Slot| self.reaches(me, other) && self.fits(me, other, slot);
+                let ways = peer.route.zip(back).filter(|_| self.reaches(me, other));
+                let answered = ways.and_then(|(there, back)| echo(there, back));
                 Some(PeerFacts {
                     name,
                     drained: drained(&theirs),
                     target: target((&rules.names[me], drains), (name, &theirs), peer.route),
                     sending: peer.route,
-                    answered: peer.route.zip(back).and_then(|(there, back)| echo(there, back)),
+                    answered,
                     handshake_age: [None; 2],
+                    doubted_for: self.doubts.then_some(Duration::MAX),
+                    // A pair that has nothing to say: nothing else would tell that it lives.
+                    unheard_for: (answered.is_none() && !Slot::ALL.into_iter().any(shakes))
+                        .then_some(Duration::MAX),
                 })
             })
             .collect();
@@ -580,7 +636,8 @@ impl World {
             format!("  {me} of {other}: {view:?} by {:?}, {:?}, {standings:?}", peer.route, peer.stamp)
         };
         let node = |(me, node): (usize, &Node)| {
-            format!("{me}: {:?} drains {:?}", node.devices, node.machine.draining())
+            let away = if node.away { "away, " } else { "" };
+            format!("{me}: {away}{:?} drains {:?}", node.devices, node.machine.draining())
         };
         let nodes = self.nodes.iter().enumerate().map(node);
         nodes.chain(self.pairs().map(side)).collect::<Vec<_>>().join("\n")

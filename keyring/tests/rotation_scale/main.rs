@@ -397,6 +397,8 @@ impl Cluster {
                     sending: Some(peer.route),
                     answered: peer.answered.map(|(slot, at)| (slot, age(at))),
                     handshake_age: peer.stamp.map(|stamp| stamp.map(|(at, ..)| age(at))),
+                    doubted_for: None,
+                    unheard_for: None,
                 }
             })
             .collect();

@@ -1,7 +1,7 @@
 //! Asking peers' kernels for an answer, and noting by which slot it comes: a peer's answers take the routes that its pods'
 //! packets take, whatever its agent does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +20,38 @@ const ANSWER: usize = 256;
 /// Header of an ICMP echo.
 const HEADER: usize = 8;
 
-/// By which slot each peer answered last, and when.
-type Heard = BTreeMap<NodeName, (Slot, Instant)>;
+/// Longest time between two questions that belong to one row of unanswered ones.
+const ROW: Duration = Duration::from_secs(30);
+
+/// What is known of each peer that was asked.
+type Heard = BTreeMap<NodeName, Asked>;
+
+/// What became of the questions to one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asked {
+    /// By which slot it answered last, and when.
+    answered: Option<(Slot, Instant)>,
+    /// The first and the last of the questions that it has left unanswered since.
+    unanswered: Option<(Instant, Instant)>,
+}
+
+impl Asked {
+    fn answers(&mut self, slot: Slot, question: Instant) {
+        (self.answered, self.unanswered) = (Some((slot, question)), None);
+    }
+
+    /// This question, which was sent, found no answer.
+    fn is_silent(&mut self, question: Instant) {
+        let row = self.unanswered.filter(|(_, last)| question.duration_since(*last) <= ROW);
+        self.unanswered = Some((row.map_or(question, |(first, _)| first), question));
+    }
+
+    /// For how long it has answered nothing though it was asked all the time.
+    fn unanswered_for(&self, now: Instant) -> Option<Duration> {
+        let (first, last) = self.unanswered?;
+        (now.duration_since(last) <= ROW).then(|| last.duration_since(first))
+    }
+}
 
 /// Asks, one round at a time.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +64,13 @@ impl Answers {
     /// By which slot this peer answered last, and how long ago.
     pub(super) fn of(&self, peer: &NodeName) -> Option<(Slot, Duration)> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(peer).map(|(slot, at)| (*slot, at.elapsed()))
+        heard.get(peer)?.answered.map(|(slot, at)| (slot, at.elapsed()))
+    }
+
+    /// For how long this peer has left all questions unanswered; none: it was not asked lately, or it has answered since.
+    pub(super) fn unanswered_for(&self, peer: &NodeName) -> Option<Duration> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(peer)?.unanswered_for(Instant::now())
     }
 
     /// Sends an echo to each of these, at its mesh address, and listens for a moment. Another round may be under way: then
@@ -71,17 +107,19 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
             }
         }
     }
+    let mut silent = BTreeSet::new();
     for (v4, _) in [true, false].into_iter().zip(families).filter(|(_, wanted)| *wanted) {
         let mouth = socket(v4)?;
         let question = echo(v4, &nonce);
         for address in peers.keys().filter(|address| address.is_ipv4() == v4) {
-            // One that cannot be sent is one that is not answered.
-            drop(mouth.send_to(&question, &SocketAddr::new(*address, 0).into()));
+            // One that cannot be sent says nothing about who was to be asked.
+            if mouth.send_to(&question, &SocketAddr::new(*address, 0).into()).is_ok() {
+                silent.insert(*address);
+            }
         }
     }
     let mut buffer = [0; ANSWER];
-    let mut missing = peers.len();
-    while missing > 0 && begun.elapsed() < PATIENCE {
+    while !silent.is_empty() && begun.elapsed() < PATIENCE {
         let left = PATIENCE.saturating_sub(begun.elapsed());
         let mut waits: Vec<_> = ears.iter().map(|(_, _, ear)| PollFd::new(ear, PollFlags::IN)).collect();
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
@@ -93,11 +131,14 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
                 let Some(peer) = peers.get(&from).filter(|_| ours) else { continue };
                 let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
                 // The time of the question: routes may have changed since the answer was sent, never before.
-                if heard.insert(peer.clone(), (*slot, begun)).is_none_or(|(_, at)| at != begun) {
-                    missing -= 1;
-                }
+                heard.entry(peer.clone()).or_default().answers(*slot, begun);
+                silent.remove(&from);
             }
         }
+    }
+    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    for peer in silent.iter().filter_map(|address| peers.get(address)) {
+        heard.entry(peer.clone()).or_default().is_silent(begun);
     }
     Ok(())
 }
@@ -171,6 +212,28 @@ mod tests {
                 assert!(!answers(v4, &packet(&message)[..length], &nonce), "cut at {length}");
             }
         }
+    }
+
+    #[test]
+    fn a_row_of_questions_is_unanswered_until_an_answer_and_a_pause_begins_another() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut asked = Asked::default();
+        let after = |asked: &Asked, seconds| asked.unanswered_for(at(seconds)).map(|time| time.as_secs());
+        assert_eq!(after(&asked, 0), None, "nobody asked");
+        asked.is_silent(at(0));
+        assert_eq!(after(&asked, 5), Some(0), "one question is no row");
+        asked.is_silent(at(20));
+        asked.is_silent(at(50));
+        assert_eq!(
+            (after(&asked, 51), after(&asked, 81)),
+            (Some(50), None),
+            "asked lately, and not any more"
+        );
+        asked.is_silent(at(90));
+        assert_eq!(after(&asked, 91), Some(0));
+        asked.answers(Slot::One, at(95));
+        assert_eq!((after(&asked, 96), asked.answered), (None, Some((Slot::One, at(95)))));
     }
 
     #[test]

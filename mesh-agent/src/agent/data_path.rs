@@ -41,7 +41,7 @@ impl Agent {
             PlaneState::Off => return,
             PlaneState::Failed(why) => {
                 turn.obstacles.push(why.clone());
-                turn.findings.push(("data-path-missing".to_owned(), why.clone()));
+                turn.no_data_path = Some(why.clone());
                 return;
             }
             PlaneState::Open(plane) => plane.clone(),

@@ -22,6 +22,8 @@ pub(super) struct Pairs {
     /// Since when a slot has had its own present key and this peer's; none: since before this agent.
     keyed: BTreeMap<(Slot, PublicKey), (PublicKey, Option<Instant>)>,
     ears: BTreeMap<(Slot, PublicKey), Ear>,
+    /// How much had come in from each peer, and when the last of it did, as far as this agent has looked.
+    heard: BTreeMap<(Slot, PublicKey), (u64, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +38,7 @@ impl Pairs {
         // What was not there at the last look may have come right after it.
         let appeared = self.seen.map(|seen| seen.last);
         let first = self.seen.map_or(now, |seen| seen.first);
-        let (mut keyed, mut ears) = (BTreeMap::new(), BTreeMap::new());
+        let (mut keyed, mut ears, mut heard) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (slot, device) in &observed.devices {
             let Some(own) = device.public_key else { continue };
             for (key, peer) in &device.peers {
@@ -46,11 +48,35 @@ impl Pairs {
                     Some(_) | None => appeared,
                 };
                 keyed.insert(at, (own, since));
+                let received = peer.bytes.1;
+                let last = match self.heard.get(&at) {
+                    // An entry that was made anew begins at zero.
+                    Some((before, last)) if *before == received || received == 0 => *last,
+                    Some(_) | None => now,
+                };
+                heard.insert(at, (received, last));
                 let ear = self.ears.get(&at).copied().unwrap_or_default();
                 ears.insert(at, ear.hear(peer.bytes.0, peer.bytes.1, now.saturating_duration_since(first)));
             }
         }
-        *self = Self { seen: Some(Seen { first, last: now }), keyed, ears };
+        *self = Self { seen: Some(Seen { first, last: now }), keyed, ears, heard };
+    }
+
+    /// For how long nothing has come in from a node on either slot, handshakes included. None: it is on no device.
+    pub(super) fn unheard_for(
+        &self,
+        observed: &Observed,
+        node: &NodeFacts,
+        now: Instant,
+    ) -> Option<Duration> {
+        let announced = node.announced()?;
+        let silent = |slot: Slot| {
+            let key = announced.slot(slot).public_key;
+            let (_, last) = self.heard.get(&(slot, key))?;
+            let handshake = observed.devices.get(&slot)?.peers.get(&key)?.handshake_age;
+            Some(now.saturating_duration_since(*last).min(handshake.unwrap_or(Duration::MAX)))
+        };
+        Slot::ALL.into_iter().filter_map(silent).min()
     }
 
     /// A device was given this key at this moment: no handshake of before was made with it.
@@ -126,7 +152,9 @@ pub(super) fn only_way(ways: &BTreeMap<IpNet, Slot>, node: &NodeFacts) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
     use mesh_core::diff::{ObservedDevice, ObservedPeer};
+    use mesh_core::view::AnnouncementFact;
 
     fn key(byte: u8) -> PublicKey {
         PublicKey::from_bytes([byte; 32])
@@ -140,6 +168,54 @@ mod tests {
         let peers = peer.into_iter().collect();
         let device = ObservedDevice { public_key: Some(key(own)), peers, ..ObservedDevice::default() };
         Observed { devices: BTreeMap::from([(Slot::Zero, device)]), ..Observed::default() }
+    }
+
+    #[test]
+    fn a_node_is_unheard_since_the_last_byte_or_handshake_on_either_slot() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let slots = [(Slot::Zero, 2), (Slot::One, 3)];
+        let slot = |(_, byte): (Slot, u8)| SlotAnnouncement {
+            epoch: Epoch(1),
+            public_key: key(byte),
+            port: 1,
+            draining: false,
+        };
+        let announcement = Announcement {
+            slots: slots.map(slot),
+            endpoints: vec![],
+            kem: None,
+            kem_required: false,
+            host_traffic: false,
+        };
+        let node = NodeFacts { announcement: AnnouncementFact::Valid(announcement), ..NodeFacts::default() };
+        let seen = |received: [u64; 2], handshake: Option<u64>| {
+            let peer = |received| ObservedPeer {
+                handshake_age: handshake.map(Duration::from_secs),
+                bytes: (7, received),
+                ..ObservedPeer::default()
+            };
+            let device = |(slot, byte): (Slot, u8)| {
+                let peers = BTreeMap::from([(key(byte), peer(received[slot.index()]))]);
+                (slot, ObservedDevice { public_key: Some(key(1)), peers, ..ObservedDevice::default() })
+            };
+            Observed { devices: slots.map(device).into(), ..Observed::default() }
+        };
+        let mut pairs = Pairs::default();
+        let mut look = |seconds: u64, received, handshake| {
+            let observed = seen(received, handshake);
+            pairs.look(&observed, at(seconds));
+            pairs.unheard_for(&observed, &node, at(seconds)).map(|time| time.as_secs())
+        };
+        // What was before the agent nobody knows.
+        assert_eq!(look(0, [100, 100], Some(900)), Some(0));
+        assert_eq!(look(10, [100, 100], Some(910)), Some(10));
+        assert_eq!(look(20, [100, 101], Some(920)), Some(0));
+        assert_eq!(look(60, [100, 101], Some(5)), Some(5), "a handshake is a sign of life");
+        // Its entries are made anew for another key: that is no news of it.
+        assert_eq!(look(70, [0, 0], None), Some(50));
+        assert_eq!(look(80, [1, 0], None), Some(0));
+        assert_eq!(pairs.unheard_for(&Observed::default(), &node, at(90)), None, "on no device");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use keyring::rotation::{Destroyed, Effect, Machine, Now, PeerFacts, SlotFacts, State};
+use keyring::rotation::{Destroyed, Effect, Machine, Now, PeerFacts, SlotFacts, State, Verdict};
 use keyring::{LoadedStore, StoreError};
 use mesh_core::diff::Observed;
 use mesh_core::name::NodeName;
@@ -40,6 +40,8 @@ pub struct Rotor {
     /// Packets that each slot's device had received, and since when it is so many.
     received: [Option<(u64, Instant)>; 2],
     answers: Answers,
+    /// Nodes that the API takes for dead, and since when this agent has known.
+    doubted: BTreeMap<NodeName, Instant>,
 }
 
 /// Why a step could not be done; the next turn tries again.
@@ -69,7 +71,8 @@ impl Rotor {
             }
         };
         let machine = Machine::resume(state);
-        Ok(Self { machine, started: Instant::now(), received: [None; 2], answers: Answers::default() })
+        let (answers, doubted) = (Answers::default(), BTreeMap::new());
+        Ok(Self { machine, started: Instant::now(), received: [None; 2], answers, doubted })
     }
 
     /// The slot that is to be announced as draining.
@@ -80,6 +83,14 @@ impl Rotor {
     /// Are keys being replaced?
     pub(super) const fn turns(&self) -> bool {
         self.machine.state().rotation.is_some()
+    }
+
+    /// Peers that leave all questions unanswered, and whose Nodes are dead for long enough that they may be gone: what is left to try is
+    /// a handshake on the slot into which no route leads.
+    pub(super) fn seeks(&self, gone: Duration) -> impl Iterator<Item = &NodeName> {
+        let turns = self.turns() && !gone.is_zero();
+        let dead = self.doubted.iter().filter(move |(_, since)| turns && since.elapsed() >= gone);
+        dead.map(|(name, _)| name).filter(|name| self.answers.unanswered_for(name).is_some())
     }
 
     /// Has it anything to do or to decide? Facts about thousands of peers are gathered for that alone.
@@ -94,8 +105,16 @@ impl Rotor {
             || Slot::ALL.into_iter().any(|slot| agent.keys.staged(slot).is_some())
     }
 
-    /// Looks at the counters of the devices, once for each turn.
-    fn listen(&mut self, state: &KernelState, now: Instant) {
+    /// Looks at the counters of the devices and at the Nodes, once for each turn.
+    fn listen(&mut self, view: &ClusterView, state: &KernelState, now: Instant) {
+        let before = std::mem::take(&mut self.doubted);
+        let unheard = view.nodes.iter().filter(|(_, node)| node.unheard).map(|(name, _)| name.clone());
+        self.doubted = unheard
+            .map(|name| {
+                let since = before.get(&name).copied().unwrap_or(now);
+                (name, since)
+            })
+            .collect();
         for slot in Slot::ALL {
             let count = state.links.get(slot.device()).map(|link| link.received);
             let known = &mut self.received[slot.index()];
@@ -116,7 +135,7 @@ impl Agent {
         observed: &mut Observed,
         state: &KernelState,
     ) -> Result<(), RotateError> {
-        self.rotor.listen(state, Instant::now());
+        self.rotor.listen(view, state, Instant::now());
         let request = view.nodes.get(&self.node).and_then(|own| own.rotate.clone());
         if !self.rotor.has_work(self, request.as_deref(), self.tunnel_waits()) {
             return Ok(());
@@ -188,6 +207,8 @@ impl Agent {
                 let device = observed.devices.get(&slot)?;
                 device.peers.get(&theirs.slot(slot).public_key)?.handshake_age
             };
+            let asked = self.rotor.answers.unanswered_for(name);
+            let unheard = self.memory.pairs.unheard_for(observed, node, Instant::now());
             Some(PeerFacts {
                 name,
                 drained: drained(theirs),
@@ -195,6 +216,8 @@ impl Agent {
                 sending: only_way(&ways, node),
                 answered: self.rotor.answers.of(name),
                 handshake_age: Slot::ALL.map(age),
+                doubted_for: self.rotor.doubted.get(*name).map(Instant::elapsed),
+                unheard_for: asked.zip(unheard).map(|(asked, unheard)| asked.min(unheard)),
             })
         };
         peers.iter().filter_map(facts).collect()
@@ -283,7 +306,7 @@ impl Agent {
         let path = self.config.state_dir.join("audit").join("keys.jsonl");
         append(&path, &line)
             .map_err(|source| RotateError::Record { path: path.display().to_string(), source })?;
-        let overdue = destroyed.verdict.as_ref().is_some_and(|v| v.noisy || !v.overdue.is_empty());
+        let overdue = destroyed.verdict.as_ref().is_some_and(Verdict::in_use);
         self.metrics.key_replaced(overdue);
         let note = format!(
             "node {}: the key of {} with epoch {} ({}) is destroyed; its successor has epoch {} ({})",
@@ -294,6 +317,10 @@ impl Agent {
             destroyed.new.epoch.0,
             destroyed.new.fingerprint,
         );
+        for gone in destroyed.verdict.iter().flat_map(|verdict| &verdict.gone) {
+            tracing::warn!(peer = %gone, device = %destroyed.slot, "A peer was not waited for: its Node is dead, and nothing is \
+                heard of it; mend that Node or delete it");
+        }
         tracing::info!(record = line.trim_end(), "{note}");
         self.notice("KeyDestroyed", note, false);
         Ok(())

@@ -56,7 +56,7 @@ impl Succession {
     fn next(&mut self, slot: Slot, verdict: Option<&Verdict>, now: Instant) -> HandOver {
         let (at, tries) = &mut self.asked[slot.index()];
         // Not silent: somebody would lose packets.
-        if verdict != Some(&Verdict::default()) {
+        if verdict.is_none_or(Verdict::in_use) {
             return HandOver::No;
         }
         match at {
@@ -148,6 +148,8 @@ mod tests {
         for verdict in [None, Some(&used), Some(&late)] {
             assert_eq!(next(verdict, 0), No);
         }
+        // Whoever is gone loses none.
+        let silent = Verdict { gone: ["a".parse().unwrap()].into(), ..silent };
         let answers = [0, 9, 10, 19, 20, 29, 30, 90].map(|seconds| next(Some(&silent), seconds));
         assert_eq!(answers, [Ask, Wait, Ask, Wait, Ask, Wait, No, No]);
     }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::announced::{self, Announced};
 use crate::attachments::{Attachment, Directory, Table};
+use crate::condition::Broken;
 use crate::facts::pod::{HostPort, OwnPod, Pod};
 use crate::host_ports::{self, HostPorts};
 use crate::kernel::Kernel;
@@ -49,6 +50,8 @@ pub struct Readiness {
     pub obstacles: Vec<String>,
     /// Why pods that run have limited connectivity; empty: they have not.
     pub limits: Vec<String>,
+    /// Why pods would have no network at all; what the Node is told, when it lasts.
+    pub broken: Option<Broken>,
 }
 
 /// Serves the verbs.

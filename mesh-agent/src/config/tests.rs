@@ -68,11 +68,12 @@ fn a_rotation_is_read_and_what_cannot_be_is_named() {
     };
     let usual = Config::parse(Path::new("c.yaml"), "podCIDRs: [10.0.0.0/8]\n").unwrap().rotation;
     assert_eq!(usual, keyring::rotation::Settings::DEFAULT);
-    let given =
-        parse("  periodSeconds: 604800\n  quietSeconds: 20\n  deadlineSeconds: 300\n  proof: silence\n");
+    let given = parse(
+        "  periodSeconds: 604800\n  quietSeconds: 20\n  deadlineSeconds: 300\n  proof: silence\n  goneSeconds: 0\n",
+    );
     assert_eq!(
         format!("{:?}", given.unwrap().rotation),
-        "Settings { period: 604800s, quiet: 20s, deadline: 300s, proof: Silence }"
+        "Settings { period: 604800s, quiet: 20s, deadline: 300s, proof: Silence, gone: 0ns }"
     );
     for (line, wanted) in [
         (

@@ -25,6 +25,25 @@ fn a_bad_field_costs_only_itself() {
 }
 
 #[test]
+fn a_node_is_unheard_when_its_kubelet_is_and_not_when_that_says_that_something_is_wrong() {
+    let unheard = |conditions: serde_json::Value| {
+        let node = json!({"metadata": {"name": "n1"}, "spec": {}, "status": {"conditions": conditions}});
+        let mut object = json!({"apiVersion": "v1", "kind": "Node"});
+        object.as_object_mut().unwrap().extend(node.as_object().unwrap().clone());
+        read(object).unheard
+    };
+    let of = |kind: &str, status: &str| json!({"type": kind, "status": status});
+    assert!(unheard(json!([of("MemoryPressure", "Unknown"), of("Ready", "Unknown")])));
+    for other in [
+        json!([]),
+        json!([of("Ready", "True")]),
+        json!([of("Ready", "False"), of("DiskPressure", "Unknown")]),
+    ] {
+        assert!(!unheard(other.clone()), "{other}");
+    }
+}
+
+#[test]
 fn an_endpoint_that_is_no_address_is_named() {
     let check = |text: &str| match endpoint(text) {
         EndpointFact::Malformed { reason, .. } => reason,

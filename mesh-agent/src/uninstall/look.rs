@@ -21,6 +21,7 @@ use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, StatxAttr
 use super::files::Entry;
 use super::plan::{Device, Found, Want, is_pods};
 use crate::attachments::Attachment;
+use crate::claim::{Claim, ClaimError};
 use crate::config::{Config, DataPath};
 use crate::host::Before;
 use crate::kernel::{Kernel, KernelError, asked};
@@ -31,8 +32,16 @@ pub(super) struct Looked {
     pub(super) found: Found,
     /// What could not be seen, with the reason.
     pub(super) unseen: Vec<String>,
-    /// The directory of pins, taken until this is dropped, and that of the keys.
-    pub(super) remains: (Option<Remains>, Option<OwnedFd>),
+    pub(super) taken: Taken,
+}
+
+/// Directories that are an agent's while one runs: no other one can have them for as long as this lives.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    _state: Option<Claim>,
+    /// Of the pins.
+    pub(super) remains: Option<Remains>,
+    _keys: Option<OwnedFd>,
 }
 
 /// Looks at everything that [`super::plan::plan`] wants to know.
@@ -92,8 +101,20 @@ fn device(message: &LinkMessage) -> Option<(String, Device)> {
 /// What needs system calls that wait.
 fn rest(config: &Config, want: &Want, mut found: Found) -> Looked {
     let mut unseen = Vec::new();
+    // First: an agent has it before anything else.
+    let state = match Claim::take_if_there(&want.places.state) {
+        Ok(state) => state,
+        Err(ClaimError::InUse { path }) => {
+            runs(&mut found, &format!("it has the state directory {}", path.display()));
+            None
+        }
+        Err(error) => {
+            unseen.push(error.to_string());
+            None
+        }
+    };
     let remains = pins(config, &mut found, &mut unseen);
-    let keys = keys(config, &mut found, &mut unseen);
+    let taken = Taken { _state: state, remains, _keys: keys(config, &mut found, &mut unseen) };
     running(config, want, &mut found);
     let attachments = want.places.state.join("attachments");
     for (name, kind) in &found.devices {
@@ -129,7 +150,7 @@ fn rest(config: &Config, want: &Want, mut found: Found) -> Looked {
             unseen.push(format!("{}: {error}", path.display()));
         }
     }
-    Looked { found, unseen, remains: (remains, keys) }
+    Looked { found, unseen, taken }
 }
 
 /// Pins and filters of the data path; taking the directory tells whether an agent has it.
@@ -142,7 +163,7 @@ fn pins(config: &Config, found: &mut Found, unseen: &mut Vec<String>) -> Option<
     let remains = match Remains::open(&config.bpf_pin_dir) {
         Ok(remains) => remains,
         Err(datapath::Error::InUse { path }) => {
-            found.running.push(agent_runs(&format!("it has the data path in {}", path.display())));
+            runs(found, &format!("it has the data path in {}", path.display()));
             return None;
         }
         Err(error) => {
@@ -179,7 +200,7 @@ fn keys(config: &Config, found: &mut Found, unseen: &mut Vec<String>) -> Option<
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Some(lock),
         Err(_) => {
-            found.running.push(agent_runs(&format!("it has the keys in {}", path.display())));
+            runs(found, &format!("it has the keys in {}", path.display()));
             None
         }
     }
@@ -187,8 +208,8 @@ fn keys(config: &Config, found: &mut Found, unseen: &mut Vec<String>) -> Option<
 
 /// Who answers on our sockets.
 fn running(config: &Config, want: &Want, found: &mut Found) {
-    if found.running.is_empty() && UnixStream::connect(&config.cni_socket).is_ok() {
-        found.running.push(agent_runs(&format!("it answers on {}", config.cni_socket.display())));
+    if UnixStream::connect(&config.cni_socket).is_ok() {
+        runs(found, &format!("it answers on {}", config.cni_socket.display()));
     }
     for slot in Slot::ALL {
         let socket = want.places.tunnel.join(format!("{slot}.sock"));
@@ -201,8 +222,13 @@ fn running(config: &Config, want: &Want, found: &mut Found) {
     }
 }
 
-fn agent_runs(how: &str) -> String {
-    format!("mesh-agent runs, {how}: end it first (kubectl -n hawser-system delete daemonset mesh-agent)")
+/// An agent runs: said once, by the first sign of it.
+fn runs(found: &mut Found, how: &str) {
+    if found.running.is_empty() {
+        found.running.push(format!(
+            "mesh-agent runs, {how}: end it first (kubectl -n hawser-system delete daemonset mesh-agent)"
+        ));
+    }
 }
 
 /// The pod of an attachment, for people.

@@ -223,8 +223,8 @@ pub fn plan(found: &Found, want: &Want) -> Result<Plan, Vec<String>> {
     plan.steps.extend(found.accepts.iter().cloned().map(Step::Accept));
     routes(found, &mut plan);
     data_path(found, &mut plan);
-    settings(found, want, &mut plan);
-    files(found, want, &mut plan);
+    let all_back = settings(found, want, &mut plan);
+    files(found, want, all_back, &mut plan);
     if !want.keep_node {
         plan.steps.push(Step::Node);
     }
@@ -320,14 +320,15 @@ fn not_ours(path: &Path) -> String {
 }
 
 /// Settings go back if nobody has changed them since. Forwarding, and the `accept_ra` that goes with it, only on demand: another
-/// network, containers or virtual machines may rest on it by now, and would not say so.
-fn settings(found: &Found, want: &Want, plan: &mut Plan) {
+/// network, containers or virtual machines may rest on it by now, and would not say so. True: none of ours is left.
+fn settings(found: &Found, want: &Want, plan: &mut Plan) -> bool {
     let untouched = |key: &String, ours: &String| found.settings.get(key) == Some(ours);
-    let mut back = Vec::new();
+    let (mut back, mut all_back) = (Vec::new(), true);
     for (key, change) in found.before.0.iter().filter(|(key, change)| untouched(key, &change.ours)) {
         if key.ends_with("/rp_filter") || want.reset_forwarding {
             back.push(Step::Setting { key: key.clone(), value: change.before.clone() });
         } else {
+            all_back = false;
             plan.stays.push(format!(
                 "/proc/sys/{key} = {}, which was {} before Hawser: others may rest on it; set it back if nobody does, or use \
                  --reset-forwarding",
@@ -339,19 +340,32 @@ fn settings(found: &Found, want: &Want, plan: &mut Plan) {
     let listens = |step: &Step| matches!(step, Step::Setting { key, .. } if key.ends_with("/accept_ra"));
     back.sort_by_key(listens);
     plan.steps.extend(back);
+    all_back
 }
 
-fn files(found: &Found, want: &Want, plan: &mut Plan) {
+fn files(found: &Found, want: &Want, all_back: bool, plan: &mut Plan) {
     let judged = want.places.judge(&found.files);
-    let audit = want.places.state.join("audit");
-    let kept = |path: &Path| want.keep_audit && found.files.contains_key(&audit) && path.starts_with(&audit);
-    let around = |path: &Path| kept(&audit) && audit.starts_with(path);
+    let (audit, record) =
+        (want.places.state.join("audit"), want.places.state.join(crate::host::before::FILE));
+    let keeps = |place: &Path| {
+        let wanted = if place == audit { want.keep_audit } else { !all_back };
+        wanted && found.files.contains_key(place)
+    };
+    let stay: Vec<&PathBuf> = [&audit, &record].into_iter().filter(|place| keeps(place)).collect();
+    let kept = |path: &Path| stay.iter().any(|place| path.starts_with(place));
+    let around = |path: &Path| stay.iter().any(|place| place.starts_with(path));
     let files = judged.files.into_iter().filter(|(path, _)| !kept(path));
     plan.steps.extend(files.map(|(path, secret)| Step::File { path, secret }));
     let directories = judged.directories.into_iter().filter(|path| !kept(path) && !around(path));
     plan.steps.extend(directories.map(Step::Directory));
     if kept(&audit) {
         plan.stays.push(format!("{}: the record of destroyed keys was to be kept", audit.display()));
+    }
+    if kept(&record) {
+        plan.stays.push(format!(
+            "{}: nothing else knows what these settings were; it goes with --reset-forwarding, or delete it",
+            record.display()
+        ));
     }
     let mounted =
         |path: &PathBuf| format!("{}: it is a mount, so that it is emptied and stays", path.display());

@@ -140,10 +140,9 @@ fn everything_of_ours_goes_in_an_order_that_opens_nothing_and_everything_of_othe
         Refuses: nf_tables table inet hawser
         Refuses: nf_tables table inet hawser_hostports
         Rest: our value of /proc/sys/net/ipv4/conf/eth0/rp_filter, which is 1 again
-        Rest: file /var/lib/hawser/settings.json
-        Rest: directory /var/lib/hawser
         Rest: annotation and start-up taint of the Node object
         stays: /proc/sys/net/ipv4/ip_forward = 1, which was 0 before Hawser: others may rest on it; set it back if nobody does, or use --reset-forwarding
+        stays: /var/lib/hawser/settings.json: nothing else knows what these settings were; it goes with --reset-forwarding, or delete it
     "#]].assert_eq(&lines(&plan));
 }
 
@@ -195,12 +194,30 @@ fn forwarding_goes_back_on_demand_alone_and_before_what_listens_to_routers() {
 }
 
 #[test]
+fn what_settings_were_is_known_until_none_of_ours_is_left() {
+    let record = "file /var/lib/hawser/settings.json";
+    let mut found = everything();
+    let gone =
+        |found: &Found, reset_forwarding| lines(&plan(found, &Want { reset_forwarding, ..want() }).unwrap());
+    let (kept, back) = (gone(&found, false), gone(&found, true));
+    assert!(!kept.contains(record) && !kept.contains("directory /var/lib/hawser\n"), "{kept}");
+    // After the settings themselves, since one that cannot be put back keeps it.
+    let order = |what: &str| back.find(what).unwrap_or_else(|| panic!("no {what} in {back}"));
+    assert!(order("ip_forward, which is 0 again") < order(record), "{back}");
+    assert!(order(record) < order("directory /var/lib/hawser\n"), "{back}");
+    // Somebody has set it to what it was, or to something else: it is nobody's business any more.
+    found.settings.insert("net/ipv4/ip_forward".into(), "0".into());
+    assert!(gone(&found, false).contains(record));
+}
+
+#[test]
 fn the_record_of_destroyed_keys_stays_where_it_was_asked_for() {
     let mut found = everything();
     for (path, entry) in [("audit", Entry::Directory), ("audit/keys.jsonl", Entry::File)] {
         found.files.insert(want().places.state.join(path), entry);
     }
-    let gone = |keep_audit| lines(&plan(&found, &Want { keep_audit, ..want() }).unwrap());
+    let gone =
+        |keep_audit| lines(&plan(&found, &Want { keep_audit, reset_forwarding: true, ..want() }).unwrap());
     assert!(gone(false).contains("file /var/lib/hawser/audit/keys.jsonl"));
     assert!(gone(false).contains("directory /var/lib/hawser\n"));
     let kept = gone(true);
@@ -239,7 +256,7 @@ impl World for Model {
 }
 
 fn played(found: &Found, refuses: BTreeSet<usize>) -> (Plan, Model, Report) {
-    let plan = plan(found, &Want { cut_pods: true, ..want() }).unwrap();
+    let plan = plan(found, &Want { cut_pods: true, reset_forwarding: true, ..want() }).unwrap();
     let pods = found.pods_links().cloned().collect();
     let mut model = Model { pods, refuses, asked: 0, taken: Vec::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use kube::api::{Patch, PatchParams};
 use mesh_core::name::NodeName;
 use mesh_core::numbers::ANNOTATION_WIREGUARD;
 
+use super::look::Taken;
 use super::plan::{Step, is_pods};
 use super::{API_DEADLINE, Options, World, look};
 use crate::config::Config;
@@ -31,24 +31,19 @@ pub(super) struct Node<'a> {
     /// Its file goes before the Node is spoken of.
     known: Known,
     /// No agent starts meanwhile.
-    _keys: Option<OwnedFd>,
+    _taken: Taken,
 }
 
 impl<'a> Node<'a> {
-    pub(super) fn new(
-        kernel: &'a Kernel,
-        config: &'a Config,
-        options: &Options,
-        (remains, keys): (Option<Remains>, Option<OwnedFd>),
-    ) -> Self {
+    pub(super) fn new(kernel: &'a Kernel, config: &'a Config, options: &Options, mut taken: Taken) -> Self {
         Self {
             kernel,
             config,
             kubeconfig: options.kubeconfig.clone(),
             name: options.node.clone(),
-            remains: remains.map(Arc::new),
+            remains: taken.remains.take().map(Arc::new),
             known: Known::load(&config.state_dir),
-            _keys: keys,
+            _taken: taken,
         }
     }
 
@@ -78,12 +73,13 @@ impl<'a> Node<'a> {
                 crate::start::clients(self.kubeconfig.as_deref(), self.config, &self.known).await?;
             let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
             let Some(found) = api.get_opt(name.as_str()).await? else { return Ok(()) };
-            if found.metadata.annotations.is_some_and(|all| all.contains_key(ANNOTATION_WIREGUARD)) {
+            if found.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_WIREGUARD)) {
                 let patch =
                     serde_json::json!({ "metadata": { "annotations": { ANNOTATION_WIREGUARD: null } } });
                 api.patch_metadata(name.as_str(), &PatchParams::default(), &Patch::Merge(&patch)).await?;
             }
             crate::taint::once(&api, name).await?;
+            crate::condition::take_back(&api, &found).await?;
             anyhow::Ok(())
         };
         match tokio::time::timeout(API_DEADLINE, work).await {

@@ -219,7 +219,8 @@ fn operators_have_roles_and_accounts_only_where_somebody_asks_for_them() {
 
 #[test]
 fn removal_takes_the_place_of_agent_and_tunnel() {
-    let values = parse_values("uninstall: {enabled: true, cutPods: true, keepAudit: true}").unwrap();
+    let values = "uninstall: {enabled: true, cutPods: true, keepAudit: true, resetForwarding: true}";
+    let values = parse_values(values).unwrap();
     let rendered = manifests(&chart(), &values).unwrap();
     let sets = objects(&rendered);
     let sets: Vec<&Value> = sets.iter().filter(|object| object["kind"] == "DaemonSet").collect();
@@ -227,7 +228,11 @@ fn removal_takes_the_place_of_agent_and_tunnel() {
     assert_eq!(names, ["hawser-uninstall"]);
     let pod = &sets[0]["spec"]["template"]["spec"];
     let args = pod["initContainers"][0]["args"].to_string();
-    assert!(args.contains("--cut-pods") && args.contains("--keep-audit"), "{args}");
+    assert!(args.contains("--cut-pods"), "{args}");
+    // Who looks once more wants the same.
+    for args in [args, pod["containers"][0]["args"].to_string()] {
+        assert!(args.contains("--keep-audit") && args.contains("--reset-forwarding"), "{args}");
+    }
     // What they read and what they may do in the API is still there.
     for name in ["config.yaml", "rbac.yaml", "admission.yaml"] {
         assert!(rendered.contains_key(name), "{name}");

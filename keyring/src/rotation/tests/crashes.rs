@@ -140,6 +140,8 @@ impl Site {
                 sending: Some(target),
                 answered: peer.answered.map(|(slot, at)| (slot, self.uptime - at)),
                 handshake_age: [None; 2],
+                doubted_for: None,
+                unheard_for: None,
             })
             .collect();
         let node = name("m");

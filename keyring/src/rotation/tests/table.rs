@@ -29,6 +29,13 @@ enum Peer {
     Silent,
     Stale,
     Knocking,
+    /// Dead by the API's word, and nothing was heard of it.
+    Gone,
+    GoneUnconfirmed,
+    GoneYielded,
+    /// The one without the other.
+    Doubted,
+    Unheard,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +61,25 @@ fn classes() -> Vec<Class> {
         [Idle, Waiting(ONE), Draining(ONE), Judged(ONE), Waiting(ZERO), Draining(ZERO), Judged(ZERO)]
     {
         for key in [Key::Old, Key::Installed, Key::Replaced] {
-            use Peer::{Knocking, Left, Nobody, Present, Silent, Stale, Unconfirmed, Yielded};
-            for peer in [Nobody, Left, Unconfirmed, Yielded, Present, Silent, Stale, Knocking] {
+            use Peer::{
+                Doubted, Gone, GoneUnconfirmed, GoneYielded, Knocking, Left, Nobody, Present, Silent, Stale,
+                Unconfirmed, Unheard, Yielded,
+            };
+            for peer in [
+                Nobody,
+                Left,
+                Unconfirmed,
+                Yielded,
+                Present,
+                Silent,
+                Stale,
+                Knocking,
+                Gone,
+                GoneUnconfirmed,
+                GoneYielded,
+                Doubted,
+                Unheard,
+            ] {
                 for bits in 0..128 {
                     let bit = |index: u32| bits >> index & 1 == 1;
                     all.push(Class {
@@ -104,16 +128,20 @@ fn expected(class: &Class) -> (Stands, Vec<&'static str>) {
     if !shown {
         return (stands, vec![]);
     }
-    let left = matches!(peer, Peer::Nobody | Peer::Left);
+    let gone = matches!(peer, Peer::Gone | Peer::GoneUnconfirmed | Peer::GoneYielded);
+    let left = gone || matches!(peer, Peer::Nobody | Peer::Left);
     if synced && usable && (quiet && left || late && peer != Peer::Yielded) {
-        let mut does = if matches!(stands, Judged(_)) && quiet && left { vec![] } else { vec!["persist"] };
+        // Whom it did not wait for is written down.
+        let known = matches!(stands, Judged(_)) && quiet && left && !gone;
+        let mut does = if known { vec![] } else { vec!["persist"] };
         if !(quiet && left) {
             does.push("overdue");
         }
         does.extend(["stage", "install", "commit"]);
         return (Judged(slot), does);
     }
-    (stands, if matches!(peer, Peer::Silent | Peer::Stale) { vec!["ask"] } else { vec![] })
+    let unanswered = gone || matches!(peer, Peer::Silent | Peer::Stale | Peer::Doubted | Peer::Unheard);
+    (stands, if unanswered { vec!["ask"] } else { vec![] })
 }
 
 fn machine(stands: Stands, facts: &Facts) -> Machine {
@@ -182,6 +210,12 @@ fn the_transition_table_is_exhaustive_and_correct() {
             facts.slots[other.index()].device = None;
         }
         let left = on(&peer, other);
+        let dead = PeerFacts {
+            answered: None,
+            doubted_for: Some(SETTINGS.gone),
+            unheard_for: Some(UNHEARD),
+            ..left
+        };
         let mut peers = match class.peer {
             Peer::Nobody => vec![],
             Peer::Left => vec![left],
@@ -197,6 +231,11 @@ fn the_transition_table_is_exhaustive_and_correct() {
                 handshake_age[slot.index()] = Some(QUIET / 2);
                 vec![PeerFacts { handshake_age, ..left }]
             }
+            Peer::Gone => vec![dead],
+            Peer::GoneUnconfirmed => vec![PeerFacts { sending: Some(slot), ..dead }],
+            Peer::GoneYielded => vec![PeerFacts { target: slot, sending: Some(slot), ..dead }],
+            Peer::Doubted => vec![PeerFacts { sending: Some(slot), unheard_for: None, ..dead }],
+            Peer::Unheard => vec![PeerFacts { doubted_for: None, ..dead }],
         };
         if class.overtaken {
             // It drains the other slot of the one that is at hand, or will be.
