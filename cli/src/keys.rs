@@ -237,7 +237,10 @@ pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<u
     let mut blind: Option<String> = None;
     let (begun, limit) = (Instant::now(), Duration::from_secs(args.timeout));
     let mut word = begun;
-    while !args.no_wait {
+    loop {
+        if args.no_wait {
+            break;
+        }
         let left = limit.saturating_sub(begun.elapsed());
         let looked = tokio::time::timeout(left.max(LOOK), list(&cluster)).await;
         let (text, refused) = match looked {

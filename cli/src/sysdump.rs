@@ -220,7 +220,7 @@ async fn collect(
     let ended = match dump.gather(all, stop, say).await? {
         End::Complete if ended == End::Complete && cut => End::Deadline,
         End::Complete => ended,
-        early => early,
+        early @ (End::Deadline | End::Interrupted) => early,
     };
     Ok((dump, ended))
 }

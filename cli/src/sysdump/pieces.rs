@@ -201,7 +201,7 @@ impl Dump {
             let Some((path, content)) = next else { break End::Complete };
             open.remove(&path);
             self.take(path, content)?;
-            if open.len() % 50 == 0 {
+            if open.len().is_multiple_of(50) {
                 say(open.len());
             }
         };

@@ -144,7 +144,6 @@ fn interrupted(lab: &Lab) -> Result<()> {
 fn rotate(lab: &mut Lab) -> Result<()> {
     let words = |more: &[&'static str]| [&["keys", "rotate", "--kubeconfig", OPERATOR], more].concat();
     let late = hawser(lab, &words(&["--all", "--timeout", "4"]))?;
-    println!("{}", late.1);
     let wanted = [
         "warning: node node-3 is not Ready and no pod of mesh-agent runs on node node-3",
         "not done after",
