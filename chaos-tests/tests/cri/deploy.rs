@@ -230,7 +230,9 @@ impl Kubelet<'_> {
             node.write_file(&format!("{place}/{file}"), text)?;
         }
         let user = spec["securityContext"]["runAsUser"].as_i64().unwrap_or(0);
-        node.sh(&format!("chmod -R a+rX {place} && chown {user} {place}/token && chmod 600 {place}/token"))?;
+        node.sh(&format!("chmod -R a+rX {place}"))?;
+        node.sh(&format!("chown {user} {place}/token"))?;
+        node.sh(&format!("chmod 600 {place}/token"))?;
         Ok(place)
     }
 

@@ -238,7 +238,12 @@ pub(crate) fn missing(objects: &[Value]) -> Vec<String> {
         }
     }
     for service in objects.iter().filter(|object| object["kind"] == "Service") {
-        let selector = map(service, "/spec/selector");
+        let mut selector = map(service, "/spec/selector");
+        if selector.is_empty() {
+            // Its slices are written by the program that it is named for.
+            selector = map(service, "/metadata/labels");
+            selector.retain(|key, _| key.as_str() == "app.kubernetes.io/name");
+        }
         let selected = objects.iter().find(|object| {
             let labels = map(object, "/spec/template/metadata/labels");
             pod(object).is_some() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
@@ -248,12 +253,17 @@ pub(crate) fn missing(objects: &[Value]) -> Vec<String> {
             out.push(format!("Service {name}: it selects no pods"));
             continue;
         };
-        let ports: BTreeSet<(&str, &str)> = containers(pod)
+        let ports: BTreeSet<(String, &str)> = containers(pod)
             .flat_map(|container| list(container, "/ports"))
-            .map(|port| (text(port, "/name"), text(port, "/protocol")))
+            .flat_map(|port| {
+                let number = port["containerPort"].as_u64().unwrap_or_default().to_string();
+                [text(port, "/name").to_owned(), number].map(|one| (one, text(port, "/protocol")))
+            })
             .collect();
         for port in list(service, "/spec/ports") {
-            let target = (text(port, "/targetPort"), text(port, "/protocol"));
+            let target =
+                port["targetPort"].as_str().map_or_else(|| port["targetPort"].to_string(), str::to_owned);
+            let target = (target, text(port, "/protocol"));
             if !ports.contains(&target) {
                 out.push(format!("Service {name}: its pods have no port {} {}", target.0, target.1));
             }

@@ -81,24 +81,24 @@ fn document(lab: &Lab, wanted: i32, words: &[&str]) -> Result<Value> {
 /// As agents are installed: their evidence is for their own node, where the API server's proxy does not reach it.
 #[test]
 fn agents_that_answer_on_their_node_alone_are_asked_by_port_forwards_where_that_is_allowed() -> Result<()> {
-    let mut lab = started("forward", 2, 1, "")?;
-    all_agreed(&lab, &[1, 2])?;
+    let mut lab = started("forward", 3, 1, "")?;
+    all_agreed(&lab, &[1, 2, 3])?;
     pods_of_agents(&lab)?;
     lab.node(1).write_file(ADMIN, &lab.kubeconfig(&User::admin()))?;
     lab.node(1).write_file(VIEWER, &lab.kubeconfig(&User::service_account(NAMESPACE, "hawser-viewer")))?;
     let all = with(&lab, ADMIN, &["status"])?;
-    answered(&all, 0, &["2 of 2 agents answered"])?;
+    answered(&all, 0, &["3 of 3 agents answered"])?;
     // Whole documents come through, larger than a piece of a stream.
     let (code, report, err) = with(&lab, ADMIN, &["audit", "--unsigned", "-o", "json"])?;
     let report: Value = serde_json::from_str(&report).with_context(|| format!("{code}: {report}{err}"))?;
     ensure!(report.to_string().contains(&node_name(2)), "{report}");
     // Who may not is told both reasons.
     let viewer = with(&lab, VIEWER, &["status"])?;
-    answered(&viewer, 4, &["0 of 2 agents answered", "503", "and by a port-forward: ", "403"])?;
+    answered(&viewer, 4, &["0 of 3 agents answered", "503", "and by a port-forward: ", "403"])?;
     // The kubelet's words, where nobody listens.
     lab.node_mut(2).stop_agent()?;
     let half = with(&lab, ADMIN, &["status"])?;
-    answered(&half, 4, &["1 of 2 agents answered", "failed to connect to localhost", "onnection refused"])?;
+    answered(&half, 4, &["2 of 3 agents answered", "failed to connect to localhost", "onnection refused"])?;
     Ok(())
 }
 
