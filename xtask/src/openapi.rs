@@ -153,7 +153,7 @@ fn references(schema: &Value, out: &mut BTreeSet<String>) {
             }
         }
         Value::Array(all) => all.iter().for_each(|each| references(each, out)),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

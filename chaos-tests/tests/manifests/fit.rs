@@ -122,9 +122,9 @@ fn workload(object: &Value, out: &mut Vec<String>) {
         _ => ("strategy", 25, 25),
     };
     let rolling = &object["spec"][field]["rollingUpdate"];
-    let zero = |name: &str, unsaid: i64| match &rolling[name] {
-        Value::Null => unsaid == 0,
-        value => value == 0 || value == "0%",
+    let zero = |name: &str, unsaid: i64| {
+        let value = &rolling[name];
+        if value.is_null() { unsaid == 0 } else { value == 0 || value == "0%" }
     };
     if rolling.is_object() && zero("maxSurge", surge) && zero("maxUnavailable", unavailable) {
         out.push(format!(

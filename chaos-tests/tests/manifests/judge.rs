@@ -132,7 +132,7 @@ impl<'a> Walk<'a> {
                 }
                 self.alike(schema, all, place);
             }
-            _ => {}
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
     }
 

@@ -375,7 +375,9 @@ fn set(object: &mut Value, place: &str, value: &Value) {
         Value::Object(map) if value.is_null() => drop(map.remove(&key).unwrap()),
         Value::Object(map) => drop(map.insert(key, value.clone())),
         Value::Array(all) => all[key.parse::<usize>().unwrap()] = value.clone(),
-        other => panic!("{place}: {other}"),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+            panic!("{place}: {other}")
+        }
     }
 }
 

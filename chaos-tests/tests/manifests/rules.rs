@@ -270,11 +270,11 @@ impl Rule {
     pub(crate) fn judge(self, value: &Value) -> Result<(), String> {
         let has = |field: &&str| value.get(field).is_some();
         match (self, value) {
-            (NotEmpty, value) => match value {
-                Value::String(text) if text.is_empty() => Err("nothing is in it".to_owned()),
-                Value::Array(all) if all.is_empty() => Err("nothing is in it".to_owned()),
-                _ => Ok(()),
-            },
+            (NotEmpty, value) => {
+                let empty =
+                    value.as_str().is_some_and(str::is_empty) || value.as_array().is_some_and(Vec::is_empty);
+                if empty { Err("nothing is in it".to_owned()) } else { Ok(()) }
+            }
             (_, Value::Array(all)) => all.iter().try_for_each(|each| self.judge(each)),
             (OneOf(words), Value::String(text)) if words.contains(&text.as_str()) => Ok(()),
             (OneOf(words), value) => Err(format!("{value} is none of {}", words.join(", "))),

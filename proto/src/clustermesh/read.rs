@@ -56,11 +56,13 @@ impl Message {
     /// See [`MessageError`].
     pub fn read(response: wire::FollowResponse) -> Result<Option<Self>, MessageError> {
         let Some(said) = response.say else { return Ok(None) };
-        match said {
-            follow_response::Say::Complete(_) => Ok(Some(Self::Complete)),
-            follow_response::Say::CutOff(_) => Ok(Some(Self::CutOff)),
-            said => Ok(Some(Self::Of(response.cluster.parse()?, say(said)?))),
+        if matches!(said, follow_response::Say::Complete(_)) {
+            return Ok(Some(Self::Complete));
         }
+        if matches!(said, follow_response::Say::CutOff(_)) {
+            return Ok(Some(Self::CutOff));
+        }
+        Ok(Some(Self::Of(response.cluster.parse()?, say(said)?)))
     }
 }
 

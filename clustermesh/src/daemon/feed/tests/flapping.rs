@@ -66,7 +66,7 @@ impl Lab {
         for _ in 0..duration / TICK {
             self.now += TICK;
             let now = Millis(self.now);
-            if self.now % BEAT == 0 {
+            if self.now.is_multiple_of(BEAT) {
                 self.west.heard(&west);
             }
             for _ in 0..messages.unwrap_or(0) {
