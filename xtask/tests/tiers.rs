@@ -33,8 +33,9 @@ fn main() {
 const GOOD: &str = "//! Nothing.\n\n#[cfg(test)]\nmod tests {\n    #[test]\n    fn a() {}\n}\n";
 
 /// A test that finds out by itself that it cannot be run.
-const LACKS: &str =
-    "std::io::Write::write_all(&mut std::io::stderr(), b\"[not run] tests::a: no helm\\n\").unwrap();";
+const LACKS: &str = "use std::io::Write as _;\n        \
+    let said = b\"[not run] tests::a: no helm\\n\";\n        \
+    std::io::stderr().write_all(said).unwrap();";
 
 struct Fake(TempDir);
 

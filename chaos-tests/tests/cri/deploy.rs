@@ -109,6 +109,7 @@ impl Kubelet<'_> {
                 readonly: true,
             }),
         };
+        let addresses = pod.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let run = |container: &Value| -> Result<String> {
             let name = container["name"].as_str().context("a container without a name")?;
             let security = &container["securityContext"];
@@ -140,6 +141,7 @@ impl Kubelet<'_> {
                 let value = match variable.pointer("/valueFrom/fieldRef/fieldPath").and_then(Value::as_str) {
                     Some("spec.nodeName") => node.name.clone(),
                     Some("metadata.name") => pod_name.clone(),
+                    Some("status.podIPs") => addresses.clone(),
                     Some(other) => bail!("{name}: this kubelet knows no field {other}"),
                     None => variable["value"].as_str().unwrap_or_default().to_owned(),
                 };
