@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_core::numbers::NAMESPACE;
 use mesh_core::policy::compile::Compiler;
 use mesh_core::policy::model::{Direction, PolicyFacts, Verdict};
 use netlab::eventually;
@@ -177,7 +178,9 @@ fn differences<'a>(
 fn same_world(api: &PolicyFacts, written: &PolicyFacts) -> Result<()> {
     ensure!(api.pods == written.pods, "the API has other pods: {:?}", api.pods);
     ensure!(api.nodes == written.nodes, "the API has other nodes: {:?}", api.nodes);
-    ensure!(api.network_policies == written.network_policies, "the API has other NetworkPolicies");
+    // Those of the manifests are about our own pods.
+    let api_policies = || api.network_policies.iter().filter(|(name, _)| name.namespace != NAMESPACE);
+    ensure!(api_policies().eq(&written.network_policies), "the API has other NetworkPolicies");
     ensure!(api.cluster_policies == written.cluster_policies, "the API has other ClusterNetworkPolicies");
     for (name, namespace) in &written.namespaces {
         ensure!(api.namespaces.get(name) == Some(namespace), "the API has another namespace {name}");
