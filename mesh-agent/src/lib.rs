@@ -25,6 +25,7 @@ pub mod hold;
 pub mod host;
 pub mod host_ports;
 pub mod http;
+mod icmp;
 pub mod joined;
 mod kept;
 pub mod kernel;

@@ -13,9 +13,9 @@ use mesh_core::name::NodeName;
 use mesh_core::plan::Desired;
 use mesh_core::prefix::same_family;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::agent::unix;
+use crate::icmp;
 
 mod packet;
 mod search;
@@ -31,8 +31,6 @@ pub const PAUSE: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a round may take. What is not known by then stays so until the next one.
 const ROUND: Duration = Duration::from_secs(12);
-/// `IPPROTO_RAW`: a socket that sends whole packets, headers and all.
-const WHOLE_PACKETS: i32 = 255;
 /// Longest packet.
 const LONGEST: usize = 65_536;
 
@@ -130,9 +128,8 @@ fn round(targets: &[Target], mtu: u32) -> io::Result<BTreeMap<NodeName, PathResu
     let mut ears = Vec::new();
     for v4 in [true, false] {
         if targets.iter().any(|target| target.to.is_ipv4() == v4) {
-            let protocol = if v4 { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
-            ears.push((v4, UdpSocket::from(socket(v4, protocol)?)));
-            mouths.insert(v4, socket(v4, Protocol::from(WHOLE_PACKETS))?);
+            ears.push((v4, UdpSocket::from(icmp::socket(v4)?)));
+            mouths.insert(v4, icmp::whole_packets(v4)?);
         }
     }
     let trial = |target| Trial { target, search: Search::new(mtu), outcome: None };
@@ -179,7 +176,7 @@ fn listen(
         poll(&mut waits, Some(&Timespec::try_from(left).map_err(io::Error::other)?))?;
         let ready: Vec<bool> = waits.iter().map(|wait| wait.revents().contains(PollFlags::IN)).collect();
         for ((v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
-            while let Some((from, length)) = receive(ear, buffer)? {
+            while let Some((from, length)) = icmp::receive(ear, buffer)? {
                 let Some(heard) = packet::heard(*v4, &buffer[..length], nonce, sequence) else { continue };
                 let (whose, outcome) = match heard {
                     Heard::Answer => (from, Outcome::Answered),
@@ -192,22 +189,6 @@ fn listen(
         }
     }
     Ok(())
-}
-
-fn socket(v4: bool, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(if v4 { Domain::IPV4 } else { Domain::IPV6 }, Type::RAW, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-fn receive(ear: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<(IpAddr, usize)>> {
-    match ear.recv_from(buffer) {
-        Ok((length, from)) => Ok(Some((from.ip(), length))),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

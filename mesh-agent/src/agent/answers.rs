@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use mesh_core::name::NodeName;
 use mesh_core::slot::Slot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::icmp;
 
 /// How long answers are waited for.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -98,7 +99,7 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
     let mut ears = Vec::new();
     for (v4, _) in [true, false].into_iter().zip(families).filter(|(_, wanted)| *wanted) {
         for slot in Slot::ALL {
-            let ear = socket(v4)?;
+            let ear = icmp::socket(v4)?;
             match ear.bind_device(Some(slot.device().as_bytes())) {
                 Ok(()) => ears.push((slot, v4, UdpSocket::from(ear))),
                 // A device that is missing hears nothing.
@@ -109,7 +110,7 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
     }
     let mut silent = BTreeSet::new();
     for (v4, _) in [true, false].into_iter().zip(families).filter(|(_, wanted)| *wanted) {
-        let mouth = socket(v4)?;
+        let mouth = icmp::socket(v4)?;
         let question = echo(v4, &nonce);
         for address in peers.keys().filter(|address| address.is_ipv4() == v4) {
             // One that cannot be sent says nothing about who was to be asked.
@@ -126,7 +127,7 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
         poll(&mut waits, Some(&left))?;
         let ready: Vec<bool> = waits.iter().map(|wait| wait.revents().contains(PollFlags::IN)).collect();
         for ((slot, v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
-            while let Some((from, length)) = receive(ear, &mut buffer)? {
+            while let Some((from, length)) = icmp::receive(ear, &mut buffer)? {
                 let ours = answers(*v4, &buffer[..length], &nonce);
                 let Some(peer) = peers.get(&from).filter(|_| ours) else { continue };
                 let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,26 +142,6 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
         heard.entry(peer.clone()).or_default().is_silent(begun);
     }
     Ok(())
-}
-
-/// A raw ICMP socket. The standard library's type sends and receives whole datagrams, which is all that is needed.
-fn socket(v4: bool) -> io::Result<Socket> {
-    let (domain, protocol) =
-        if v4 { (Domain::IPV4, Protocol::ICMPV4) } else { (Domain::IPV6, Protocol::ICMPV6) };
-    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-/// The next packet, if there is one: who sent it, and its ICMP message.
-fn receive(ear: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<(IpAddr, usize)>> {
-    match ear.recv_from(buffer) {
-        Ok((length, from)) => Ok(Some((from.ip(), length))),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// An ICMP or ICMPv6 echo request (RFC 792, RFC 4443 4.1). The kernel computes ICMPv6's checksum (RFC 3542 3.1).
