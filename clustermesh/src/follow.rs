@@ -350,7 +350,7 @@ async fn one_stream(
         let outcome = session.hear(message)?;
         if outcome.cut_off && asks.is_none() && Instant::now() >= next_ask {
             next_ask = Instant::now() + ASK;
-            // Agents are led to the ready replica by their Service; an address of another cluster may be anything's.
+            // Agents are led to the leader by its Service; an address of another cluster may be anything's.
             let place = course.ask(target.addresses.len(), target.token.is_none());
             asks = place.and_then(|place| target.addresses.get(place)).map(|address| {
                 let known = session.known();

@@ -46,6 +46,9 @@ struct Arguments {
     /// Addresses of its pod, separated by commas: it says in EndpointSlices where it serves. None: somebody else does.
     #[arg(long, env = "POD_IPS", value_delimiter = ',')]
     pod_ips: Vec<IpAddr>,
+    /// UID of its pod, which owns those EndpointSlices.
+    #[arg(long, env = "POD_UID")]
+    pod_uid: Option<String>,
     /// Name of its node, for those EndpointSlices.
     #[arg(long, env = "NODE_NAME")]
     node_name: Option<String>,
@@ -109,10 +112,11 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     };
     let front = (!arguments.pod_ips.is_empty()).then(|| Front {
         pod: arguments.identity.clone(),
+        uid: arguments.pod_uid,
         node: arguments.node_name,
         addresses: arguments.pod_ips,
-        grpc: config.listen.port(),
-        dns: config.dns.map(|address| address.port()),
+        grpc: config.listen,
+        dns: config.dns,
     });
     let settings = Settings {
         cluster: config.cluster,

@@ -70,8 +70,10 @@ fn install_and_say(options: &Install, binary: &[u8]) -> Result<Report, InstallEr
     let outcome = install(options, binary);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let told = tell_agent(options, outcome.as_ref(), now);
-    let report = outcome?;
-    told.map(|()| report)
+    let mut report = outcome?;
+    // What was installed works without it.
+    report.warnings.extend(told.err().map(|error| error.to_string()));
+    Ok(report)
 }
 
 /// Installs, and puts right again what others change. What is said once is not repeated.

@@ -3,8 +3,9 @@
 # image that `make image` writes, or another one as the first argument.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-for image in "${1-}" "$here"/../../target/image/hawser-*.tar; do
-    [ ! -f "$image" ] || break
+for image in "${1:-}" "$here"/../../target/image/hawser-*.tar; do
+    # One that is named is meant, whether or not it is there.
+    [ ! -f "$image" ] && [ -z "${1:-}" ] || break
 done
 if [ ! -f "$image" ]; then
     echo "no image in target/image: run make image first, or name the archive: $0 FILE" >&2

@@ -275,10 +275,13 @@ impl Turn<'_> {
         !gone.is_zero() && peer.doubted_for.is_some_and(|since| since >= gone)
     }
 
-    /// Nobody has heard of it: neither the cluster nor this node.
+    /// Nobody has heard of it: neither the cluster nor this node. Handshakes on both slots are tried from the moment on at which it
+    /// is doubted, and it may have left questions unanswered for longer than that.
     fn gone(&self, peer: &PeerFacts<'_>) -> bool {
+        let tried = |since: Duration| since.saturating_sub(self.settings.gone) >= UNHEARD;
         self.settings.proof == Proof::Answers
             && self.doubted(peer)
+            && peer.doubted_for.is_some_and(tried)
             && peer.unheard_for.is_some_and(|since| since >= UNHEARD)
     }
 

@@ -176,7 +176,10 @@ fn listen(
         poll(&mut waits, Some(&Timespec::try_from(left).map_err(io::Error::other)?))?;
         let ready: Vec<bool> = waits.iter().map(|wait| wait.revents().contains(PollFlags::IN)).collect();
         for ((v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
-            while let Some((from, length)) = icmp::receive(ear, buffer)? {
+            // A raw socket hears everybody's ICMP, without end if there is enough of it.
+            while begun.elapsed() < PATIENCE
+                && let Some((from, length)) = icmp::receive(ear, buffer)?
+            {
                 let Some(heard) = packet::heard(*v4, &buffer[..length], nonce, sequence) else { continue };
                 let (whose, outcome) = match heard {
                     Heard::Answer => (from, Outcome::Answered),

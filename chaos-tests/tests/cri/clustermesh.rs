@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use chaos_tests::{Lab, LabOptions, objects};
 use netlab::eventually;
 use serde_json::{Value, json};
@@ -106,18 +106,6 @@ fn clustermesh_runs_from_its_deployment_without_rights_on_the_node_and_agents_fo
         lab.prepare_for_clustermesh(number).with_context(log)?;
     }
     let v4 = pod.ips.iter().find(|ip| ip.is_ipv4()).context("no IPv4 address")?;
-    let grpc = container["ports"].as_array().into_iter().flatten().find(|port| port["name"] == "grpc");
-    objects::apply(
-        &lab,
-        &json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": "clustermesh-v4", "namespace": NAMESPACE,
-                "labels": {"kubernetes.io/service-name": "clustermesh"}},
-            "addressType": "IPv4",
-            "ports": [{"name": "grpc", "protocol": "TCP", "port": grpc.context("no port grpc")?["containerPort"]}],
-            "endpoints": [{"addresses": [v4], "conditions": {"ready": true}}],
-        }),
-    )?;
     // Before there is another cluster nobody calls.
     objects::apply(
         &lab,
@@ -133,6 +121,29 @@ fn clustermesh_runs_from_its_deployment_without_rights_on_the_node_and_agents_fo
                 |line: &&str| line.contains("Following clustermesh") && line.contains(&v4.to_string());
             let last = || said.lines().rev().take(5).collect::<Vec<_>>().join("\n");
             said.lines().find(follows).map(drop).ok_or_else(last)
+        })
+        .with_context(log)?;
+    }
+    // Whoever ends in order takes back where it was found.
+    let found = |name: &str| -> Result<usize> {
+        let slice: Value = lab
+            .api()
+            .store()
+            .get("endpointslices.discovery.k8s.io", Some(NAMESPACE), name)
+            .map_err(|e| anyhow!("{e}"))?;
+        Ok(slice["endpoints"].as_array().map_or(0, Vec::len))
+    };
+    let slices = ["clustermesh-ipv4", "clustermesh-dns-ipv4"];
+    for name in slices {
+        ensure!(found(name)? == 1, "{name} names nobody");
+    }
+    let id = self::process("clustermesh", &runtime)?;
+    let id = id.file_name().and_then(|id| id.to_str()).context("a process without a number")?;
+    lab.node(1).sh(&format!("kill {id}"))?;
+    for name in slices {
+        eventually(LONG, "nobody is found there any more", || match found(name) {
+            Ok(0) => Ok(()),
+            other => Err(format!("{name}: {other:?}")),
         })
         .with_context(log)?;
     }

@@ -141,6 +141,7 @@ impl Kubelet<'_> {
                 let value = match variable.pointer("/valueFrom/fieldRef/fieldPath").and_then(Value::as_str) {
                     Some("spec.nodeName") => node.name.clone(),
                     Some("metadata.name") => pod_name.clone(),
+                    Some("metadata.uid") => uid.clone(),
                     Some("status.podIPs") => addresses.clone(),
                     Some(other) => bail!("{name}: this kubelet knows no field {other}"),
                     None => variable["value"].as_str().unwrap_or_default().to_owned(),

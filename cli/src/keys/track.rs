@@ -113,7 +113,7 @@ pub(super) fn why_late(node: &str, stage: Stage, obstacle: Option<String>) -> St
             format!("{stage}; {why}: it goes on once that is put right; the request stays on its Node")
         }
         None => format!(
-            "{stage}; its agent goes on. Events of the Node say who is in the way (reason RotationOverdue: kubectl get events --field-selector involvedObject.name={node})"
+            "{stage}; its agent goes on. Events of the Node say who is in the way (reason RotationOverdue: kubectl get events -A --field-selector involvedObject.name={node})"
         ),
     }
 }

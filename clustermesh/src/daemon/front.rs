@@ -4,7 +4,7 @@
 //! replicas would ever end. So a replica that waits is ready, too, and whoever leads writes where it is. It takes that back when
 //! it ends in order; after a crash the next leader writes over it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -32,27 +32,35 @@ const DEADLINE: Duration = Duration::from_secs(8);
 pub struct Front {
     /// Name of its pod.
     pub pod: String,
+    /// UID of its pod: with the pod goes what it has written, also where it could not take that back.
+    pub uid: Option<String>,
     /// Its node; none: not told.
     pub node: Option<String>,
     /// Addresses of the pod.
     pub addresses: Vec<IpAddr>,
-    /// Port of clusters and agents.
-    pub grpc: u16,
-    /// Port of names; none: they are not served.
-    pub dns: Option<u16>,
+    /// Where clusters and agents are listened for.
+    pub grpc: SocketAddr,
+    /// The same of names; none: they are not served.
+    pub dns: Option<SocketAddr>,
+}
+
+/// Does whoever listens there hear one of these addresses?
+fn hears(listener: SocketAddr, address: IpAddr) -> bool {
+    // `::` hears both families (`net.ipv6.bindv6only` is 0 unless somebody sets it).
+    listener.ip() == address || (listener.ip().is_unspecified() && (listener.is_ipv6() || address.is_ipv4()))
 }
 
 impl Front {
-    /// All slices, each with its name: one for each Service and family, empty where the pod has no address of it.
+    /// All slices, each with its name: one for each Service and family, empty where nobody listens on an address of it.
     fn slices(&self) -> Vec<(String, Value)> {
-        let port =
-            |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port});
-        let dns = self.dns.map(|number| vec![port("dns", "UDP", number), port("dns-tcp", "TCP", number)]);
-        let services =
-            [("clustermesh", Some(vec![port("grpc", "TCP", self.grpc)])), ("clustermesh-dns", dns)];
+        let port = |name: &str, protocol: &str, listener: SocketAddr| json!({"name": name, "protocol": protocol, "port": listener.port()});
+        let grpc = (self.grpc, vec![port("grpc", "TCP", self.grpc)]);
+        let dns = self.dns.map(|at| (at, vec![port("dns", "UDP", at), port("dns-tcp", "TCP", at)]));
+        let owner = |uid: &String| json!([{"apiVersion": "v1", "kind": "Pod", "name": self.pod, "uid": uid}]);
+        let owner = self.uid.as_ref().map_or_else(|| json!([]), owner);
         let mut all = Vec::new();
-        for (service, ports) in services {
-            let Some(ports) = ports else { continue };
+        for (service, served) in [("clustermesh", Some(grpc)), ("clustermesh-dns", dns)] {
+            let Some((listener, ports)) = served else { continue };
             for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
                 let name = format!("{service}-{}", family.to_lowercase());
                 let endpoint = |address: &IpAddr| {
@@ -66,10 +74,11 @@ impl Front {
                     endpoint
                 };
                 // Of one pod one address a family.
-                let found = self.addresses.iter().find(|address| address.is_ipv4() == is_v4);
+                let mut heard = self.addresses.iter().filter(|address| hears(listener, **address));
+                let found = heard.find(|address| address.is_ipv4() == is_v4);
                 let slice = json!({
                     "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-                    "metadata": {"name": name, "namespace": NAMESPACE, "labels": {
+                    "metadata": {"name": name, "namespace": NAMESPACE, "ownerReferences": owner, "labels": {
                         "kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": MANAGED_BY,
                         "app.kubernetes.io/name": "clustermesh", "app.kubernetes.io/part-of": "hawser",
                     }},
@@ -98,6 +107,10 @@ impl Front {
         }
         let mut trouble = String::new();
         loop {
+            // Another one may lead and have written: this one would take its place when the API server answers again.
+            if standing.wait_for(|standing| !standing.cut_off).await.is_err() {
+                return;
+            }
             let pause = match within(self.write(&client)).await {
                 Ok(()) => {
                     trouble.clear();
@@ -170,10 +183,11 @@ mod tests {
     fn each_service_has_a_slice_of_each_family_empty_where_there_is_no_address() {
         let mut front = Front {
             pod: "clustermesh-a".into(),
+            uid: Some("7".into()),
             node: Some("node-1".into()),
             addresses: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],
-            grpc: 51893,
-            dns: Some(5353),
+            grpc: "[::]:51893".parse().unwrap(),
+            dns: Some("0.0.0.0:5353".parse().unwrap()),
         };
         let shown = |front: &Front| -> Vec<String> {
             let slices = front.slices().into_iter().map(|(name, slice)| {
@@ -197,9 +211,16 @@ mod tests {
                 "clustermesh-ipv4 IPv4 10.1.2.3 51893/TCP",
                 "clustermesh-ipv6 IPv6 fd00::3 51893/TCP",
                 "clustermesh-dns-ipv4 IPv4 10.1.2.3 5353/UDP,5353/TCP",
-                "clustermesh-dns-ipv6 IPv6 fd00::3 5353/UDP,5353/TCP",
-            ]
+                "clustermesh-dns-ipv6 IPv6  5353/UDP,5353/TCP",
+            ],
+            "who listens on IPv4 alone is not found by IPv6"
         );
+        let owners: Vec<Value> = front
+            .slices()
+            .into_iter()
+            .map(|(_, slice)| slice["metadata"]["ownerReferences"][0]["uid"].clone())
+            .collect();
+        assert_eq!(owners, ["7", "7", "7", "7"]);
         front.addresses.pop();
         front.dns = None;
         assert_eq!(

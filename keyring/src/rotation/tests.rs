@@ -334,7 +334,7 @@ fn dead(peer: &NodeName, slot: Slot) -> PeerFacts<'_> {
         drained: Some(slot.other()),
         target: slot,
         answered: None,
-        doubted_for: Some(SETTINGS.gone),
+        doubted_for: Some(SETTINGS.gone + UNHEARD),
         unheard_for: Some(UNHEARD),
         ..on(peer, slot)
     }
@@ -383,6 +383,10 @@ fn either_word_alone_makes_nobody_gone() {
     // A node that answers nothing, of which the API says that it lives.
     waits(&SETTINGS, PeerFacts { doubted_for: None, ..dead }, false);
     waits(&SETTINGS, PeerFacts { doubted_for: Some(SETTINGS.gone - short), ..dead }, false);
+    // It has been silent for long when doubt begins: on the slot without a route nothing was tried yet.
+    let long = Some(SETTINGS.gone);
+    waits(&SETTINGS, PeerFacts { doubted_for: long, unheard_for: long, ..dead }, true);
+    waits(&SETTINGS, PeerFacts { doubted_for: long.map(|gone| gone + UNHEARD - short), ..dead }, true);
     // The administrator believes no Node's word, or nobody is asked.
     waits(&Settings { gone: Duration::ZERO, ..SETTINGS }, dead, false);
     waits(&Settings { proof: Proof::Silence, ..SETTINGS }, dead, false);

@@ -127,7 +127,10 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
         poll(&mut waits, Some(&left))?;
         let ready: Vec<bool> = waits.iter().map(|wait| wait.revents().contains(PollFlags::IN)).collect();
         for ((slot, v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
-            while let Some((from, length)) = icmp::receive(ear, &mut buffer)? {
+            // A raw socket hears everybody's ICMP, without end if there is enough of it.
+            while begun.elapsed() < PATIENCE
+                && let Some((from, length)) = icmp::receive(ear, &mut buffer)?
+            {
                 let ours = answers(*v4, &buffer[..length], &nonce);
                 let Some(peer) = peers.get(&from).filter(|_| ours) else { continue };
                 let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);

@@ -76,7 +76,7 @@ pub async fn run(
             _ = following.join_next(), if !following.is_empty() => return,
         }
         let addresses = if settings.addresses.is_empty() {
-            // A leader that is cut off from the API is not ready, and tells on, while no other is ready either.
+            // The slices may be empty for a moment between two leaders; the one that was there may tell on.
             let ready = of_service(&service.borrow_and_update());
             if !ready.is_empty() {
                 last = ready;

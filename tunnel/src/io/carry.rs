@@ -196,9 +196,12 @@ impl Outbound {
     /// Sends what was read for this lane, up to a burst.
     fn parcels(&mut self, shared: &Shared, lane: &Lane, queue: &Queue) {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
-        while !self.outbox.is_due()
-            && let Some(mut parcel) = queue.pop()
-        {
+        // What is answered to its sender fills no outbox, and may come without end.
+        for _ in 0..burst(shared) {
+            if self.outbox.is_due() {
+                break;
+            }
+            let Some(mut parcel) = queue.pop() else { break };
             let Parcel { bytes, packets, .. } = &mut parcel;
             for Packet { at: place, .. } in packets.iter() {
                 // With the room behind it, for padding.

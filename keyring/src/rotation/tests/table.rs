@@ -212,7 +212,7 @@ fn the_transition_table_is_exhaustive_and_correct() {
         let left = on(&peer, other);
         let dead = PeerFacts {
             answered: None,
-            doubted_for: Some(SETTINGS.gone),
+            doubted_for: Some(SETTINGS.gone + UNHEARD),
             unheard_for: Some(UNHEARD),
             ..left
         };
