@@ -224,7 +224,9 @@ pub(crate) fn sanitize(workspace: &Workspace, progress: Progress) -> Result<()> 
         .env("RUSTFLAGS", "-Zsanitizer=address -Cforce-frame-pointers=yes")
         .env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1")
         // With a target the flags are not those of build scripts and macros.
-        .args(["test", "--locked", "--package", "tunnel", "--target", host, "--lib", "--test", "netns"])
+        .args(["test", "--locked", "--package", "tunnel", "--target", host, "--lib"])
+        // The second has the scenarios of the first with several threads.
+        .args(["--test", "netns", "--test", "threads"])
         .arg("--target-dir")
         .arg(workspace.path("target/sanitized"));
     run(&mut command)

@@ -32,6 +32,14 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Adds what came of others.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.failures.extend(other.failures);
+        self.ignored.extend(other.ignored);
+        self.not_run.extend(other.not_run);
+    }
+
     /// A check that is no test program, such as clippy, counts as one test.
     pub(crate) fn check(&mut self, name: &str, result: Result<()>, progress: Progress) {
         match result {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::artifacts::{self, Profile};
@@ -15,10 +16,13 @@ use crate::harness::{self, Report};
 use crate::run::{Progress, as_root, is_root, minutes, output, run, show};
 use crate::tidy;
 use crate::tier::{Place, Tier, is_tested, place};
-use crate::workspace::{Target, Workspace, cargo};
+use crate::workspace::{Target, Workspace, as_from_a_shell, cargo};
 
-/// All tiers together must take less: else nobody runs them before each commit. Building is not counted.
-const LIMIT: Duration = Duration::from_secs(25 * 60);
+/// All tiers together should take less: else nobody runs them before each commit. Building is not counted.
+const GOAL: Duration = Duration::from_secs(25 * 60);
+
+/// What runs then hangs; a busy machine takes twice as long as it should.
+const LIMIT: Duration = Duration::from_secs(50 * 60);
 
 /// A built test program.
 #[derive(Debug)]
@@ -54,13 +58,16 @@ pub(crate) fn test(workspace: &Workspace, tiers: &[Tier], progress: Progress) ->
         if *tier == Tier::Pure {
             report.check("tidy", tidy::tidy(workspace, progress), progress);
             report.check("clippy", clippy(), progress);
-            run_doc_tests(workspace, &packages, left(), &mut report, progress)?;
+            run_doc_tests(left(), &mut report, progress)?;
         } else {
             report.check("reaping what crashed runs left", artifacts::reap(workspace, progress), progress);
         }
-        for program in programs.iter().filter(|program| program.place.tier == *tier) {
-            run_program(program, left(), &mut report, progress)?;
-        }
+        let mut programs: Vec<&Program> =
+            programs.iter().filter(|program| program.place.tier == *tier).collect();
+        // Who waits, beside those who compute.
+        programs.sort_by_key(|program| !program.place.waits);
+        let lanes = if *tier == Tier::Pure { 2 } else { 1 };
+        report.add(run_programs(programs, lanes, &left, progress)?);
         times.push((*tier, begin.elapsed()));
     }
     conclude(&report, &times, build_time)
@@ -265,12 +272,38 @@ fn alone(
     run(command.arg("--nocapture").current_dir(&program.folder))
 }
 
+/// Runs test programs, so many side by side.
+fn run_programs(
+    programs: Vec<&Program>,
+    lanes: usize,
+    left: &(impl Fn() -> Duration + Sync),
+    progress: Progress,
+) -> Result<Report> {
+    let next = Mutex::new(programs.into_iter());
+    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let lane = || -> Result<Report> {
+        let mut report = Report::default();
+        while let Some(program) = take() {
+            run_program(program, left(), &mut report, progress)?;
+        }
+        Ok(report)
+    };
+    let mut report = Report::default();
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        for lane in lanes {
+            report.add(lane.join().map_err(|_| anyhow!("a thread that runs tests panicked"))??);
+        }
+        Ok(report)
+    })
+}
+
 /// Runs one test program as cargo would.
 fn run_program(program: &Program, limit: Duration, report: &mut Report, progress: Progress) -> Result<()> {
     let mut command = harness::limited(limit, program.place.root)?;
-    if program.place.tier == Tier::Netns {
-        // They wait for most of their time: measured, two thirds of both cores were idle. sudo passes no environment on.
-        let threads = std::thread::available_parallelism().map_or(2, NonZero::get) + 1;
+    if program.place.waits {
+        // Measured: with one more than cores, two thirds of both cores were idle. sudo passes no environment on.
+        let threads = 2 * std::thread::available_parallelism().map_or(2, NonZero::get);
         command.arg("env").arg(format!("RUST_TEST_THREADS={threads}"));
     }
     command
@@ -282,20 +315,11 @@ fn run_program(program: &Program, limit: Duration, report: &mut Report, progress
 }
 
 /// Runs the examples in the documentation of libraries.
-fn run_doc_tests(
-    workspace: &Workspace,
-    packages: &[String],
-    limit: Duration,
-    report: &mut Report,
-    progress: Progress,
-) -> Result<()> {
-    let has_library = |name: &str| {
-        let package = workspace.packages.iter().find(|package| package.name == name);
-        package.is_some_and(|package| package.targets.iter().any(Target::is_library))
-    };
+fn run_doc_tests(limit: Duration, report: &mut Report, progress: Progress) -> Result<()> {
     let mut command = harness::limited(limit, false)?;
-    command.arg(cargo().get_program()).args(["test", "--locked", "--doc"]);
-    command.args(packages.iter().filter(|name| has_library(name)).flat_map(|name| ["--package", name]));
+    // Whatever the tiers: with another choice of packages these would be built with other features.
+    command.arg(cargo().get_program()).args(["test", "--locked", "--workspace", "--doc"]);
+    as_from_a_shell(&mut command);
     harness::run("doc tests", command, report, progress)
 }
 
@@ -318,12 +342,11 @@ fn conclude(report: &Report, times: &[(Tier, Duration)], build_time: Duration) -
     for failure in &report.failures {
         println!("FAILED: {failure}");
     }
-    let total = times.iter().map(|(_, time)| *time).sum();
-    let too_long = total > LIMIT;
-    if too_long {
-        println!("FAILED: the tiers took {}, at most {} are allowed", minutes(total), minutes(LIMIT));
+    let total: Duration = times.iter().map(|(_, time)| *time).sum();
+    if total > GOAL {
+        println!("slow: the tiers took {}, should take less than {}", minutes(total), minutes(GOAL));
     }
-    let failed = report.count.failed + u64::from(too_long);
+    let failed = report.count.failed;
     println!("{} passed, {failed} failed", report.count.passed);
     // The summary has said all.
     if failed > 0 { Err(Failed.into()) } else { Ok(()) }

@@ -39,6 +39,8 @@ pub(crate) struct Place {
     pub(crate) tier: Tier,
     /// They give files to other users, mount or make namespaces.
     pub(crate) root: bool,
+    /// They wait for most of their time: for leases, handshakes, probes.
+    pub(crate) waits: bool,
 }
 
 /// Where a target of a package belongs; `None` for a package without a place, which is an error of this table.
@@ -58,7 +60,9 @@ pub(crate) fn place(package: &str, target: &Target) -> Option<Place> {
         "chaos-tests" => (Tier::Netns, true),
         _ => return None,
     };
-    Some(Place { tier, root })
+    // Streams of followers, with the leases and silences that a cluster has.
+    let waits = tier == Tier::Netns || (package == "clustermesh" && integration);
+    Some(Place { tier, root, waits })
 }
 
 /// Whether a target has tests that cargo runs.

@@ -64,13 +64,6 @@ impl Workspace {
     }
 }
 
-impl Target {
-    /// Whether it is the library of its package.
-    pub(crate) fn is_library(&self) -> bool {
-        self.kind.iter().any(|kind| kind == "lib")
-    }
-}
-
 impl Package {
     /// Its folder.
     pub(crate) fn folder(&self) -> &Path {
@@ -80,5 +73,17 @@ impl Package {
 
 /// The cargo that runs this program.
 pub(crate) fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    as_from_a_shell(&mut command);
+    command
+}
+
+/// Takes away what cargo tells this program of itself: build scripts look at it, and would take the workspace for another one.
+pub(crate) fn as_from_a_shell(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+        if name.to_str().is_some_and(|name| told.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
 }

@@ -1,22 +1,33 @@
 //! The static binary needs nothing of its root.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
 
 use crate::support::{Agent, BINARY, finish};
 
-/// Builds the plugin as `lib.rs` says, in the profile of the tests.
-fn static_binary() -> std::path::PathBuf {
-    let target = Path::new(BINARY).parent().and_then(Path::parent).expect("target directory").join("static");
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "cni", "--bin", "hawser-cni"])
-        .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
-        .arg(&target)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_TARGET_DIR")
+/// Builds the plugin as `lib.rs` says, in the profile of the tests. Whoever has built it already, as `cargo xtask test` does with
+/// these very words, does not wait.
+fn static_binary() -> PathBuf {
+    let target = Path::new(BINARY).parent().and_then(Path::parent).expect("target directory");
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    let mut cargo = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        // Build scripts would take the workspace for another one.
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    let built = cargo
+        .args(["build", "--locked", "--quiet", "--package", "cni", "--bin", "hawser-cni"])
+        .args(["--profile", "dev", "--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+        .arg(target)
+        .env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static").trim_start())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .expect("cargo starts");
