@@ -48,6 +48,25 @@ impl Company {
     }
 }
 
+/// Whether a packet may wait for a lane. Lanes count what they have dealt with.
+#[derive(Clone, Debug, Default)]
+struct Confidence {
+    /// How far the lane was when waiting for it was given up; as long as it has not moved, nobody waits again.
+    stuck: Option<usize>,
+}
+
+impl Confidence {
+    /// May a packet wait on that has waited for so long? Sockets that are full are the network's doing, and last.
+    fn holds(&self, turns: usize, waited: Duration, blocked: bool) -> bool {
+        blocked || (self.stuck != Some(turns) && waited < PATIENCE)
+    }
+
+    /// A packet was dropped.
+    const fn lost(&mut self, turns: usize) {
+        self.stuck = Some(turns);
+    }
+}
+
 /// A packet that waits for room.
 struct Held {
     len: usize,
@@ -61,8 +80,8 @@ struct Reader<'a> {
     buffer: Parcel,
     held: Option<Held>,
     company: Company,
-    /// Lanes for which nobody waits until they make progress, and how far they were.
-    stuck: Vec<Option<usize>>,
+    /// In each lane.
+    confidence: Vec<Confidence>,
     errors: u32,
 }
 
@@ -74,7 +93,7 @@ pub(super) fn run(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
         buffer: first.buffer(),
         held: None,
         company: Company::default(),
-        stuck: vec![None; shared.lanes.len()],
+        confidence: vec![Confidence::default(); shared.lanes.len()],
         errors: 0,
     };
     loop {
@@ -163,8 +182,8 @@ impl Reader<'_> {
         let (shared, lane) = (self.shared, to.lane());
         let Some(queue) = shared.lanes.get(lane).and_then(|lane| lane.queue.as_ref()) else { return };
         let turns = queue.turns();
-        let goes_on = self.stuck[lane] != Some(turns) && now.saturating_duration_since(since) < PATIENCE;
-        let patient = goes_on || queue.is_blocked();
+        let waited = now.saturating_duration_since(since);
+        let patient = self.confidence[lane].holds(turns, waited, queue.is_blocked());
         let judge = || {
             let all = queue.waiting();
             verdict(len, to.waiting(), all, alone && patient)
@@ -179,7 +198,7 @@ impl Reader<'_> {
             Verdict::Wait => self.held = Some(Held { len, to, since }),
             Verdict::Drop => {
                 if alone {
-                    self.stuck[lane] = Some(turns);
+                    self.confidence[lane].lost(turns);
                 }
                 let at = self.packet_at();
                 if let Some(header) = self.header(at) {
@@ -193,6 +212,25 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packets_wait_for_a_lane_that_moves_or_whose_sockets_are_full_and_for_no_other() {
+        let mut lane = Confidence::default();
+        let (none, just, long) = (Duration::ZERO, PATIENCE - Duration::from_millis(1), PATIENCE);
+        assert!(lane.holds(0, none, false) && lane.holds(0, just, false));
+        assert!(!lane.holds(0, long, false), "it does not move");
+        assert!(lane.holds(0, 10 * long, true), "the network does not");
+        lane.lost(0);
+        assert!(
+            !lane.holds(0, none, false),
+            "the next packet does not wait for what the last one waited for"
+        );
+        assert!(lane.holds(0, none, true));
+        assert!(lane.holds(1, none, false), "it moved");
+        assert!(!lane.holds(1, long, false));
+        lane.lost(1);
+        assert!(!lane.holds(1, none, false) && lane.holds(2, just, false));
+    }
 
     #[test]
     fn nobody_is_alone_for_a_while_after_another_has_sent() {
