@@ -553,14 +553,30 @@ impl Agent {
         silent: &[String],
         clean: bool,
     ) {
-        let mut readiness =
-            Readiness { mesh: desired.mesh.clone(), mtu: desired.mtu, ..Readiness::default() };
+        let no_tunnel = Slot::ALL.iter().all(|slot| !observed.links.contains(slot.device()));
+        let broken = match &guard.no_data_path {
+            Some(why) => Some(Broken::DataPath { why: why.clone() }),
+            // Who is alone needs none.
+            None => (no_tunnel && view.nodes.len() > 1).then_some(Broken::Tunnel),
+        };
+        let mut readiness = Readiness {
+            mesh: desired.mesh.clone(),
+            mtu: desired.mtu,
+            broken: broken.clone(),
+            ..Readiness::default()
+        };
         if !view.synced {
             if self.outputs.readiness.borrow().mesh.is_empty() {
                 readiness.obstacles.push(
                     "the list of Nodes has not been read from the API server yet, or not that of ClusterPeers".into(),
                 );
             } else {
+                // What the API said last holds; what this node has is known without it.
+                self.outputs.readiness.send_if_modified(|present| {
+                    let changed = present.broken != broken;
+                    present.broken = broken;
+                    changed
+                });
                 return;
             }
         } else if !view.nodes.contains_key(&self.node) {
@@ -579,12 +595,6 @@ impl Agent {
             readiness.limits.push(format!("device {slot} is missing; is mesh-tunnel running?"));
         }
         readiness.limits.extend(silent.iter().cloned());
-        let no_tunnel = Slot::ALL.iter().all(|slot| !observed.links.contains(slot.device()));
-        readiness.broken = match &guard.no_data_path {
-            Some(why) => Some(Broken::DataPath { why: why.clone() }),
-            // Who is alone needs none.
-            None => (no_tunnel && view.nodes.len() > 1).then_some(Broken::Tunnel),
-        };
         self.outputs.readiness.send_if_modified(|present| {
             let changed = *present != readiness;
             *present = readiness;

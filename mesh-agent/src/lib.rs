@@ -45,6 +45,7 @@ pub mod policy;
 pub mod publish;
 pub mod servers;
 pub mod shaping;
+mod single;
 pub mod start;
 pub mod status;
 pub mod taint;

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use defguard_wireguard_rs::error::WireguardInterfaceError;
@@ -26,6 +25,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 mod update;
 use update::Update;
+
+use crate::single::Single;
 
 /// Pre-shared keys by their names.
 #[derive(Clone, Default)]
@@ -109,13 +110,13 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Caller {
     wireguard: WireGuard,
     /// Slots with a call under way: a stuck one keeps its thread, so there is never a second.
-    busy: Arc<[AtomicBool; 2]>,
+    single: Arc<[Single; 2]>,
 }
 
 impl Caller {
     /// For these devices.
     pub fn new(wireguard: WireGuard) -> Self {
-        Self { wireguard, busy: Arc::default() }
+        Self { wireguard, single: Arc::default() }
     }
 
     /// Which implementation it is.
@@ -132,19 +133,19 @@ impl Caller {
         slot: Slot,
         work: impl FnOnce(WireGuard) -> Result<T, WireGuardError> + Send + 'static,
     ) -> Result<T, CallError> {
-        if self.busy[slot.index()].swap(true, Ordering::AcqRel) {
+        let Some(inside) = self.single[slot.index()].enter() else {
             return Err(CallError::Silent { slot });
-        }
-        let (wireguard, busy) = (self.wireguard, Arc::clone(&self.busy));
+        };
+        let wireguard = self.wireguard;
         let (send, receive) = tokio::sync::oneshot::channel();
         // Not from the runtime's pool, which waits for its threads at exit.
         let started = std::thread::Builder::new().name(format!("call-{slot}")).spawn(move || {
             let result = work(wireguard);
-            busy[slot.index()].store(false, Ordering::Release);
+            // Who hears the result may call again at once.
+            drop(inside);
             drop(send.send(result));
         });
         if started.is_err() {
-            self.busy[slot.index()].store(false, Ordering::Release);
             return Err(CallError::Ended { slot });
         }
         match tokio::time::timeout(CALL_DEADLINE, receive).await {

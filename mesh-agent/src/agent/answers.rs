@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use mesh_core::slot::Slot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::icmp;
+use crate::single::Single;
 
 /// How long answers are waited for.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -58,7 +58,7 @@ impl Asked {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answers {
     heard: Arc<Mutex<Heard>>,
-    busy: Arc<AtomicBool>,
+    single: Single,
 }
 
 impl Answers {
@@ -77,15 +77,16 @@ impl Answers {
     /// Sends an echo to each of these, at its mesh address, and listens for a moment. Another round may be under way: then
     /// this one is left out, and asked again with the next step.
     pub(super) fn ask(&self, peers: BTreeMap<IpAddr, NodeName>) {
-        if peers.is_empty() || self.busy.swap(true, Ordering::AcqRel) {
+        if peers.is_empty() {
             return;
         }
-        let (heard, busy) = (Arc::clone(&self.heard), Arc::clone(&self.busy));
+        let Some(inside) = self.single.enter() else { return };
+        let heard = Arc::clone(&self.heard);
         tokio::task::spawn_blocking(move || {
+            let _inside = inside;
             if let Err(error) = round(&peers, &heard) {
                 tracing::warn!(err = %error, "Could not ask peers for an answer; a draining slot waits for its deadline");
             }
-            busy.store(false, Ordering::Release);
         });
     }
 }
