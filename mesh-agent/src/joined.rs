@@ -139,8 +139,8 @@ pub struct Register {
     reach: Arc<BTreeMap<ClusterName, Reach>>,
     /// Nodes whose announcement cannot be used, the first few.
     unusable: BTreeMap<NodeName, String>,
-    /// Pods that are not believed, the first few.
-    refused: Vec<Refusal>,
+    /// What is wrong with joined clusters, codes and sentences, and how many more there are; but for pods.
+    findings: (Vec<(String, String)>, usize),
     /// Everything is to be told to policy again.
     anew: bool,
 }
@@ -175,7 +175,7 @@ impl Register {
             standing: (Arc::default(), None),
             reach: Arc::default(),
             unusable: BTreeMap::new(),
-            refused: Vec::new(),
+            findings: Default::default(),
             anew: false,
         };
         // Those of the file were judged when they were written, by ClusterPeers that are not read yet.
@@ -293,25 +293,17 @@ impl Register {
             }
         }
         if !self.pods.asked().nobody() && !self.anew && self.believed.cidrs.contains_key(&cluster) {
-            let refused = self.pods.changed(&cluster, state, &self.claims, &keys, &mut self.foreign);
-            self.refuse(refused);
+            self.pods.changed(&cluster, state, &self.claims, &keys, &mut self.foreign);
         }
         self.anew |= first || self.pods.has_room_again();
         news
     }
 
-    fn refuse(&mut self, refused: Vec<Refusal>) {
-        let room = SENTENCES.saturating_sub(self.refused.len());
-        self.refused.extend(refused.into_iter().take(room));
-    }
-
     /// What policy is to be told; none: nothing new.
     pub fn for_policy(&mut self) -> Option<Foreign> {
         if std::mem::take(&mut self.anew) {
-            self.refused.clear();
             let known = self.states.iter().filter(|(name, _)| self.believed.cidrs.contains_key(*name));
-            let refused = self.pods.all(known, &self.claims, &mut self.foreign);
-            self.refuse(refused);
+            self.pods.all(known, &self.claims, &mut self.foreign);
         }
         let reach = Arc::clone(&self.reach);
         // Without a ClusterPeer there is nobody to be told of.
@@ -328,13 +320,12 @@ impl Register {
     }
 
     /// Judges anew. Before all ClusterPeers are known nothing of what was believed goes.
-    pub fn decide(&mut self, nodes: &Nodes) -> Joined {
+    pub fn decide(&mut self, nodes: &Nodes) {
         let (mut findings, mut more) = (Vec::new(), 0_usize);
         // Beyond its bound each node of a large clusterset is a refusal.
         let mut tell = |refusal: &Refusal| {
             if findings.len() < SENTENCES {
-                let code = format!("joined-cluster-{}", kebab(refusal.reason()));
-                findings.push((code, refusal.to_string()));
+                findings.push(finding(refusal));
             } else {
                 more += 1;
             }
@@ -374,10 +365,22 @@ impl Register {
                 self.reach = Arc::new(reach);
             }
         }
-        self.refused.iter().for_each(&mut tell);
         for text in self.unusable.values() {
             if findings.len() < SENTENCES {
                 findings.push(("joined-cluster-announcement".to_owned(), text.clone()));
+            } else {
+                more += 1;
+            }
+        }
+        self.findings = (findings, more);
+    }
+
+    /// What was decided, and which of the pods that policy asks for are refused ([`Self::for_policy`]).
+    pub fn joined(&mut self) -> Joined {
+        let (mut findings, mut more) = self.findings.clone();
+        for refusal in self.pods.refused() {
+            if findings.len() < SENTENCES {
+                findings.push(finding(refusal));
             } else {
                 more += 1;
             }
@@ -386,6 +389,11 @@ impl Register {
             findings.push(("joined-cluster-more".to_owned(), format!("{more} more of joined clusters")));
         }
         Joined { believed: self.believed.clone(), findings, synced: self.peers.synced }
+    }
+
+    /// Are other pods refused than [`Self::joined`] has said?
+    pub const fn has_unsaid(&self) -> bool {
+        self.pods.has_unsaid()
     }
 
     /// How many objects are known of all clusters, by kind; only of kinds that are kept.
@@ -411,6 +419,11 @@ impl Register {
         }
         self.file.save().await
     }
+}
+
+/// Its code and its sentence.
+fn finding(refusal: &Refusal) -> (String, String) {
+    (format!("joined-cluster-{}", kebab(refusal.reason())), refusal.to_string())
 }
 
 /// `NodeKeyTwice` as `node-key-twice`.
@@ -474,9 +487,15 @@ pub async fn run(
         };
         metrics.set_joined_objects(&register.counts());
         if news {
-            let joined = register.decide(&nodes.borrow_and_update());
+            register.decide(&nodes.borrow_and_update());
             // Before anything rests on it: a node that starts again must guard what it has guarded.
             saved = register.save().await;
+        }
+        if let Some(foreign) = register.for_policy() {
+            mailbox.post(|mail| mail.foreign.extend(foreign));
+        }
+        if news || register.has_unsaid() {
+            let joined = register.joined();
             tell.send_if_modified(|present| {
                 let news = **present != joined;
                 if news {
@@ -484,9 +503,6 @@ pub async fn run(
                 }
                 news
             });
-        }
-        if let Some(foreign) = register.for_policy() {
-            mailbox.post(|mail| mail.foreign.extend(foreign));
         }
     }
 }

@@ -4,19 +4,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use chaos_tests::cluster::node_name;
-use chaos_tests::matrix::Party;
-use chaos_tests::witness::{Witness, drops, events, flowing, lossless};
+use chaos_tests::witness::{Witness, drops, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node};
-use kubeapi::Patch;
 use netlab::eventually;
-use serde_json::{Value, json};
 
 use crate::rotation::{all_rotated, everywhere, keys, said};
-use crate::{kind, lab, none, options, settled};
+use crate::{kind, lab, options, settled};
 
 /// For both slots of a node to be handed over, on a busy machine.
-const HANDED_OVER: Duration = Duration::from_secs(120);
+pub(super) const HANDED_OVER: Duration = Duration::from_secs(120);
 const DEVICES: [&str; 2] = ["hawser0", "hawser1"];
 
 /// A lab of two nodes whose slots count as left after one silent second.
@@ -25,27 +21,18 @@ fn upgrading(name: &str) -> Result<Lab> {
 }
 
 /// [`upgrading`], with more of `rotation`.
-fn upgrading_with(name: &str, nodes: u8, more: &str) -> Result<Lab> {
+pub(super) fn upgrading_with(name: &str, nodes: u8, more: &str) -> Result<Lab> {
     let (quiet, deadline) = (netlab::slowness(), 120 * netlab::slowness());
     let config = format!("rotation:\n  quietSeconds: {quiet}\n  deadlineSeconds: {deadline}\n{more}");
     lab(LabOptions { config, ..options(name, nodes) })
 }
 
-/// As the controller of node life cycles does when a kubelet is silent.
-fn unheard(lab: &Lab, number: u8) -> Result<()> {
-    let status = json!({"status": {"conditions": [{
-        "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status.",
-    }]}});
-    lab.api().store().patch_status("nodes", None, &node_name(number), &Patch::Merge(status))?;
-    Ok(())
-}
-
 /// Who serves each device.
-fn serve(node: &Node) -> [Option<i32>; 2] {
+pub(super) fn serve(node: &Node) -> [Option<i32>; 2] {
     DEVICES.map(|device| node.serves(device).ok())
 }
 
-fn pid(process: Option<&netlab::Process>) -> Result<i32> {
+pub(super) fn pid(process: Option<&netlab::Process>) -> Result<i32> {
     process.map(netlab::Process::id).context("a tunnel")
 }
 
@@ -104,65 +91,6 @@ fn agents_and_then_tunnels_are_replaced_node_by_node_and_no_packet_is_lost() -> 
     println!(
         "agents and tunnels of 2 nodes replaced: {count} streams, {sent} records, 0 lost, longest gap {gap:?}; tunnels took \
          {took:?}; {frames} frames, none in clear"
-    );
-    Ok(())
-}
-
-#[test]
-fn a_dead_node_holds_up_no_tunnel_and_one_of_which_the_kubelet_alone_is_dead_loses_no_packet() -> Result<()> {
-    let mut lab = upgrading_with("dead", 3, "  goneSeconds: 5\n")?;
-    let pods = (1..=3).map(|n| lab.add_pod(n, &format!("pod-{n}"))).collect::<Result<Vec<_>>>()?;
-    let mut witness = Witness::new(&lab)?;
-    none(&witness.failures(&Party::pod(&pods[0])?, &Party::pod(&pods[2])?, 3))?;
-    let mut streams = witness.streams(&pods[0].namespace, &pods[1].namespace, &pods[1].ips)?;
-    streams.extend(witness.streams(&pods[1].namespace, &pods[0].namespace, &pods[0].ips)?);
-    flowing(&streams, 20)?;
-    let rest: Vec<_> =
-        [lab.node(1).port, lab.node(2).port].into_iter().chain(lab.hosts.iter().copied()).collect();
-    lab.switch.partition(&[&[lab.node(3).port], &rest])?;
-    for number in [2, 3] {
-        unheard(&lab, number)?;
-    }
-    let (old, begun) = (keys(lab.node(1))?, Instant::now());
-    lab.node_mut(1).start_next_tunnel()?;
-    let second = pid(lab.node(1).next_tunnel())?;
-    eventually(HANDED_OVER, "the new tunnel has both devices", || match serve(lab.node(1)) {
-        both if both == [Some(second); 2] => Ok(()),
-        other => Err(format!("{other:?}; {}", said(lab.node(1)))),
-    })?;
-    lab.node_mut(1).retire_tunnel()?;
-    let took = begun.elapsed();
-    eventually(HANDED_OVER, "both keys are replaced", || {
-        let now = keys(lab.node(1)).map_err(|error| format!("{error:#}"))?;
-        if now.iter().any(|key| old.contains(key)) { Err(format!("{now:?}")) } else { Ok(()) }
-    })?;
-    ensure!(events(&lab, "RotationOverdue")?.is_empty(), "a deadline came");
-    let record = eventually(Duration::from_secs(20), "both keys are in the record", || {
-        let text = lab.node(1).sh("cat /var/lib/hawser/audit/keys.jsonl").map_err(|e| format!("{e:#}"))?;
-        if text.lines().count() == 2 { Ok(text) } else { Err(text) }
-    })?;
-    for line in record.lines() {
-        let line: Value = serde_json::from_str(line)?;
-        ensure!(line["verdict"] == json!({"gone": [node_name(3)]}), "{line}");
-    }
-    flowing(&streams, 50)?;
-
-    lab.switch.heal()?;
-    let back = Instant::now();
-    for (from, to) in [(0, 2), (2, 0)] {
-        for ip in &pods[to].ips {
-            let _echo = Party::pod(&pods[to])?;
-            eventually(Duration::from_secs(60), "the node that came back talks again", || {
-                witness.knock(&pods[from].namespace, *ip, Duration::from_millis(300))
-            })?;
-        }
-    }
-    let back = back.elapsed();
-    let gap = lossless(streams)?;
-    witness.clean(&lab)?;
-    println!(
-        "handed over after {took:?} without the dead node, which talks again {back:?} after it came back; the others: 0 lost, \
-         longest gap {gap:?}"
     );
     Ok(())
 }

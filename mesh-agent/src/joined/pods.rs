@@ -11,6 +11,8 @@ use mesh_core::policy::model::{
     NamespaceFacts, ObjectName, PodFacts, foreign_namespace, foreign_namespace_labels,
 };
 
+use super::SENTENCES;
+
 /// Pods of joined clusters that policy is told of at most: half of what the data path's map of addresses holds, which has to
 /// hold those of the own cluster, too.
 const MAX_PODS: usize = 65_536;
@@ -57,6 +59,10 @@ pub(super) struct Pods {
     told: usize,
     /// There was no room for one.
     full: bool,
+    /// Those that are not believed, the first few.
+    refused: BTreeMap<(ClusterName, IpAddr), Refusal>,
+    /// These are others than [`Self::refused`] has said.
+    unsaid: bool,
     namespaces: BTreeMap<ClusterName, BTreeSet<String>>,
 }
 
@@ -68,6 +74,8 @@ impl Default for Pods {
             pods: BTreeMap::new(),
             told: 0,
             full: false,
+            refused: BTreeMap::new(),
+            unsaid: false,
             namespaces: BTreeMap::new(),
         }
     }
@@ -128,37 +136,67 @@ impl Pods {
         claims: &Claims,
         keys: &BTreeSet<Key>,
         told: &mut Foreign,
-    ) -> Vec<Refusal> {
+    ) {
         let mut source = Source { cluster, state, claims, meant: BTreeMap::new() };
         // Other labels of a namespace: others of its pods are asked for.
         let whole = !self.asked.everybody() && keys.iter().any(|key| matches!(key, Key::Namespace(_)));
         if whole { self.whole(&mut source, told) } else { self.some(&mut source, keys, told) }
     }
 
-    fn some(&mut self, source: &mut Source<'_>, keys: &BTreeSet<Key>, told: &mut Foreign) -> Vec<Refusal> {
-        let mut refusals = Vec::new();
+    /// Pods that are not believed, the first few, and why.
+    pub(super) fn refused(&mut self) -> impl Iterator<Item = &Refusal> {
+        self.unsaid = false;
+        self.refused.values()
+    }
+
+    /// Are other pods refused than was said?
+    pub(super) const fn has_unsaid(&self) -> bool {
+        self.unsaid
+    }
+
+    fn some(&mut self, source: &mut Source<'_>, keys: &BTreeSet<Key>, told: &mut Foreign) {
         for key in keys {
             match key {
-                Key::Endpoint(address) => refusals.extend(self.pod(source, *address, told)),
+                Key::Endpoint(address) => {
+                    let refusal = self.pod(source, *address, told);
+                    self.refuse(source.cluster, *address, refusal);
+                }
                 Key::Namespace(name) => self.namespace(source, name, told),
                 // Whose pods' labels or places change is told by [`Self::all`].
                 Key::LabelSet(_) | Key::Node(_) | Key::Service(_) | Key::Backend(..) => {}
             }
         }
-        refusals
+    }
+
+    fn refuse(&mut self, cluster: &ClusterName, address: IpAddr, refusal: Option<Refusal>) {
+        if refusal.is_none() && self.refused.is_empty() {
+            return;
+        }
+        let place = (cluster.clone(), address);
+        self.unsaid |= match refusal {
+            Some(refusal) if self.refused.len() < SENTENCES || self.refused.contains_key(&place) => {
+                self.refused.get(&place) != Some(&refusal) && {
+                    self.refused.insert(place, refusal);
+                    true
+                }
+            }
+            Some(_) => false,
+            None => self.refused.remove(&place).is_some(),
+        };
     }
 
     /// Everything of one cluster.
-    fn whole(&mut self, source: &mut Source<'_>, told: &mut Foreign) -> Vec<Refusal> {
+    fn whole(&mut self, source: &mut Source<'_>, told: &mut Foreign) {
         let (cluster, state) = (source.cluster, source.state);
         let known = self.namespaces.get(cluster).into_iter().flatten().map(|name| name.as_str().into());
         let namespaces = known.chain(state.namespaces.keys().cloned()).map(Key::Namespace);
         let known = self.pods.get(cluster).into_iter().flat_map(BTreeMap::keys).copied();
-        let mut keys: BTreeSet<Key> = namespaces.chain(known.map(Key::Endpoint)).collect();
+        let refused = self.refused.keys().filter(|(name, _)| name == cluster).map(|(_, address)| *address);
+        let mut keys: BTreeSet<Key> = namespaces.chain(known.chain(refused).map(Key::Endpoint)).collect();
         let asked = &self.asked;
         let meant = state.endpoints.iter().filter(|(_, endpoint)| source.is_meant(asked, endpoint.labels));
         keys.extend(meant.map(|(address, _)| Key::Endpoint(*address)));
-        self.some(source, &keys, told)
+        self.some(source, &keys, told);
     }
 
     /// Everything of these clusters, and that there is no other.
@@ -167,8 +205,8 @@ impl Pods {
         states: impl Iterator<Item = (&'a ClusterName, &'a ClusterState)>,
         claims: &Claims,
         told: &mut Foreign,
-    ) -> Vec<Refusal> {
-        let mut refusals = Vec::new();
+    ) {
+        let (before, unsaid) = (std::mem::take(&mut self.refused), self.unsaid);
         let nothing = ClusterState::default();
         let states: BTreeMap<&ClusterName, &ClusterState> = states.filter(|_| !self.asked.nobody()).collect();
         self.full = false;
@@ -177,9 +215,9 @@ impl Pods {
         // First those that go: they make room.
         for (cluster, state) in gone.iter().map(|name| (name, &nothing)).chain(states) {
             let mut source = Source { cluster, state, claims, meant: BTreeMap::new() };
-            refusals.extend(self.whole(&mut source, told));
+            self.whole(&mut source, told);
         }
-        refusals
+        self.unsaid = unsaid || self.refused != before;
     }
 
     fn namespace(&mut self, source: &Source<'_>, name: &Arc<str>, told: &mut Foreign) {

@@ -78,22 +78,22 @@ async fn an_agent_that_starts_again_goes_on_with_what_it_believed_until_it_hears
     assert_eq!(shown(first.believed()), " | ");
     first.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
     assert!(first.hear(told("east", vec![put("a", 1, "10.2.1.0/24"), put("b", 2, "10.2.2.0/24")])));
-    assert_eq!(shown(&first.decide(&synced()).believed), "a@east b@east | east [10.2.0.0/16]");
+    assert_eq!(shown(&decide(&mut first, &synced()).believed), "a@east b@east | east [10.2.0.0/16]");
     assert!(first.save().await);
 
     let mut second = register(folder.path());
     let kept = "a@east b@east | east [10.2.0.0/16]";
     assert_eq!(shown(second.believed()), kept);
     // Nothing is known yet: neither the own nodes nor all ClusterPeers, nor what `clustermesh` says.
-    assert_eq!(shown(&second.decide(&Nodes::default()).believed), kept);
-    assert_eq!(shown(&second.decide(&synced()).believed), kept);
+    assert_eq!(shown(&decide(&mut second, &Nodes::default()).believed), kept);
+    assert_eq!(shown(&decide(&mut second, &synced()).believed), kept);
     second.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
-    assert_eq!(shown(&second.decide(&synced()).believed), kept);
+    assert_eq!(shown(&decide(&mut second, &synced()).believed), kept);
     // The first that is told is all there is.
     assert!(second.hear(told("east", vec![put("b", 2, "10.2.2.0/24")])));
-    assert_eq!(shown(&second.decide(&synced()).believed), "b@east | east [10.2.0.0/16]");
+    assert_eq!(shown(&decide(&mut second, &synced()).believed), "b@east | east [10.2.0.0/16]");
     assert!(second.hear(told("east", vec![put("c", 3, "10.2.3.0/24")])));
-    assert_eq!(shown(&second.decide(&synced()).believed), "b@east c@east | east [10.2.0.0/16]");
+    assert_eq!(shown(&decide(&mut second, &synced()).believed), "b@east c@east | east [10.2.0.0/16]");
 }
 
 #[tokio::test]
@@ -103,24 +103,24 @@ async fn a_cluster_goes_when_its_cluster_peer_is_gone_and_by_nobody_elses_word()
     register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
     register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
     assert!(!register.hear(Told::Gone { cluster: name("east") }));
-    assert_eq!(shown(&register.decide(&synced()).believed), "a@east | east [10.2.0.0/16]");
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), "a@east | east [10.2.0.0/16]");
     // A list that is not complete says of nobody that he is gone.
     register.peers(peers(false, &[]));
     assert!(register.save().await);
-    assert_eq!(shown(&register.decide(&synced()).believed), "a@east | east [10.2.0.0/16]");
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), "a@east | east [10.2.0.0/16]");
     register.peers(peers(true, &[]));
-    assert_eq!(shown(&register.decide(&synced()).believed), " | ");
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), " | ");
     register.hear(told("east", vec![put("b", 2, "10.2.2.0/24")]));
-    assert_eq!(shown(&register.decide(&synced()).believed), " | ", "nobody has joined it");
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), " | ", "nobody has joined it");
     assert!(register.save().await);
     assert_eq!(shown(self::register(folder.path()).believed()), " | ");
     // What was told meanwhile is not told again when it is joined.
     register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
-    assert_eq!(shown(&register.decide(&synced()).believed), "b@east | east [10.2.0.0/16]");
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), "b@east | east [10.2.0.0/16]");
     // After a word that it is gone what comes is all there is.
     register.hear(Told::Gone { cluster: name("east") });
     register.hear(told("east", vec![put("c", 3, "10.2.3.0/24")]));
-    assert_eq!(shown(&register.decide(&synced()).believed), "c@east | east [10.2.0.0/16]");
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), "c@east | east [10.2.0.0/16]");
 }
 
 #[tokio::test]
@@ -129,13 +129,13 @@ async fn what_cannot_be_read_stays_as_it_was_and_is_told() {
     let mut register = register(folder.path());
     register.peers(peers(true, &[("east", spec(&["10.2.0.0/16", "10.1.7.0/24"]))]));
     register.hear(told("east", vec![put("a", 1, "10.2.1.0/24"), put("z", 2, "10.9.1.0/24")]));
-    let joined = register.decide(&synced());
+    let joined = decide(&mut register, &synced());
     assert_eq!(shown(&joined.believed), "a@east | east [10.2.0.0/16]");
     let codes: Vec<&str> = joined.findings.iter().map(|(code, _)| code.as_str()).collect();
     assert_eq!(codes, ["joined-cluster-peer-cidr-ours", "joined-cluster-node-cidr-outside"]);
     assert!(register.save().await);
     register.peers(peers(true, &[("east", Err("invalid type: number".to_owned()))]));
-    let joined = register.decide(&synced());
+    let joined = decide(&mut register, &synced());
     assert_eq!(shown(&joined.believed), "a@east | east [10.2.0.0/16]");
     assert!(joined.findings[0].1.contains("ClusterPeer east: spec"), "{:?}", joined.findings);
 }
@@ -217,6 +217,12 @@ fn pod(node: &str, address: &str, set: u64) -> Change {
     ))
 }
 
+/// Decides, and says everything.
+fn decide(register: &mut Register, nodes: &Nodes) -> Joined {
+    register.decide(nodes);
+    register.joined()
+}
+
 #[test]
 fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
     let folder = tempfile::tempdir().expect("a directory");
@@ -238,7 +244,7 @@ fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
         ],
     ));
     register.hear(Told::Complete);
-    register.decide(&synced());
+    decide(&mut register, &synced());
     assert_eq!(
         shown_to_policy(register.for_policy()),
         ["[10.2.0.0/16] complete"],
@@ -254,7 +260,8 @@ fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
         ]
     );
     assert_eq!(shown_to_policy(register.for_policy()), [""; 0], "nothing new");
-    let codes: Vec<String> = register.decide(&synced()).findings.into_iter().map(|(code, _)| code).collect();
+    let codes: Vec<String> =
+        decide(&mut register, &synced()).findings.into_iter().map(|(code, _)| code).collect();
     assert_eq!(codes, ["joined-cluster-endpoint-without-node", "joined-cluster-endpoint-outside"]);
 
     // Each change for itself.
@@ -272,7 +279,7 @@ fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
     );
     // A node that is believed now brings its pods.
     register.hear(told("east", vec![put("b", 2, "10.2.2.0/24")]));
-    register.decide(&synced());
+    decide(&mut register, &synced());
     let told_now = shown_to_policy(register.for_policy());
     assert!(told_now.iter().any(|line| line.starts_with("shop@east/10.2.2.7 {")), "{told_now:?}");
     // Without its ClusterPeer, and when nobody asks any more, all of it goes.
@@ -282,7 +289,7 @@ fn policy_is_told_of_pods_when_it_asks_and_of_those_alone_that_are_believed() {
     assert!(register.ask(asks(&[&east(&[])])));
     assert_eq!(shown_to_policy(register.for_policy()).len(), 5);
     register.peers(peers(true, &[]));
-    register.decide(&synced());
+    decide(&mut register, &synced());
     let gone = shown_to_policy(register.for_policy());
     assert_eq!(gone[0], "[] complete");
     assert_eq!(gone.iter().filter(|line| line.ends_with(" gone")).count(), 4, "{gone:?}");
@@ -311,7 +318,7 @@ fn policies_that_accept_are_told_of_whom_their_selectors_find() {
         ],
     ));
     register.hear(Told::Complete);
-    register.decide(&synced());
+    decide(&mut register, &synced());
     let pods = |register: &mut Register| -> Vec<String> {
         let lines = shown_to_policy(register.for_policy()).into_iter();
         lines.filter_map(|line| line.split_once("east/10.2.").map(|(_, rest)| rest.to_owned())).collect()
@@ -345,20 +352,52 @@ fn of_more_pods_than_policy_can_hold_the_others_are_refused_by_name_until_there_
     all.extend((1..=12).map(|host| pod("a", &format!("10.2.1.{host}"), 1)));
     register.hear(told("east", all));
     register.ask(asked(vec![network_policy(&[&east(&[])])]));
-    register.decide(&synced());
+    decide(&mut register, &synced());
     let pods = |register: &mut Register| shown_to_policy(register.for_policy()).len().saturating_sub(2);
     assert_eq!(pods(&mut register), 10);
-    let findings = register.decide(&synced()).findings;
+    let findings = decide(&mut register, &synced()).findings;
     let refused: Vec<_> = findings.iter().map(|(code, _)| code.as_str()).collect();
     assert_eq!(refused, ["joined-cluster-endpoint-beyond-limit"; 2]);
     assert!(findings[0].1.contains("endpoint 10.2.1.11 of cluster east: policies ask for more than 10 pods"));
     let gone =
         |host: u8| Change::Delete(Key::Endpoint(format!("10.2.1.{host}").parse().expect("an address")));
     register.hear(told("east", vec![gone(1)]));
-    assert!(register.decide(&synced()).findings.len() == 2, "not for each that goes");
+    assert!(decide(&mut register, &synced()).findings.len() == 2, "not for each that goes");
     register.hear(told("east", vec![gone(2)]));
     register.for_policy();
-    assert_eq!(register.decide(&synced()).findings, []);
+    assert_eq!(decide(&mut register, &synced()).findings, []);
+}
+
+#[test]
+fn a_pod_that_is_refused_is_said_when_it_is_told_and_no_longer_when_it_goes() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    let shop = Change::Put(Object::Namespace("shop".into(), Arc::default()));
+    register.hear(told("east", vec![shop, label_set(1, "shop", "web"), put("a", 1, "10.2.1.0/24")]));
+    register.ask(asked(vec![network_policy(&[&east(&[])])]));
+    decide(&mut register, &synced());
+    register.for_policy();
+    assert!(!register.has_unsaid());
+    // It changes nothing of the mesh, so nothing is decided.
+    let stray = pod("a", "10.2.9.7", 1);
+    assert!(!register.hear(told("east", vec![stray.clone()])));
+    for _ in 0..2 {
+        register.for_policy();
+        assert!(register.has_unsaid());
+        let codes: Vec<_> = register.joined().findings.into_iter().map(|(code, _)| code).collect();
+        assert_eq!(codes, ["joined-cluster-endpoint-outside"]);
+        assert!(!register.has_unsaid());
+        // Told again, it is no news.
+        register.hear(told("east", vec![stray.clone()]));
+        register.for_policy();
+        assert!(!register.has_unsaid());
+        register.hear(told("east", vec![Change::Delete(stray.key())]));
+        register.for_policy();
+        assert!(register.has_unsaid());
+        assert_eq!(register.joined().findings, []);
+        register.hear(told("east", vec![stray.clone()]));
+    }
 }
 
 #[test]
@@ -385,11 +424,11 @@ fn a_key_that_is_worth_nothing_is_refused_and_the_own_cluster_is_nobody_elses() 
     weak.pod_cidrs.clear();
     let name_of = Arc::new("a".parse().expect("a name"));
     assert!(register.hear(told("east", vec![Change::Put(Object::Node(name_of, Arc::new(weak)))])));
-    let joined = register.decide(&synced());
+    let joined = decide(&mut register, &synced());
     assert_eq!(joined.believed.nodes.values().map(|node| node.pod_cidrs.len()).collect::<Vec<_>>(), [1]);
     assert_eq!(joined.findings[0].0, "joined-cluster-announcement");
     assert!(joined.findings[0].1.contains("node a@east"), "{:?}", joined.findings);
     register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
-    assert!(register.decide(&synced()).findings.is_empty());
+    assert!(decide(&mut register, &synced()).findings.is_empty());
     assert!(!register.hear(told("west", vec![put("x", 3, "10.1.1.0/24")])));
 }
