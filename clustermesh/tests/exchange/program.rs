@@ -54,7 +54,7 @@ impl Replica {
             .arg(config)
             .arg("--kubeconfig")
             .arg(kubeconfig)
-            .args(["--identity", identity, "--log", "json", "--pod-ips", "10.9.9.1,fd00::1"])
+            .args(["--identity", identity, "--log", "json", "--pod-ips", "127.0.0.1,fd00::1"])
             .arg("--listen-address")
             .arg(listen.to_string())
             .arg("--health-address")
@@ -82,7 +82,7 @@ impl Replica {
 /// To which pod the Service `clustermesh` leads.
 fn front(of: &Cluster) -> Option<String> {
     let slice =
-        of.api.store().find("endpointslices.discovery.k8s.io", Some("hawser-system"), "clustermesh-ipv6")?;
+        of.api.store().find("endpointslices.discovery.k8s.io", Some("hawser-system"), "clustermesh-ipv4")?;
     Some(slice["endpoints"][0]["targetRef"]["name"].as_str()?.to_owned())
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its share")]
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::{Command, Output};
@@ -76,8 +77,17 @@ impl Lab {
     /// A UDP socket of the namespace of `role`.
     pub(crate) fn udp(&self, role: &str, local: &str) -> UdpSocket {
         let local: SocketAddr = local.parse().expect("an address");
-        let socket = self.inside(role, || UdpSocket::bind(local));
-        let socket = socket.unwrap_or_else(|error| panic!("bind {local} in {role}: {error}"));
+        let mut socket = None;
+        // The last one there may live on for a moment, in a process that another test has forked and that has not begun yet.
+        eventually(&format!("bind {local} in {role}"), || {
+            match self.inside(role, || UdpSocket::bind(local)) {
+                Ok(bound) => socket = Some(bound),
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => panic!("bind {local} in {role}: {error}"),
+            }
+            socket.is_some()
+        });
+        let socket = socket.expect("it is bound");
         socket.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
         socket
     }
