@@ -35,7 +35,7 @@
 //! move in); and every peer answers by the other slot ([`Proof`]).
 //!
 //! **Gone** is a peer whose Node has been dead for [`Settings::gone`] by the API's word *and* of which this node itself has
-//! heard nothing for [`UNHEARD`], though it asked all the time, by whatever way leads there, and tried handshakes on both slots:
+//! heard nothing for [`UNHEARD`] more, though it asked all the time, by whatever way leads there, and tried handshakes on both slots:
 //! nobody waits for it. Either alone
 //! proves nothing: a kubelet that has stopped leaves the pods of its node talking, and a peer that answers nothing may be cut
 //! off for a moment. What comes back reads the new keys as a node does that starts. One that died in the middle of its own rotation is gone for

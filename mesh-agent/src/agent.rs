@@ -155,6 +155,8 @@ pub struct Memory {
     host_ports: BTreeMap<String, u64>,
     /// Letters that came since the last turn.
     mail: Vec<Delivery>,
+    /// When the devices were looked at last, in seconds since 1970.
+    observed_at: u64,
     /// What the devices have, by name: before the first snapshot peers keep it.
     device_psks: crate::wireguard::Psks,
     /// Since when peers' keys are seen announced.
@@ -407,6 +409,7 @@ impl Agent {
         silent: &mut Vec<String>,
     ) -> BTreeMap<Slot, ObservedDevice> {
         let mut devices = BTreeMap::new();
+        self.memory.observed_at = unix();
         self.memory.device_psks = crate::wireguard::Psks::default();
         for slot in Slot::ALL {
             let Some(link) = state.links.get(slot.device()) else { continue };
@@ -559,26 +562,13 @@ impl Agent {
             // Who is alone needs none.
             None => (no_tunnel && view.nodes.len() > 1).then_some(Broken::Tunnel),
         };
-        let mut readiness = Readiness {
-            mesh: desired.mesh.clone(),
-            mtu: desired.mtu,
-            broken: broken.clone(),
-            ..Readiness::default()
-        };
+        let mut readiness =
+            Readiness { mesh: desired.mesh.clone(), mtu: desired.mtu, broken, ..Readiness::default() };
         if !view.synced {
-            if self.outputs.readiness.borrow().mesh.is_empty() {
-                readiness.obstacles.push(
-                    "the list of Nodes has not been read from the API server yet, or not that of ClusterPeers".into(),
-                );
-            } else {
-                // What the API said last holds; what this node has is known without it.
-                self.outputs.readiness.send_if_modified(|present| {
-                    let changed = present.broken != broken;
-                    present.broken = broken;
-                    changed
-                });
-                return;
-            }
+            readiness.obstacles.push(
+                "the list of Nodes has not been read from the API server yet, or not that of ClusterPeers"
+                    .into(),
+            );
         } else if !view.nodes.contains_key(&self.node) {
             readiness.obstacles.push(format!(
                 "there is no Node object {}; --node-name (NODE_NAME) must be the name under which the kubelet registers",

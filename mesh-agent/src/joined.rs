@@ -260,12 +260,18 @@ impl Register {
         let before = if first { self.states.remove(&cluster) } else { None };
         let state = self.states.entry(cluster.clone()).or_default();
         let mut news = before.is_some();
+        if first {
+            // What was wrong with the former state is told again if it still is.
+            let count = self.unusable.len();
+            self.unusable.retain(|node, _| node.cluster() != Some(cluster.as_str()));
+            news |= self.unusable.len() != count;
+        }
         let mut keys = BTreeSet::new();
         for change in changes {
             let key = change.key();
             if let Key::Node(name) = &key {
                 let at = NodeName::foreign(name, &cluster);
-                self.unusable.remove(&at);
+                news |= self.unusable.remove(&at).is_some();
                 // The contract says what keys are made of, not what they are worth.
                 if let Change::Put(Object::Node(_, node)) = &change
                     && let Err(error) = keyring::codec::check(&node.announcement)
@@ -385,9 +391,15 @@ impl Register {
                 more += 1;
             }
         }
-        if more > 0 {
-            findings.push(("joined-cluster-more".to_owned(), format!("{more} more of joined clusters")));
-        }
+        let others = match (more, self.pods.has_more_refused()) {
+            (0, false) => None,
+            (0, true) => Some("more pods of joined clusters than these are refused".to_owned()),
+            (more, false) => Some(format!("{more} more of joined clusters")),
+            (more, true) => {
+                Some(format!("{more} more of joined clusters, and more pods than these are refused"))
+            }
+        };
+        findings.extend(others.map(|text| ("joined-cluster-more".to_owned(), text)));
         Joined { believed: self.believed.clone(), findings, synced: self.peers.synced }
     }
 
@@ -448,9 +460,10 @@ pub async fn run(
     (tell, mailbox): (watch::Sender<Arc<Joined>>, Arc<Mailbox>),
     metrics: Metrics,
 ) {
-    let mut saved = true;
+    // When the file is written again that could not be. What is told meanwhile does not put it off.
+    let mut again: Option<tokio::time::Instant> = None;
     loop {
-        let again = tokio::time::sleep(SAVE_AGAIN);
+        let due = again.unwrap_or_else(tokio::time::Instant::now);
         let news = tokio::select! {
             changed = peers.changed() => {
                 if changed.is_err() {
@@ -483,13 +496,14 @@ pub async fn run(
                 }
                 news
             }
-            () = again, if !saved => true,
+            () = tokio::time::sleep_until(due), if again.is_some() => true,
         };
         metrics.set_joined_objects(&register.counts());
         if news {
             register.decide(&nodes.borrow_and_update());
-            // Before anything rests on it: a node that starts again must guard what it has guarded.
-            saved = register.save().await;
+            // Before anything rests on it, if it can be: a node that starts again must guard what it has guarded.
+            let saved = register.save().await;
+            again = (!saved).then(|| tokio::time::Instant::now() + SAVE_AGAIN);
         }
         if let Some(foreign) = register.for_policy() {
             mailbox.post(|mail| mail.foreign.extend(foreign));

@@ -29,6 +29,8 @@ pub const AT_ONCE: usize = 8;
 pub const PAUSE: Duration = Duration::from_secs(10);
 /// How long the answer to an echo is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Messages that are read from one socket before the other is looked at.
+const MESSAGES: usize = 256;
 /// How long a round may take. What is not known by then stays so until the next one.
 const ROUND: Duration = Duration::from_secs(12);
 /// Longest packet.
@@ -176,10 +178,9 @@ fn listen(
         poll(&mut waits, Some(&Timespec::try_from(left).map_err(io::Error::other)?))?;
         let ready: Vec<bool> = waits.iter().map(|wait| wait.revents().contains(PollFlags::IN)).collect();
         for ((v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
-            // A raw socket hears everybody's ICMP, without end if there is enough of it.
-            while begun.elapsed() < PATIENCE
-                && let Some((from, length)) = icmp::receive(ear, buffer)?
-            {
+            // A raw socket hears everybody's ICMP, without end if there is enough of it; the other ear has its turn, too.
+            for _ in 0..MESSAGES {
+                let Some((from, length)) = icmp::receive(ear, buffer)? else { break };
                 let Some(heard) = packet::heard(*v4, &buffer[..length], nonce, sequence) else { continue };
                 let (whose, outcome) = match heard {
                     Heard::Answer => (from, Outcome::Answered),

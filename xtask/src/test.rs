@@ -1,6 +1,6 @@
 //! `cargo xtask test`: builds, then runs the tests of the chosen tiers one program at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -62,12 +62,16 @@ pub(crate) fn test(workspace: &Workspace, tiers: &[Tier], progress: Progress) ->
         } else {
             report.check("reaping what crashed runs left", artifacts::reap(workspace, progress), progress);
         }
-        let mut programs: Vec<&Program> =
+        let mut programs: VecDeque<&Program> =
             programs.iter().filter(|program| program.place.tier == *tier).collect();
-        // Who waits, beside those who compute.
-        programs.sort_by_key(|program| !program.place.waits);
-        let lanes = if *tier == Tier::Pure { 2 } else { 1 };
-        report.add(run_programs(programs, lanes, &left, progress)?);
+        if *tier == Tier::Pure {
+            programs.make_contiguous().sort_by_key(|program| !program.place.waits);
+            run_beside(programs, &left, &mut report, progress)?;
+        } else {
+            for program in programs {
+                run_program(program, left(), &mut report, progress)?;
+            }
+        }
         times.push((*tier, begin.elapsed()));
     }
     conclude(&report, &times, build_time)
@@ -272,38 +276,48 @@ fn alone(
     run(command.arg("--nocapture").current_dir(&program.folder))
 }
 
-/// Runs test programs, so many side by side.
-fn run_programs(
-    programs: Vec<&Program>,
-    lanes: usize,
+/// Runs test programs, two at a time: those that wait, which are the first, beside those that compute.
+fn run_beside(
+    programs: VecDeque<&Program>,
     left: &(impl Fn() -> Duration + Sync),
+    report: &mut Report,
     progress: Progress,
-) -> Result<Report> {
-    let next = Mutex::new(programs.into_iter());
-    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let lane = || -> Result<Report> {
+) -> Result<()> {
+    let programs = Mutex::new(programs);
+    let programs = || programs.lock().unwrap_or_else(PoisonError::into_inner);
+    let run_all = &|from_front: bool| {
         let mut report = Report::default();
-        while let Some(program) = take() {
-            run_program(program, left(), &mut report, progress)?;
+        loop {
+            let next = if from_front { programs().pop_front() } else { programs().pop_back() };
+            let Some(program) = next else { return (report, Ok(())) };
+            if let Err(error) = run_program(program, left(), &mut report, progress) {
+                // Whatever keeps this one from running keeps the others.
+                programs().clear();
+                return (report, Err(error));
+            }
         }
-        Ok(report)
     };
-    let mut report = Report::default();
-    std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
-        for lane in lanes {
-            report.add(lane.join().map_err(|_| anyhow!("a thread that runs tests panicked"))??);
-        }
-        Ok(report)
-    })
+    let ended = std::thread::scope(|scope| {
+        let lanes = [true, false].map(|from_front| scope.spawn(move || run_all(from_front)));
+        lanes.map(std::thread::ScopedJoinHandle::join)
+    });
+    let mut outcome = Ok(());
+    for lane in ended {
+        let (lane, result) = lane.map_err(|_| anyhow!("a thread that runs tests panicked"))?;
+        report.add(lane);
+        outcome = outcome.and(result);
+    }
+    outcome
 }
 
 /// Runs one test program as cargo would.
 fn run_program(program: &Program, limit: Duration, report: &mut Report, progress: Progress) -> Result<()> {
     let mut command = harness::limited(limit, program.place.root)?;
     if program.place.waits {
-        // Measured: with one more than cores, two thirds of both cores were idle. sudo passes no environment on.
-        let threads = 2 * std::thread::available_parallelism().map_or(2, NonZero::get);
+        // Measured: with one more than cores, two thirds of both cores were idle; but labs whose programs start together wait for
+        // each other, and then their deadlines come. sudo passes no environment on.
+        let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+        let threads = if program.place.tier == Tier::Netns { cores + 1 } else { 2 * cores };
         command.arg("env").arg(format!("RUST_TEST_THREADS={threads}"));
     }
     command

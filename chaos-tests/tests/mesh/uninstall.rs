@@ -50,6 +50,10 @@ fn everything(node: &Node) -> Result<Vec<String>> {
         "find /etc/cni /opt/cni /run /var/lib/hawser {pins} -printf '%p %y %m %l\\n' 2>/dev/null || true"
     );
     let mut lines = Vec::new();
+    eventually(Duration::from_secs(20), "no address is on trial any more", || {
+        let trial = node.sh("ip -6 addr show tentative").map_err(|error| format!("{error:#}"))?;
+        if trial.trim().is_empty() { Ok(()) } else { Err(trial) }
+    })?;
     for words in [
         "ip -d link",
         "ip -d addr",
@@ -57,7 +61,8 @@ fn everything(node: &Node) -> Result<Vec<String>> {
         "ip -6 -d route show table all",
         "ip -4 -d rule",
         "ip -6 -d rule",
-        "nft list ruleset",
+        // Without what counters have counted meanwhile.
+        "nft --stateless list ruleset",
         "tc qdisc",
         "tc filter show dev eth0 ingress",
         "tc filter show dev eth0 egress",

@@ -111,7 +111,13 @@ impl Front {
             if standing.wait_for(|standing| !standing.cut_off).await.is_err() {
                 return;
             }
-            let pause = match within(self.write(&client)).await {
+            let mut later = standing.clone();
+            let written = tokio::select! {
+                biased;
+                _ = later.wait_for(|standing| standing.cut_off) => continue,
+                written = within(self.write(&client)) => written,
+            };
+            let pause = match written {
                 Ok(()) => {
                     trouble.clear();
                     AGAIN

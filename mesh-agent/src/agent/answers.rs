@@ -14,6 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::icmp;
 use crate::single::Single;
 
+/// Messages that are read from one socket before the others are looked at.
+const AT_ONCE: usize = 256;
 /// How long answers are waited for.
 const PATIENCE: Duration = Duration::from_millis(800);
 /// Longest answer that is read: an IPv4 header with options and our question.
@@ -121,17 +123,24 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
         }
     }
     let mut buffer = [0; ANSWER];
+    // Something was left unread: an answer, or what others have sent.
+    let mut left_over = false;
     while !silent.is_empty() && begun.elapsed() < PATIENCE {
         let left = PATIENCE.saturating_sub(begun.elapsed());
         let mut waits: Vec<_> = ears.iter().map(|(_, _, ear)| PollFd::new(ear, PollFlags::IN)).collect();
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
         poll(&mut waits, Some(&left))?;
         let ready: Vec<bool> = waits.iter().map(|wait| wait.revents().contains(PollFlags::IN)).collect();
+        left_over = false;
         for ((slot, v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
-            // A raw socket hears everybody's ICMP, without end if there is enough of it.
-            while begun.elapsed() < PATIENCE
-                && let Some((from, length)) = icmp::receive(ear, &mut buffer)?
-            {
+            // A raw socket hears everybody's ICMP, without end if there is enough of it; the other ears have their turn, too.
+            let mut messages = 0;
+            while let Some((from, length)) = icmp::receive(ear, &mut buffer)? {
+                messages += 1;
+                if messages > AT_ONCE {
+                    left_over = true;
+                    break;
+                }
                 let ours = answers(*v4, &buffer[..length], &nonce);
                 let Some(peer) = peers.get(&from).filter(|_| ours) else { continue };
                 let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,6 +149,9 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
                 silent.remove(&from);
             }
         }
+    }
+    if left_over {
+        return Ok(());
     }
     let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
     for peer in silent.iter().filter_map(|address| peers.get(address)) {

@@ -80,7 +80,8 @@ impl Agent {
         let wrong = problems.iter().map(|p| Note { code: p.code().to_owned(), text: p.to_string() });
         let found = guard.findings.iter().map(|(code, text)| Note { code: code.clone(), text: text.clone() });
         Facts {
-            at: now,
+            // Ages are of then; a turn may take seconds.
+            at: self.memory.observed_at,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.memory.known.started,
             wireguard: match self.wireguard.implementation() {

@@ -61,6 +61,8 @@ pub(super) struct Pods {
     full: bool,
     /// Those that are not believed, the first few.
     refused: BTreeMap<(ClusterName, IpAddr), Refusal>,
+    /// There are more.
+    more_refused: bool,
     /// These are others than [`Self::refused`] has said.
     unsaid: bool,
     namespaces: BTreeMap<ClusterName, BTreeSet<String>>,
@@ -75,6 +77,7 @@ impl Default for Pods {
             told: 0,
             full: false,
             refused: BTreeMap::new(),
+            more_refused: false,
             unsaid: false,
             namespaces: BTreeMap::new(),
         }
@@ -123,9 +126,11 @@ impl Pods {
         &self.asked
     }
 
-    /// Is there room again, so that everything has to be gone through? Not for each that goes.
-    pub(super) const fn has_room_again(&self) -> bool {
-        self.full && self.told < self.limit - self.limit / 10
+    /// Is there room again, for those that policy is told of or for those that are refused, so that everything has to be gone
+    /// through? Not for each that goes.
+    pub(super) fn has_room_again(&self) -> bool {
+        (self.full && self.told < self.limit - self.limit / 10)
+            || (self.more_refused && self.refused.len() <= SENTENCES / 2)
     }
 
     /// What changed with some objects of a cluster.
@@ -147,6 +152,11 @@ impl Pods {
     pub(super) fn refused(&mut self) -> impl Iterator<Item = &Refusal> {
         self.unsaid = false;
         self.refused.values()
+    }
+
+    /// Are more refused than [`Self::refused`] says?
+    pub(super) const fn has_more_refused(&self) -> bool {
+        self.more_refused
     }
 
     /// Are other pods refused than was said?
@@ -180,7 +190,7 @@ impl Pods {
                     true
                 }
             }
-            Some(_) => false,
+            Some(_) => !std::mem::replace(&mut self.more_refused, true),
             None => self.refused.remove(&place).is_some(),
         };
     }
@@ -207,6 +217,7 @@ impl Pods {
         told: &mut Foreign,
     ) {
         let (before, unsaid) = (std::mem::take(&mut self.refused), self.unsaid);
+        let before = (before, std::mem::take(&mut self.more_refused));
         let nothing = ClusterState::default();
         let states: BTreeMap<&ClusterName, &ClusterState> = states.filter(|_| !self.asked.nobody()).collect();
         self.full = false;
@@ -217,7 +228,7 @@ impl Pods {
             let mut source = Source { cluster, state, claims, meant: BTreeMap::new() };
             self.whole(&mut source, told);
         }
-        self.unsaid = unsaid || self.refused != before;
+        self.unsaid = unsaid || (&self.refused, self.more_refused) != (&before.0, before.1);
     }
 
     fn namespace(&mut self, source: &Source<'_>, name: &Arc<str>, told: &mut Foreign) {

@@ -401,6 +401,54 @@ fn a_pod_that_is_refused_is_said_when_it_is_told_and_no_longer_when_it_goes() {
 }
 
 #[test]
+fn of_many_refused_pods_the_first_are_said_and_the_others_when_these_are_gone() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    let shop = Change::Put(Object::Namespace("shop".into(), Arc::default()));
+    let mut all = vec![shop, label_set(1, "shop", "web"), put("a", 1, "10.2.1.0/24")];
+    all.extend((1..=40).map(|host| pod("a", &format!("10.2.9.{host}"), 1)));
+    register.hear(told("east", all));
+    register.ask(asked(vec![network_policy(&[&east(&[])])]));
+    decide(&mut register, &synced());
+    register.for_policy();
+    let said = |register: &mut Register| -> Vec<String> {
+        register.joined().findings.into_iter().map(|(code, _)| code).collect()
+    };
+    let first = said(&mut register);
+    assert_eq!(first.len(), SENTENCES + 1);
+    assert_eq!(first.last().map(String::as_str), Some("joined-cluster-more"));
+    for host in 1..=SENTENCES {
+        let address = format!("10.2.9.{host}").parse().expect("an address");
+        register.hear(told("east", vec![Change::Delete(Key::Endpoint(address))]));
+        register.for_policy();
+        assert!(!said(&mut register).is_empty(), "{host} of 40 are gone");
+    }
+    assert_eq!(said(&mut register), ["joined-cluster-endpoint-outside"; 8]);
+}
+
+#[test]
+fn an_announcement_that_was_wrong_is_no_finding_once_it_is_right_or_gone() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    let good = put("a", 1, "10.2.1.0/24");
+    let Change::Put(Object::Node(name, node)) = good.clone() else { panic!("no node") };
+    let mut weak = RemoteNode::clone(&node);
+    weak.announcement.slots[0].public_key = PublicKey::from_bytes([0; 32]);
+    let weak = Change::Put(Object::Node(name, Arc::new(weak)));
+    for mended in [good.clone(), Change::Delete(good.key())] {
+        register.hear(told("east", vec![good.clone()]));
+        assert!(register.hear(told("east", vec![weak.clone()])));
+        let codes: Vec<_> =
+            decide(&mut register, &synced()).findings.into_iter().map(|(code, _)| code).collect();
+        assert_eq!(codes, ["joined-cluster-announcement"]);
+        assert!(register.hear(told("east", vec![mended])), "to be decided again");
+        assert_eq!(decide(&mut register, &synced()).findings, []);
+    }
+}
+
+#[test]
 fn services_of_others_and_pods_cost_the_mesh_no_decision() {
     let folder = tempfile::tempdir().expect("a directory");
     let mut register = register(folder.path());
