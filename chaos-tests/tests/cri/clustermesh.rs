@@ -102,6 +102,11 @@ fn clustermesh_runs_from_its_deployment_without_rights_on_the_node_and_agents_fo
     }
 
     // Its authority is there, and agents find it by its Service, through the network of pods, of both nodes.
+    // It is ready before it has made that.
+    eventually(LONG, "its authority is there", || {
+        lab.trust_bundle().map(drop).map_err(|error| format!("{error:#}"))
+    })
+    .with_context(log)?;
     for number in [1, 2] {
         lab.prepare_for_clustermesh(number).with_context(log)?;
     }
@@ -134,19 +139,21 @@ fn clustermesh_runs_from_its_deployment_without_rights_on_the_node_and_agents_fo
         Ok(slice["endpoints"].as_array().map_or(0, Vec::len))
     };
     let slices = ["clustermesh-ipv4", "clustermesh-dns-ipv4"];
-    for name in slices {
-        ensure!(found(name)? == 1, "{name} names nobody");
-    }
+    let all = |count: usize, what: &str| -> Result<()> {
+        for name in slices {
+            eventually(LONG, what, || match found(name) {
+                Ok(now) if now == count => Ok(()),
+                other => Err(format!("{name}: {other:?}")),
+            })
+            .with_context(log)?;
+        }
+        Ok(())
+    };
+    all(1, "it says where it is")?;
     let id = self::process("clustermesh", &runtime)?;
     let id = id.file_name().and_then(|id| id.to_str()).context("a process without a number")?;
     lab.node(1).sh(&format!("kill {id}"))?;
-    for name in slices {
-        eventually(LONG, "nobody is found there any more", || match found(name) {
-            Ok(0) => Ok(()),
-            other => Err(format!("{name}: {other:?}")),
-        })
-        .with_context(log)?;
-    }
+    all(0, "nobody is found there any more")?;
     kubelet.stop(&pod)?;
     ensure!(runtime.attachments().is_empty());
     let mut refusals = lab.api().faults().refusals();
