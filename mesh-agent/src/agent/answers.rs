@@ -134,13 +134,12 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
         left_over = false;
         for ((slot, v4, ear), _) in ears.iter().zip(ready).filter(|(_, ready)| *ready) {
             // A raw socket hears everybody's ICMP, without end if there is enough of it; the other ears have their turn, too.
-            let mut messages = 0;
-            while let Some((from, length)) = icmp::receive(ear, &mut buffer)? {
-                messages += 1;
-                if messages > AT_ONCE {
-                    left_over = true;
+            let mut emptied = false;
+            for _ in 0..AT_ONCE {
+                let Some((from, length)) = icmp::receive(ear, &mut buffer)? else {
+                    emptied = true;
                     break;
-                }
+                };
                 let ours = answers(*v4, &buffer[..length], &nonce);
                 let Some(peer) = peers.get(&from).filter(|_| ours) else { continue };
                 let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,6 +147,7 @@ fn round(peers: &BTreeMap<IpAddr, NodeName>, heard: &Mutex<Heard>) -> io::Result
                 heard.entry(peer.clone()).or_default().answers(*slot, begun);
                 silent.remove(&from);
             }
+            left_over |= !emptied;
         }
     }
     if left_over {

@@ -75,13 +75,13 @@ impl Agent {
         problems: &[Problem],
         guard: &crate::guard::Turn,
     ) -> Facts {
-        let now = unix();
-        self.memory.known.look(view, now);
+        // Ages are of then, and a turn may take seconds.
+        let at = self.memory.observed_at;
+        self.memory.known.look(view, at);
         let wrong = problems.iter().map(|p| Note { code: p.code().to_owned(), text: p.to_string() });
         let found = guard.findings.iter().map(|(code, text)| Note { code: code.clone(), text: text.clone() });
         Facts {
-            // Ages are of then; a turn may take seconds.
-            at: self.memory.observed_at,
+            at,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.memory.known.started,
             wireguard: match self.wireguard.implementation() {
