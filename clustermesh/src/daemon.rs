@@ -222,6 +222,7 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
         ready = ready => ready,
         _ = asked.wait_for(|end| *end) => return,
     };
+    let authority = Arc::new(authority);
     let credentials = Arc::new(Credentials::new(Arc::clone(&leaf.key)));
     let trust = Arc::new(Trust::default());
     let tls = match tls::server_config(Arc::clone(&trust), Arc::clone(&credentials)) {
@@ -234,7 +235,13 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
     };
     let hub = Hub::new(settings.cluster.clone());
     let awaited = duties.iter().filter(|duty| duty.publishes).map(|duty| duty.name);
-    let publish = Publish::new(hub.clone(), metrics.clone(), incarnation, awaited.chain([own::PART]));
+    let publish = Publish::new(
+        hub.clone(),
+        metrics.clone(),
+        Arc::clone(&authority),
+        incarnation,
+        awaited.chain([own::PART]),
+    );
     let (own_tx, own) = watch::channel(None);
     // All of these end with this set.
     let mut tasks = JoinSet::new();

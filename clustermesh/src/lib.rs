@@ -12,6 +12,7 @@ pub mod follow;
 pub mod mcs;
 pub mod quiet;
 pub mod session;
+pub mod signed;
 pub mod tls;
 pub mod told;
 

@@ -79,6 +79,10 @@ impl Roots {
         }
         if roots.is_empty() { Err(RootsError::Empty) } else { Ok(Self(roots.into())) }
     }
+
+    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.0
+    }
 }
 
 /// Why somebody is not the cluster that it says it is.
@@ -227,7 +231,7 @@ pub fn provider() -> CryptoProvider {
     CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() }
 }
 
-fn algorithms() -> WebPkiSupportedAlgorithms {
+pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
     aws_lc_rs::default_provider().signature_verification_algorithms
 }
 

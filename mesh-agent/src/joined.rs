@@ -1,5 +1,6 @@
 //! Clusters that are joined to this one (design D10): what their `clustermesh` says through ours, judged by the ClusterPeers
-//! that this agent reads itself, for the main loop.
+//! that this agent reads itself, for the main loop. Nodes bear signatures of their own cluster, so ours can withhold them and
+//! change none.
 //!
 //! What was believed last is kept in a file. An agent that starts guards those prefixes before anything else, and goes on with
 //! those nodes until it hears of them again: neither its restart nor an absence of `clustermesh` takes a peer away.
@@ -8,15 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use clustermesh::Told;
 use ipnet::IpNet;
 use mesh_core::clusters::{
     Change, Claims, ClusterName, ClusterPeer, ClusterPeerSpec, ClusterState, Here, Joined as Believed, Key,
-    Kind, Object, OwnCluster, Reach, Refusal, RemoteNode,
+    Kind, Object, OwnCluster, Reach, Refusal, RemoteNode, Signed,
 };
 use mesh_core::name::NodeName;
 use mesh_core::policy::compile::AskedClusters;
 use mesh_core::view::Settings;
+use proto::clustermesh::read_signed_node;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -27,9 +31,11 @@ use crate::watch::mail::Mailbox;
 
 pub mod follow;
 mod pods;
+mod signatures;
 
 pub use pods::Foreign;
 use pods::Pods;
+use signatures::Signatures;
 
 /// Name of the file in the state directory.
 const FILE: &str = "joined-clusters.json";
@@ -78,38 +84,32 @@ struct Memory(BTreeMap<ClusterName, Remembered>);
 struct Remembered {
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Vec<IpNet>,
+    /// Whose signatures count until the ClusterPeers are read.
+    #[serde(default)]
+    trust_bundle: String,
     nodes: BTreeMap<NodeName, RememberedNode>,
 }
 
-/// One node of it: what was told, so that it can be judged anew.
+/// One node of it: what its cluster signed, so that it can be judged anew. Both in base64.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RememberedNode {
-    uid: String,
-    created: i64,
-    #[serde(rename = "podCIDRs")]
-    pod_cidrs: Vec<IpNet>,
-    /// As the node's own annotation has it.
-    announcement: String,
+    node: String,
+    signature: String,
 }
 
 impl RememberedNode {
-    fn of(node: &RemoteNode) -> Self {
-        Self {
-            uid: node.uid.clone(),
-            created: node.created,
-            pod_cidrs: node.pod_cidrs.clone(),
-            announcement: keyring::codec::encode(&node.announcement),
-        }
+    fn of(node: &RemoteNode) -> Option<Self> {
+        let signed = node.signed.as_ref()?;
+        Some(Self { node: BASE64.encode(&signed.node), signature: BASE64.encode(&signed.signature) })
     }
 
-    fn read(&self) -> Option<RemoteNode> {
-        Some(RemoteNode {
-            uid: self.uid.clone(),
-            created: self.created,
-            pod_cidrs: self.pod_cidrs.clone(),
-            announcement: keyring::codec::decode(&self.announcement).ok()?,
-        })
+    fn read(&self) -> Option<Object> {
+        let [node, signature] = [&self.node, &self.signature].map(|text| BASE64.decode(text));
+        let object = read_signed_node(Signed { node: node.ok()?, signature: signature.ok()? }).ok()?;
+        let Object::Node(_, node) = &object else { return None };
+        keyring::codec::check(&node.announcement).ok()?;
+        Some(object)
     }
 }
 
@@ -124,6 +124,7 @@ pub struct Register {
     states: BTreeMap<ClusterName, ClusterState>,
     /// Clusters that were told of since the start: of the others the file is believed.
     told: BTreeSet<ClusterName>,
+    signatures: Signatures,
     /// All clusters were told of.
     complete: bool,
     /// What was told was judged beside all own nodes.
@@ -151,17 +152,21 @@ impl Register {
         let file: Kept<Memory> = Kept::load(state_dir.join(FILE), "which clusters are joined");
         let mut states: BTreeMap<ClusterName, ClusterState> = BTreeMap::new();
         let mut believed = Believed::default();
+        let mut signatures = Signatures::default();
         for (cluster, remembered) in &file.value.0 {
+            // One that cannot be read is none; the ClusterPeer has it anew.
+            drop(signatures.trust(cluster, &remembered.trust_bundle));
             believed.cidrs.insert(cluster.clone(), remembered.pod_cidrs.clone());
             let state = states.entry(cluster.clone()).or_default();
-            for (name, node) in &remembered.nodes {
-                let Some(node) = node.read() else { continue };
-                state.apply(Change::Put(Object::Node(Arc::new(name.clone()), Arc::new(node))));
+            for object in remembered.nodes.values().filter_map(RememberedNode::read) {
+                state.apply(Change::Put(object));
             }
+            signatures.look(cluster, state);
         }
         let mut register = Self {
             own: (name, pod_cidrs),
             node,
+            signatures,
             file,
             peers: Peers::default(),
             states,
@@ -211,7 +216,8 @@ impl Register {
         let (name, pod_cidrs) = self.own.clone();
         // Of others nothing is believed, and nothing has to be said.
         let known = self.states.iter().filter(|(name, _)| peers.iter().any(|peer| peer.name == **name));
-        let known: Vec<_> = known.collect();
+        let known: Vec<_> = known.map(|(name, state)| (name, self.signatures.only(name, state))).collect();
+        let known = known.iter().map(|(name, state)| (*name, state.as_ref()));
         let here = nodes.nodes.get(&self.node);
         let here = here.map(|facts| Here { node: self.node.clone(), created: facts.created });
         Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), here.as_ref(), peers, known)
@@ -221,8 +227,10 @@ impl Register {
     pub fn peers(&mut self, peers: Peers) {
         self.peers = peers;
         if self.peers.synced {
-            self.unusable
-                .retain(|node, _| node.cluster().is_some_and(|name| self.peers.peers.contains_key(name)));
+            let joined = |name: &str| self.peers.peers.contains_key(name);
+            self.unusable.retain(|node, _| node.cluster().is_some_and(joined));
+            // Of one that is joined again later all is told again.
+            self.states.retain(|name, _| joined(name.as_str()) || self.told.contains(name));
             self.anew = true;
         }
     }
@@ -246,6 +254,9 @@ impl Register {
             // Who has gone is said by the API alone ([`Self::peers`]); but what comes next of it is all there is.
             Told::Gone { cluster } => {
                 self.told.remove(&cluster);
+                if self.peers.synced && !self.peers.peers.contains_key(cluster.as_str()) {
+                    self.states.remove(&cluster);
+                }
                 return false;
             }
             // Whether one is silent concerns services.
@@ -358,6 +369,9 @@ impl Register {
             let known: BTreeSet<ClusterName> = peers.iter().map(|peer| peer.name.clone()).collect();
             peers.extend(remembered.into_iter().filter(|peer| !known.contains(&peer.name)));
         }
+        for refusal in self.look(&peers) {
+            tell(&refusal);
+        }
         // Nodes of ours that are not known yet could not defend what is theirs.
         if nodes.synced {
             let (believed, claims, refused) = self.judge(nodes, &peers);
@@ -371,14 +385,47 @@ impl Register {
                 self.reach = Arc::new(reach);
             }
         }
-        for text in self.unusable.values() {
+        let unusable = self.unusable.values().map(|text| ("joined-cluster-announcement", text.clone()));
+        let refused = self.signatures.refused().map(|(cluster, node)| move || {
+            ("joined-cluster-node-not-signed", format!(
+                "node {node} of cluster {cluster}: no authority in spec.trustBundle of ClusterPeer {cluster} has signed it as it is told; refused; copy the trust bundle from cluster {cluster} again, or find out who tells it: clustermesh of this cluster may have been taken over"
+            ))
+        });
+        for (code, text) in unusable {
             if findings.len() < SENTENCES {
-                findings.push(("joined-cluster-announcement".to_owned(), text.clone()));
+                findings.push((code.to_owned(), text));
+            } else {
+                more += 1;
+            }
+        }
+        for sentence in refused {
+            if findings.len() < SENTENCES {
+                let (code, text) = sentence();
+                findings.push((code.to_owned(), text));
             } else {
                 more += 1;
             }
         }
         self.findings = (findings, more);
+    }
+
+    /// Looks at signatures that are new. Gives what is wrong with the trust bundles.
+    fn look(&mut self, peers: &[ClusterPeer]) -> Vec<Refusal> {
+        self.signatures.keep(&peers.iter().map(|peer| &peer.name).collect());
+        let mut refusals = Vec::new();
+        for ClusterPeer { name, trust_bundle, .. } in peers {
+            // Without one the former stays: one that nobody can read was refused before.
+            let trusted = trust_bundle.as_ref().map(|bundle| self.signatures.trust(name, bundle.as_str()));
+            if let Some(Err(error)) = trusted {
+                let (peer, field, value) = (name.to_string(), "spec.trustBundle".to_owned(), String::new());
+                let reason = format!("{error}; until then the former one counts");
+                refusals.push(Refusal::PeerMalformed { peer, field, value, reason });
+            }
+            if let Some(state) = self.states.get(name) {
+                self.signatures.look(name, state);
+            }
+        }
+        refusals
     }
 
     /// What was decided, and which of the pods that policy asks for are refused ([`Self::for_policy`]).
@@ -421,8 +468,12 @@ impl Register {
             // Of more than these nothing would come of a start: they are beyond the bound, or refused.
             let nodes =
                 nodes.filter(|(node, _)| self.believed.nodes.contains_key(&NodeName::foreign(node, name)));
-            let nodes = nodes.map(|(name, node)| (NodeName::clone(name), RememberedNode::of(node)));
-            (name.clone(), Remembered { pod_cidrs: cidrs.clone(), nodes: nodes.collect() })
+            let nodes = nodes.filter(|(node, told)| self.signatures.signed(name, node, told));
+            let nodes =
+                nodes.filter_map(|(name, node)| Some((NodeName::clone(name), RememberedNode::of(node)?)));
+            let trust_bundle = self.signatures.bundle(name).unwrap_or_default().to_owned();
+            let remembered = Remembered { pod_cidrs: cidrs.clone(), trust_bundle, nodes: nodes.collect() };
+            (name.clone(), remembered)
         };
         let memory = Memory(self.believed.cidrs.iter().map(remembered).collect());
         if memory != self.file.value {

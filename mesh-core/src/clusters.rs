@@ -18,7 +18,7 @@ pub use joined::{Here, Joined, Reach};
 pub use merge::{Mirrors, Stamped, Version};
 pub use model::{
     Affinity, Backend, BackendPort, ExportedService, LabelSet, LabelSetId, RemoteEndpoint, RemoteNode,
-    ServiceKind, ServicePort, TrafficPolicy,
+    ServiceKind, ServicePort, Signed, TrafficPolicy,
 };
 pub use object::{Change, ClusterState, Key, Kind, Object};
 pub use peer::{ClusterPeer, ClusterPeerSpec, Host, ServerAddress, ServerAddressError, TrustBundle};

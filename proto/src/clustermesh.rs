@@ -30,8 +30,8 @@ pub use self::generated::cluster_mesh_client::ClusterMeshClient;
 pub use self::generated::cluster_mesh_server::{ClusterMesh, ClusterMeshServer};
 pub use self::generated::{Change as WireChange, FollowRequest, FollowResponse, Object as WireObject};
 pub use self::names::NodeNames;
-pub use self::read::{begins_snapshot, kind_of, read_change, read_known, read_object};
-pub use self::write::{counts, write_change, write_known, write_object};
+pub use self::read::{begins_snapshot, kind_of, read_change, read_known, read_object, read_signed_node};
+pub use self::write::{counts, write_change, write_known, write_node, write_object};
 
 /// Revision of the contract that this speaks.
 pub const REVISION: u32 = 1;
@@ -57,6 +57,8 @@ pub const MAX_ANNOTATION_VALUE: usize = 128 * 1024;
 pub const MAX_UID: usize = 64;
 /// Most `spec.podCIDRs` of a node: one for each family, and room to grow.
 pub const MAX_NODE_CIDRS: usize = 8;
+/// Longest signature of a node: that of an RSA key of 8192 bits.
+pub const MAX_SIGNATURE: usize = 1024;
 /// Most ports that pods of one label set name: as many as fit the annotation that carries them.
 pub const MAX_NAMED_PORTS: usize = 512;
 /// Most ports of a service or a backend: as the API server takes of an EndpointSlice.

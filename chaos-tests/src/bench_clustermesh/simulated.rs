@@ -114,6 +114,7 @@ fn node(cluster: u32, node: u32, turn: u32) -> Result<RemoteNode> {
             kem_required: false,
             host_traffic: false,
         },
+        signed: None,
     })
 }
 
@@ -166,9 +167,10 @@ fn state(size: Size, cluster: u32) -> Result<ClusterState> {
     Ok(state)
 }
 
-/// Changes after which `state` is there.
-fn all(state: &ClusterState) -> Vec<Change> {
-    ClusterState::default().changes_to(state)
+/// Changes after which `state` is there, as its cluster tells them.
+fn all(state: &ClusterState, authority: &Authority) -> Result<Vec<Change>> {
+    let changes = ClusterState::default().changes_to(state).into_iter();
+    Ok(changes.map(|change| authority.sign_change(change)).collect::<Result<_, _>>()?)
 }
 
 /// Serves as all of them until it is killed. Writes their ClusterPeers to `peers.json` in `directory`, and takes [`Ask`]s from
@@ -191,23 +193,23 @@ pub fn run(size: Size, own: &str, trust: &Path, kubeconfig: &Path, directory: &P
         let (_stop, stopped) = watch::channel(false);
         let (mut peers, mut hubs) = (Vec::new(), Vec::new());
         for cluster in 0..size.clusters {
-            let (hub, peer) = one(size, cluster, (&own, &roots), &client, &stopped).await?;
-            hubs.push(hub);
+            let (hub, authority, peer) = one(size, cluster, (&own, &roots), &client, &stopped).await?;
+            hubs.push((hub, authority));
             peers.push(peer);
         }
         let socket = UnixListener::bind(directory.join(SOCKET))?;
         let written = directory.join("peers.json.new");
         std::fs::write(&written, serde_json::to_vec(&peers)?)?;
         std::fs::rename(written, directory.join("peers.json"))?;
-        let first = hubs.first().context("no cluster")?.clone();
         let asked = tokio::task::spawn_blocking(move || {
+            let first = hubs.first().context("no cluster")?;
             let mut turn = 0;
             for stream in socket.incoming() {
                 let mut stream = stream?;
                 let mut line = String::new();
                 BufReader::new(&stream).read_line(&mut line)?;
                 turn += 1;
-                answer(size, &first, serde_json::from_str(&line)?, turn)?;
+                answer(size, first, serde_json::from_str(&line)?, turn)?;
                 writeln!(stream, "done")?;
             }
             Ok::<(), anyhow::Error>(())
@@ -223,7 +225,7 @@ async fn one(
     (own, roots): (&ClusterName, &Roots),
     client: &Client,
     stopped: &watch::Receiver<bool>,
-) -> Result<(Hub, Value)> {
+) -> Result<(Hub, Authority, Value)> {
     let called: ClusterName = name(cluster).parse()?;
     let (authority, _) = Authority::make(&called, SystemTime::now())?;
     let leaf = authority.issue(SystemTime::now())?;
@@ -233,7 +235,7 @@ async fn one(
     let hub = Hub::new(called.clone());
     let version = Version { incarnation: 1, sequence: 1 };
     hub.join(&[]);
-    hub.changed(&called, version.into(), all(&state(size, cluster)?));
+    hub.changed(&called, version.into(), all(&state(size, cluster)?, &authority)?);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address: SocketAddr = listener.local_addr()?;
     let tokens = Tokens::new(client.clone(), std::iter::empty());
@@ -256,10 +258,10 @@ async fn one(
             "trustBundle": authority.pem(),
         },
     });
-    Ok((hub, peer))
+    Ok((hub, authority, peer))
 }
 
-fn answer(size: Size, hub: &Hub, ask: Ask, turn: u32) -> Result<()> {
+fn answer(size: Size, (hub, authority): &(Hub, Authority), ask: Ask, turn: u32) -> Result<()> {
     let pod = |number: u32| {
         // In pairs: one goes, and is there again.
         let number = number / 2 % size.pods;
@@ -290,7 +292,8 @@ fn answer(size: Size, hub: &Hub, ask: Ask, turn: u32) -> Result<()> {
         Ask::Keys(nodes) => {
             for number in 0..nodes {
                 let (called, told) = (node_name(number % size.nodes), node(0, number % size.nodes, turn)?);
-                hub.advance(vec![Change::Put(Object::Node(Arc::new(called), Arc::new(told)))]);
+                let change = Change::Put(Object::Node(Arc::new(called), Arc::new(told)));
+                hub.advance(vec![authority.sign_change(change)?]);
                 std::thread::sleep(APART);
             }
         }

@@ -1,5 +1,5 @@
-//! A `clustermesh` that was taken over: it has the cluster's own certificate, agents let it tell them what it likes, and nothing
-//! outside the ClusterPeers is believed. Inside them it may say what it likes, keys and addresses of nodes, too.
+//! A `clustermesh` that was taken over: it has the cluster's own authority, agents let it tell them what it likes, and of nodes
+//! nothing is believed that their own cluster has not signed, and nothing outside the ClusterPeers, whoever signed it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ use chaos_tests::objects::{BACKEND_PORT, apply, network_policy};
 use chaos_tests::witness::{Witness, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
 use clustermesh::daemon::Standing;
-use clustermesh::daemon::authority::establish;
+use clustermesh::daemon::authority::{Authority, CERTIFICATE, KEY, SECRET, establish};
 use clustermesh::daemon::hub::{BOOKMARK, Hub};
 use clustermesh::daemon::metrics::Metrics;
 use clustermesh::daemon::own;
@@ -25,7 +25,7 @@ use clustermesh::daemon::server::{RECHECK, STUCK, Serving, serve};
 use clustermesh::daemon::tls::{Credentials, Trust, server_config};
 use clustermesh::daemon::tokens::Tokens;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node as NodeObject;
+use k8s_openapi::api::core::v1::{Node as NodeObject, Secret};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use kubeapi::User;
@@ -149,9 +149,20 @@ fn truth(lab: &Lab) -> Result<Vec<Change>> {
     Ok(state.all_nodes(nodes.iter().filter_map(own::node).collect()))
 }
 
-/// A node as `like` is, with keys of nobody, or of somebody else.
+/// The authority of a lab's cluster.
+fn authority(lab: &Lab) -> Result<Authority> {
+    let secret = lab.api().store().get("secrets", Some(NAMESPACE), SECRET);
+    let secret: Secret = serde_json::from_value(secret.map_err(|error| anyhow!("{error}"))?)?;
+    let text = |key: &str| {
+        let bytes = secret.data.as_ref().and_then(|data| data.get(key)).context("it has no such key");
+        Ok::<_, anyhow::Error>(String::from_utf8(bytes?.0.clone())?)
+    };
+    Ok(Authority::load(&lab.cluster_name().parse()?, text(CERTIFICATE)?, &text(KEY)?)?)
+}
+
+/// A node as `like` is, with keys of nobody, or of somebody else; not signed.
 fn node(like: &RemoteNode, name: &str, cidr: &str, keys: Option<&RemoteNode>) -> Result<Change> {
-    let mut node = RemoteNode { pod_cidrs: vec![cidr.parse()?], created: 1, ..like.clone() };
+    let mut node = RemoteNode { pod_cidrs: vec![cidr.parse()?], created: 1, signed: None, ..like.clone() };
     match keys {
         Some(other) => node.announcement.slots.clone_from(&other.announcement.slots),
         None => {
@@ -222,6 +233,7 @@ fn a_clustermesh_that_was_taken_over_has_nothing_believed_outside_its_cluster_pe
     let before = tunnels(west.node(1))?;
     let routes = west.node(1).sh("ip route show table all")?;
 
+    let (of_its_own, of_east) = (authority(&west)?, authority(&east)?);
     let mut said = truth(&east)?;
     let real = said.iter().find_map(|change| match change {
         Change::Put(Object::Node(_, node)) => Some(RemoteNode::clone(node)),
@@ -241,6 +253,12 @@ fn a_clustermesh_that_was_taken_over_has_nothing_believed_outside_its_cluster_pe
         node(&real, "of-north", "10.99.1.0/24", None)?,
         node(&real, "double", &free, Some(&ours))?,
     ]);
+    // Not even if east itself said so.
+    let mut said = said.into_iter().map(|one| of_east.sign_change(one)).collect::<Result<Vec<_>, _>>()?;
+    // Inside the CIDRs, and signed by nobody, or by all that it has; or by east, as one of a cluster with the same authority.
+    said.push(node(&real, "unsigned", &free, None)?);
+    said.push(of_its_own.sign_change(node(&real, "signed-here", &free, None)?)?);
+    let of_north = vec![of_east.sign_change(node(&real, "of-east", "10.99.2.0/24", None)?)?];
     let set = LabelSet {
         namespace: "default".to_owned(),
         labels: Labels::from([("app".to_owned(), "friend".to_owned())]),
@@ -258,13 +276,15 @@ fn a_clustermesh_that_was_taken_over_has_nothing_believed_outside_its_cluster_pe
     said.extend([friend(b.ip(true).context("an IPv4 address")?), friend("203.0.113.7".parse()?)]);
     let ghost = vec![node(&real, "ghost", "10.98.1.0/24", None)?];
     west.kill_clustermesh()?;
-    let (of_east, of_ghost) = (east.cluster_name().parse()?, "ghost".parse()?);
-    let stand_in = StandIn::start(&west, vec![(of_east, said), (of_ghost, ghost)])?;
+    let all =
+        vec![(east.cluster_name().parse()?, said), ("north".parse()?, of_north), ("ghost".parse()?, ghost)];
+    let stand_in = StandIn::start(&west, all)?;
 
     let agent = west.node(1);
     let problem = |reason: &str| kind("hawser_host_findings", &format!("joined-cluster-{reason}"));
     counted(agent, &problem("node-cidr-outside"), 3.0, MESH)?;
     counted(agent, &problem("node-key-twice"), 1.0, MESH)?;
+    counted(agent, &problem("node-not-signed"), 3.0, MESH)?;
     counted(agent, &problem("endpoint-outside"), 2.0, MESH)?;
     let log = agent.log("mesh-agent")?;
     for words in ["203.0.113.0/24 is outside", "10.99.1.0/24 is outside", &format!("{of_west} is outside")] {
@@ -278,7 +298,7 @@ fn a_clustermesh_that_was_taken_over_has_nothing_believed_outside_its_cluster_pe
     let frames = witness.clean(&west)?;
     drop(stand_in);
     println!(
-        "six facts that it may not tell were refused and counted; tunnels and routes are what they were; 0 lost, longest gap {gap:?}; {frames} frames, none in clear"
+        "nine facts that it may not tell were refused and counted; tunnels and routes are what they were; 0 lost, longest gap {gap:?}; {frames} frames, none in clear"
     );
     Ok(())
 }

@@ -8,11 +8,12 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
-use mesh_core::clusters::ClusterName;
+use mesh_core::clusters::{Change, ClusterName, Object, RemoteNode, Signed};
 use mesh_core::numbers::NAMESPACE;
+use proto::clustermesh::write_node;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    KeyUsagePurpose, PKCS_ED25519, SanType, SigningKey as _, date_time_ymd,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::metrics::Metrics;
 use super::tls::Credentials;
+use crate::signed::{self, Signers};
 use crate::tls::{IDENTITY, Roots, RootsError, Usage, provider, vouched};
 
 /// Secret in [`NAMESPACE`] with the authority's certificate and key.
@@ -103,7 +105,8 @@ impl Authority {
         let begin = date_time_ymd(1970, 1, 1) + since_1970(now);
         params.not_before = begin - SKEW;
         params.not_after = begin + AUTHORITY;
-        let key = KeyPair::generate().map_err(unusable)?;
+        // The same node is signed alike by every leader: only that is no change to others.
+        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(unusable)?;
         let text = Zeroizing::new(key.serialize_pem());
         let pem = params.self_signed(&key).map_err(unusable)?.pem();
         Ok((Self::load(cluster, pem, &text)?, text))
@@ -124,12 +127,43 @@ impl Authority {
         let end_entity = leaf.key.end_entity_cert().map_err(unusable)?;
         let at = UnixTime::since_unix_epoch(since_1970(now));
         vouched(cluster, &roots, end_entity, &[], at, Usage::Server).map_err(unusable)?;
+        if !Signers::from(&roots).signed(cluster, &authority.sign(Vec::new())?) {
+            return Err(unusable("its key is none that signs nodes; Ed25519, ECDSA and RSA keys do"));
+        }
         Ok(authority)
     }
 
     /// Its certificate.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// Signs what this cluster tells of a node, written as `node` ([`proto::clustermesh::write_node`]).
+    ///
+    /// # Errors
+    /// The cryptographic library fails.
+    pub fn sign(&self, node: Vec<u8>) -> Result<Signed, AuthorityError> {
+        self.sign_for(&self.cluster, node)
+    }
+
+    /// The same, as if for `cluster`. Of another than the own one nobody believes it.
+    ///
+    /// # Errors
+    /// The cryptographic library fails.
+    pub fn sign_for(&self, cluster: &ClusterName, node: Vec<u8>) -> Result<Signed, AuthorityError> {
+        let signature = self.issuer.key().sign(&signed::text(cluster, &node)).map_err(unusable)?;
+        Ok(Signed { node, signature })
+    }
+
+    /// A change that the own cluster tells: a node gets its signature.
+    ///
+    /// # Errors
+    /// The cryptographic library fails.
+    pub fn sign_change(&self, change: Change) -> Result<Change, AuthorityError> {
+        let Change::Put(Object::Node(name, node)) = &change else { return Ok(change) };
+        let signed = Some(Arc::new(self.sign(write_node(name, node))?));
+        let node = RemoteNode { signed, ..RemoteNode::clone(node) };
+        Ok(Change::Put(Object::Node(Arc::clone(name), Arc::new(node))))
     }
 
     /// A leaf of the own cluster.
@@ -254,7 +288,12 @@ pub async fn establish(client: &Client, cluster: &ClusterName) -> Result<Authori
 }
 
 /// Renews the leaf for ever.
-pub async fn renew(authority: Authority, credentials: Arc<Credentials>, mut leaf: Leaf, metrics: Metrics) {
+pub async fn renew(
+    authority: Arc<Authority>,
+    credentials: Arc<Credentials>,
+    mut leaf: Leaf,
+    metrics: Metrics,
+) {
     loop {
         metrics.certificate_ends(leaf.ends());
         while !leaf.is_due(SystemTime::now()) {

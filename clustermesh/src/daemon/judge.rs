@@ -1,4 +1,4 @@
-//! What is believed of the joined clusters, and so mirrored. Pure: facts and ClusterPeers go in, changes of what is believed
+//! What is believed of the joined clusters, and so mirrored, nodes as they were signed. Pure: facts and ClusterPeers go in, changes of what is believed
 //! come out.
 //!
 //! Each change is judged by itself where that is enough; what others depend on (a node, rules) has whole clusters judged
@@ -204,6 +204,7 @@ impl Judge {
                     let node = RemoteNode {
                         pod_cidrs: accepted.pod_cidrs.clone(),
                         announcement: accepted.announcement.clone(),
+                        // What was signed is passed on whole: agents judge it by the same rules.
                         ..RemoteNode::clone(node)
                     };
                     Object::Node(Arc::clone(name), Arc::new(node))

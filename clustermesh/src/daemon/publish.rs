@@ -8,6 +8,7 @@ use mesh_core::clusters::{Change, ClusterState, Key, Version};
 use prost::Message as _;
 use proto::clustermesh::{MAX_OBJECT, NodeNames, Unread, read_object, write_object};
 
+use super::authority::Authority;
 use super::hub::Hub;
 use super::metrics::Metrics;
 
@@ -19,6 +20,7 @@ pub struct Publish(Arc<Inner>);
 struct Inner {
     hub: Hub,
     metrics: Metrics,
+    authority: Arc<Authority>,
     incarnation: u64,
     gathered: Mutex<Gathered>,
 }
@@ -36,14 +38,15 @@ impl Publish {
     pub fn new(
         hub: Hub,
         metrics: Metrics,
+        authority: Arc<Authority>,
         incarnation: u64,
         awaited: impl IntoIterator<Item = &'static str>,
     ) -> Self {
         let gathered = Gathered { awaited: awaited.into_iter().collect(), ..Gathered::default() };
-        Self(Arc::new(Inner { hub, metrics, incarnation, gathered: Mutex::new(gathered) }))
+        Self(Arc::new(Inner { hub, metrics, authority, incarnation, gathered: Mutex::new(gathered) }))
     }
 
-    /// Things changed. What no other cluster would read is refused here, and what was told of it is taken back.
+    /// Things changed; nodes are signed. What no other cluster would read is refused here, and what was told of it is taken back.
     pub fn changes(&self, changes: Vec<Change>) {
         let changes: Vec<Change> = changes.into_iter().map(|change| self.checked(change)).collect();
         let mut gathered = self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,14 +61,17 @@ impl Publish {
 
     fn checked(&self, change: Change) -> Change {
         let Change::Put(object) = &change else { return change };
-        match readable(object) {
-            Ok(()) => change,
-            Err(why) => {
-                self.0.metrics.refused("OwnObject");
-                tracing::warn!(object = %object.key(), err = why, "Other clusters are not told of an object");
-                Change::Delete(object.key())
-            }
-        }
+        let key = object.key();
+        let signed = self.0.authority.sign_change(change).map_err(|error| error.to_string());
+        let checked = signed.and_then(|change| match &change {
+            Change::Put(object) => readable(object).map(|()| change),
+            Change::Delete(_) => Ok(change),
+        });
+        checked.unwrap_or_else(|why| {
+            self.0.metrics.refused("OwnObject");
+            tracing::warn!(object = %key, err = why, "Other clusters are not told of an object");
+            Change::Delete(key)
+        })
     }
 
     /// `who` knows all of its part now.

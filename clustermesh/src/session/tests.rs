@@ -63,7 +63,7 @@ fn node(name: &str) -> Object {
         host_traffic: false,
     };
     let pod_cidrs = vec!["10.2.0.0/24".parse().unwrap()];
-    let node = RemoteNode { uid: "u".into(), created: 1, pod_cidrs, announcement };
+    let node = RemoteNode { uid: "u".into(), created: 1, pod_cidrs, announcement, signed: None };
     Object::Node(Arc::new(name.parse().unwrap()), Arc::new(node))
 }
 

@@ -210,6 +210,7 @@ fn node(name: &str, key: u8, cidr: &str) -> Object {
         created: 1,
         pod_cidrs: vec![cidr.parse().unwrap()],
         announcement: announcement(key),
+        signed: None,
     };
     Object::Node(Arc::new(name.parse().unwrap()), Arc::new(node))
 }

@@ -76,7 +76,7 @@ const BOOKMARK: u32 = 6;
 
 /// Of a kind that only a later version has.
 fn mesh_object() -> Vec<u8> {
-    field(7, &field(1, b"m"))
+    field(70, &field(1, b"m"))
 }
 
 fn objects() -> [Object; 3] {
@@ -87,6 +87,7 @@ fn objects() -> [Object; 3] {
         created: 1,
         pod_cidrs: vec!["10.2.1.0/24".parse().unwrap()],
         announcement: announcement(40),
+        signed: None,
     };
     let name = Arc::new("w1".parse().unwrap());
     [

@@ -1,4 +1,8 @@
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
 use super::*;
+use clustermesh::daemon::authority::Authority;
 use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
 use mesh_core::clusters::{Key, LabelSet, LabelSetId, RemoteEndpoint, Version};
 use mesh_core::key::PublicKey;
@@ -27,14 +31,40 @@ fn remote(seed: u8, cidr: &str) -> Arc<RemoteNode> {
             kem_required: false,
             host_traffic: false,
         },
+        signed: None,
     })
+}
+
+/// An authority that signs for all clusters of these tests but where it says otherwise.
+fn authority() -> &'static Authority {
+    static MADE: OnceLock<Authority> = OnceLock::new();
+    MADE.get_or_init(another_authority)
+}
+
+fn another_authority() -> Authority {
+    Authority::make(&name("east"), SystemTime::now()).expect("an authority").0
+}
+
+/// A node with a signature for a cluster.
+fn signed(change: Change, authority: &Authority, cluster: &str) -> Change {
+    let Change::Put(Object::Node(called, node)) = &change else { return change };
+    let bytes = proto::clustermesh::write_node(called, node);
+    let signed = authority.sign_for(&name(cluster), bytes).expect("a signature");
+    let node = RemoteNode { signed: Some(Arc::new(signed)), ..RemoteNode::clone(node) };
+    Change::Put(Object::Node(Arc::clone(called), Arc::new(node)))
 }
 
 fn put(node: &str, seed: u8, cidr: &str) -> Change {
     Change::Put(Object::Node(Arc::new(node.parse().expect("a name")), remote(seed, cidr)))
 }
 
+/// What a cluster tells, its nodes signed.
 fn told(cluster: &str, changes: Vec<Change>) -> Told {
+    let changes = changes.into_iter().map(|change| signed(change, authority(), cluster)).collect();
+    told_as_it_is(cluster, changes)
+}
+
+fn told_as_it_is(cluster: &str, changes: Vec<Change>) -> Told {
     Told::Changed { cluster: name(cluster), version: Version::default(), changes }
 }
 
@@ -42,7 +72,7 @@ fn spec(cidrs: &[&str]) -> Result<ClusterPeerSpec, String> {
     Ok(ClusterPeerSpec {
         pod_cidrs: cidrs.iter().map(|cidr| (*cidr).to_owned()).collect(),
         addresses: vec!["192.0.2.9:51893".to_owned()],
-        trust_bundle: "-----BEGIN CERTIFICATE-----\n".to_owned(),
+        trust_bundle: authority().pem().to_owned(),
     })
 }
 
@@ -479,4 +509,101 @@ fn a_key_that_is_worth_nothing_is_refused_and_the_own_cluster_is_nobody_elses() 
     register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
     assert!(decide(&mut register, &synced()).findings.is_empty());
     assert!(!register.hear(told("west", vec![put("x", 3, "10.1.1.0/24")])));
+}
+
+/// Codes and nodes of an agent that has decided.
+fn codes_and_nodes(register: &mut Register, nodes: &Nodes) -> (Vec<String>, String) {
+    let joined = decide(register, nodes);
+    (joined.findings.into_iter().map(|(code, _)| code).collect(), shown(&joined.believed))
+}
+
+const NOT_SIGNED: &str = "joined-cluster-node-not-signed";
+
+#[tokio::test]
+async fn a_node_that_its_cluster_has_not_signed_is_refused_by_name_and_never_remembered() {
+    let one = || put("a", 1, "10.2.1.0/24");
+    let wrong = [
+        ("nobody has signed it", one()),
+        ("another authority has", signed(one(), &another_authority(), "east")),
+        ("for another cluster", signed(one(), authority(), "south")),
+    ];
+    for (what, wrong) in wrong {
+        let folder = tempfile::tempdir().expect("a directory");
+        let mut register = register(folder.path());
+        register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+        // Before it there was a good one, and beside it there is one.
+        register.hear(told("east", vec![one(), put("b", 2, "10.2.2.0/24")]));
+        assert_eq!(codes_and_nodes(&mut register, &synced()).1, "a@east b@east | east [10.2.0.0/16]");
+        assert!(register.save().await);
+        assert!(register.hear(told_as_it_is("east", vec![wrong])), "{what}: to be decided");
+        let alone = (vec![NOT_SIGNED.to_owned()], "b@east | east [10.2.0.0/16]".to_owned());
+        // Nor is it written if that comes first.
+        assert!(register.save().await);
+        let again = self::register(folder.path());
+        assert_eq!(shown(again.believed()), "b@east | east [10.2.0.0/16]", "{what}");
+        assert_eq!(codes_and_nodes(&mut register, &synced()), alone, "{what}");
+        let text = &register.joined().findings[0].1;
+        assert!(text.contains("node a of cluster east") && text.contains("taken over"), "{text}");
+        // A word that the cluster is gone makes nothing of what was told before it true.
+        register.hear(Told::Gone { cluster: name("east") });
+        assert_eq!(codes_and_nodes(&mut register, &synced()), alone, "{what}");
+        assert!(register.save().await);
+        assert_eq!(shown(self::register(folder.path()).believed()), "b@east | east [10.2.0.0/16]", "{what}");
+        register.hear(told("east", vec![one(), put("b", 2, "10.2.2.0/24")]));
+        let good = (Vec::new(), "a@east b@east | east [10.2.0.0/16]".to_owned());
+        assert_eq!(codes_and_nodes(&mut register, &synced()), good, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn signatures_are_held_to_the_present_trust_bundle_and_after_a_start_to_the_remembered_one() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let with = |bundle: String| {
+        let spec = spec(&["10.2.0.0/16"]).map(|spec| ClusterPeerSpec { trust_bundle: bundle, ..spec });
+        peers(true, &[("east", spec)])
+    };
+    let (no, yes) = (" | east [10.2.0.0/16]", "a@east | east [10.2.0.0/16]");
+    let not_signed = vec![NOT_SIGNED.to_owned()];
+    let other = another_authority();
+    let mut register = register(folder.path());
+    // It was told before it was joined, and by another authority than the first bundle has.
+    register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
+    assert_eq!(codes_and_nodes(&mut register, &synced()), (vec![], " | ".to_owned()));
+    register.peers(with(other.pem().to_owned()));
+    assert_eq!(codes_and_nodes(&mut register, &synced()), (not_signed.clone(), no.to_owned()));
+    register.peers(with(format!("{}{}", other.pem(), authority().pem())));
+    assert_eq!(codes_and_nodes(&mut register, &synced()), (vec![], yes.to_owned()));
+    // One that cannot be read changes nothing.
+    let malformed = vec!["joined-cluster-peer-malformed".to_owned()];
+    for broken in ["", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"] {
+        register.peers(with(broken.to_owned()));
+        assert_eq!(
+            codes_and_nodes(&mut register, &synced()),
+            (malformed.clone(), yes.to_owned()),
+            "{broken:?}"
+        );
+    }
+    assert!(register.save().await);
+
+    // Those of the file are held to a new bundle, too, told of or not; and joined again they are to be told again.
+    let mut silent = self::register(folder.path());
+    silent.peers(with(other.pem().to_owned()));
+    assert_eq!(codes_and_nodes(&mut silent, &synced()), (not_signed.clone(), no.to_owned()));
+    let mut again = self::register(folder.path());
+    for now in [peers(true, &[]), with(authority().pem().to_owned())] {
+        again.peers(now);
+        decide(&mut again, &synced());
+    }
+    assert_eq!(codes_and_nodes(&mut again, &synced()), (vec![], no.to_owned()));
+
+    // ClusterPeers are not read yet; `clustermesh` is faster.
+    let mut second = self::register(folder.path());
+    assert_eq!(shown(second.believed()), yes);
+    second.hear(told("east", vec![put("a", 1, "10.2.1.0/24"), put("b", 2, "10.2.2.0/24")]));
+    let both = "a@east b@east | east [10.2.0.0/16]".to_owned();
+    assert_eq!(codes_and_nodes(&mut second, &synced()), (vec![], both));
+    second.hear(told_as_it_is("east", vec![put("b", 2, "10.2.2.0/24")]));
+    assert_eq!(codes_and_nodes(&mut second, &synced()), (not_signed.clone(), yes.to_owned()));
+    second.peers(with(other.pem().to_owned()));
+    assert_eq!(codes_and_nodes(&mut second, &synced()), (vec![NOT_SIGNED.to_owned(); 2], no.to_owned()));
 }

@@ -38,6 +38,18 @@ pub struct RemoteNode {
     /// Its keys by epoch. The endpoints are where it is called: its cluster has put its InternalIPs there if the node
     /// announced none.
     pub announcement: Announcement,
+    /// What its cluster signed, of which this was read; a mirror may have left something out. None: nothing, and no agent
+    /// believes it.
+    pub signed: Option<Arc<Signed>>,
+}
+
+/// A node as its cluster told it first, for whoever hears it by way of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// Message `hawser.clustermesh.v1.Node`, as it was written: a reader passes on what it does not know.
+    pub node: Vec<u8>,
+    /// Of one of the cluster's authorities, by the algorithm of its key, in the form of X.509 (RFC 5280).
+    pub signature: Vec<u8>,
 }
 
 /// An address of a pod of another cluster.

@@ -135,7 +135,11 @@ impl Object {
                 let parts = node.pod_cidrs.len() + node.announcement.endpoints.len();
                 // Keys, with the long one of the post-quantum exchange.
                 let keys = if node.announcement.kem.is_some() { 1600 } else { 200 };
-                word(name.as_str()) + word(&node.uid) + parts * Self::EACH + keys
+                let signed = node
+                    .signed
+                    .as_ref()
+                    .map_or(0, |signed| signed.node.len() + signed.signature.len() + 3 * Self::EACH);
+                word(name.as_str()) + word(&node.uid) + parts * Self::EACH + keys + signed
             }
             Self::Endpoint(..) => 0,
             Self::Service(name, service) => {

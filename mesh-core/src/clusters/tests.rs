@@ -55,6 +55,7 @@ fn node(keys: [u8; 2], created: i64, cidrs: &[&str], endpoints: &[&str]) -> Arc<
             kem_required: false,
             host_traffic: false,
         },
+        signed: None,
     })
 }
 

@@ -69,6 +69,9 @@ pub enum Cause {
         /// What it may be.
         wanted: &'static str,
     },
+    /// Not the message that it should be.
+    #[error("is no message of this contract; refused; upgrade the older clustermesh of the two")]
+    Undecodable,
     /// A text or bytes of a length that it cannot have.
     #[error("has {found} bytes, wanted {wanted}; refused; shorten it in its cluster")]
     Length {

@@ -141,7 +141,7 @@ pub mod change {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Object {
-    #[prost(oneof = "object::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "object::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<object::Kind>,
 }
 /// Nested message and enum types in `Object`.
@@ -160,6 +160,9 @@ pub mod object {
         Service(super::Service),
         #[prost(message, tag = "6")]
         Backend(super::Backend),
+        /// Of kind KIND_NODE.
+        #[prost(message, tag = "7")]
+        SignedNode(super::SignedNode),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -223,6 +226,19 @@ pub struct Namespace {
         ::prost::alloc::string::String,
     >,
 }
+/// A node, signed by an authority of its cluster. Whoever mirrors it passes on these bytes, so that agents need not trust what
+/// stands between.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedNode {
+    /// Message Node.
+    #[prost(bytes = "vec", tag = "1")]
+    pub node: ::prost::alloc::vec::Vec<u8>,
+    /// At most 1024 bytes; by the key of one of the cluster's authorities, in the form that X.509 has for it, over: the text
+    /// "hawser.clustermesh.v1.SignedNode" with a zero byte, the length of the cluster's name in one byte, that name, `node`.
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+/// By itself: a node that its cluster has not signed, which no agent makes its peer.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Node {
     /// RFC 1123 subdomain.

@@ -9,19 +9,20 @@ use ipnet::IpNet;
 use mesh_core::announcement::{Announcement, Epoch, MAX_ENDPOINTS, SlotAnnouncement};
 use mesh_core::clusters::{
     Affinity, Backend, BackendPort, Change, ClusterName, ExportedService, Key, Kind, LabelSet, LabelSetId,
-    Object, RemoteEndpoint, RemoteNode, ServiceKind, ServicePort, TrafficPolicy, Version,
+    Object, RemoteEndpoint, RemoteNode, ServiceKind, ServicePort, Signed, TrafficPolicy, Version,
 };
 use mesh_core::key::PublicKey;
 use mesh_core::mcs::DnsLabel;
 use mesh_core::name::NodeName;
 use mesh_core::policy::model::{Labels, NamedPort, ObjectName, Protocol};
 use mesh_core::prefix::Family;
+use prost::Message as _;
 
 use super::generated::{self as wire, backend, change, deleted, endpoint, follow_response, object};
 use super::{
     At, Cause, Counts, MAX_ANNOTATION_VALUE, MAX_CLUSTERS, MAX_LABEL_KEY, MAX_LABEL_VALUE, MAX_LABELS,
-    MAX_NAMED_PORTS, MAX_NODE_CIDRS, MAX_PORTS, MAX_UID, MAX_WORD, Message, MessageError, NodeNames,
-    ObjectError, Say, Unread,
+    MAX_NAMED_PORTS, MAX_NODE_CIDRS, MAX_PORTS, MAX_SIGNATURE, MAX_UID, MAX_WORD, Message, MessageError,
+    NodeNames, ObjectError, Say, Unread,
 };
 
 /// Longest piece of a foreign value that is repeated in an error.
@@ -158,6 +159,16 @@ fn read_deleted(key: deleted::Key) -> Field<Key> {
     })
 }
 
+/// Reads a node that was kept with its signature.
+///
+/// # Errors
+/// It is refused.
+pub fn read_signed_node(signed: Signed) -> Result<Object, Unread> {
+    let Signed { node, signature } = signed;
+    let kind = Some(object::Kind::SignedNode(wire::SignedNode { node, signature }));
+    read_object(wire::Object { kind }, &NodeNames::default())
+}
+
 /// Reads an object. `names` are those of the cluster's nodes, as far as they are told yet.
 ///
 /// # Errors
@@ -178,6 +189,13 @@ pub fn read_object(object: wire::Object, names: &NodeNames) -> Result<Object, Un
         object::Kind::Node(one) => {
             let name = Arc::new(node_name("name", &one.name).map_err(unkeyed("node"))?);
             let node = node(one).map_err(keyed(Key::Node(Arc::clone(&name))))?;
+            Object::Node(name, Arc::new(node))
+        }
+        object::Kind::SignedNode(one) => {
+            let inner = wire::Node::decode(one.node.as_slice());
+            let inner = inner.map_err(|_| ("node", Cause::Undecodable)).map_err(unkeyed("node"))?;
+            let name = Arc::new(node_name("name", &inner.name).map_err(unkeyed("node"))?);
+            let node = signed_node(inner, one).map_err(keyed(Key::Node(Arc::clone(&name))))?;
             Object::Node(name, Arc::new(node))
         }
         object::Kind::Endpoint(one) => {
@@ -326,7 +344,16 @@ fn node(node: wire::Node) -> Field<RemoteNode> {
             kem_required: node.kem_required,
             host_traffic: node.host_traffic,
         },
+        signed: None,
     })
+}
+
+fn signed_node(inner: wire::Node, signed: wire::SignedNode) -> Field<RemoteNode> {
+    let wire::SignedNode { node: bytes, signature } = signed;
+    if !(1..=MAX_SIGNATURE).contains(&signature.len()) {
+        return Err(("signature", Cause::Length { found: signature.len(), wanted: "1 to 1024" }));
+    }
+    Ok(RemoteNode { signed: Some(Arc::new(Signed { node: bytes, signature })), ..node(inner)? })
 }
 
 fn prefix(prefix: wire::Prefix) -> Field<IpNet> {
@@ -459,7 +486,7 @@ pub fn kind_of(object: &wire::Object) -> Option<Kind> {
     Some(match object.kind.as_ref()? {
         object::Kind::LabelSet(_) => Kind::LabelSet,
         object::Kind::Namespace(_) => Kind::Namespace,
-        object::Kind::Node(_) => Kind::Node,
+        object::Kind::Node(_) | object::Kind::SignedNode(_) => Kind::Node,
         object::Kind::Endpoint(_) => Kind::Endpoint,
         object::Kind::Service(_) => Kind::Service,
         object::Kind::Backend(_) => Kind::Backend,

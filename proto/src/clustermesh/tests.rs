@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
 use mesh_core::clusters::{
     Affinity, Backend, BackendPort, Change, ExportedService, LabelSet, LabelSetId, Object, RemoteEndpoint,
-    RemoteNode, ServiceKind, ServicePort, TrafficPolicy,
+    RemoteNode, ServiceKind, ServicePort, Signed, TrafficPolicy,
 };
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
@@ -71,8 +71,19 @@ fn node() -> impl Strategy<Value = RemoteNode> {
         Announcement { slots, endpoints, kem, kem_required, host_traffic }
     });
     ("[a-f0-9-]{0,36}", any::<i64>(), prop::collection::vec(prefix(), 0..4), announcement).prop_map(
-        |(uid, created, pod_cidrs, announcement)| RemoteNode { uid, created, pod_cidrs, announcement },
+        |(uid, created, pod_cidrs, announcement)| RemoteNode {
+            uid,
+            created,
+            pod_cidrs,
+            announcement,
+            signed: None,
+        },
     )
+}
+
+fn signed(name: &NodeName, node: RemoteNode, signature: Vec<u8>) -> RemoteNode {
+    let signed = Signed { node: write_node(name, &node), signature };
+    RemoteNode { signed: Some(Arc::new(signed)), ..node }
 }
 
 fn service() -> impl Strategy<Value = ExportedService> {
@@ -137,7 +148,10 @@ fn object() -> impl Strategy<Value = Object> {
     prop_oneof![
         (any::<u64>(), set).prop_map(|(id, set)| Object::LabelSet(LabelSetId(id), Arc::new(set))),
         (name(63), labels()).prop_map(|(name, labels)| Object::Namespace(name.into(), Arc::new(labels))),
-        (node_name(), node()).prop_map(|(name, node)| Object::Node(name, Arc::new(node))),
+        (node_name(), node(), any::<bool>()).prop_map(|(name, node, is_signed)| {
+            let node = if is_signed { signed(&name, node, vec![7; 64]) } else { node };
+            Object::Node(name, Arc::new(node))
+        }),
         (address(), node_name(), any::<u64>()).prop_map(|(address, node, labels)| {
             Object::Endpoint(address, RemoteEndpoint { node, labels: LabelSetId(labels) })
         }),
@@ -301,6 +315,7 @@ fn what_is_on_the_wire_stays_as_it_is() {
                     kem_required: true,
                     host_traffic: true,
                 },
+                signed: None,
             }),
         ),
         Object::Endpoint(
@@ -429,6 +444,24 @@ fn an_object_that_lacks_something_is_refused_by_itself_with_field_value_and_reme
         Wire::Node(wire::Node { endpoints: vec![vec![10, 2, 0, 1]; 5], ..node() }),
         "node n1: endpoints has 5 entries, at most 4 are read; refused; give the object fewer in its cluster",
     );
+    let whole = || {
+        let slot = wire::Slot { epoch: 1, public_key: vec![1; 32], port: 1, draining: false };
+        wire::Node { slots: vec![slot.clone(), slot], ..node() }.encode_to_vec()
+    };
+    let signed = |node, signature| Wire::SignedNode(wire::SignedNode { node, signature });
+    check(
+        signed(vec![0xff], vec![1]),
+        "? node: node is no message of this contract; refused; upgrade the older clustermesh of the two",
+    );
+    check(signed(vec![], vec![1]), &format!("? node: name is missing; {upgrade}"));
+    for (signature, found) in [(vec![], 0), (vec![1; 1025], 1025)] {
+        check(
+            signed(whole(), signature),
+            &format!(
+                "node n1: signature has {found} bytes, wanted 1 to 1024; refused; shorten it in its cluster"
+            ),
+        );
+    }
     let space = |name: &str, value: &str| wire::Namespace {
         name: name.into(),
         labels: Labels::from([("k".to_owned(), value.to_owned())]),
@@ -468,4 +501,24 @@ fn a_request_has_a_bound() {
     let most = At { version: Version { incarnation: u64::MAX, sequence: u64::MAX }, view: u64::MAX };
     assert!(write_known(longest.iter().map(|cluster| (cluster, most))).encoded_len() <= MAX_REQUEST);
     const { assert!(MESSAGE + MAX_OBJECT <= MAX_MESSAGE) };
+}
+
+#[test]
+fn what_was_signed_is_passed_on_with_all_that_this_version_does_not_know() {
+    use generated::{self as wire, object::Kind as Wire};
+    let slot = wire::Slot { epoch: 1, public_key: vec![1; 32], port: 1, draining: false };
+    let node = wire::Node {
+        name: "n1".into(),
+        created: Some(1),
+        slots: vec![slot.clone(), slot],
+        ..Default::default()
+    };
+    // Field 1000 of a later version, and the name once more, of which the last counts.
+    let mut bytes = node.encode_to_vec();
+    bytes.extend([0xc0, 0x3e, 0x01, 0x0a, 0x02, b'n', b'2']);
+    let object = Wire::SignedNode(wire::SignedNode { node: bytes, signature: vec![5; 70] });
+    let object = WireObject { kind: Some(object) };
+    let read = read_object(object.clone(), &NodeNames::default()).unwrap();
+    assert_eq!(read.key().to_string(), "node n2");
+    assert_eq!(write_object(&read, &NodeNames::default()), object);
 }

@@ -9,6 +9,7 @@ use mesh_core::clusters::{
 use mesh_core::name::NodeName;
 use mesh_core::policy::model::{ObjectName, Protocol};
 use mesh_core::prefix::Family;
+use prost::Message as _;
 
 use super::generated::{self as wire, backend, change, deleted, endpoint, follow_response, object};
 use super::{At, Counts, Message, NodeNames, REVISION, Say};
@@ -109,7 +110,13 @@ pub fn write_object(object: &Object, names: &NodeNames) -> wire::Object {
         Object::Namespace(name, labels) => {
             object::Kind::Namespace(wire::Namespace { name: name.to_string(), labels: (**labels).clone() })
         }
-        Object::Node(name, one) => object::Kind::Node(node(name, one)),
+        Object::Node(name, one) => match &one.signed {
+            Some(signed) => object::Kind::SignedNode(wire::SignedNode {
+                node: signed.node.clone(),
+                signature: signed.signature.clone(),
+            }),
+            None => object::Kind::Node(node(name, one)),
+        },
         Object::Endpoint(at, one) => object::Kind::Endpoint(endpoint(*at, one, names)),
         Object::Service(name, one) => object::Kind::Service(service(name, one)),
         Object::Backend(name, at, one) => object::Kind::Backend(backend(name, *at, one, names)),
@@ -145,6 +152,11 @@ fn label_set(id: LabelSetId, set: &LabelSet) -> wire::LabelSet {
         labels: set.labels.clone(),
         ports: ports.collect(),
     }
+}
+
+/// A node, to be signed ([`mesh_core::clusters::Signed`]).
+pub fn write_node(name: &NodeName, one: &RemoteNode) -> Vec<u8> {
+    node(name, one).encode_to_vec()
 }
 
 fn node(name: &NodeName, node: &RemoteNode) -> wire::Node {

@@ -47,7 +47,7 @@ fn object(kind: u8, which: u8, value: u8) -> Object {
                 host_traffic: value > 1,
             };
             let pod_cidrs = vec![format!("10.2.{which}.0/24").parse().unwrap()];
-            let told = RemoteNode { uid: "u".into(), created: 1, pod_cidrs, announcement };
+            let told = RemoteNode { uid: "u".into(), created: 1, pod_cidrs, announcement, signed: None };
             Object::Node(node, Arc::new(told))
         }
         3 => {

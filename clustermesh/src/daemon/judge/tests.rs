@@ -40,7 +40,13 @@ fn node(name: u8, key: u8, created: i64, cidr: &str) -> Object {
         kem_required: false,
         host_traffic: false,
     };
-    let node = RemoteNode { uid: "u".into(), created, pod_cidrs: vec![cidr.parse().unwrap()], announcement };
+    let node = RemoteNode {
+        uid: "u".into(),
+        created,
+        pod_cidrs: vec![cidr.parse().unwrap()],
+        announcement,
+        signed: None,
+    };
     Object::Node(Arc::new(format!("n{name}").parse().unwrap()), Arc::new(node))
 }
 

@@ -273,7 +273,7 @@ impl OwnState {
             let (uid, created) = (node.uid.clone(), node.created);
             told.insert(
                 Arc::clone(name),
-                Arc::new(RemoteNode { uid, created, pod_cidrs: accepted, announcement }),
+                Arc::new(RemoteNode { uid, created, pod_cidrs: accepted, announcement, signed: None }),
             );
         }
         self.cidrs = cidrs;

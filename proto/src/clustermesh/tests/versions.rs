@@ -42,7 +42,7 @@ struct LaterCount {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct LaterObject {
-    #[prost(oneof = "LaterKind", tags = "2, 7")]
+    #[prost(oneof = "LaterKind", tags = "2, 70")]
     kind: Option<LaterKind>,
 }
 
@@ -50,7 +50,7 @@ struct LaterObject {
 enum LaterKind {
     #[prost(message, tag = "2")]
     Namespace(LaterNamespace),
-    #[prost(message, tag = "7")]
+    #[prost(message, tag = "70")]
     Mesh(Mesh),
 }
 
