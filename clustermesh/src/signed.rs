@@ -112,7 +112,9 @@ mod tests {
             let signed = authority.sign(b"a node".to_vec()).unwrap();
             let present = signers(authority.pem());
             assert!(present.signed(&cluster("east"), &signed));
-            assert!(!present.signed(&cluster("eas"), &signed), "of another cluster");
+            for other in ["west", "eas", "easta"] {
+                assert!(!present.signed(&cluster(other), &signed), "of {other}");
+            }
             assert!(!signers(made().pem()).signed(&cluster("east"), &signed), "of another");
             for (part, bytes) in [&signed.node, &signed.signature].into_iter().enumerate() {
                 for bit in 0..bytes.len() * 8 {
