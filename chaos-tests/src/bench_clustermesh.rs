@@ -35,6 +35,8 @@ const CHANGES: u32 = 1000;
 const BURST: u32 = 5000;
 /// Nodes that get other keys one after the other.
 const KEYS: u32 = 20;
+/// Longer than any pause between two things that are judged.
+const SETTLED: Duration = Duration::from_secs(4);
 /// For how long both are watched that have nothing to do.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -185,17 +187,32 @@ impl Bench {
         Ok(self.rows)
     }
 
+    /// Waits until both do no more than while nothing changes. What is told of nodes is judged with pauses, which are no end.
+    fn settle(&self) -> Result<()> {
+        let (daemon, agent) = (self.daemon()?, self.agent()?);
+        let most = |idle: f64| idle * 1.5 + 0.05;
+        eventually(LONG, "both are done", || {
+            let text = |error: anyhow::Error| format!("{error:#}");
+            let before = (seconds(daemon).map_err(text)?, seconds(agent).map_err(text)?);
+            std::thread::sleep(SETTLED);
+            let rate = |before: f64, after: f64| (after - before) / SETTLED.as_secs_f64();
+            let daemon = rate(before.0, seconds(daemon).map_err(text)?);
+            let agent = rate(before.1, seconds(agent).map_err(text)?);
+            let done = daemon <= most(self.idle.0) && agent <= most(self.idle.1);
+            if done { Ok(()) } else { Err(format!("{daemon:.2} and {agent:.2} CPU seconds a second")) }
+        })
+        .map_err(|error| anyhow!("{error}"))
+    }
+
     /// What it costs that something changes so many times.
     fn change(&mut self, what: &str, ask: Ask, times: u32) -> Result<()> {
         let (daemon, agent) = (self.daemon()?, self.agent()?);
         let sent = |bench: &Self| bench.of_daemon("hawser_clustermesh_message_bytes_sent_total");
-        until_idle(daemon)?;
-        until_idle(agent)?;
+        self.settle()?;
         let before = (seconds(daemon)?, seconds(agent)?, self.received()?, sent(self)?);
         let begun = Instant::now();
         simulated::ask(&self.directory, ask)?;
-        until_idle(daemon)?;
-        until_idle(agent)?;
+        self.settle()?;
         let passed = begun.elapsed().as_secs_f64();
         let after = (seconds(daemon)?, seconds(agent)?, self.received()?, sent(self)?);
         let each = |before: f64, after: f64| (after - before) / f64::from(times);

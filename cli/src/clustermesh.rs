@@ -81,6 +81,16 @@ pub enum JoinError {
     /// They do not fit together, or one is not ready for it.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Problems(Vec<JoinProblem>),
+    /// One was written, and the other could not be.
+    #[error(
+        "{source}; ClusterPeer {written} in this cluster is written already; join again when that is mended, or delete it"
+    )]
+    Half {
+        /// The one that was.
+        written: String,
+        /// Why.
+        source: Box<JoinError>,
+    },
     /// They were written, and are not connected yet.
     #[error("written, but not connected after {seconds} s: {}; clustermesh goes on trying; see kubectl describe clusterpeer", .waiting.join("; "))]
     Waiting {
@@ -233,13 +243,16 @@ pub async fn join(args: &JoinArgs, out: &mut (dyn Write + Send)) -> Result<u8, J
         connected: false,
         cluster_peers: [(a.name(), for_here.clone()), (b.name(), for_there.clone())].into(),
     };
-    if !args.dry_run {
-        here.write(&for_here).await?;
-        there.write(&for_there).await?;
-        joined.written = true;
-    }
     let names = [&for_here, &for_there]
         .map(|object| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+    if !args.dry_run {
+        here.write(&for_here).await?;
+        there
+            .write(&for_there)
+            .await
+            .map_err(|error| JoinError::Half { written: names[0].clone(), source: Box::new(error) })?;
+        joined.written = true;
+    }
     if joined.written && args.timeout > 0 {
         let begun = Instant::now();
         let progress = Progress::on_terminal();

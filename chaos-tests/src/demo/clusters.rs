@@ -78,9 +78,10 @@ pub fn show(
     }
     set_endpoints(west, SERVICE, &[])?;
     let seconds_to_move = by(&remote.name, "the other cluster's backend answers when the own one has none")?;
+    // While all of the service is over there: its own address, and the service's.
+    let policy_held = policy((west, east), client, remote, at)?;
     set_endpoints(west, SERVICE, &[Endpoint::ready(local)])?;
     let seconds_to_return = by(&local.name, "the own cluster's backend answers again")?;
-    let policy_held = policy((west, east), client, remote)?;
     Ok(Joined {
         seconds_to_join,
         cluster_set_ip: address,
@@ -92,16 +93,19 @@ pub fn show(
     })
 }
 
-/// Policy of the cluster where the pod is.
-fn policy((west, east): (&Lab, &Lab), client: &Pod, target: &Pod) -> Result<bool> {
+/// Policy of the cluster where the pod is, asked by its own address and by that of the service that leads to it alone.
+fn policy((west, east): (&Lab, &Lab), client: &Pod, target: &Pod, service: SocketAddr) -> Result<bool> {
     let address = target.ip(true).context("the pod has no IPv4 address")?;
     let to = SocketAddr::new(address, BACKEND_PORT);
     let reaches = |wanted: bool, what: &str| {
-        eventually(SOON, what, || {
-            let answer = Ask::Tcp.once(&client.namespace, to, PATIENCE);
-            if answer.is_ok() == wanted { Ok(()) } else { Err(format!("{answer:?}")) }
-        })
-        .map_err(|error| anyhow!("{error}"))
+        for to in [to, service] {
+            eventually(SOON, what, || {
+                let answer = Ask::Tcp.once(&client.namespace, to, PATIENCE);
+                if answer.is_ok() == wanted { Ok(()) } else { Err(format!("{to}: {answer:?}")) }
+            })
+            .map_err(|error| anyhow!("{error}"))?;
+        }
+        Ok::<(), anyhow::Error>(())
     };
     reaches(true, "the pod is reached without a policy")?;
     let only = |namespaces: Value| json!({"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": namespaces}]}]});

@@ -1,7 +1,7 @@
 //! Two clusters beside each other, joined by their `clustermesh`: pods of one speak to pods of the other through WireGuard.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use chaos_tests::objects::{
 };
 use chaos_tests::witness::{Witness, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node, Pod};
+use ipnet::IpNet;
 use kubeapi::User;
 use mesh_core::numbers::PORT_CLUSTERMESH;
 use netlab::eventually;
@@ -107,15 +108,48 @@ fn pods_of_two_clusters_speak_through_wireguard_alone_and_a_restart_of_everythin
     none(&witness.failures(&parties[0], &Party::pod(&e)?, 5))?;
     let gap = lossless(streams)?;
     let frames = witness.clean(&west)?;
+    // They part: nothing of the other cluster stays on the wire's side of any node.
+    parted(&mut west, &east)?;
     println!(
-        "a new node of the other cluster is a peer after {known:?}; streams lost 0, longest gap {gap:?}; {frames} frames, none in clear"
+        "a new node of the other cluster is a peer after {known:?}; streams lost 0, longest gap {gap:?}; {frames} frames, none in clear; parted, nothing of it is left"
     );
     Ok(())
 }
 
+/// Deletes the ClusterPeer of `gone`, and sees that no node has a peer, a route or a memory of it any more.
+fn parted(lab: &mut Lab, gone: &Lab) -> Result<()> {
+    let name = gone.cluster_name().to_owned();
+    lab.api().store().delete("clusterpeers", None, &name).map_err(|error| anyhow!("{error}"))?;
+    lab.joined = 0;
+    let theirs = gone.cluster_cidrs();
+    let of_theirs = |text: &str| {
+        let words = text.split([' ', ',', '\t', '\n']);
+        let mut nets = words.filter_map(|word| {
+            word.parse::<IpNet>().ok().or_else(|| word.parse::<IpAddr>().ok().map(IpNet::from))
+        });
+        nets.find(|net| theirs.iter().any(|cidr| cidr.contains(net)))
+    };
+    for node in &lab.nodes {
+        eventually(MESH, "nothing of the cluster that is gone is left", || {
+            let text = |command| node.sh(command).map_err(|error| format!("{error:#}"));
+            for command in
+                ["wg show all allowed-ips", "ip route show table all", "ip -6 route show table all"]
+            {
+                let seen = text(command)?;
+                if let Some(net) = of_theirs(&seen) {
+                    return Err(format!("{net} in {seen}"));
+                }
+            }
+            let memory = text("cat /var/lib/hawser/joined-clusters.json")?;
+            if memory.contains(&name) { Err(memory) } else { Ok(()) }
+        })?;
+    }
+    lab.await_mesh(MESH)
+}
+
 #[test]
 fn keys_rotate_across_clusters_without_loss_and_pairs_have_post_quantum_keys() -> Result<()> {
-    let (west, east) = two("joinrot", 2)?;
+    let (mut west, east) = two("joinrot", 2)?;
     let [a, c] = [west.add_pod(1, "a")?, east.add_pod(1, "c")?];
     let mut witness = Witness::new(&west)?;
     west.await_settled(MESH)?;
@@ -125,30 +159,37 @@ fn keys_rotate_across_clusters_without_loss_and_pairs_have_post_quantum_keys() -
     let streams = witness.streams(&a.namespace, &c.namespace, &c.ips)?;
     flowing(&streams, 20)?;
     let keys = |lab: &Lab| lab.node(1).sh("wg show all public-key");
-    let before = keys(&west)?;
+    let before = [keys(&west)?, keys(&east)?];
+    // At both ends at once, while west tells nobody and hears of nobody.
+    west.kill_clustermesh()?;
     let patch = kubeapi::Patch::Merge(json!({"metadata": {"annotations": {"hawser.dev/rotate": "1"}}}));
-    let _: Value =
-        west.api().store().patch("nodes", None, "node-1", &patch).map_err(|error| anyhow!("{error}"))?;
-    eventually(
-        Duration::from_secs(120),
-        "both keys of node 1 are new, and the other cluster knows them",
-        || {
-            let now = keys(&west).map_err(|error| format!("{error:#}"))?;
+    for lab in [&west, &east] {
+        let _: Value =
+            lab.api().store().patch("nodes", None, "node-1", &patch).map_err(|error| anyhow!("{error}"))?;
+    }
+    flowing(&streams, 200)?;
+    west.run_clustermesh()?;
+    for ((lab, other), before) in [(&west, &east), (&east, &west)].into_iter().zip(&before) {
+        let what = "both keys of node 1 are new, and the other cluster knows them";
+        eventually(Duration::from_secs(180), what, || {
+            let now = keys(lab).map_err(|error| format!("{error:#}"))?;
             let old = |text: &str| before.lines().any(|line| line == text);
             if now.lines().any(old) {
-                return Err("an old key is there".to_owned());
+                return Err(format!("an old key is there in {}", lab.cluster_name()));
             }
-            let peers = east.node(1).peers().map_err(|error| format!("{error:#}"))?;
+            let peers = other.node(1).peers().map_err(|error| format!("{error:#}"))?;
             let missing = now
                 .lines()
                 .filter_map(|line| line.split('\t').nth(1))
                 .find(|key| !peers.iter().any(|peer| peer.public_key == *key));
-            missing.map_or(Ok(()), |key| Err(format!("east does not know {key}")))
-        },
-    )?;
+            missing.map_or(Ok(()), |key| Err(format!("{} does not know {key}", other.cluster_name())))
+        })?;
+    }
     let gap = lossless(streams)?;
     let frames = witness.clean(&west)?;
-    println!("both keys replaced; 0 lost, longest gap {gap:?}; {frames} frames, none in clear");
+    println!(
+        "both keys replaced at both ends, clustermesh of one away meanwhile; 0 lost, longest gap {gap:?}; {frames} frames, none in clear"
+    );
     Ok(())
 }
 

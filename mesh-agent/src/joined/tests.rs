@@ -1,5 +1,5 @@
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::*;
 use clustermesh::daemon::authority::Authority;
@@ -8,6 +8,7 @@ use mesh_core::clusters::{Key, LabelSet, LabelSetId, RemoteEndpoint, Version};
 use mesh_core::key::PublicKey;
 use mesh_core::policy::compile::Compiler;
 use mesh_core::policy::model::ObjectName;
+use netlab::eventually_async;
 
 fn name(text: &str) -> ClusterName {
     text.parse().expect("a name")
@@ -606,4 +607,37 @@ async fn signatures_are_held_to_the_present_trust_bundle_and_after_a_start_to_th
     assert_eq!(codes_and_nodes(&mut second, &synced()), (not_signed.clone(), yes.to_owned()));
     second.peers(with(other.pem().to_owned()));
     assert_eq!(codes_and_nodes(&mut second, &synced()), (vec![NOT_SIGNED.to_owned(); 2], no.to_owned()));
+}
+
+#[tokio::test]
+async fn a_file_that_could_not_be_written_is_written_as_soon_as_it_can_be_whatever_is_told_meanwhile() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let away = folder.path().join("away");
+    let (peers_tx, peers_rx) = watch::channel(Peers::default());
+    let (_nodes, nodes) = watch::channel(synced());
+    let (tell, told_rx) = mpsc::channel(QUEUE);
+    let (_asks, asks) = watch::channel(AskedClusters::default());
+    let (joined_tx, joined) = watch::channel(Arc::default());
+    let out = (joined_tx, Arc::new(Mailbox::default()));
+    let running = tokio::spawn(run(register(&away), peers_rx, nodes, told_rx, asks, out, Metrics::new()));
+    peers_tx.send_replace(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    tell.send(told("east", vec![put("a", 1, "10.2.1.0/24")])).await.expect("it listens");
+    let deadline = Duration::from_secs(20);
+    eventually_async(deadline, "it is believed", || async {
+        let shown = shown(&joined.borrow().believed);
+        if shown == "a@east | east [10.2.0.0/16]" { Ok(()) } else { Err(shown) }
+    })
+    .await
+    .expect("without a file, too");
+    std::fs::create_dir(&away).expect("a directory");
+    eventually_async(deadline, "it is written", || async {
+        // Beats come all the time.
+        tell.send(Told::Heard { cluster: name("east") }).await.expect("it listens");
+        let again = shown(register(&away).believed());
+        if again == "a@east | east [10.2.0.0/16]" { Ok(()) } else { Err(again) }
+    })
+    .await
+    .expect("what is believed is remembered");
+    drop(tell);
+    running.await.expect("it ends");
 }
