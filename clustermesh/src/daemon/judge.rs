@@ -65,6 +65,16 @@ struct Party {
     checked: BTreeMap<Arc<NodeName>, (Arc<RemoteNode>, Option<String>)>,
 }
 
+/// What of a cluster is to be judged.
+#[derive(Debug, Default)]
+struct Heard {
+    touched: BTreeSet<Key>,
+    /// All of it.
+    whole: bool,
+    /// Nodes of it, and so those of all clusters.
+    nodes: bool,
+}
+
 /// All that is judged.
 #[derive(Debug)]
 pub struct Judge {
@@ -75,6 +85,8 @@ pub struct Judge {
     claims: Claims,
     disbelieved_nodes: BTreeMap<(ClusterName, NodeName), BTreeSet<Disbelief>>,
     parties: BTreeMap<ClusterName, Party>,
+    /// What was heard and is not judged yet.
+    heard: BTreeMap<ClusterName, Heard>,
 }
 
 impl Judge {
@@ -89,6 +101,7 @@ impl Judge {
             claims: Claims::default(),
             disbelieved_nodes: BTreeMap::new(),
             parties: BTreeMap::new(),
+            heard: BTreeMap::new(),
         }
     }
 
@@ -110,43 +123,57 @@ impl Judge {
             .collect()
     }
 
-    /// A cluster said something of itself. Nothing, if it is no peer.
+    /// A cluster said something of itself, and that is judged. Nothing, if it is no peer.
     pub fn told(&mut self, cluster: &ClusterName, version: Version, changes: Vec<Change>) -> Vec<Move> {
+        self.hear(cluster, version, changes);
+        self.settle()
+    }
+
+    /// A cluster said something of itself, which is judged by the next [`Self::settle`]: of several that say something at once
+    /// the nodes of all are judged once.
+    pub fn hear(&mut self, cluster: &ClusterName, version: Version, changes: Vec<Change>) {
         if self.borders.speaks(cluster, cluster).is_err() {
-            return Vec::new();
+            return;
         }
         let party = self.parties.entry(cluster.clone()).or_default();
         party.version = version;
-        let mut touched = BTreeSet::new();
-        let mut whole = false;
+        let heard = self.heard.entry(cluster.clone()).or_default();
         for change in changes {
             let key = change.key();
-            whole |= match (&change, &key) {
+            heard.nodes |= matches!(key, Key::Node(_));
+            heard.whole |= match (&change, &key) {
                 (_, Key::Node(_)) | (Change::Delete(_), Key::LabelSet(_) | Key::Service(_)) => true,
                 // It may be what a fact that is not believed waits for.
                 (Change::Put(_), Key::LabelSet(_) | Key::Service(_)) => !party.disbelieved.is_empty(),
                 (_, Key::Namespace(_) | Key::Endpoint(_) | Key::Backend(..)) => false,
             };
             party.said.apply(change);
-            touched.insert(key);
+            heard.touched.insert(key);
         }
-        if !whole {
-            let at = self.one_by_one(cluster, touched);
-            return at.into_iter().collect();
-        }
-        let nodes = touched.iter().any(|key| matches!(key, Key::Node(_)));
+    }
+
+    /// Judges what was heard.
+    pub fn settle(&mut self) -> Vec<Move> {
+        let mut heard = std::mem::take(&mut self.heard);
+        let nodes = heard.values().any(|heard| heard.nodes);
         let others = if nodes { self.judge_nodes() } else { BTreeSet::new() };
         let mut moves: Vec<Move> = Vec::new();
         for one in self.parties.keys().cloned().collect::<Vec<_>>() {
-            if one == *cluster || others.contains(&one) {
-                moves.extend(self.anew(&one));
-            }
-        }
-        // The version moves, even if nothing else does.
-        if !moves.iter().any(|made| made.cluster == *cluster)
-            && let Some(party) = self.parties.get(cluster)
-        {
-            moves.push(Move { cluster: cluster.clone(), at: party.at(), changes: Vec::new() });
+            let heard = heard.remove(&one);
+            let made = match &heard {
+                Some(heard) if !heard.whole && !others.contains(&one) => {
+                    self.one_by_one(&one, heard.touched.clone())
+                }
+                Some(_) => self.anew(&one),
+                None if others.contains(&one) => self.anew(&one),
+                None => None,
+            };
+            // The version moves, even if nothing else does.
+            let moved = || {
+                let at = self.parties.get(&one).filter(|_| heard.is_some())?.at();
+                Some(Move { cluster: one.clone(), at, changes: Vec::new() })
+            };
+            moves.extend(made.or_else(moved));
         }
         moves
     }

@@ -34,6 +34,8 @@ use status::{Standing, write};
 
 /// What one cluster told and nobody has taken up yet: each may be as much as all that is kept of a cluster.
 const WORDS: usize = 1;
+/// Most words that are judged together: more would wait for each other.
+const TOGETHER: usize = 64;
 /// How many times as long as it took to judge what a cluster told is waited before its next word is judged: one that is costly
 /// takes a quarter of the time, and the others have the rest.
 const REST: u32 = 3;
@@ -235,14 +237,8 @@ impl Peers {
             tokio::select! {
                 changed = own.changed() => if changed.is_err() { break },
                 changed = seen.changed() => if changed.is_err() { break },
-                Some(Word { cluster, number, told, judged }) = self.told.recv() => {
-                    let begun = Instant::now();
-                    if self.followed.get(&cluster).is_some_and(|followed| followed.number == number) {
-                        self.hear(&cluster, told);
-                    }
-                    if judged.send(begun.elapsed()).is_err() {
-                        tracing::trace!(%cluster, "Nobody waits any more for a word to be judged");
-                    }
+                Some(word) = self.told.recv() => {
+                    self.words(word).await;
                     due = true;
                     continue;
                 }
@@ -420,17 +416,50 @@ impl Peers {
         })
     }
 
-    fn hear(&mut self, cluster: &ClusterName, told: Told) {
-        let Some(judge) = &mut self.judge else { return };
+    /// A word, and those that others have for it at the same time: they are judged together.
+    async fn words(&mut self, first: Word) {
+        let (mut waiting, mut signs) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        let mut took = Duration::ZERO;
+        while let Some(Word { cluster, number, told, judged }) = next {
+            let begun = Instant::now();
+            if self.followed.get(&cluster).is_some_and(|followed| followed.number == number) {
+                signs.extend(self.hear(&cluster, told).map(|sign| (cluster.clone(), sign)));
+            }
+            took += begun.elapsed();
+            waiting.push((cluster, judged));
+            next = if waiting.len() < TOGETHER {
+                // Whoever waits for the place in the queue takes it.
+                tokio::task::yield_now().await;
+                self.told.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        let begun = Instant::now();
+        let moves = self.judge.as_mut().map(Judge::settle).unwrap_or_default();
+        self.moved(moves);
+        signs.iter().for_each(|(cluster, sign)| self.alive(cluster, *sign));
+        took += begun.elapsed();
+        let each = took / u32::try_from(waiting.len()).unwrap_or(u32::MAX);
+        for (cluster, judged) in waiting {
+            if judged.send(each).is_err() {
+                tracing::trace!(%cluster, "Nobody waits any more for a word to be judged");
+            }
+        }
+    }
+
+    /// What a cluster told is kept to be judged. Gives what sign of life it is.
+    fn hear(&mut self, cluster: &ClusterName, told: Told) -> Option<Sign> {
+        let judge = self.judge.as_mut()?;
         match told {
             Told::Changed { cluster: of, version, changes } if of == *cluster => {
-                let moves = judge.told(cluster, version, changes);
-                self.moved(moves);
-                self.alive(cluster, Sign::Changed);
+                judge.hear(cluster, version, changes);
+                Some(Sign::Changed)
             }
-            Told::Heard { cluster: of } if of == *cluster => self.alive(cluster, Sign::Bookmark),
+            Told::Heard { cluster: of } if of == *cluster => Some(Sign::Bookmark),
             // A session of one cluster tells of no other, and not of its end.
-            Told::Changed { .. } | Told::Heard { .. } | Told::Gone { .. } | Told::Complete => {}
+            Told::Changed { .. } | Told::Heard { .. } | Told::Gone { .. } | Told::Complete => None,
         }
     }
 

@@ -77,7 +77,8 @@ fn change() -> impl Strategy<Value = Change> {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Told(bool, Vec<Change>),
+    /// By east or not; what; and whether it is judged at once.
+    Told(bool, Vec<Change>, bool),
     Rules(usize),
 }
 
@@ -92,7 +93,8 @@ fn rules(number: usize) -> (OwnCluster, Vec<ClusterPeer>) {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (any::<bool>(), prop::collection::vec(change(), 0..4)).prop_map(|(east, changes)| Step::Told(east, changes)),
+        4 => (any::<bool>(), prop::collection::vec(change(), 0..4), any::<bool>())
+            .prop_map(|(east, changes, at_once)| Step::Told(east, changes, at_once)),
         1 => (0usize..4).prop_map(Step::Rules),
     ]
 }
@@ -107,16 +109,18 @@ proptest! {
         let mut said = [ClusterState::default(), ClusterState::default()];
         let mut heard: BTreeMap<ClusterName, (At, ClusterState)> = BTreeMap::new();
         let (mut sequence, mut last) = (0, 0);
-        for step in steps {
+        for step in steps.into_iter().map(Some).chain([None]) {
             let moves = match step {
-                Step::Told(east, changes) => {
+                None => judge.settle(),
+                Some(Step::Told(east, changes, at_once)) => {
                     sequence += 1;
                     for change in &changes {
                         said[usize::from(!east)].apply(change.clone());
                     }
-                    judge.told(&names[usize::from(!east)], Version { incarnation: 1, sequence }, changes)
+                    judge.hear(&names[usize::from(!east)], Version { incarnation: 1, sequence }, changes);
+                    if at_once { judge.settle() } else { Vec::new() }
                 }
-                Step::Rules(number) => {
+                Some(Step::Rules(number)) => {
                     last = number;
                     let (own, peers) = rules(number);
                     judge.rules(own, peers)
