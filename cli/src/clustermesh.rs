@@ -83,7 +83,7 @@ pub enum JoinError {
     Problems(Vec<JoinProblem>),
     /// One was written, and the other could not be.
     #[error(
-        "{source}; ClusterPeer {written} in this cluster is written already; join again when that is mended, or delete it"
+        "{source}; ClusterPeer {written} in this cluster is written already; join again when that is mended"
     )]
     Half {
         /// The one that was.

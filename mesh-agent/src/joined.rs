@@ -94,7 +94,9 @@ struct Remembered {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RememberedNode {
+    #[serde(default)]
     node: String,
+    #[serde(default)]
     signature: String,
 }
 
@@ -385,27 +387,19 @@ impl Register {
                 self.reach = Arc::new(reach);
             }
         }
-        let unusable = self.unusable.values().map(|text| ("joined-cluster-announcement", text.clone()));
-        let refused = self.signatures.refused().map(|(cluster, node)| move || {
-            ("joined-cluster-node-not-signed", format!(
-                "node {node} of cluster {cluster}: no authority in spec.trustBundle of ClusterPeer {cluster} has signed it as it is told; refused; copy the trust bundle from cluster {cluster} again, or find out who tells it: clustermesh of this cluster may have been taken over"
-            ))
-        });
-        for (code, text) in unusable {
+        for text in self.unusable.values() {
             if findings.len() < SENTENCES {
-                findings.push((code.to_owned(), text));
+                findings.push(("joined-cluster-announcement".to_owned(), text.clone()));
             } else {
                 more += 1;
             }
         }
-        for sentence in refused {
-            if findings.len() < SENTENCES {
-                let (code, text) = sentence();
-                findings.push((code.to_owned(), text));
-            } else {
-                more += 1;
-            }
-        }
+        // First of all, and once for each cluster: among thousands that are beyond a bound nobody would see it.
+        let mut first: Vec<_> = self.signatures.refused().map(not_signed).collect();
+        first.append(&mut findings);
+        more += first.len().saturating_sub(SENTENCES);
+        first.truncate(SENTENCES);
+        let findings = first;
         self.findings = (findings, more);
     }
 
@@ -489,6 +483,15 @@ fn finding(refusal: &Refusal) -> (String, String) {
     (format!("joined-cluster-{}", kebab(refusal.reason())), refusal.to_string())
 }
 
+/// A cluster with nodes that it has not signed, the first of them and their number.
+fn not_signed((cluster, node, count): (&ClusterName, &NodeName, usize)) -> (String, String) {
+    let others = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+    let text = format!(
+        "node {node}{others} of cluster {cluster}: no authority in spec.trustBundle of ClusterPeer {cluster} has signed it as it is told; refused; copy the trust bundle from cluster {cluster} again, or find out who tells it: clustermesh of this cluster may have been taken over"
+    );
+    ("joined-cluster-node-not-signed".to_owned(), text)
+}
+
 /// `NodeKeyTwice` as `node-key-twice`.
 fn kebab(name: &str) -> String {
     let mut text = String::new();
@@ -541,8 +544,9 @@ pub async fn run(
             one = told.recv() => {
                 let Some(one) = one else { return };
                 let mut news = register.hear(one);
-                // A snapshot comes in pieces; each decision goes over all nodes.
-                while let Ok(one) = told.try_recv() {
+                // A snapshot comes in pieces; each decision goes over all nodes. Who tells without end is not waited for.
+                for _ in 0..QUEUE {
+                    let Ok(one) = told.try_recv() else { break };
                     news |= register.hear(one);
                 }
                 news

@@ -167,7 +167,20 @@ fn keys_rotate_across_clusters_without_loss_and_pairs_have_post_quantum_keys() -
         let _: Value =
             lab.api().store().patch("nodes", None, "node-1", &patch).map_err(|error| anyhow!("{error}"))?;
     }
-    flowing(&streams, 200)?;
+    let new = |lab: &Lab, before: &str| -> Result<Vec<String>, String> {
+        let now = keys(lab).map_err(|error| format!("{error:#}"))?;
+        let new = now.lines().filter(|line| !before.lines().any(|old| old == *line));
+        Ok(new.filter_map(|line| Some(line.split('\t').nth(1)?.to_owned())).collect())
+    };
+    eventually(Duration::from_secs(60), "both ends have a new key", || {
+        let both = [new(&west, &before[0])?, new(&east, &before[1])?];
+        if both.iter().any(Vec::is_empty) { Err(format!("{both:?}")) } else { Ok(()) }
+    })?;
+    flowing(&streams, 100)?;
+    let known = west.node(1).peers()?;
+    let theirs = new(&east, &before[1]).map_err(|error| anyhow!("{error}"))?;
+    let told = known.iter().find(|peer| theirs.contains(&peer.public_key));
+    ensure!(told.is_none(), "west was told {told:?} by nobody");
     west.run_clustermesh()?;
     for ((lab, other), before) in [(&west, &east), (&east, &west)].into_iter().zip(&before) {
         let what = "both keys of node 1 are new, and the other cluster knows them";

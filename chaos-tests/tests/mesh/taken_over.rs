@@ -35,6 +35,7 @@ use mesh_core::clusters::{
 use mesh_core::numbers::{NAMESPACE, PORT_CLUSTERMESH};
 use mesh_core::policy::model::Labels;
 use netlab::eventually;
+use proto::clustermesh::write_node;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -246,18 +247,23 @@ fn a_clustermesh_that_was_taken_over_has_nothing_believed_outside_its_cluster_pe
     });
     let ours = ours.context("a node of west")?;
     let of_west = ours.pod_cidrs.first().context("a pod CIDR")?.to_string();
-    let free = free_in(&east, &real)?.to_string();
+    let mut free = free_in(&east, &real)?.map(|net| net.to_string());
+    let mut free = || free.next().context("a free /24");
     said.extend([
         node(&real, "outside", "203.0.113.0/24", None)?,
         node(&real, "of-west", &of_west, None)?,
         node(&real, "of-north", "10.99.1.0/24", None)?,
-        node(&real, "double", &free, Some(&ours))?,
+        node(&real, "double", &free()?, Some(&ours))?,
     ]);
     // Not even if east itself said so.
     let mut said = said.into_iter().map(|one| of_east.sign_change(one)).collect::<Result<Vec<_>, _>>()?;
     // Inside the CIDRs, and signed by nobody, or by all that it has; or by east, as one of a cluster with the same authority.
-    said.push(node(&real, "unsigned", &free, None)?);
-    said.push(of_its_own.sign_change(node(&real, "signed-here", &free, None)?)?);
+    said.push(node(&real, "unsigned", &free()?, None)?);
+    let here = node(&real, "signed-here", &free()?, None)?;
+    let Change::Put(Object::Node(name, node_here)) = &here else { anyhow::bail!("no node") };
+    let signed = of_its_own.sign_for(&east.cluster_name().parse()?, write_node(name, node_here))?;
+    let node_here = RemoteNode { signed: Some(Arc::new(signed)), ..RemoteNode::clone(node_here) };
+    said.push(Change::Put(Object::Node(Arc::clone(name), Arc::new(node_here))));
     let of_north = vec![of_east.sign_change(node(&real, "of-east", "10.99.2.0/24", None)?)?];
     let set = LabelSet {
         namespace: "default".to_owned(),
@@ -284,10 +290,16 @@ fn a_clustermesh_that_was_taken_over_has_nothing_believed_outside_its_cluster_pe
     let problem = |reason: &str| kind("hawser_host_findings", &format!("joined-cluster-{reason}"));
     counted(agent, &problem("node-cidr-outside"), 3.0, MESH)?;
     counted(agent, &problem("node-key-twice"), 1.0, MESH)?;
-    counted(agent, &problem("node-not-signed"), 3.0, MESH)?;
     counted(agent, &problem("endpoint-outside"), 2.0, MESH)?;
     let log = agent.log("mesh-agent")?;
-    for words in ["203.0.113.0/24 is outside", "10.99.1.0/24 is outside", &format!("{of_west} is outside")] {
+    let unsigned = format!("node signed-here and 1 more of cluster {}: no authority", east.cluster_name());
+    for words in [
+        "203.0.113.0/24 is outside",
+        "10.99.1.0/24 is outside",
+        &format!("{of_west} is outside"),
+        &unsigned,
+        "node of-east of cluster north: no authority",
+    ] {
         ensure!(log.contains(words), "the log of the agent does not say {words:?}");
     }
     ensure!(tunnels(agent)? == before, "the tunnels are others: {:?} was {before:?}", tunnels(agent)?);
@@ -303,11 +315,9 @@ fn a_clustermesh_that_was_taken_over_has_nothing_believed_outside_its_cluster_pe
     Ok(())
 }
 
-/// A pod CIDR of a cluster that its only node does not have.
-fn free_in(lab: &Lab, node: &RemoteNode) -> Result<IpNet> {
+/// Pod CIDRs of a cluster that its only node does not have.
+fn free_in(lab: &Lab, node: &RemoteNode) -> Result<impl Iterator<Item = IpNet> + use<>> {
     let four = lab.cluster_cidrs().into_iter().find(|net| matches!(net, IpNet::V4(_)));
-    let mut subnets = four.context("an IPv4 pod CIDR")?.subnets(24)?;
-    let free =
-        subnets.find(|net| node.pod_cidrs.iter().all(|taken| !taken.contains(net) && !net.contains(taken)));
-    free.context("a free /24")
+    let (subnets, taken) = (four.context("an IPv4 pod CIDR")?.subnets(24)?, node.pod_cidrs.clone());
+    Ok(subnets.filter(move |net| taken.iter().all(|taken| !taken.contains(net) && !net.contains(taken))))
 }

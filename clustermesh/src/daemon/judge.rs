@@ -65,6 +65,15 @@ struct Party {
     checked: BTreeMap<Arc<NodeName>, (Arc<RemoteNode>, Option<String>)>,
 }
 
+/// What came of what was heard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// What is believed otherwise.
+    pub moves: Vec<Move>,
+    /// How many objects were looked at for what each cluster said: its part of the time.
+    pub looked_at: BTreeMap<ClusterName, usize>,
+}
+
 /// What of a cluster is to be judged.
 #[derive(Debug, Default)]
 struct Heard {
@@ -126,7 +135,7 @@ impl Judge {
     /// A cluster said something of itself, and that is judged. Nothing, if it is no peer.
     pub fn told(&mut self, cluster: &ClusterName, version: Version, changes: Vec<Change>) -> Vec<Move> {
         self.hear(cluster, version, changes);
-        self.settle()
+        self.settle().moves
     }
 
     /// A cluster said something of itself, which is judged by the next [`Self::settle`]: of several that say something at once
@@ -148,34 +157,55 @@ impl Judge {
                 (_, Key::Namespace(_) | Key::Endpoint(_) | Key::Backend(..)) => false,
             };
             party.said.apply(change);
-            heard.touched.insert(key);
+            if !heard.whole {
+                heard.touched.insert(key);
+            }
         }
     }
 
     /// Judges what was heard.
-    pub fn settle(&mut self) -> Vec<Move> {
+    pub fn settle(&mut self) -> Settled {
         let mut heard = std::mem::take(&mut self.heard);
-        let nodes = heard.values().any(|heard| heard.nodes);
-        let others = if nodes { self.judge_nodes() } else { BTreeSet::new() };
-        let mut moves: Vec<Move> = Vec::new();
+        let with_nodes: Vec<ClusterName> =
+            heard.iter().filter(|(_, heard)| heard.nodes).map(|(cluster, _)| cluster.clone()).collect();
+        let others = if with_nodes.is_empty() { BTreeSet::new() } else { self.judge_nodes() };
+        let Settled { mut moves, mut looked_at } = Settled::default();
+        // What is looked at because nodes have changed, and is of nobody who said something.
+        let mut shared = match with_nodes.is_empty() {
+            true => 0,
+            false => self.parties.values().map(|party| party.said.nodes.len()).sum(),
+        };
         for one in self.parties.keys().cloned().collect::<Vec<_>>() {
             let heard = heard.remove(&one);
-            let made = match &heard {
-                Some(heard) if !heard.whole && !others.contains(&one) => {
-                    self.one_by_one(&one, heard.touched.clone())
+            let whole = others.contains(&one) || heard.as_ref().is_some_and(|heard| heard.whole);
+            let all = self.parties.get(&one).map_or(0, |party| party.said.len());
+            let is_heard = heard.is_some();
+            let made = match heard {
+                Some(heard) if !whole => {
+                    looked_at.insert(one.clone(), heard.touched.len());
+                    self.one_by_one(&one, heard.touched)
                 }
-                Some(_) => self.anew(&one),
-                None if others.contains(&one) => self.anew(&one),
+                Some(_) => {
+                    looked_at.insert(one.clone(), all);
+                    self.anew(&one)
+                }
+                None if whole => {
+                    shared += all;
+                    self.anew(&one)
+                }
                 None => None,
             };
             // The version moves, even if nothing else does.
             let moved = || {
-                let at = self.parties.get(&one).filter(|_| heard.is_some())?.at();
+                let at = self.parties.get(&one).filter(|_| is_heard)?.at();
                 Some(Move { cluster: one.clone(), at, changes: Vec::new() })
             };
             moves.extend(made.or_else(moved));
         }
-        moves
+        for cluster in &with_nodes {
+            *looked_at.entry(cluster.clone()).or_default() += shared / with_nodes.len();
+        }
+        Settled { moves, looked_at }
     }
 
     /// Nodes of all clusters. Gives clusters of which something else is believed now.

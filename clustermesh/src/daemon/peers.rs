@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::hub::{BOOKMARK, Hub};
-use super::judge::{Judge, Move};
+use super::judge::{Judge, Move, Settled};
 use super::metrics::Metrics;
 use super::tls::{Credentials, Trust};
 use super::watch_api::{Seen, watch};
@@ -34,8 +34,12 @@ use status::{Standing, write};
 
 /// What one cluster told and nobody has taken up yet: each may be as much as all that is kept of a cluster.
 const WORDS: usize = 1;
-/// Most words that are judged together: more would wait for each other.
+/// Most words that are judged together: more would wait for each other, and whoever is trusted no longer is cut after them.
 const TOGETHER: usize = 64;
+/// No more of them after so many changes,
+const CHANGES: usize = 100_000;
+/// or so long.
+const GATHER: Duration = Duration::from_millis(100);
 /// How many times as long as it took to judge what a cluster told is waited before its next word is judged: one that is costly
 /// takes a quarter of the time, and the others have the rest.
 const REST: u32 = 3;
@@ -416,34 +420,37 @@ impl Peers {
         })
     }
 
-    /// A word, and those that others have for it at the same time: they are judged together.
+    /// A word, and those that others have for it at the same time: they are judged together, and each pays its part.
     async fn words(&mut self, first: Word) {
         let (mut waiting, mut signs) = (Vec::new(), Vec::new());
         let mut next = Some(first);
-        let mut took = Duration::ZERO;
+        let (begun, mut changes) = (Instant::now(), 0);
         while let Some(Word { cluster, number, told, judged }) = next {
-            let begun = Instant::now();
+            let begun_it = Instant::now();
+            if let Told::Changed { changes: more, .. } = &told {
+                changes += more.len();
+            }
             if self.followed.get(&cluster).is_some_and(|followed| followed.number == number) {
                 signs.extend(self.hear(&cluster, told).map(|sign| (cluster.clone(), sign)));
             }
-            took += begun.elapsed();
-            waiting.push((cluster, judged));
-            next = if waiting.len() < TOGETHER {
+            waiting.push((cluster, judged, begun_it.elapsed()));
+            let enough = waiting.len() >= TOGETHER || changes >= CHANGES || begun.elapsed() >= GATHER;
+            next = if enough {
+                None
+            } else {
                 // Whoever waits for the place in the queue takes it.
                 tokio::task::yield_now().await;
                 self.told.try_recv().ok()
-            } else {
-                None
             };
         }
         let begun = Instant::now();
-        let moves = self.judge.as_mut().map(Judge::settle).unwrap_or_default();
+        let Settled { moves, looked_at } = self.judge.as_mut().map(Judge::settle).unwrap_or_default();
         self.moved(moves);
         signs.iter().for_each(|(cluster, sign)| self.alive(cluster, *sign));
-        took += begun.elapsed();
-        let each = took / u32::try_from(waiting.len()).unwrap_or(u32::MAX);
-        for (cluster, judged) in waiting {
-            if judged.send(each).is_err() {
+        let (took, all) = (begun.elapsed(), looked_at.values().sum::<usize>().max(1));
+        for (cluster, judged, heard) in waiting {
+            let part = looked_at.get(&cluster).copied().unwrap_or_default();
+            if judged.send(heard + part_of(took, part, all)).is_err() {
                 tracing::trace!(%cluster, "Nobody waits any more for a word to be judged");
             }
         }
@@ -562,6 +569,13 @@ impl Peers {
         }
         self.reasons = reasons.into_keys().collect();
     }
+}
+
+/// So much of a time as `part` is of `all`.
+fn part_of(time: Duration, part: usize, all: usize) -> Duration {
+    let [part, all] = [part, all].map(|count| u128::try_from(count).unwrap_or(u128::MAX));
+    let micros = time.as_micros().saturating_mul(part) / all.max(1);
+    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
 }
 
 struct AbortOnDrop(AbortHandle);

@@ -90,11 +90,12 @@ impl Signatures {
         Cow::Owned(ClusterState { nodes, ..ClusterState::default() })
     }
 
-    /// Nodes that are not signed.
-    pub(super) fn refused(&self) -> impl Iterator<Item = (&ClusterName, &NodeName)> {
-        self.0.iter().flat_map(|(cluster, of)| {
-            let refused = of.seen.iter().filter(|(_, (_, signed))| !signed);
-            refused.map(move |(name, _)| (cluster, name.as_ref()))
+    /// Clusters with nodes that are not signed: the first of them, and how many there are.
+    pub(super) fn refused(&self) -> impl Iterator<Item = (&ClusterName, &NodeName, usize)> {
+        self.0.iter().filter_map(|(cluster, of)| {
+            let mut refused = of.seen.iter().filter(|(_, (_, signed))| !signed);
+            let (first, _) = refused.next()?;
+            Some((cluster, first.as_ref(), 1 + refused.count()))
         })
     }
 }

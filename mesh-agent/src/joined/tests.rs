@@ -606,7 +606,7 @@ async fn signatures_are_held_to_the_present_trust_bundle_and_after_a_start_to_th
     second.hear(told_as_it_is("east", vec![put("b", 2, "10.2.2.0/24")]));
     assert_eq!(codes_and_nodes(&mut second, &synced()), (not_signed.clone(), yes.to_owned()));
     second.peers(with(other.pem().to_owned()));
-    assert_eq!(codes_and_nodes(&mut second, &synced()), (vec![NOT_SIGNED.to_owned(); 2], no.to_owned()));
+    assert_eq!(codes_and_nodes(&mut second, &synced()), (not_signed, no.to_owned()));
 }
 
 #[tokio::test]
@@ -640,4 +640,32 @@ async fn a_file_that_could_not_be_written_is_written_as_soon_as_it_can_be_whatev
     .expect("what is believed is remembered");
     drop(tell);
     running.await.expect("it ends");
+}
+
+#[test]
+fn who_has_not_signed_is_said_before_whatever_else_is_refused_and_once_for_each_cluster() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    let outside = (1..=40).map(|n| put(&format!("a{n:02}"), n, "10.9.1.0/24"));
+    register.hear(told("east", outside.collect()));
+    let wrong = (41..=43).map(|n| put(&format!("z{n}"), n, "10.2.3.0/24"));
+    register.hear(told_as_it_is("east", wrong.collect()));
+    let findings = decide(&mut register, &synced()).findings;
+    assert_eq!(findings.iter().filter(|(code, _)| code == NOT_SIGNED).count(), 1);
+    assert!(
+        findings[0].1.starts_with("node z41 and 2 more of cluster east: no authority"),
+        "{:?}",
+        findings[0]
+    );
+    assert_eq!((findings.len(), findings[SENTENCES].0.as_str()), (SENTENCES + 1, "joined-cluster-more"));
+    assert!(findings[SENTENCES].1.starts_with("9 more"), "{:?}", findings[SENTENCES]);
+}
+
+#[test]
+fn a_file_of_a_time_before_signatures_guards_the_prefixes_and_names_no_node() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let text = r#"{"east":{"podCIDRs":["10.2.0.0/16"],"nodes":{"a":{"uid":"u","created":1,"podCIDRs":["10.2.1.0/24"],"announcement":"x"}}}}"#;
+    std::fs::write(folder.path().join(FILE), text).expect("writes");
+    assert_eq!(shown(register(folder.path()).believed()), " | east [10.2.0.0/16]");
 }

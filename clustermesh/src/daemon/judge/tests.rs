@@ -111,14 +111,14 @@ proptest! {
         let (mut sequence, mut last) = (0, 0);
         for step in steps.into_iter().map(Some).chain([None]) {
             let moves = match step {
-                None => judge.settle(),
+                None => judge.settle().moves,
                 Some(Step::Told(east, changes, at_once)) => {
                     sequence += 1;
                     for change in &changes {
                         said[usize::from(!east)].apply(change.clone());
                     }
                     judge.hear(&names[usize::from(!east)], Version { incarnation: 1, sequence }, changes);
-                    if at_once { judge.settle() } else { Vec::new() }
+                    if at_once { judge.settle().moves } else { Vec::new() }
                 }
                 Some(Step::Rules(number)) => {
                     last = number;
@@ -208,4 +208,27 @@ fn a_node_with_a_key_that_nobody_can_own_is_left_out_until_it_has_another() {
         assert_eq!(reasons, vec!["NodeAnnouncement"; wrong]);
         assert_eq!(judge.believed(&cluster("east")).unwrap().nodes.len(), 1 - wrong);
     }
+}
+
+#[test]
+fn of_what_is_judged_together_each_cluster_has_the_part_that_it_caused() {
+    let (own, peers) = rules(0);
+    let mut judge = Judge::new(own, peers);
+    let version = |sequence| Version { incarnation: 1, sequence };
+    let parts = |judge: &mut Judge| -> Vec<(String, usize)> {
+        judge.settle().looked_at.into_iter().map(|(cluster, part)| (cluster.to_string(), part)).collect()
+    };
+    let part = |cluster: &str, part: usize| (cluster.to_owned(), part);
+    // A hundred pods whose labels nobody told: each set that comes may be theirs.
+    let pods = (0..100).map(|host| Change::Put(endpoint(0, host, 0, 1)));
+    judge.hear(&cluster("east"), version(1), pods.collect());
+    judge.hear(&cluster("west"), version(1), vec![Change::Put(labels(1))]);
+    assert_eq!(parts(&mut judge), [part("east", 100), part("west", 1)]);
+    judge.hear(&cluster("east"), version(2), vec![Change::Put(labels(2))]);
+    judge.hear(&cluster("west"), version(2), vec![Change::Put(labels(2))]);
+    assert_eq!(parts(&mut judge), [part("east", 101), part("west", 1)]);
+    // A node costs a look at all nodes.
+    judge.hear(&cluster("west"), version(3), vec![Change::Put(node(0, 0, 1, "10.3.0.0/24"))]);
+    assert_eq!(parts(&mut judge), [part("west", 3 + 1)]);
+    assert_eq!(parts(&mut judge), []);
 }
