@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use mesh_core::ipam::QUARANTINE;
 use mesh_core::policy::compile::FirstNumbers;
 use mesh_core::policy::model::ObjectName;
 use mesh_core::policy::tables::{
@@ -26,8 +27,10 @@ use mesh_core::policy::tables::{
 use crate::abi::{HW_ADDRESS_GONE, HW_ADDRESS_NODE, HW_ALLOW, HW_SIDE_AUDIT, Side};
 
 /// Seconds for which the class of a vanished pod's address is kept, unless it is used again: its flows may still have
-/// packets to exchange, and are judged by it.
-const GONE_SECONDS: u64 = 600;
+/// packets to exchange, and are judged by it. It is nobody's long before it may be given away again: a node that hears late of
+/// the next owner would take his packets for those of a flow that the former one had.
+const GONE_SECONDS: u64 = 15;
+const _: () = assert!(2 * 1000 * GONE_SECONDS <= QUARANTINE, "longer than an address rests");
 /// Addresses of vanished pods that are kept at most, so that churn cannot fill the map; the oldest go first.
 const GONE_LIMIT: usize = 16_384;
 

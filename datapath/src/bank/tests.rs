@@ -358,6 +358,12 @@ fn an_address_that_is_used_again_makes_a_new_epoch_and_a_new_one_does_not() {
     owners.insert(1, 1);
     assert!(step(&owners, 3), "its address again");
     assert!(!step(&owners, 4), "nothing");
+    owners.remove(&2);
+    assert!(step(&owners, 100), "the other is gone");
+    // It is nobody's, to flows that were there as well, long before its node gives it away again.
+    let rest = QUARANTINE / 1000;
+    assert_eq!(bank.expired(100 + rest / 2 - 1).len(), 0);
+    assert_eq!(bank.expired(100 + rest / 2).len(), 1);
 }
 
 #[test]
