@@ -109,6 +109,8 @@ struct Running<P> {
     unpublished: Vec<Change>,
     published: bool,
     began: Instant,
+    /// When it was looked last what is over.
+    looked: Millis,
 }
 
 /// As long as names are decided here. Those of an earlier term may have been taken away since, by another leader.
@@ -162,6 +164,7 @@ impl<P: FnMut(Vec<Change>) + Send> Controller<P> {
             unpublished: Vec::new(),
             published: false,
             began: Instant::now(),
+            looked: Millis(0),
         };
         let mut tidy = tokio::time::interval(TIDY);
         running.borders(&mut inputs.borders);
@@ -205,16 +208,18 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
 
     /// When time alone makes a difference.
     fn deadline(&self) -> Instant {
-        let now = self.now();
-        let parked = self.pace.next_deadline(now).filter(|_| !self.parked.is_empty());
-        let next = self.world.next_deadline(now).into_iter().chain(parked).min();
-        let longest = Millis(now.0 + 3_600_000);
+        // What is over since then was not looked at yet: two leases may end a millisecond apart.
+        let looked = self.looked;
+        let parked = self.pace.next_deadline(looked).filter(|_| !self.parked.is_empty());
+        let next = self.world.next_deadline(looked).into_iter().chain(parked).min();
+        let longest = Millis(self.now().0 + 3_600_000);
         // A millisecond more, since the clock is read in whole ones.
         self.began + Duration::from_millis(next.unwrap_or(longest).0 + 1)
     }
 
     fn tick(&mut self) {
         let now = self.now();
+        self.looked = now;
         self.world.tick(now);
         let free: Vec<ObjectName> =
             self.parked.iter().filter(|name| self.pace.may(name, now)).cloned().collect();
