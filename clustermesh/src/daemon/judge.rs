@@ -1,5 +1,5 @@
-//! What is believed of the joined clusters, and so mirrored, nodes as they were signed. Pure: facts and ClusterPeers go in, changes of what is believed
-//! come out.
+//! What is believed of the joined clusters, and so mirrored, nodes as they were signed. Pure: facts and ClusterPeers go in,
+//! changes of what is believed come out.
 //!
 //! Each change is judged by itself where that is enough; what others depend on (a node, rules) has whole clusters judged
 //! anew. Both lead to the same, which a property test holds.
