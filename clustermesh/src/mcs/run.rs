@@ -208,10 +208,10 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
 
     /// When time alone makes a difference.
     fn deadline(&self) -> Instant {
-        // What is over since then was not looked at yet: two leases may end a millisecond apart.
+        // What is over since then was not looked at yet.
         let looked = self.looked;
         let parked = self.pace.next_deadline(looked).filter(|_| !self.parked.is_empty());
-        let next = self.world.next_deadline(looked).into_iter().chain(parked).min();
+        let next = self.world.next_deadline().into_iter().chain(parked).min();
         let longest = Millis(self.now().0 + 3_600_000);
         // A millisecond more, since the clock is read in whole ones.
         self.began + Duration::from_millis(next.unwrap_or(longest).0 + 1)

@@ -165,6 +165,8 @@ pub struct World {
     silent: BTreeSet<ClusterName>,
     /// Peers that have told nothing yet, and whose time to do so is not over.
     awaited: BTreeSet<ClusterName>,
+    /// When [`World::tick`] was last.
+    looked: Millis,
     dirty: BTreeSet<ObjectName>,
     /// Names that were judged and concerned us.
     judged: BTreeSet<ObjectName>,
@@ -183,6 +185,7 @@ impl World {
             remote: BTreeMap::new(),
             silent: BTreeSet::new(),
             awaited: BTreeSet::new(),
+            looked: Millis(0),
             dirty: BTreeSet::new(),
             judged: BTreeSet::new(),
         }
@@ -281,6 +284,7 @@ impl World {
 
     /// Looks at the time: leases end.
     pub fn tick(&mut self, now: Millis) {
+        self.looked = now;
         let silent = self.leases.silent(self.remote.keys(), now);
         for cluster in silent.symmetric_difference(&self.silent) {
             self.dirty.extend(self.remote.get(cluster).into_iter().flat_map(Remote::names).cloned());
@@ -309,8 +313,9 @@ impl World {
         self.peers.contains_key(cluster) && !self.remote.contains_key(cluster)
     }
 
-    /// When [`Self::tick`] has something to do, if nothing comes.
-    pub fn next_deadline(&self, now: Millis) -> Option<Millis> {
+    /// When [`Self::tick`] has something to do, if nothing comes: after the time at which it was last, which may be over.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let now = self.looked;
         let waiting = self.peers.iter().filter(|(cluster, _)| self.is_mute(cluster));
         let waiting = waiting.map(|(_, since)| self.end_of_waiting(*since)).filter(|end| *end > now);
         waiting.chain(self.leases.next_deadline(now)).min()

@@ -545,7 +545,7 @@ fn a_silent_cluster_loses_its_endpoints_and_gets_them_back_when_it_is_heard() {
     let before = lab.api.objects.get(&(Kind::Import, object("shop", "web"))).unwrap()["spec"].clone();
     lab.take(Step::Time(LEASE - 1));
     assert_eq!((lab.settle(), slices(&lab)), (0, 1));
-    assert_eq!(lab.world.next_deadline(lab.now), Some(Millis(lab.now.0 + 1)));
+    assert_eq!(lab.world.next_deadline(), Some(Millis(lab.now.0 + 1)));
     lab.take(Step::Time(1));
     assert_eq!((lab.settle(), slices(&lab)), (1, 0));
     // A difference that was under way is no sign of life.
@@ -694,4 +694,18 @@ fn of_too_many_exports_of_one_cluster_the_first_names_are_imported() {
     again.extend(std::iter::from_fn(|| lab.world.take_dirty()));
     assert!(again.contains(&object("shop", "web")), "it is looked at again");
     assert_eq!(judge(&lab, &object("shop", "web")), (true, vec![]));
+}
+
+#[test]
+fn two_leases_that_end_a_millisecond_apart_are_both_waited_for() {
+    let mut lab = Lab::new();
+    lab.take(Step::Time(1));
+    lab.take(Step::Heard(1));
+    let first = lab.world.next_deadline().unwrap();
+    lab.world.tick(first);
+    assert_eq!(lab.world.silent().len(), 1);
+    // However late it is when that is asked.
+    assert_eq!(lab.world.next_deadline(), Some(Millis(first.0 + 1)));
+    lab.world.tick(Millis(first.0 + 1));
+    assert_eq!(lab.world.silent().len(), 2);
 }
