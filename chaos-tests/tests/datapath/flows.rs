@@ -125,7 +125,9 @@ fn what_passed_what_was_refused_and_what_was_cut_is_told_by_name_and_reason() ->
         Err(_) => Ok(()),
     })?;
     let cut = await_flow(&drops, "the cut", |flow| {
-        between(flow, &client, &server) && flow.verdict == Verdict::Revoked && flow.kind == Kind::Revoked
+        // By the first packet after the policy: that may be an answer.
+        let [source, destination] = if flow.is_reply { [&server, &client] } else { [&client, &server] };
+        between(flow, source, destination) && flow.verdict == Verdict::Revoked && flow.kind == Kind::Revoked
     })?;
     println!("cut: {cut:?}");
 

@@ -212,12 +212,12 @@ fn the_address_of_a_vanished_pod_opens_nothing_until_it_is_forgotten() {
     // A node's address outside of the guarded prefixes is the world's at once.
     assert_eq!(found("192.0.2.1"), None);
 
-    assert!(banks.expired(599).is_empty());
-    let forgotten = banks.expired(600);
+    assert!(banks.expired(14).is_empty());
+    let forgotten = banks.expired(15);
     assert_eq!(forgotten, BTreeSet::from([ip("10.1.0.1")]));
     let links = Links::from([(pod(), LINK)]);
     let delta = Delta::default();
-    let change = Change { state: &state, delta: &delta, links: &links, forgotten: &forgotten, now: 600 };
+    let change = Change { state: &state, delta: &delta, links: &links, forgotten: &forgotten, now: 15 };
     let applied = banks.apply(&datapath, &change).unwrap();
     assert!(applied.epoch.is_some(), "flows that were judged by its class are judged again");
     assert_eq!(found("10.1.0.1"), None);
