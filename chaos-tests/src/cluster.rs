@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
-use kubeapi::{Dialer, Kubelets, Server, User};
+use kubeapi::{CONNECT, Dialer, Kubelets, Server, User};
 use mesh_core::numbers::{NAMESPACE, PORT_CLUSTERMESH};
 use netlab::classify::Policy;
 use netlab::netlink::Route;
@@ -684,7 +684,7 @@ fn dial(namespace: OwnedFd, to: SocketAddr) -> std::io::Result<TcpStream> {
     // A thread of its own: it does not come back.
     let dial = move || {
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-        TcpStream::connect_timeout(&to, Duration::from_secs(5))
+        TcpStream::connect_timeout(&to, CONNECT)
     };
     std::thread::spawn(dial)
         .join()

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,9 @@ mod forward;
 
 /// Agents asked at the same time: each answer of a large cluster is about a megabyte.
 pub const AT_ONCE: usize = 16;
+/// For so long the API server's proxy is waited for alone. A server that a firewall keeps from the port tries for 30 s
+/// (`k8s.io/apimachinery/pkg/util/net`, `dialContext` of its transports), which is longer than anybody waits for an answer.
+const PROXY_ALONE: Duration = Duration::from_secs(3);
 /// Longest answer, in bytes: evidence about 5,000 peers is about 6 MB.
 const ANSWER_MAX: usize = 32 << 20;
 /// Why an agent has no answer that was asked.
@@ -163,34 +167,49 @@ impl Way {
     /// # Errors
     /// There is no answer: why.
     pub async fn get(&self, path: &str, deadline: Duration) -> Result<Vec<u8>, String> {
-        let by = &self.by;
-        match tokio::time::timeout(deadline, self.fetch(path)).await {
-            Ok(answer) => answer.map_err(|why| format!("{by}: {why}")),
-            Err(_) => Err(format!("{by}: no answer in {} s", deadline.as_secs())),
-        }
+        self.fetch(path, deadline).await.map_err(|why| format!("{}: {why}", self.by))
     }
 
-    async fn fetch(&self, path: &str) -> Result<Vec<u8>, String> {
+    async fn fetch(&self, path: &str, deadline: Duration) -> Result<Vec<u8>, String> {
+        let words = |refusal: Refusal| refusal.why;
         let Some((pod, port)) = &self.pod else {
-            return self.send(path).await.map_err(|refusal| refusal.why);
+            return within(deadline, self.send(path)).await.map_err(words);
         };
-        if !self.forwarded.load(Ordering::Relaxed) {
-            match self.send(&proxy_path(pod, *port, path)).await {
-                Err(Refusal { why, unreached: true }) => {
-                    return match self.forward(pod, *port, path).await {
-                        Ok(bytes) => {
-                            self.forwarded.store(true, Ordering::Relaxed);
-                            Ok(bytes)
-                        }
-                        Err(Refusal { why: second, .. }) => {
-                            Err(format!("{why}; and by a port-forward: {second}"))
-                        }
-                    };
-                }
-                answer => return answer.map_err(|refusal| refusal.why),
-            }
+        if self.forwarded.load(Ordering::Relaxed) {
+            return within(deadline, self.forward(pod, *port, path)).await.map_err(words);
         }
-        self.forward(pod, *port, path).await.map_err(|refusal| refusal.why)
+        let alone = PROXY_ALONE.min(deadline / 4);
+        let proxy = proxy_path(pod, *port, path);
+        let mut proxied = pin!(within(deadline, self.send(&proxy)));
+        let mut first = match tokio::time::timeout(alone, &mut proxied).await {
+            Ok(Err(refusal)) if refusal.unreached => Some(refusal),
+            Ok(answer) => return answer.map_err(words),
+            Err(_) => None,
+        };
+        let mut forwarded = pin!(within(deadline - alone, self.forward(pod, *port, path)));
+        let second = loop {
+            tokio::select! {
+                answer = &mut proxied, if first.is_none() => match answer {
+                    Err(refusal) if refusal.unreached => first = Some(refusal),
+                    answer => return answer.map_err(words),
+                },
+                answer = &mut forwarded => match answer {
+                    Ok(bytes) => {
+                        self.forwarded.store(true, Ordering::Relaxed);
+                        return Ok(bytes);
+                    }
+                    Err(refusal) => break refusal,
+                },
+            }
+        };
+        let first = match first {
+            Some(refusal) => refusal,
+            None => match proxied.await {
+                Ok(bytes) => return Ok(bytes),
+                Err(refusal) => refusal,
+            },
+        };
+        Err(format!("{}; and by a port-forward: {}", first.why, second.why))
     }
 
     async fn send(&self, path: &str) -> Result<Vec<u8>, Refusal> {
@@ -203,6 +222,12 @@ impl Way {
         let (answer, _open) = forward::get(&self.client, pod, port, path).await.map_err(Refusal::new)?;
         read(answer).await
     }
+}
+
+/// An answer, or that it took too long.
+async fn within<T>(deadline: Duration, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let late = || Refusal { why: format!("no answer in {} s", deadline.as_secs()), unreached: true };
+    tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Why there is no answer.

@@ -207,21 +207,28 @@ impl Way {
         Ok(())
     }
 
-    /// What its condition `Connected` says if it is not true.
+    /// What its conditions say if they are not true, or of an earlier spec.
     async fn waiting(&self, name: &str) -> Result<Option<String>, JoinError> {
         let api: Api<DynamicObject> = Api::all_with(self.cluster.client.clone(), &resource());
         let object = self.within(asked("get", "clusterpeers.hawser.dev", false), api.get(name)).await?;
         let conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let connected = conditions.iter().find(|condition| condition["type"] == "Connected");
-        Ok(match connected {
-            Some(condition) if condition["status"] == "True" => None,
-            Some(condition) => {
-                let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
-                Some(format!("{}, ClusterPeer {name}: {}: {}", self.place, text("reason"), text("message")))
-            }
-            None => Some(format!("{}, ClusterPeer {name}: clustermesh has not looked at it yet", self.place)),
-        })
+        let why = waiting(&conditions, object.metadata.generation);
+        Ok(why.map(|why| format!("{}, ClusterPeer {name}: {why}", self.place)))
     }
+}
+
+/// Why a ClusterPeer of this generation is not connected, by its conditions; none: it is.
+fn waiting(conditions: &[Value], generation: Option<i64>) -> Option<String> {
+    ["Accepted", "Connected"].into_iter().find_map(|kind| {
+        let of_now = |condition: &&Value| {
+            condition["type"] == kind && condition["observedGeneration"].as_i64() == generation
+        };
+        let Some(condition) = conditions.iter().find(of_now) else {
+            return Some("clustermesh has not looked at it yet".to_owned());
+        };
+        let text = |field: &str| condition[field].as_str().unwrap_or_default();
+        (condition["status"] != "True").then(|| format!("{}: {}", text("reason"), text("message")))
+    })
 }
 
 /// Joins two clusters. 0: both are connected, or nothing was to be waited for.
@@ -294,4 +301,29 @@ fn object(of: &Side) -> Value {
         "metadata": {"name": of.name()},
         "spec": of.spec(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_connected_by_the_conditions_of_its_present_spec_alone() {
+        let condition = |kind: &str, status: &str, generation: i64| {
+            json!({"type": kind, "status": status, "reason": "R", "message": "m", "observedGeneration": generation})
+        };
+        let not_looked = Some("clustermesh has not looked at it yet".to_owned());
+        let refused = Some("R: m".to_owned());
+        let cases = [
+            (vec![], &not_looked),
+            (vec![condition("Accepted", "True", 2), condition("Connected", "True", 2)], &None),
+            (vec![condition("Accepted", "True", 1), condition("Connected", "True", 1)], &not_looked),
+            (vec![condition("Accepted", "True", 2), condition("Connected", "True", 1)], &not_looked),
+            (vec![condition("Accepted", "False", 2), condition("Connected", "True", 2)], &refused),
+            (vec![condition("Accepted", "True", 2), condition("Connected", "False", 2)], &refused),
+        ];
+        for (conditions, expected) in cases {
+            assert_eq!(waiting(&conditions, Some(2)), *expected, "{conditions:?}");
+        }
+    }
 }

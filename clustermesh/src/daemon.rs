@@ -299,9 +299,11 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
             tokio::time::sleep(AGAIN).await;
         }
     };
+    let broken = |ended| tracing::error!(?ended, "A task of the leader ended; it leads anew");
     let listener = tokio::select! {
         listener = listener => listener,
         _ = asked.wait_for(|end| *end) => return,
+        ended = tasks.join_next() => return broken(ended),
     };
     let serves = listener.local_addr().ok();
     standing.send_modify(|standing| (standing.serves, standing.obstacle) = (serves, None));
@@ -311,8 +313,6 @@ async fn lead(parts: Parts<'_>, incarnation: u64, end: watch::Receiver<bool>) {
     let serving = Serving { hub, trust, tokens, tls, recheck, stuck, metrics };
     tokio::select! {
         () = server::serve(listener, serving, end) => {}
-        ended = tasks.join_next() => {
-            tracing::error!(?ended, "A task of the leader ended; it leads anew");
-        }
+        ended = tasks.join_next() => broken(ended),
     }
 }

@@ -3,7 +3,7 @@
 //! [`Session`] decides what counts; here is what waits: connections, pauses, files. Whoever listens too slowly slows down the
 //! server (HTTP/2 flow control), which then sends the latest state of what changed, once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
@@ -249,14 +249,19 @@ pub async fn follow(
     events: Events,
 ) {
     let mut course = Course::new();
+    // Heard and not taken up yet. The session counts it as known, so no server says it again: it outlives its stream.
+    let mut untold = VecDeque::new();
     loop {
         let now = target.borrow_and_update().clone();
         let begun = Instant::now();
         let address = course.begin(now.addresses.len()).and_then(|place| now.addresses.get(place)).cloned();
         let renewal = renewal(&now);
         let stream = async {
+            if tell_all(&mut untold, &tell).await.is_err() {
+                return Ok(());
+            }
             let address = address.clone().ok_or(FollowError::NoAddress)?;
-            one_stream(&now, address, &mut course, &mut session, &tell, &events).await
+            one_stream(&now, address, &mut course, &mut session, (&mut untold, &tell), &events).await
         };
         let ended = tokio::select! {
             ended = stream => ended,
@@ -318,13 +323,30 @@ async fn changed(target: &mut watch::Receiver<Target>) {
     }
 }
 
+/// Tells what waits. Whatever is not taken up when this is dropped goes on waiting.
+///
+/// # Errors
+/// Nobody listens.
+async fn tell_all(
+    untold: &mut VecDeque<Told>,
+    tell: &mpsc::Sender<Told>,
+) -> Result<(), mpsc::error::SendError<()>> {
+    while !untold.is_empty() {
+        let room = tell.reserve().await?;
+        if let Some(told) = untold.pop_front() {
+            room.send(told);
+        }
+    }
+    Ok(())
+}
+
 /// One stream. Ends without an error when nobody listens.
 async fn one_stream(
     target: &Target,
     address: ServerAddress,
     course: &mut Course,
     session: &mut Session,
-    tell: &mpsc::Sender<Told>,
+    (untold, tell): (&mut VecDeque<Told>, &mpsc::Sender<Told>),
     events: &Events,
 ) -> Result<(), FollowError> {
     let (_channel, mut stream, leader) = begin(target, &address, session.begin()).await?;
@@ -369,10 +391,9 @@ async fn one_stream(
         if missing {
             events(&Event::Missing(session.missing(MISSING)));
         }
-        for told in outcome.told {
-            if tell.send(told).await.is_err() {
-                return Ok(());
-            }
+        untold.extend(outcome.told);
+        if tell_all(untold, tell).await.is_err() {
+            return Ok(());
         }
     }
 }
@@ -478,4 +499,28 @@ pub(crate) fn whole(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_heard_is_told_though_its_stream_ends_while_nobody_takes_it_up() {
+        let of = |number: u64| Told::Changed {
+            cluster: "east".parse().unwrap(),
+            version: mesh_core::clusters::Version { incarnation: 1, sequence: number },
+            changes: Vec::new(),
+        };
+        let (tell, mut told) = mpsc::channel(1);
+        let mut untold: VecDeque<Told> = (0..4).map(of).collect();
+        for number in 0..4 {
+            let taken_up = tell_all(&mut untold, &tell).now_or_never();
+            assert_eq!(taken_up.is_some(), number == 3, "one is taken up at a time");
+            assert_eq!(told.try_recv().ok(), Some(of(number)));
+        }
+        drop(told);
+        untold.push_back(of(4));
+        assert!(tell_all(&mut untold, &tell).now_or_never().unwrap().is_err(), "nobody listens");
+    }
 }

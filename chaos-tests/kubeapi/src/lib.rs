@@ -63,7 +63,7 @@ pub use error::{ApiError, ApplyConflict, Cause};
 pub use faults::{Fault, FaultId, Faults, Filter, Served};
 pub use forward::Kubelets;
 pub use patch::Patch;
-pub use proxy::Dialer;
+pub use proxy::{CONNECT, Dialer};
 pub use resource::{Resource, Version};
 pub use server::{Builder, Server, StartError};
 pub use store::{Snapshot, Store};

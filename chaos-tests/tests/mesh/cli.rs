@@ -88,6 +88,12 @@ fn agents_that_answer_on_their_node_alone_are_asked_by_port_forwards_where_that_
     lab.node(1).write_file(VIEWER, &lab.kubeconfig(&User::service_account(NAMESPACE, "hawser-viewer")))?;
     let all = with(&lab, ADMIN, &["status"])?;
     answered(&all, 0, &["3 of 3 agents answered"])?;
+    // A firewall that says nothing makes the API server's proxy wait for longer than anybody waits for an answer.
+    let silent = "table inet silent { chain in { type filter hook input priority 0; iifname != lo tcp dport 51891 drop; }; }";
+    lab.node(2).write_file("/tmp/silent.nft", silent)?;
+    lab.node(2).sh("nft -f /tmp/silent.nft")?;
+    let all = with(&lab, ADMIN, &["status"])?;
+    answered(&all, 0, &["3 of 3 agents answered"])?;
     // Whole documents come through, larger than a piece of a stream.
     let (code, report, err) = with(&lab, ADMIN, &["audit", "--unsigned", "-o", "json"])?;
     let report: Value = serde_json::from_str(&report).with_context(|| format!("{code}: {report}{err}"))?;

@@ -30,6 +30,8 @@ pub struct Clusters {
     listed: bool,
     /// How often it is to be said that who serves is cut off; none: it is not.
     cut_off: Option<u64>,
+    /// How many have been joined so far.
+    joined: u64,
 }
 
 /// A later leader is known than the one that serves.
@@ -54,13 +56,15 @@ struct Entry {
     heard: u64,
     /// Since when it is joined.
     since: Millis,
+    /// Of all that were joined, which: one that was parted with and joined again is another one.
+    number: u64,
 }
 
 impl Clusters {
     /// The own cluster alone, of which nothing is known yet.
     pub fn new(own: ClusterName, now: Millis) -> Self {
-        let entry = Entry { store: None, heard: 0, since: now };
-        Self { all: BTreeMap::from([(own.clone(), entry)]), own, listed: false, cut_off: None }
+        let entry = Entry { store: None, heard: 0, since: now, number: 0 };
+        Self { all: BTreeMap::from([(own.clone(), entry)]), own, listed: false, cut_off: None, joined: 0 }
     }
 
     /// The own cluster's name.
@@ -73,7 +77,10 @@ impl Clusters {
         let own = &self.own;
         self.all.retain(|name, _| name == own || peers.contains(name));
         for peer in peers {
-            self.all.entry(peer.clone()).or_insert(Entry { store: None, heard: 0, since: now });
+            self.all.entry(peer.clone()).or_insert_with(|| {
+                self.joined += 1;
+                Entry { store: None, heard: 0, since: now, number: self.joined }
+            });
         }
         self.listed = true;
     }
@@ -177,6 +184,8 @@ struct Has {
     at: Option<At>,
     /// Value of the counter that it was told of; none: it has just come, and what was heard before counts not for it.
     heard: Option<u64>,
+    /// Which one it was told of; none: what it has is of an earlier stream.
+    number: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -199,7 +208,7 @@ enum Walk {
 impl Feed {
     /// A follower that has these versions.
     pub fn new(reach: Reach, known: BTreeMap<ClusterName, At>) -> Self {
-        let has = known.into_iter().map(|(name, at)| (name, Has { at: Some(at), heard: None }));
+        let has = known.into_iter().map(|(name, at)| (name, Has { at: Some(at), ..Has::default() }));
         Self { reach, has: has.collect(), complete: false, cut_off: None, walk: None, last: None }
     }
 
@@ -276,9 +285,11 @@ impl Feed {
             self.has.retain(|name, _| *name == clusters.own);
             return None;
         }
-        let gone =
-            |name: &&ClusterName| !clusters.all.contains_key(*name) || !self.reach.covers(clusters, name);
-        let name = self.has.keys().find(gone).filter(|_| clusters.listed)?.clone();
+        let gone = |(name, has): &(&ClusterName, &Has)| {
+            let another = |entry: &Entry| has.number.is_some_and(|number| number != entry.number);
+            clusters.all.get(*name).is_none_or(another) || !self.reach.covers(clusters, name)
+        };
+        let name = self.has.iter().find(gone).filter(|_| clusters.listed)?.0.clone();
         self.has.remove(&name);
         Some(Message::Of(name, Say::Gone))
     }
@@ -294,6 +305,7 @@ impl Feed {
             };
             let has = self.has.entry(name.clone()).or_default();
             let heard = *has.heard.get_or_insert(entry.heard);
+            has.number.get_or_insert(entry.number);
             match store.since(has.at) {
                 Since::Changes { from, to, changes, names } => {
                     self.last = Some(name.clone());

@@ -120,16 +120,15 @@ impl Judge {
             return Vec::new();
         }
         (self.own, self.peers) = (own, peers);
-        (self.borders, self.refused_peers) = Borders::judge(&self.own, &self.peers);
+        let (borders, refused_peers) = Borders::judge(&self.own, &self.peers);
+        let moved = borders != self.borders;
+        (self.borders, self.refused_peers) = (borders, refused_peers);
         self.parties.retain(|cluster, _| self.borders.known(cluster).is_ok());
-        self.judge_nodes();
-        self.parties
-            .keys()
-            .cloned()
-            .collect::<Vec<_>>()
-            .into_iter()
-            .filter_map(|one| self.anew(&one))
-            .collect()
+        let others = self.judge_nodes();
+        // An own node's new key, which comes often, concerns hardly anybody.
+        let concerned: Vec<ClusterName> =
+            self.parties.keys().filter(|one| moved || others.contains(*one)).cloned().collect();
+        concerned.into_iter().filter_map(|one| self.anew(&one)).collect()
     }
 
     /// A cluster said something of itself, and that is judged. Nothing, if it is no peer.

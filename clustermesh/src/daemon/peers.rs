@@ -157,6 +157,8 @@ struct Followed {
     roots: Option<Roots>,
     /// Whoever followed it before under its name may have left words in the inbox.
     number: u64,
+    /// Of the ClusterPeer: one that was deleted and made anew is followed from the start.
+    uid: Option<String>,
     tasks: [AbortHandle; 2],
 }
 
@@ -263,6 +265,15 @@ impl Peers {
             }
             let (own, reads) = (own.borrow_and_update().clone(), seen.borrow_and_update().clone());
             if let (Some(own), Some(reads)) = (own, reads) {
+                let kept = |read: &Read| {
+                    let followed = self.followed.get(&read.peer.as_ref()?.name)?;
+                    Some(followed.uid == read.object.metadata.uid)
+                };
+                let without = reads.iter().filter(|(_, read)| kept(read) != Some(false));
+                let without: BTreeMap<_, _> = without.map(|(name, read)| (name.clone(), read.clone())).collect();
+                if without.len() < reads.len() {
+                    self.rules(own.clone(), &without);
+                }
                 self.rules(own, &reads);
                 due = true;
             }
@@ -300,7 +311,7 @@ impl Peers {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| known.contains_key(name));
         for (name, read) in known {
             if let Some(peer) = &read.peer {
-                self.follow(&name, peer, read.roots.as_ref());
+                self.follow(&name, peer, read);
             }
         }
         self.moved(moves);
@@ -308,7 +319,8 @@ impl Peers {
 
     /// Follows a cluster, or lets who follows it know of other addresses and of whom to trust. One that nothing is trusted of
     /// is not spoken to, but what it has said is remembered, so that it goes on from there.
-    fn follow(&mut self, name: &ClusterName, peer: &ClusterPeer, roots: Option<&Roots>) {
+    fn follow(&mut self, name: &ClusterName, peer: &ClusterPeer, read: &Read) {
+        let (roots, uid) = (read.roots.as_ref(), read.object.metadata.uid.clone());
         let known = self.followed.get(name);
         if known.is_none() && roots.is_none() {
             return;
@@ -328,11 +340,17 @@ impl Peers {
         let target = Target { addresses, tls, token: None, renewed: Some(self.parts.credentials.renewals()) };
         if let Some(followed) = self.followed.get_mut(name) {
             followed.roots = roots.cloned();
-            followed.target.send_if_modified(|present| {
-                let moved = *present != target;
-                *present = target;
-                moved
-            });
+            let moved = *followed.target.borrow() != target;
+            if moved {
+                // What it was connected to says nothing of what is asked for now.
+                self.links
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .entry(name.clone())
+                    .or_default()
+                    .connected = None;
+                followed.target.send_replace(target);
+            }
             return;
         }
         let (target, targets) = watch::channel(target);
@@ -355,7 +373,8 @@ impl Peers {
             }
         });
         let tasks = [following.abort_handle(), carrying.abort_handle()];
-        self.followed.insert(name.clone(), Followed { target, roots: roots.cloned(), number, tasks });
+        let followed = Followed { target, roots: roots.cloned(), number, uid, tasks };
+        self.followed.insert(name.clone(), followed);
     }
 
     fn tls(&self, name: &ClusterName) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {

@@ -160,7 +160,9 @@ impl AsyncWrite for Connection {
 /// Serves until `stop` is true (or its sender is gone): then nobody is let in any more, and streams end.
 pub async fn serve(listener: TcpListener, serving: Serving, stop: watch::Receiver<bool>) {
     let (let_in, connections) = mpsc::channel(HANDSHAKES);
-    let accepting = tokio::spawn(accept(listener, serving.clone(), let_in));
+    // Ends with this, however it ends: or the port would be held for ever, and nobody served at it.
+    let mut accepting = tokio::task::JoinSet::new();
+    accepting.spawn(accept(listener, serving.clone(), let_in));
     let connections = futures::stream::unfold(connections, async |mut connections| {
         let connection: Connection = connections.recv().await?;
         Some((Ok::<_, std::io::Error>(connection), connections))
@@ -182,7 +184,7 @@ pub async fn serve(listener: TcpListener, serving: Serving, stop: watch::Receive
         // Who does not read its end is not waited for.
         () = async { stopped(&mut stop).await; tokio::time::sleep(FAREWELL).await } => Ok(()),
     };
-    accepting.abort();
+    accepting.shutdown().await;
     if let Err(error) = result {
         tracing::warn!(err = crate::follow::whole(&error), "The server ended");
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clustermesh::daemon::authority::Authority;
 use clustermesh::daemon::hub::Hub;
 use clustermesh::daemon::metrics::Metrics;
-use clustermesh::daemon::server::{FROM_CLUSTER, RECHECK, Serving, serve};
+use clustermesh::daemon::server::{FROM_CLUSTER, RECHECK, STUCK, Serving, serve};
 use clustermesh::daemon::tls::{Credentials, Trust, server_config};
 use clustermesh::daemon::tokens::Tokens;
 use clustermesh::tls::{Roots, client_config};
@@ -112,6 +112,35 @@ async fn one_cluster_has_so_many_connections_and_leaves_the_others_to_the_rest()
         }
     };
     tokio::time::timeout(DEADLINE, again).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_broken_off_leaves_its_port_to_the_next_one() {
+    let api = Cluster::start("api", 9).await;
+    let ash = Authority::make(&cluster("ash"), SystemTime::now()).unwrap().0;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (_stop, stopped) = watch::channel(false);
+    let trust = Arc::new(Trust::default());
+    let serving = Serving {
+        hub: Hub::new(cluster("ash")),
+        trust: Arc::clone(&trust),
+        tokens: Tokens::new(api.client.clone(), []),
+        tls: server_config(trust, credentials(&ash, "ash")).unwrap(),
+        recheck: RECHECK,
+        stuck: STUCK,
+        metrics: Metrics::new(),
+    };
+    let mut server = Box::pin(serve(listener, serving, stopped));
+    assert!(futures::poll!(&mut server).is_pending(), "it serves");
+    assert!(TcpListener::bind(at).await.is_err());
+    drop(server);
+    let free = async {
+        while TcpListener::bind(at).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, free).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,6 +34,24 @@ async fn two_clusters_tell_each_other_and_their_agents_and_say_so_in_the_status(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_peer_that_is_made_anew_is_followed_from_the_start() {
+    let (east, west) = (Cluster::start("east", 1).await, Cluster::start("west", 2).await);
+    mesh(&[&east, &west]);
+    let agent = east.agent();
+    eventually("all is known", || agent.pods("west") == ["10.2.1.2 web"]).await;
+    for times in 1..=3 {
+        // Nobody has the time to see that it is away.
+        east.api.store().delete("clusterpeers.hawser.dev", None, "west").unwrap();
+        east.join_with(&west);
+        eventually("it is gone, and all of it known again", || {
+            agent.read(|heard| heard.gone.len() == times) && agent.pods("west") == ["10.2.1.2 web"]
+        })
+        .await;
+    }
+    assert_eq!(agent.pods("east"), ["10.1.1.2 web"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_three_clusters_one_is_cut_off_and_healed_and_every_change_is_in_all() {
     let clusters =
         [Cluster::start("east", 1).await, Cluster::start("north", 2).await, Cluster::start("west", 3).await];

@@ -141,6 +141,26 @@ fn a_follower_is_told_all_once_then_what_changes_and_what_was_heard_since_it_cam
 }
 
 #[test]
+fn of_a_cluster_that_is_joined_anew_all_is_told_anew_also_to_who_never_saw_it_away() {
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    clusters.join(&[cluster("east")], Millis(0));
+    clusters.changed(&cluster("here"), at(1, 0), vec![]);
+    clusters.changed(&cluster("east"), at(7, 3), vec![put(1, 1), put(2, 1)]);
+    let (mut session, mut feed) = (Session::new(Scope::All), Feed::new(Reach::All, BTreeMap::new()));
+    hear(&mut session, &mut feed, &clusters, 1);
+    clusters.join(&[], Millis(2));
+    clusters.join(&[cluster("east")], Millis(2));
+    // Its clock was set back.
+    clusters.changed(&cluster("east"), at(6, 1), vec![put(3, 1)]);
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 3), ["east gone", "east 6.1 1"]);
+    clusters.changed(&cluster("east"), at(6, 2), vec![put(4, 1)]);
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 4), ["east 6.2 1"]);
+    // A stream that goes on from there asks for no more.
+    let mut feed = Feed::new(Reach::All, session.begin());
+    assert_eq!(hear(&mut session, &mut feed, &clusters, 5), ["complete"]);
+}
+
+#[test]
 fn a_cluster_that_is_not_reached_is_not_waited_for_for_ever() {
     let mut clusters = Clusters::new(cluster("here"), Millis(0));
     clusters.join(&[cluster("east")], Millis(5));
