@@ -225,7 +225,10 @@ impl Way {
 }
 
 /// An answer, or that it took too long.
-async fn within<T>(deadline: Duration, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+async fn within<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
     let late = || Refusal { why: format!("no answer in {} s", deadline.as_secs()), unreached: true };
     tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| Err(late()))
 }

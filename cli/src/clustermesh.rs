@@ -309,9 +309,7 @@ mod tests {
 
     #[test]
     fn a_cluster_is_connected_by_the_conditions_of_its_present_spec_alone() {
-        let condition = |kind: &str, status: &str, generation: i64| {
-            json!({"type": kind, "status": status, "reason": "R", "message": "m", "observedGeneration": generation})
-        };
+        let condition = |kind: &str, status: &str, generation: i64| json!({"type": kind, "status": status, "reason": "R", "message": "m", "observedGeneration": generation});
         let not_looked = Some("clustermesh has not looked at it yet".to_owned());
         let refused = Some("R: m".to_owned());
         let cases = [

@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
-use mesh_core::numbers::NAMESPACE;
+use mesh_core::numbers::{ANNOTATION_WIREGUARD, NAMESPACE};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -344,6 +344,7 @@ fn facts(node: &Node) -> NodeFacts {
         ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         schedulable: !spec.unschedulable.unwrap_or(false),
         linux: os.is_none_or(|os| os == "linux"),
+        in_mesh: node.annotations().contains_key(ANNOTATION_WIREGUARD),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use clustermesh::daemon::config::{Config, Overrides};
+use clustermesh::daemon::config::{Config, Overrides, listen_address};
 use clustermesh::daemon::front::Front;
 use clustermesh::daemon::metrics::Metrics;
 use clustermesh::daemon::{Settings, Standing, http, run, services};
@@ -32,16 +32,16 @@ struct Arguments {
     #[arg(long, env = "POD_NAME")]
     identity: String,
     /// Where clusters and agents are served; overrides clustermesh.listenAddress of the configuration.
-    #[arg(long)]
+    #[arg(long, value_parser = listen_address)]
     listen_address: Option<SocketAddr>,
     /// Address of /healthz and /readyz; overrides clustermesh.healthAddress.
-    #[arg(long)]
+    #[arg(long, value_parser = listen_address)]
     health_address: Option<SocketAddr>,
     /// Address of /metrics; overrides clustermesh.metricsAddress.
-    #[arg(long)]
+    #[arg(long, value_parser = listen_address)]
     metrics_address: Option<SocketAddr>,
     /// Where names of clusterset.local are served, UDP and TCP; overrides clustermesh.dnsAddress. Neither: nowhere.
-    #[arg(long)]
+    #[arg(long, value_parser = listen_address)]
     dns_address: Option<SocketAddr>,
     /// Addresses of its pod, separated by commas: it says in EndpointSlices where it serves. None: somebody else does.
     #[arg(long, env = "POD_IPS", value_delimiter = ',')]

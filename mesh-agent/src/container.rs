@@ -37,7 +37,8 @@ pub(crate) fn bpffs_is_mounted(pins: &Path) -> Result<(), String> {
         Ok(BPF_FS_MAGIC) => Ok(()),
         Ok(_) => Err(format!(
             "{} is on no BPF file system, and one that this container mounts would end with it; mount it on the node \
-             (mount -t bpf bpf /sys/fs/bpf), or let hawser-cni prepare do so before the agent starts",
+             (mount -t bpf bpf /sys/fs/bpf) and then delete this pod, which does not see what is mounted after its start, or let \
+             hawser-cni prepare do so before the agent starts (bpffs.mount: true)",
             pins.display()
         )),
         Err(error) => Err(format!("{}: {error}; mount the node's /sys/fs/bpf there", place.display())),

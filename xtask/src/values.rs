@@ -162,7 +162,7 @@ pub struct HostTraffic {
     pub mode: HostTrafficMode,
     /// TCP ports of nodes that stay outside, 16 at most; ports of apiServers always do.
     #[serde(rename = "exemptTCPPorts")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(range(min = 1)))]
     pub exempt_tcp_ports: Vec<u16>,
 }
 
@@ -189,6 +189,9 @@ pub struct Rotation {
     /// When a key is replaced whoever still uses it, in seconds, at least 20 and more than quietSeconds.
     #[schemars(range(min = 20))]
     pub deadline_seconds: u64,
+    /// For how long a node's kubelet has to be away before nobody waits for its agent any more, in seconds; 0: it is waited for
+    /// until the deadline.
+    pub gone_seconds: u64,
 }
 
 /// Metrics and evidence of the agents.
@@ -201,8 +204,8 @@ pub struct Metrics {
     /// Prometheus and the API server's proxy (hawser audit) in, and whoever reaches nodes.
     #[schemars(regex(pattern = LISTEN))]
     pub address: String,
-    /// Its port. Other than 51891: tell hawser by --agent-port.
-    #[schemars(range(min = 1))]
+    /// Its port, not 51890. Other than 51891: tell hawser by --agent-port.
+    #[schemars(range(min = 1), extend("not" = {"const": 51890}))]
     pub port: u16,
     /// PodMonitors (prometheus-operator) for the agents and clustermesh; they need an address that Prometheus reaches.
     pub pod_monitor: bool,
@@ -402,7 +405,7 @@ impl Default for HostTraffic {
 
 impl Default for Rotation {
     fn default() -> Self {
-        Self { period_seconds: 0, quiet_seconds: 15, deadline_seconds: 600 }
+        Self { period_seconds: 0, quiet_seconds: 15, deadline_seconds: 600, gone_seconds: 300 }
     }
 }
 

@@ -60,15 +60,18 @@ pub struct NodeFacts {
     pub schedulable: bool,
     /// Whether it runs Linux.
     pub linux: bool,
+    /// Whether an agent has announced its keys there.
+    pub in_mesh: bool,
 }
 
 impl NodeFacts {
     fn obstacle(&self) -> Option<&'static str> {
-        match (self.linux, self.ready, self.schedulable) {
-            (false, ..) => Some("does not run Linux"),
-            (_, false, _) => Some("is not ready"),
-            (.., false) => Some("is cordoned"),
-            (true, true, true) => None,
+        match self {
+            Self { linux: false, .. } => Some("does not run Linux"),
+            Self { ready: false, .. } => Some("is not ready"),
+            Self { schedulable: false, .. } => Some("is cordoned"),
+            Self { in_mesh: false, .. } => Some("announces no keys (mesh-agent has not run there)"),
+            Self { .. } => None,
         }
     }
 }
@@ -81,7 +84,7 @@ pub enum ChooseError {
     NoNode(String),
     /// It cannot run pods.
     #[error(
-        "--node {0}: it {1}, so no pod can be started there; choose another one, or see kubectl describe node {0}"
+        "--node {0}: it {1}, so it is no node to test; choose another one, or see kubectl describe node {0}"
     )]
     Unfit(String, &'static str),
     /// It was given twice.

@@ -96,7 +96,9 @@ pub fn obstacle(name: &str, node: &str, namespace: &str, state: &State) -> Optio
     };
     let pull = why.contains("Image");
     let remedy = if pull {
-        "the image has to be on every node or in a registry that needs no password here: give one with --image".to_owned()
+        "the pods of the test have no imagePullSecrets: give an image with --image that is on every node or in a registry that needs \
+         no password here; where a kubelet verifies who pulled an image before, one from such a registry"
+            .to_owned()
     } else {
         format!(
             "run it again with --keep, then kubectl -n {namespace} describe pod {name}; if its sandbox could not be made, see the log \

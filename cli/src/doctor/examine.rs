@@ -166,7 +166,7 @@ fn remedy(code: &str) -> &'static str {
             "set dataPath: enforce in the configuration, unless another program enforces policy"
         }
         "data-path-failed" => {
-            "see the log of mesh-agent: the kernel has to have BPF with BTF, cgroup v2 and clsact or tcx; the agent needs CAP_BPF and CAP_NET_ADMIN, and /sys/fs/bpf"
+            "see the log of mesh-agent: the kernel has to have BPF with BTF, and clsact or tcx; the agent needs CAP_BPF and CAP_NET_ADMIN, and /sys/fs/bpf"
         }
         "guard-missing" => {
             "see the log of mesh-agent; the kernel has to have nf_tables, and nobody else may delete table inet hawser"

@@ -1,6 +1,6 @@
 //! Configuration: the file of the agents (ConfigMap `hawser-config`), read once at start; flags override it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -156,35 +156,34 @@ impl Config {
                 "must name the pod CIDRs of the cluster: other clusters are told of nothing else",
             ));
         }
-        let address =
-            |field, text: &Option<String>, given: Option<SocketAddr>, default: ([u8; 4], u16)| match (
-                given, text,
-            ) {
-                (Some(given), _) => Ok(given),
-                (None, None) => Ok(SocketAddr::from(default)),
-                (None, Some(text)) => text.parse::<SocketAddr>().map_err(|_| {
-                    wrong(field, text, "is not an address and port; write it as 0.0.0.0:51893 or [::]:51893")
-                }),
-            };
+        let address = |field, text: &Option<String>, given: Option<SocketAddr>, default: SocketAddr| match (
+            given, text,
+        ) {
+            (Some(given), _) => Ok(given),
+            (None, None) => Ok(default),
+            (None, Some(text)) => {
+                listen_address(text).map_err(|NotAnAddress| wrong(field, text, NOT_AN_ADDRESS))
+            }
+        };
         let mesh = &file.mesh;
         let listen = "clustermesh.listenAddress";
         Ok(Self {
-            listen: address(listen, &mesh.listen_address, overrides.listen, ([0; 4], PORT_CLUSTERMESH))?,
+            listen: address(listen, &mesh.listen_address, overrides.listen, everywhere(PORT_CLUSTERMESH))?,
             health: address(
                 "clustermesh.healthAddress",
                 &mesh.health_address,
                 overrides.health,
-                ([0; 4], PORT_HEALTH),
+                everywhere(PORT_HEALTH),
             )?,
             metrics: address(
                 "clustermesh.metricsAddress",
                 &mesh.metrics_address,
                 overrides.metrics,
-                ([127, 0, 0, 1], PORT_METRICS),
+                SocketAddr::from(([127, 0, 0, 1], PORT_METRICS)),
             )?,
             dns: match (overrides.dns, &mesh.dns_address) {
                 (None, None) => None,
-                (given, text) => Some(address("clustermesh.dnsAddress", text, given, ([0; 4], 0))?),
+                (given, text) => Some(address("clustermesh.dnsAddress", text, given, everywhere(0))?),
             },
             agents: mesh
                 .agents
@@ -196,12 +195,52 @@ impl Config {
     }
 }
 
+const NOT_AN_ADDRESS: &str =
+    "is not an address and port; write it as *:51893 (every address of the pod), 0.0.0.0:51893 or [::]:51893";
+
+/// Why a text is not where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{NOT_AN_ADDRESS}")]
+pub struct NotAnAddress;
+
+/// Reads `ADDRESS:PORT`; an address of `*` is all there are, of both families.
+///
+/// # Errors
+/// It is neither.
+pub fn listen_address(text: &str) -> Result<SocketAddr, NotAnAddress> {
+    match text.strip_prefix("*:") {
+        Some(port) => port.parse().map(everywhere).map_err(|_| NotAnAddress),
+        None => text.parse().map_err(|_| NotAnAddress),
+    }
+}
+
+/// Every address of both families; of one, where the kernel has no IPv6.
+fn everywhere(port: u16) -> SocketAddr {
+    let has_six = std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+    let any = if has_six { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+    SocketAddr::new(any, port)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(Path::new("c.yaml"), text, &Overrides::default()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn everywhere_is_where_both_families_get_through() {
+        assert_eq!(listen_address("192.0.2.1:7").unwrap().to_string(), "192.0.2.1:7");
+        assert!(["", "*", "*:x", "*:70000", "51893"].iter().all(|text| listen_address(text).is_err()));
+        let everywhere = listen_address("*:7").unwrap();
+        assert!(everywhere.ip().is_unspecified() && everywhere.port() == 7);
+        let listener = std::net::TcpListener::bind(listen_address("*:0").unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        if everywhere.is_ipv6() {
+            std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+        }
     }
 
     #[test]

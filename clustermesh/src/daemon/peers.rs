@@ -270,7 +270,8 @@ impl Peers {
                     Some(followed.uid == read.object.metadata.uid)
                 };
                 let without = reads.iter().filter(|(_, read)| kept(read) != Some(false));
-                let without: BTreeMap<_, _> = without.map(|(name, read)| (name.clone(), read.clone())).collect();
+                let without: BTreeMap<_, _> =
+                    without.map(|(name, read)| (name.clone(), read.clone())).collect();
                 if without.len() < reads.len() {
                     self.rules(own.clone(), &without);
                 }

@@ -204,7 +204,7 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
         while tasks.try_join_next().is_some() {}
         let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
         let (tcp, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            Ok((tcp, address)) => (tcp, SocketAddr::new(address.ip().to_canonical(), address.port())),
             Err(error) => {
                 tracing::warn!(err = %error, "Could not accept a connection");
                 tokio::time::sleep(AGAIN).await;

@@ -3,9 +3,12 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::values::{ServiceType, Values};
+
+/// Where the manifests' probes ask agents how they are.
+const PORT_HEALTH: u16 = 51890;
 
 /// # Errors
 /// A value cannot be, or two exclude each other; names it, and what would be right.
@@ -29,6 +32,29 @@ pub(super) fn check(values: &Values) -> Result<()> {
             );
         }
     }
+    let pods = values.pod_cidrs.iter().map(|text| ("podCIDRs", text));
+    let nets: Vec<(&str, ipnet::IpNet)> = pods
+        .chain(values.non_masquerade_cidrs.iter().map(|text| ("nonMasqueradeCIDRs", text)))
+        .filter_map(|(field, text)| Some((field, text.parse().ok()?)))
+        .collect();
+    for (at, (field, net)) in nets.iter().enumerate() {
+        let twin = nets[..at].iter().find(|(_, other)| other.contains(net) || net.contains(other));
+        if let Some((of, other)) = twin {
+            bail!(
+                "{field}: {net} overlaps {other} of {of}; name each prefix once, and no pod CIDR as one that is not masqueraded"
+            );
+        }
+    }
+    ensure!(
+        values.mtu.is_none_or(|mtu| (1280..=65_455).contains(&mtu)),
+        "mtu: {:?} must be 1280 to 65455, or null: of each node's uplink",
+        values.mtu
+    );
+    let exempt = &values.host_traffic.exempt_tcp_ports;
+    ensure!(
+        exempt.len() <= 16 && !exempt.contains(&0),
+        "hostTraffic.exemptTCPPorts: {exempt:?} must be at most 16 ports of 1 to 65535"
+    );
     for server in &values.api_servers {
         ensure!(
             is_server(server),
@@ -62,6 +88,10 @@ fn metrics(values: &Values) -> Result<()> {
         address.is_some() && metrics.port > 0,
         "metrics.address: {:?} is no address; write it as 127.0.0.1, 0.0.0.0 or [::], and its port as metrics.port (1 to 65535)",
         metrics.address
+    );
+    ensure!(
+        metrics.port != PORT_HEALTH,
+        "metrics.port: {PORT_HEALTH} is the port of health checks; write another one, such as 51891"
     );
     ensure!(
         !(metrics.pod_monitor && address.is_some_and(|address| address.is_loopback())),

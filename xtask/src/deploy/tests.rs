@@ -55,13 +55,22 @@ fn wrong_values_are_refused_by_name() {
         let error = format!("{refused:#}");
         assert!(error.contains(word), "{text}: {error}");
     }
-    // Only the whole of the values shows it.
-    let error = manifests(&chart(), &parse_values("rotation: {quietSeconds: 600}").unwrap()).unwrap_err();
-    assert!(error.to_string().contains("more than rotation.quietSeconds"), "{error}");
+    // Only the whole of the values shows it, and no schema.
+    for (text, word) in [
+        ("rotation: {quietSeconds: 600}", "more than rotation.quietSeconds"),
+        ("podCIDRs: [10.0.0.0/8, 10.244.0.0/16]", "podCIDRs: 10.244.0.0/16 overlaps 10.0.0.0/8 of podCIDRs"),
+        (
+            "{podCIDRs: [10.244.0.0/16], nonMasqueradeCIDRs: [10.0.0.0/8]}",
+            "nonMasqueradeCIDRs: 10.0.0.0/8 overlaps 10.244.0.0/16 of podCIDRs",
+        ),
+    ] {
+        let error = manifests(&chart(), &parse_values(text).unwrap()).unwrap_err();
+        assert!(error.to_string().contains(word), "{text}: {error}");
+    }
 }
 
 /// Values that nobody means, and a word of the refusal. Helm refuses each of them by the schema.
-const REFUSED: [(&str, &str); 41] = [
+const REFUSED: [(&str, &str); 46] = [
     ("podCIDRs: []", "podCIDRs"),
     ("podCIDRs: [10.244.0.0]", "podCIDRs"),
     ("podCIDRs: [10.244.0.0/33]", "podCIDRs"),
@@ -84,6 +93,14 @@ const REFUSED: [(&str, &str); 41] = [
     ("metrics: {address: '::'}", "metrics.address"),
     ("metrics: {port: 0}", "metrics.port"),
     ("metrics: {port: 65536}", "65536"),
+    ("metrics: {port: 51890}", "metrics.port: 51890"),
+    ("mtu: 1279", "mtu"),
+    ("mtu: 65456", "mtu"),
+    ("hostTraffic: {exemptTCPPorts: [0]}", "hostTraffic.exemptTCPPorts"),
+    (
+        "hostTraffic: {exemptTCPPorts: [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]}",
+        "hostTraffic.exemptTCPPorts",
+    ),
     ("metrics: {prometheusNamespace: Monitoring}", "metrics.prometheusNamespace"),
     ("cni: {chain: [firewall]}", "firewall"),
     ("cni: {chain: [portmap, portmap]}", "twice"),

@@ -6,7 +6,7 @@ use super::*;
 use crate::connectivity::question::{Answer, Fault, MESSAGE_MAX, Message, Times, VERSION};
 
 fn node(name: &str, [ready, schedulable, linux]: [bool; 3]) -> NodeFacts {
-    NodeFacts { name: name.to_owned(), ready, schedulable, linux }
+    NodeFacts { name: name.to_owned(), ready, schedulable, linux, in_mesh: true }
 }
 
 fn stage(nodes: usize, families: &[bool]) -> Stage {
@@ -45,6 +45,7 @@ fn the_first_nodes_that_can_run_pods_are_taken_or_those_that_are_named() {
         node("b", [false, true, true]),
         node("d", [true, false, true]),
         node("w", [true, true, false]),
+        NodeFacts { in_mesh: false, ..node("v", fit) },
     ];
     let choose = |named: &[&str], count| {
         let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
@@ -58,6 +59,7 @@ fn the_first_nodes_that_can_run_pods_are_taken_or_those_that_are_named() {
         (&["b"], "is not ready"),
         (&["d"], "is cordoned"),
         (&["w"], "does not run Linux"),
+        (&["v"], "announces no keys"),
         (&["a", "a"], "twice"),
         (&["a", "b", "c", "d", "e", "f", "g", "h", "i"], "too many"),
     ] {
