@@ -2,11 +2,15 @@
 //! cluster has.
 //!
 //! Who is silent holds one of few places until it is sent away. Without a bound for each address a single host would hold all
-//! of them, and neither agents nor clusters came in; nor would they, if one cluster could hold all connections.
+//! of them, and neither agents nor clusters came in; nor would they, if one cluster could hold all connections. At a full
+//! [`Threshold`] the one that has stood there longest gives way, since many may share an address: all that come by one node's
+//! NodePort do. Who has something to say has said it before others are that many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 /// How many times as many may come from an IPv6 /64 as from one address: a host can have all of its addresses (RFC 4291,
 /// section 2.5.4), but it may be the network of all nodes, too.
@@ -28,6 +32,86 @@ impl Source {
             IpAddr::V4(_) => None,
         };
         [(Self::Address(address), limit)].into_iter().chain(network)
+    }
+}
+
+/// Where arrivals stand by their addresses. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Threshold {
+    standing: Arc<Mutex<Standing>>,
+}
+
+#[derive(Debug, Default)]
+struct Standing {
+    /// Oldest first.
+    of: BTreeMap<Source, VecDeque<u64>>,
+    all: BTreeMap<u64, (Vec<Source>, Arc<Notify>)>,
+    next: u64,
+}
+
+impl Standing {
+    fn leave(&mut self, number: u64) -> Option<Arc<Notify>> {
+        let (sources, notify) = self.all.remove(&number)?;
+        for source in sources {
+            if let Some(line) = self.of.get_mut(&source) {
+                line.retain(|other| *other != number);
+                if line.is_empty() {
+                    self.of.remove(&source);
+                }
+            }
+        }
+        Some(notify)
+    }
+}
+
+/// One that stands there, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    threshold: Threshold,
+    number: u64,
+    notify: Arc<Notify>,
+}
+
+impl Arrival {
+    /// Waits until it has to give way.
+    pub(super) async fn gives_way(&self) {
+        self.notify.notified().await;
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.threshold.lock().leave(self.number);
+    }
+}
+
+impl Threshold {
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that counts for each of these. Where there is no room, the oldest there gives way; says how many did.
+    pub(super) fn enter(&self, of: impl IntoIterator<Item = (Source, usize)>) -> (Arrival, usize) {
+        let mut standing = self.lock();
+        let (number, notify) = (standing.next, Arc::new(Notify::new()));
+        standing.next += 1;
+        let (mut sources, mut gave_way) = (Vec::new(), 0);
+        for (source, limit) in of {
+            while standing.of.get(&source).is_some_and(|line| line.len() >= limit)
+                && let Some(oldest) = standing.of.get(&source).and_then(|line| line.front().copied())
+                && let Some(oldest) = standing.leave(oldest)
+            {
+                oldest.notify_one();
+                gave_way += 1;
+            }
+            sources.push(source);
+        }
+        for source in &sources {
+            standing.of.entry(*source).or_default().push_back(number);
+        }
+        standing.all.insert(number, (sources, Arc::clone(&notify)));
+        drop(standing);
+        (Arrival { threshold: self.clone(), number, notify }, gave_way)
     }
 }
 
@@ -91,28 +175,54 @@ impl<K: Ord> Drop for Visit<K> {
 mod tests {
     use super::*;
 
+    use futures::FutureExt as _;
+
+    fn enter(threshold: &Threshold, text: &str) -> (Arrival, usize) {
+        threshold.enter(Source::of(text.parse().unwrap(), 2))
+    }
+
+    fn stands(arrival: &Arrival) -> bool {
+        arrival.gives_way().now_or_never().is_none()
+    }
+
     #[test]
-    fn each_address_has_room_of_its_own_and_gets_it_back() {
-        let door = Door::default();
-        let enter = |text: &str| door.enter(Source::of(text.parse().unwrap(), 2));
-        let first = enter("192.0.2.1").unwrap();
-        let mapped = enter("::ffff:192.0.2.1").unwrap();
-        assert!(enter("192.0.2.1").is_none(), "the same address, however it is written");
-        let other = enter("192.0.2.2").unwrap();
-        drop(first);
-        let again = enter("192.0.2.1").unwrap();
-        drop((again, mapped, other));
-        assert!(door.lock().is_empty(), "nothing is kept of who is gone");
+    fn of_each_address_the_oldest_gives_way_and_of_no_other() {
+        let threshold = Threshold::default();
+        let other = enter(&threshold, "192.0.2.2").0;
+        let first = enter(&threshold, "192.0.2.1").0;
+        let (second, gave_way) = enter(&threshold, "::ffff:192.0.2.1");
+        assert!(gave_way == 0 && stands(&first) && stands(&second), "there is room");
+        let (third, gave_way) = enter(&threshold, "192.0.2.1");
+        assert_eq!(gave_way, 1, "the same address, however it is written");
+        assert!(!stands(&first) && stands(&second) && stands(&third) && stands(&other));
+        drop(second);
+        let (fourth, gave_way) = enter(&threshold, "192.0.2.1");
+        assert!(gave_way == 0 && stands(&third) && stands(&fourth), "who has gone leaves room");
+        drop((first, third, fourth, other));
+        let standing = threshold.lock();
+        assert!(standing.of.is_empty() && standing.all.is_empty(), "nothing is kept of who is gone");
     }
 
     #[test]
     fn a_host_with_a_network_of_addresses_fills_no_more_than_the_networks_room() {
+        let threshold = Threshold::default();
+        let there: Vec<_> =
+            (0..100).map(|number| enter(&threshold, &format!("2001:db8::{number:x}")).0).collect();
+        let other = enter(&threshold, "2001:db8:0:1::1").0;
+        assert_eq!(there.iter().filter(|one| stands(one)).count(), 2 * NETWORK);
+        assert!(there[100 - 2 * NETWORK..].iter().all(stands) && stands(&other), "the latest stand");
+    }
+
+    #[test]
+    fn each_has_room_of_its_own_and_gets_it_back() {
         let door = Door::default();
-        let enter = |text: String| door.enter(Source::of(text.parse().unwrap(), 2));
-        let there: Vec<_> = (0..100).filter_map(|number| enter(format!("2001:db8::{number:x}"))).collect();
-        assert_eq!(there.len(), 2 * NETWORK);
-        assert!(enter("2001:db8:0:1::1".into()).is_some(), "another network");
-        drop(there);
-        assert!(enter("2001:db8::1".into()).is_some());
+        let enter = |name: &'static str| door.enter([(name, 2)]);
+        let (first, second) = (enter("a").unwrap(), enter("a").unwrap());
+        assert!(enter("a").is_none());
+        let other = enter("b").unwrap();
+        drop(first);
+        let again = enter("a").unwrap();
+        drop((again, second, other));
+        assert!(door.lock().is_empty(), "nothing is kept of who is gone");
     }
 }

@@ -21,14 +21,14 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use super::door::{Door, Source, Visit};
+use super::door::{Arrival, Door, Source, Threshold, Visit};
 use super::feed::{Feed, Reach};
 use super::hub::Hub;
 use super::metrics::Metrics;
@@ -102,12 +102,11 @@ struct Caller {
 }
 
 /// A connection.
-#[derive(Debug)]
 struct Connection {
     io: TlsStream<TcpStream>,
     caller: Caller,
     /// Until when somebody has to be let in; nothing, once that was done.
-    unknown: Option<(Pin<Box<Sleep>>, Visit<Source>)>,
+    unknown: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// That of its cluster, if it showed a certificate.
     _place: Option<Visit<ClusterName>>,
     _permit: tokio::sync::OwnedSemaphorePermit,
@@ -130,7 +129,7 @@ impl AsyncRead for Connection {
         if self.caller.admitted.load(Ordering::Relaxed) {
             self.unknown = None;
         }
-        if let Some((patience, _)) = &mut self.unknown
+        if let Some(patience) = &mut self.unknown
             && patience.as_mut().poll(context).is_ready()
         {
             return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
@@ -195,9 +194,14 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
 }
 
+/// Waits for as long as somebody may stand at the door.
+fn patience(arrival: Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move { drop(timeout(UNKNOWN, arrival.gives_way()).await) })
+}
+
 async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Connection>) {
     let (room, handshakes) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(HANDSHAKES)));
-    let (door, of_clusters) = (Door::default(), Door::default());
+    let (threshold, of_clusters) = (Threshold::default(), Door::default());
     let acceptor = TlsAcceptor::from(Arc::clone(&serving.tls));
     let mut tasks = tokio::task::JoinSet::new();
     loop {
@@ -211,11 +215,11 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                 continue;
             }
         };
-        let Some(visit) = door.enter(Source::of(address.ip(), FROM_ONE)) else {
+        let (arrival, gave_way) = threshold.enter(Source::of(address.ip(), FROM_ONE));
+        for _ in 0..gave_way {
             serving.metrics.refused("TooManyFromOneAddress");
-            tracing::debug!(%address, limit = FROM_ONE, "A connection was refused: its address has enough that nobody was let in by");
-            continue;
-        };
+            tracing::debug!(%address, limit = FROM_ONE, "An older connection gives way: its address has enough that nobody was let in by");
+        }
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
             serving.metrics.refused("TooManyConnections");
             tracing::warn!(%address, limit = CONNECTIONS, "A connection was refused: there are too many");
@@ -229,7 +233,11 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                 tcp.set_nodelay(true)?;
                 acceptor.accept(tcp).await
             });
-            match shaken.await {
+            let shaken = tokio::select! {
+                shaken = shaken => shaken,
+                () = arrival.gives_way() => return,
+            };
+            match shaken {
                 Ok(Ok(io)) => {
                     let certificate = io.get_ref().1.peer_certificates().map(|chain| {
                         let chain: Vec<_> = chain.iter().map(|one| one.clone().into_owned()).collect();
@@ -250,7 +258,7 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                         },
                     };
                     let caller = Caller { address, certificate, asked: Arc::default(), admitted: Arc::default() };
-                    let unknown = Some((Box::pin(tokio::time::sleep(UNKNOWN)), visit));
+                    let unknown = Some(patience(arrival));
                     drop(let_in.send(Connection { io, caller, unknown, _place: place, _permit: permit }).await);
                 }
                 Ok(Err(error)) => {

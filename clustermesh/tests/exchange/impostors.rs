@@ -178,7 +178,16 @@ async fn who_says_nothing_closes_the_door_to_nobody_else() {
     let agent = east.agent();
     eventually("an agent is let in", || agent.pods("east") == ["10.1.1.2 web"]).await;
     assert_eq!(east.metrics.refusals("TlsFailed"), 0, "nobody had to be waited for");
-    drop(silent);
+    // Nor to who comes from the same address, as all do that one node's NodePort leads in.
+    let before = east.metrics.refusals("TooManyFromOneAddress");
+    let mut shared = Vec::new();
+    for _ in 0..64 {
+        shared.push(tokio::net::TcpStream::connect(east.serves()).await.unwrap());
+    }
+    eventually("the oldest give way", || east.metrics.refusals("TooManyFromOneAddress") >= before + 32).await;
+    let another = east.agent();
+    eventually("the newest is let in", || another.pods("east") == ["10.1.1.2 web"]).await;
+    drop((silent, shared));
 }
 
 fn at(sequence: u64) -> At {

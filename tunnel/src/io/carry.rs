@@ -20,7 +20,7 @@ use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use rustix::event::PollFlags;
@@ -31,7 +31,7 @@ use super::queue::{PADDING, Packet, Parcel, Queue, Stray};
 use super::udp::{self, Sockets};
 use super::{link, ready_for};
 use crate::counters::Counter;
-use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, read};
+use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, lock, read};
 use crate::offload::coalesce::MAX_RUN;
 use crate::offload::{Offloads, vnet};
 
@@ -39,6 +39,9 @@ use crate::offload::{Offloads, vnet};
 const BURST: usize = 64;
 /// Datagrams before it is the other side's turn: a call may bring 64 of them, and each may be a handshake.
 const DATAGRAMS: usize = 256;
+/// For so long an MTU that the kernel was asked for is believed: a pod may send packets that are too long without end, and the
+/// kernel answers behind whatever else is done to links.
+const MTU_HOLDS: Duration = Duration::from_millis(100);
 /// Failing calls in a row after which a descriptor is given up.
 const MAX_ERRORS: u32 = 1000;
 
@@ -69,7 +72,15 @@ impl Sink for Wire<'_> {
     }
 
     fn tun_mtu(&self) -> Option<usize> {
-        link::mtu_of(self.0.index).ok()
+        let mut asked = lock(&self.1.mtu);
+        if let Some((at, mtu)) = *asked
+            && at.elapsed() < MTU_HOLDS
+        {
+            return Some(mtu);
+        }
+        let mtu = link::mtu_of(self.0.index).ok()?;
+        *asked = Some((Instant::now(), mtu));
+        Some(mtu)
     }
 }
 

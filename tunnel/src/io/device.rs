@@ -110,6 +110,8 @@ pub(super) struct Lane {
     /// What the host sends to its peers; `None` of one lane, which reads that itself.
     pub(super) queue: Option<Queue>,
     pub(super) strays: Strays,
+    /// The interface's MTU, and when it was asked for.
+    pub(super) mtu: Mutex<Option<(Instant, usize)>>,
     /// Raised when `sockets` are others, or there are strays.
     pub(super) called: Stop,
 }
@@ -117,7 +119,13 @@ pub(super) struct Lane {
 impl Lane {
     fn new(several: bool) -> io::Result<Self> {
         let queue = several.then(Queue::new).transpose()?;
-        Ok(Self { sockets: RwLock::new(None), queue, strays: Strays::default(), called: Stop::new()? })
+        Ok(Self {
+            sockets: RwLock::new(None),
+            queue,
+            strays: Strays::default(),
+            mtu: Mutex::default(),
+            called: Stop::new()?,
+        })
     }
 }
 

@@ -92,10 +92,11 @@ pub(super) fn open_tun(name: &str, techniques: Techniques) -> Result<(OwnedFd, O
     let vnet_hdr = if vnet { libc::IFF_VNET_HDR } else { 0 };
     let iff = libc::IFF_TUN | libc::IFF_NO_PI | vnet_hdr;
     let ifru_flags = libc::c_short::try_from(iff).expect("invariant: the flags fit a short");
-    let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
+    let mut request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
     // SAFETY: `fd` is an open descriptor of /dev/net/tun, and `request` is a complete `ifreq` with a
-    // NUL-terminated name (at most 15 bytes of 16) that lives until the call returns.
-    unsafe { ioctl::set_iff(fd.as_raw_fd(), &raw const request) }.map_err(|e| {
+    // NUL-terminated name (at most 15 bytes of 16) that lives until the call returns, and may be written to: the kernel
+    // answers in it with the name and the flags that it took.
+    unsafe { ioctl::set_iff(fd.as_raw_fd(), (&raw mut request).cast_const()) }.map_err(|e| {
         let (name, source) = (name.to_owned(), e.into());
         if matches!(e, nix::errno::Errno::EBUSY | nix::errno::Errno::EINVAL) {
             TunError::Taken { name, source }
