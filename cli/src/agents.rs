@@ -121,7 +121,7 @@ pub struct Way {
     client: Client,
     /// Its pod and port; none: the client's server is the agent.
     pod: Option<(String, u16)>,
-    /// The API server did not reach its pod's port, but a port-forward did: it is asked that way from then on.
+    /// A port-forward reached its pod where the API server did not, or sooner: it is asked that way for as long as that answers.
     forwarded: Arc<AtomicBool>,
     /// For messages.
     by: String,
@@ -173,20 +173,22 @@ impl Way {
     async fn fetch(&self, path: &str, deadline: Duration) -> Result<Vec<u8>, String> {
         let words = |refusal: Refusal| refusal.why;
         let Some((pod, port)) = &self.pod else {
-            return within(deadline, self.send(path)).await.map_err(words);
+            return within(deadline, deadline, self.send(path)).await.map_err(words);
         };
         if self.forwarded.load(Ordering::Relaxed) {
-            return within(deadline, self.forward(pod, *port, path)).await.map_err(words);
+            let answer = within(deadline, deadline, self.forward(pod, *port, path)).await;
+            self.forwarded.store(answer.is_ok(), Ordering::Relaxed);
+            return answer.map_err(words);
         }
         let alone = PROXY_ALONE.min(deadline / 4);
         let proxy = proxy_path(pod, *port, path);
-        let mut proxied = pin!(within(deadline, self.send(&proxy)));
+        let mut proxied = pin!(within(deadline, deadline, self.send(&proxy)));
         let mut first = match tokio::time::timeout(alone, &mut proxied).await {
             Ok(Err(refusal)) if refusal.unreached => Some(refusal),
             Ok(answer) => return answer.map_err(words),
             Err(_) => None,
         };
-        let mut forwarded = pin!(within(deadline - alone, self.forward(pod, *port, path)));
+        let mut forwarded = pin!(within(deadline - alone, deadline, self.forward(pod, *port, path)));
         let second = loop {
             tokio::select! {
                 answer = &mut proxied, if first.is_none() => match answer {
@@ -224,13 +226,14 @@ impl Way {
     }
 }
 
-/// An answer, or that it took too long.
+/// An answer within what is left of a deadline, or that it took too long.
 async fn within<T>(
+    left: Duration,
     deadline: Duration,
     answer: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Refusal> {
     let late = || Refusal { why: format!("no answer in {} s", deadline.as_secs()), unreached: true };
-    tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(left, answer).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Why there is no answer.

@@ -81,6 +81,8 @@ pub struct ClustermeshFile {
     _health_address: Option<String>,
     #[serde(rename = "metricsAddress")]
     _metrics_address: Option<String>,
+    #[serde(rename = "dnsAddress")]
+    _dns_address: Option<String>,
     #[serde(rename = "agents")]
     _agents: Option<Vec<String>>,
 }

@@ -194,6 +194,12 @@ impl Engine {
         self.count
     }
 
+    /// The MTU of the interface, as it was last told, in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
     /// Tells the engine the MTU of its TUN device, in bytes; it bounds padding.
     pub fn set_mtu(&self, mtu: usize) {
         self.mtu.store(mtu, Ordering::Relaxed);

@@ -123,6 +123,7 @@ fn each_command_says_what_the_lab_is_and_what_a_user_lacks() -> Result<()> {
     doctor(&lab)?;
     sysdump(&lab)?;
     conduct(&lab)?;
+    without_rights_or_a_cluster(&lab)?;
 
     // An agent that is gone, then all that there is to ask.
     lab.node_mut(3).stop_agent()?;
@@ -141,6 +142,42 @@ fn each_command_says_what_the_lab_is_and_what_a_user_lacks() -> Result<()> {
         let away = with(&lab, VIEWER, words)?;
         answered(&away, 1, &["could not list nodes", "does not answer", "is it running"])?;
         ensure!(away.1.is_empty(), "{}", away.1);
+    }
+    for words in ASKING {
+        let away = hawser(&lab, &[words, &["--kubeconfig", ADMIN]].concat())?;
+        answered(&away, nothing_known(words), &["does not answer"]).with_context(|| format!("{words:?}"))?;
+    }
+    Ok(())
+}
+
+/// Every command that asks an API server.
+const ASKING: [&[&str]; 8] = [
+    &["status"],
+    &["doctor"],
+    &["policy", "explain", "default/web", "default/db", "--port", "80"],
+    &["sysdump"],
+    &["audit", "--unsigned"],
+    &["connectivity", "test"],
+    &["keys", "rotate", "--all"],
+    &["clustermesh", "join", "--remote-kubeconfig", STRANGER],
+];
+
+/// How a command ends that learns nothing: a report says what is missing in it.
+fn nothing_known(words: &[&str]) -> i32 {
+    if words.contains(&"audit") { 4 } else { 1 }
+}
+
+/// Whoever has no right, or no cluster, is told so by every command, with the remedy.
+fn without_rights_or_a_cluster(lab: &Lab) -> Result<()> {
+    for words in ASKING {
+        let told = hawser(lab, &[words, &["--kubeconfig", STRANGER]].concat())?;
+        answered(&told, nothing_known(words), &["you may not", "deploy/"])
+            .with_context(|| format!("{words:?} without rights"))?;
+        let told = hawser(lab, words)?;
+        answered(&told, 1, &["no way to the API server", "--kubeconfig FILE"])
+            .with_context(|| format!("{words:?} without a cluster"))?;
+        let told = hawser(lab, &[words, &["--nonsense"]].concat())?;
+        answered(&told, 2, &["--nonsense", "Usage: hawser"])?;
     }
     Ok(())
 }

@@ -195,8 +195,7 @@ impl Config {
     }
 }
 
-const NOT_AN_ADDRESS: &str =
-    "is not an address and port; write it as *:51893 (every address of the pod), 0.0.0.0:51893 or [::]:51893";
+const NOT_AN_ADDRESS: &str = "is not an address and port; write it as '*:51893' (every address of the pod), '0.0.0.0:51893' or '[::]:51893', in quotes";
 
 /// Why a text is not where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -240,6 +239,14 @@ mod tests {
         std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
         if everywhere.is_ipv6() {
             std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_an_error_advises_is_taken() {
+        for advised in NOT_AN_ADDRESS.split(' ').filter(|word| word.starts_with('\'')) {
+            let advised = advised.trim_end_matches(',');
+            parse(&format!("podCIDRs: [10.1.0.0/16]\nclustermesh: {{listenAddress: {advised}}}")).unwrap();
         }
     }
 

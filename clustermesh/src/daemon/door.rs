@@ -3,11 +3,12 @@
 //!
 //! Who is silent holds one of few places until it is sent away. Without a bound for each address a single host would hold all
 //! of them, and neither agents nor clusters came in; nor would they, if one cluster could hold all connections. At a full
-//! [`Threshold`] the one that has stood there longest gives way, since many may share an address: all that come by one node's
-//! NodePort do. Who has something to say has said it before others are that many.
+//! [`Threshold`] whoever has been silent there longest gives way, since many may share an address: all that come by one node's
+//! NodePort do. Who has asked is heard to the end.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -45,13 +46,21 @@ pub(super) struct Threshold {
 struct Standing {
     /// Oldest first.
     of: BTreeMap<Source, VecDeque<u64>>,
-    all: BTreeMap<u64, (Vec<Source>, Arc<Notify>)>,
+    all: BTreeMap<u64, (Vec<Source>, Arc<Place>)>,
     next: u64,
 }
 
+#[derive(Debug, Default)]
+struct Place {
+    /// Whoever stands there has to give way.
+    lost: Notify,
+    /// Somebody is finding out who that is.
+    asks: AtomicBool,
+}
+
 impl Standing {
-    fn leave(&mut self, number: u64) -> Option<Arc<Notify>> {
-        let (sources, notify) = self.all.remove(&number)?;
+    fn leave(&mut self, number: u64) -> Option<Arc<Place>> {
+        let (sources, place) = self.all.remove(&number)?;
         for source in sources {
             if let Some(line) = self.of.get_mut(&source) {
                 line.retain(|other| *other != number);
@@ -60,7 +69,19 @@ impl Standing {
                 }
             }
         }
-        Some(notify)
+        Some(place)
+    }
+
+    fn is_full(&self, source: Source, limit: usize) -> bool {
+        self.of.get(&source).is_some_and(|line| line.len() >= limit)
+    }
+
+    /// Who has been silent longest.
+    fn silent(&self, source: Source) -> Option<u64> {
+        let silent = |number: &&u64| {
+            self.all.get(number).is_some_and(|(_, place)| !place.asks.load(Ordering::Relaxed))
+        };
+        self.of.get(&source)?.iter().find(silent).copied()
     }
 }
 
@@ -69,13 +90,40 @@ impl Standing {
 pub(super) struct Arrival {
     threshold: Threshold,
     number: u64,
-    notify: Arc<Notify>,
+    place: Arc<Place>,
+}
+
+/// By which an [`Arrival`] asks.
+#[derive(Clone, Debug)]
+pub(super) struct Voice(Arc<Place>);
+
+/// It asks, and so gives way to nobody, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Asks(Arc<Place>);
+
+impl Voice {
+    /// It asks.
+    pub(super) fn ask(&self) -> Asks {
+        self.0.asks.store(true, Ordering::Relaxed);
+        Asks(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Asks {
+    fn drop(&mut self) {
+        self.0.asks.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Arrival {
     /// Waits until it has to give way.
     pub(super) async fn gives_way(&self) {
-        self.notify.notified().await;
+        self.place.lost.notified().await;
+    }
+
+    /// Its voice.
+    pub(super) fn voice(&self) -> Voice {
+        Voice(Arc::clone(&self.place))
     }
 }
 
@@ -90,28 +138,36 @@ impl Threshold {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One that counts for each of these. Where there is no room, the oldest there gives way; says how many did.
-    pub(super) fn enter(&self, of: impl IntoIterator<Item = (Source, usize)>) -> (Arrival, usize) {
+    /// One that counts for each of these. Where there is no room, whoever has been silent there longest gives way; says how many
+    /// did. Nothing, where all of them ask.
+    pub(super) fn enter(&self, of: impl IntoIterator<Item = (Source, usize)>) -> Option<(Arrival, usize)> {
+        let of: Vec<(Source, usize)> = of.into_iter().collect();
         let mut standing = self.lock();
-        let (number, notify) = (standing.next, Arc::new(Notify::new()));
-        standing.next += 1;
-        let (mut sources, mut gave_way) = (Vec::new(), 0);
-        for (source, limit) in of {
-            while standing.of.get(&source).is_some_and(|line| line.len() >= limit)
-                && let Some(oldest) = standing.of.get(&source).and_then(|line| line.front().copied())
-                && let Some(oldest) = standing.leave(oldest)
+        if of
+            .iter()
+            .any(|(source, limit)| standing.is_full(*source, *limit) && standing.silent(*source).is_none())
+        {
+            return None;
+        }
+        let mut gave_way = 0;
+        for (source, limit) in &of {
+            while standing.is_full(*source, *limit)
+                && let Some(silent) = standing.silent(*source)
+                && let Some(place) = standing.leave(silent)
             {
-                oldest.notify_one();
+                place.lost.notify_one();
                 gave_way += 1;
             }
-            sources.push(source);
         }
+        let (number, place) = (standing.next, Arc::new(Place::default()));
+        standing.next += 1;
+        let sources: Vec<Source> = of.into_iter().map(|(source, _)| source).collect();
         for source in &sources {
             standing.of.entry(*source).or_default().push_back(number);
         }
-        standing.all.insert(number, (sources, Arc::clone(&notify)));
+        standing.all.insert(number, (sources, Arc::clone(&place)));
         drop(standing);
-        (Arrival { threshold: self.clone(), number, notify }, gave_way)
+        Some((Arrival { threshold: self.clone(), number, place }, gave_way))
     }
 }
 
@@ -178,7 +234,7 @@ mod tests {
     use futures::FutureExt as _;
 
     fn enter(threshold: &Threshold, text: &str) -> (Arrival, usize) {
-        threshold.enter(Source::of(text.parse().unwrap(), 2))
+        threshold.enter(Source::of(text.parse().unwrap(), 2)).unwrap()
     }
 
     fn stands(arrival: &Arrival) -> bool {
@@ -201,6 +257,21 @@ mod tests {
         drop((first, third, fourth, other));
         let standing = threshold.lock();
         assert!(standing.of.is_empty() && standing.all.is_empty(), "nothing is kept of who is gone");
+    }
+
+    #[test]
+    fn who_asks_gives_way_to_nobody_until_it_is_answered() {
+        let threshold = Threshold::default();
+        let [first, second] = [0, 1].map(|_| enter(&threshold, "192.0.2.1").0);
+        let asks = first.voice().ask();
+        let third = enter(&threshold, "192.0.2.1").0;
+        assert!(stands(&first) && !stands(&second));
+        let _asks = third.voice().ask();
+        let refused = threshold.enter(Source::of("192.0.2.1".parse().unwrap(), 2));
+        assert!(refused.is_none() && stands(&first) && stands(&third), "all ask");
+        drop(asks);
+        let fourth = enter(&threshold, "192.0.2.1").0;
+        assert!(!stands(&first) && stands(&third) && stands(&fourth));
     }
 
     #[test]

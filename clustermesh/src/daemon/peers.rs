@@ -254,7 +254,8 @@ impl Peers {
                     continue;
                 }
                 _ = tick.tick() => {
-                    if std::mem::take(&mut due) {
+                    // Not before a new ClusterPeer was looked at: what the old one was connected to says nothing of it.
+                    if !seen.has_changed().unwrap_or(false) && std::mem::take(&mut due) {
                         let reads = seen.borrow().clone().unwrap_or_default();
                         standing_tx.send_replace(self.standing(&reads));
                         self.count();

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::future::FusedFuture as _;
+use futures::{FutureExt as _, StreamExt as _};
 use mesh_core::clusters::ClusterName;
 use prost::Message as _;
 use proto::clustermesh::{
@@ -28,7 +29,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use super::door::{Arrival, Door, Source, Threshold, Visit};
+use super::door::{Arrival, Door, Source, Threshold, Visit, Voice};
 use super::feed::{Feed, Reach};
 use super::hub::Hub;
 use super::metrics::Metrics;
@@ -99,6 +100,8 @@ struct Caller {
     asked: Arc<AtomicBool>,
     /// It was let in once.
     admitted: Arc<AtomicBool>,
+    /// Its place at the door is kept while it asks.
+    voice: Voice,
 }
 
 /// A connection.
@@ -106,7 +109,7 @@ struct Connection {
     io: TlsStream<TcpStream>,
     caller: Caller,
     /// Until when somebody has to be let in; nothing, once that was done.
-    unknown: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    unknown: Option<futures::future::Fuse<futures::future::BoxFuture<'static, ()>>>,
     /// That of its cluster, if it showed a certificate.
     _place: Option<Visit<ClusterName>>,
     _permit: tokio::sync::OwnedSemaphorePermit,
@@ -130,7 +133,7 @@ impl AsyncRead for Connection {
             self.unknown = None;
         }
         if let Some(patience) = &mut self.unknown
-            && patience.as_mut().poll(context).is_ready()
+            && (patience.is_terminated() || patience.poll_unpin(context).is_ready())
         {
             return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
         }
@@ -195,8 +198,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Waits for as long as somebody may stand at the door.
-fn patience(arrival: Arrival) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(async move { drop(timeout(UNKNOWN, arrival.gives_way()).await) })
+fn patience(arrival: Arrival) -> futures::future::Fuse<futures::future::BoxFuture<'static, ()>> {
+    async move { drop(timeout(UNKNOWN, arrival.gives_way()).await) }.boxed().fuse()
 }
 
 async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Connection>) {
@@ -215,16 +218,20 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                 continue;
             }
         };
-        let (arrival, gave_way) = threshold.enter(Source::of(address.ip(), FROM_ONE));
-        for _ in 0..gave_way {
-            serving.metrics.refused("TooManyFromOneAddress");
-            tracing::debug!(%address, limit = FROM_ONE, "An older connection gives way: its address has enough that nobody was let in by");
-        }
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
             serving.metrics.refused("TooManyConnections");
             tracing::warn!(%address, limit = CONNECTIONS, "A connection was refused: there are too many");
             continue;
         };
+        let Some((arrival, gave_way)) = threshold.enter(Source::of(address.ip(), FROM_ONE)) else {
+            serving.metrics.refused("TooManyFromOneAddress");
+            tracing::debug!(%address, limit = FROM_ONE, "A connection was refused: its address has enough that ask who they may be");
+            continue;
+        };
+        for _ in 0..gave_way {
+            serving.metrics.refused("TooManyFromOneAddress");
+            tracing::debug!(%address, limit = FROM_ONE, "An older connection gives way: its address has enough that nobody was let in by");
+        }
         let (acceptor, let_in, metrics) = (acceptor.clone(), let_in.clone(), serving.metrics.clone());
         let of_clusters = of_clusters.clone();
         tasks.spawn(async move {
@@ -257,7 +264,7 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                             }
                         },
                     };
-                    let caller = Caller { address, certificate, asked: Arc::default(), admitted: Arc::default() };
+                    let caller = Caller { address, certificate, asked: Arc::default(), admitted: Arc::default(), voice: arrival.voice() };
                     let unknown = Some(patience(arrival));
                     drop(let_in.send(Connection { io, caller, unknown, _place: place, _permit: permit }).await);
                 }
@@ -330,6 +337,7 @@ impl ClusterMesh for Service {
     type FollowStream = Told;
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Told>, Status> {
+        let _asks = request.extensions().get::<Caller>().map(|caller| caller.voice.ask());
         let (caller, reach) = self.admit(&request).await?;
         let known = read_known(request.into_inner()).map_err(|error| {
             self.serving.metrics.refused("RequestMalformed");

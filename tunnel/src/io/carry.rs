@@ -75,6 +75,8 @@ impl Sink for Wire<'_> {
         let mut asked = lock(&self.1.mtu);
         if let Some((at, mtu)) = *asked
             && at.elapsed() < MTU_HOLDS
+            // The timers may have seen another one since.
+            && self.0.engine.mtu() == mtu
         {
             return Some(mtu);
         }

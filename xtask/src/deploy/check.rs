@@ -45,11 +45,12 @@ pub(super) fn check(values: &Values) -> Result<()> {
             );
         }
     }
-    ensure!(
-        values.mtu.is_none_or(|mtu| (1280..=65_455).contains(&mtu)),
-        "mtu: {:?} must be 1280 to 65455, or null: of each node's uplink",
-        values.mtu
-    );
+    if let Some(mtu) = values.mtu {
+        ensure!(
+            (1280..=65_455).contains(&mtu),
+            "mtu: {mtu} must be 1280 to 65455, or null: of each node's uplink"
+        );
+    }
     let exempt = &values.host_traffic.exempt_tcp_ports;
     ensure!(
         exempt.len() <= 16 && !exempt.contains(&0),
