@@ -5,7 +5,9 @@
 //! What was believed last is kept in a file. An agent that starts guards those prefixes before anything else, and goes on with
 //! those nodes until it hears of them again: neither its restart nor an absence of `clustermesh` takes a peer away.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,7 +53,7 @@ pub struct Joined {
     pub believed: Believed,
     /// Code and sentence of what is not.
     pub findings: Vec<(String, String)>,
-    /// All ClusterPeers were read. Before, there may be prefixes that nobody guards yet.
+    /// All ClusterPeers were read, and judged beside all own nodes. Before, there may be prefixes that nobody guards yet.
     pub synced: bool,
 }
 
@@ -121,6 +123,8 @@ pub struct Register {
     own: (ClusterName, Vec<IpNet>),
     /// The node of this agent.
     node: NodeName,
+    /// Whether its kernel has IPv6; without, nothing of that family comes from a pod or reaches one.
+    has_ipv6: bool,
     file: Kept<Memory>,
     peers: Peers,
     states: BTreeMap<ClusterName, ClusterState>,
@@ -131,6 +135,8 @@ pub struct Register {
     complete: bool,
     /// What was told was judged beside all own nodes.
     judged: bool,
+    /// So were all ClusterPeers.
+    settled: bool,
     believed: Believed,
     claims: Claims,
     pods: Pods,
@@ -150,8 +156,16 @@ pub struct Register {
 
 impl Register {
     /// Reads the file of this node in the cluster with this name and these pod CIDRs.
-    pub fn load(state_dir: &Path, node: NodeName, name: ClusterName, pod_cidrs: Vec<IpNet>) -> Self {
-        let file: Kept<Memory> = Kept::load(state_dir.join(FILE), "which clusters are joined");
+    pub fn load(
+        state_dir: &Path,
+        (node, has_ipv6): (NodeName, bool),
+        name: ClusterName,
+        pod_cidrs: Vec<IpNet>,
+    ) -> Self {
+        let mut file: Kept<Memory> = Kept::load(state_dir.join(FILE), "which clusters are joined");
+        for remembered in file.value.0.values_mut() {
+            remembered.pod_cidrs.retain(|cidr| has_ipv6 || cidr.addr().is_ipv4());
+        }
         let mut states: BTreeMap<ClusterName, ClusterState> = BTreeMap::new();
         let mut believed = Believed::default();
         let mut signatures = Signatures::default();
@@ -168,6 +182,7 @@ impl Register {
         let mut register = Self {
             own: (name, pod_cidrs),
             node,
+            has_ipv6,
             signatures,
             file,
             peers: Peers::default(),
@@ -175,6 +190,7 @@ impl Register {
             told: BTreeSet::new(),
             complete: false,
             judged: false,
+            settled: false,
             believed: Believed::default(),
             claims: Claims::default(),
             pods: Pods::default(),
@@ -218,11 +234,29 @@ impl Register {
         let (name, pod_cidrs) = self.own.clone();
         // Of others nothing is believed, and nothing has to be said.
         let known = self.states.iter().filter(|(name, _)| peers.iter().any(|peer| peer.name == **name));
-        let known: Vec<_> = known.map(|(name, state)| (name, self.signatures.only(name, state))).collect();
+        let signed = |(name, state)| (name, self.without_ipv6(self.signatures.only(name, state)));
+        let known: Vec<_> = known.map(signed).collect();
         let known = known.iter().map(|(name, state)| (*name, state.as_ref()));
         let here = nodes.nodes.get(&self.node);
         let here = here.map(|facts| Here { node: self.node.clone(), created: facts.created });
         Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), here.as_ref(), peers, known)
+    }
+
+    /// Nodes with what this kernel can have of them.
+    fn without_ipv6<'a>(&self, state: Cow<'a, ClusterState>) -> Cow<'a, ClusterState> {
+        if self.has_ipv6 {
+            return state;
+        }
+        let of_four = |(name, node): (&Arc<NodeName>, &Arc<RemoteNode>)| {
+            let mut node = RemoteNode::clone(node);
+            node.pod_cidrs.retain(|cidr| cidr.addr().is_ipv4());
+            node.announcement.endpoints.retain(IpAddr::is_ipv4);
+            (Arc::clone(name), Arc::new(node))
+        };
+        Cow::Owned(ClusterState {
+            nodes: state.nodes.iter().map(of_four).collect(),
+            ..ClusterState::default()
+        })
     }
 
     /// Other ClusterPeers.
@@ -354,7 +388,17 @@ impl Register {
         for (name, (created, spec)) in &self.peers.peers {
             let refused = match spec {
                 Ok(spec) => {
-                    let (peer, refused) = ClusterPeer::parse(name, *created, spec);
+                    let (mut peer, refused) = ClusterPeer::parse(name, *created, spec);
+                    // One that cannot be read may be one that was guarded: it stays so until somebody has corrected it.
+                    if let Some(peer) = peer.as_mut().filter(|_| refused.iter().any(Refusal::is_of_pod_cidr))
+                    {
+                        let before = remembered.iter().filter(|before| before.name == peer.name);
+                        let before = before.flat_map(|before| before.pod_cidrs.iter().copied());
+                        let lost: Vec<IpNet> = before
+                            .filter(|cidr| !peer.pod_cidrs.iter().any(|now| now.contains(cidr)))
+                            .collect();
+                        peer.pod_cidrs.extend(lost);
+                    }
                     peers.extend(peer);
                     refused
                 }
@@ -374,6 +418,9 @@ impl Register {
         for refusal in self.look(&peers) {
             tell(&refusal);
         }
+        for peer in &mut peers {
+            peer.pod_cidrs.retain(|cidr| self.has_ipv6 || cidr.addr().is_ipv4());
+        }
         // Nodes of ours that are not known yet could not defend what is theirs.
         if nodes.synced {
             let (believed, claims, refused) = self.judge(nodes, &peers);
@@ -381,6 +428,7 @@ impl Register {
             // Of pods on nodes that are believed only now, or no longer.
             self.anew |= claims.have_other_places_than(&self.claims) || !self.judged;
             self.judged = true;
+            self.settled |= self.peers.synced;
             (self.believed, self.claims) = (believed, claims);
             let reach = self.believed.reach();
             if reach != *self.reach {
@@ -441,7 +489,7 @@ impl Register {
             }
         };
         findings.extend(others.map(|text| ("joined-cluster-more".to_owned(), text)));
-        Joined { believed: self.believed.clone(), findings, synced: self.peers.synced }
+        Joined { believed: self.believed.clone(), findings, synced: self.settled }
     }
 
     /// Are other pods refused than [`Self::joined`] has said?

@@ -300,7 +300,13 @@ impl Plane {
             match found.get(&index) {
                 Some(present) if *present == endpoint(pod) => {
                     self.place(pod)?;
-                    self.datapath.attach(LinkKind::Pod, index)?;
+                    match self.datapath.attach(LinkKind::Pod, index) {
+                        Ok(()) => {}
+                        // Gone since the look; whoever looks next takes its endpoint away.
+                        Err(datapath::Error::Attach { source, .. })
+                            if source.raw_os_error() == Some(NO_DEVICE) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
                 // Another pod's link had this index.
                 Some(_) | None => {

@@ -38,6 +38,21 @@ fn gap_after(gap: Duration, since: Option<Duration>) -> Duration {
     }
 }
 
+/// How long one request may take: a server that is gone without a word would be waited for for ever.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// An answer of the API server, or that there is none.
+///
+/// # Errors
+/// Those of the server, and that it said nothing for 20 s.
+pub(crate) async fn within<T>(asked: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let late = |_| {
+        let text = format!("no answer in {} s", ANSWER.as_secs());
+        Err(kube::Error::Service(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into()))
+    };
+    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(late)
+}
+
 /// Writes the newest wanted announcement until the API takes it; ends with the sender.
 pub async fn announce(client: Client, node: NodeName, mut wanted: watch::Receiver<Option<Wanted>>) {
     let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
@@ -57,7 +72,9 @@ pub async fn announce(client: Client, node: NodeName, mut wanted: watch::Receive
                 }
             }
             let patch = serde_json::json!({ "metadata": { "annotations": { ANNOTATION_WIREGUARD: text } } });
-            match api.patch_metadata(node.as_str(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            let asked = api.patch_metadata(node.as_str(), &parameters, &patch);
+            match within(asked).await {
                 Ok(_) => {
                     tracing::info!(node = %node, "Announced both slots");
                     pause = Duration::from_millis(200);

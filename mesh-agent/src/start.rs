@@ -92,7 +92,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
     let joined_register = joined::Register::load(
         &config.state_dir,
-        node.clone(),
+        (node.clone(), crate::container::proc_sys().join("net/ipv6").is_dir()),
         config.cluster_name.clone(),
         config.settings.pod_cidrs.clone(),
     );

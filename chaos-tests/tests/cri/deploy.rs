@@ -15,7 +15,7 @@ use netlab::eventually;
 use serde_json::{Value, json};
 use xtask::values::Values;
 
-use super::{Containerd, CriPod, HOME, IMAGE, LONG, NEEDED, archive, m};
+use super::{Containerd, CriPod, HOME, IMAGE, LONG, NEEDED, archive, m, services};
 
 /// What a kubelet asks to be hidden, and to be read-only, in containers that are not privileged (`pkg/securitycontext/util.go`
 /// of Kubernetes).
@@ -34,8 +34,8 @@ const MASKED: [&str; 11] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The numbers of capabilities (`linux/capability.h`) that the agent has.
-const AGENT_CAPABILITIES: [(&str, u32); 3] = [("NET_ADMIN", 12), ("NET_RAW", 13), ("SYS_ADMIN", 21)];
+/// The numbers of capabilities (`linux/capability.h`) that each program has: `NET_ADMIN`, `NET_RAW`, `SYS_ADMIN`.
+const CAPABILITIES: [(&str, &[u32]); 2] = [("mesh-agent", &[12, 13, 21]), ("mesh-tunnel", &[12])];
 
 /// A kubelet in small: what it makes of a pod's specification.
 pub(super) struct Kubelet<'a> {
@@ -339,15 +339,15 @@ pub(super) fn manifests(image: &str) -> Result<Vec<Value>> {
     Ok(objects)
 }
 
-/// The sets of capabilities of the agent of a node, by their names in `/proc/PID/status`.
-fn capabilities(lab: &Lab, number: u8) -> Result<Vec<(String, u64)>> {
+/// The sets of capabilities of a program on a node, by their names in `/proc/PID/status`.
+fn capabilities(lab: &Lab, number: u8, program: &str) -> Result<Vec<(String, u64)>> {
     for pid in lab.node(number).namespace.processes()? {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        if status.starts_with("Name:\tmesh-agent\n") {
+        if status.starts_with(&format!("Name:\t{program}\n")) {
             return capability_sets(&status);
         }
     }
-    bail!("no mesh-agent runs on node-{number}")
+    bail!("no {program} runs on node-{number}")
 }
 
 /// Those of one process.
@@ -424,14 +424,16 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
     settled?;
     runtimes.iter().try_for_each(Containerd::await_ready).with_context(logs)?;
 
-    let wanted = AGENT_CAPABILITIES.iter().fold(0_u64, |bits, (_, number)| bits | (1 << number));
     for number in 1..=2 {
-        for (set, bits) in capabilities(&lab, number)? {
-            let inherited = matches!(set.as_str(), "Inh" | "Amb");
-            ensure!(
-                bits == wanted || inherited && bits & !wanted == 0,
-                "Cap{set} is {bits:x}, wanted {wanted:x}"
-            );
+        for (program, numbers) in CAPABILITIES {
+            let wanted = numbers.iter().fold(0_u64, |bits, number| bits | (1 << number));
+            for (set, bits) in capabilities(&lab, number, program)? {
+                let inherited = matches!(set.as_str(), "Inh" | "Amb");
+                ensure!(
+                    bits == wanted || inherited && bits & !wanted == 0,
+                    "{program}: Cap{set} is {bits:x}, wanted {wanted:x}"
+                );
+            }
         }
         let taints = |node: Value| node["spec"]["taints"].clone();
         eventually(LONG, "the start-up taint is off, and no other", || {
@@ -444,7 +446,8 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
         ensure!(lab.node(number).sh("stat -f -c %T /sys/fs/bpf")?.trim() == "bpf_fs");
     }
 
-    let web = [runtimes[0].pod("pod-a", "page-a")?, runtimes[1].pod("pod-b", "page-b")?];
+    let web =
+        [runtimes[0].pod("pod-a", "page-a")?, runtimes[1].pod_at("pod-b", "page-b", services::published())?];
     let reaches = |from: usize, to: usize, wanted: bool| -> Result<()> {
         for ip in &web[to].ips {
             let get = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 2 {ip} 80");
@@ -469,6 +472,8 @@ fn nodes_installed_from_the_manifests_of_deploy_have_a_network_with_the_capabili
     eventually(LONG, "what the policy denied is open again", || {
         reaches(0, 1, true).and_then(|()| reaches(1, 0, true)).map_err(|error| format!("{error:#}"))
     })?;
+
+    services::every_way(&lab, &runtimes, ("pod-a", &web[0]), ("pod-b", &web[1])).with_context(logs)?;
 
     // A new agent's pod finds what the former has left in the kernel, and pods go on without it.
     kubelets[1].stop(&pods[1].1)?;

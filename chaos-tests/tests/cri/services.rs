@@ -80,20 +80,43 @@ fn services_ports_of_the_node_and_its_probes_lead_to_pods_that_containerd_has_st
     let nodes = [Containerd::start(&lab, 1, &archive)?, Containerd::start(&lab, 2, &archive)?];
     nodes.iter().try_for_each(Containerd::await_ready)?;
     let client = nodes[0].pod("client", "page-of-the-client")?;
-    let published = m::PortMapping { protocol: 0, container: SERVED.into(), host: ON_NODE.into() };
-    let web = nodes[1].pod_at("web", "page-of-web", vec![published])?;
-    for (name, pod) in [("client", &client), ("web", &web)] {
-        report_running(&lab, NAMESPACE, name, &pod.ips)?;
-    }
-    serve(&lab, "web", 2, &web)?;
+    let web = nodes[1].pod_at("web", "page-of-web", published())?;
+    every_way(&lab, &nodes, ("client", &client), ("web", &web))?;
 
+    // The port goes with the pod.
+    nodes[1].stop(&web.sandbox)?;
+    nodes[1].remove(&web.sandbox)?;
+    for ip in lab.node(2).addresses()? {
+        let answer = get(&lab.world, SocketAddr::new(ip, ON_NODE));
+        ensure!(answer.is_err(), "{ip} still answers: {answer:?}");
+    }
+    lab.agents_were_refused_nothing()
+}
+
+/// The port of its node by which a pod is reached, too.
+pub(super) fn published() -> Vec<m::PortMapping> {
+    vec![m::PortMapping { protocol: 0, container: SERVED.into(), host: ON_NODE.into() }]
+}
+
+/// A pod of node 2, which has a port of its node ([`published`]), is reached by a service, by that port and by its node's probes, and
+/// policy is in force on each way. The client is a pod of node 1.
+pub(super) fn every_way(
+    lab: &Lab,
+    nodes: &[Containerd<'_>; 2],
+    (client_name, client): (&str, &CriPod),
+    (web_name, web): (&str, &CriPod),
+) -> Result<()> {
+    for (name, pod) in [(client_name, client), (web_name, web)] {
+        report_running(lab, NAMESPACE, name, &pod.ips)?;
+    }
+    serve(lab, web_name, 2, web)?;
     let (near, far) = (&lab.node(2).namespace, &lab.node(1).namespace);
     let by_pod = |to: SocketAddr| {
         let address = to.ip();
         // Not wget: in a static busybox it needs the name service of a whole system.
         let text =
             format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 2 {address} {}", to.port());
-        nodes[0].exec(&client, &["/bin/busybox", "sh", "-c", &text])
+        nodes[0].exec(client, &["/bin/busybox", "sh", "-c", &text])
     };
     let mut ways: Vec<Way<'_>> = Vec::new();
     for ip in objects::cluster_ips(10) {
@@ -119,7 +142,6 @@ fn services_ports_of_the_node_and_its_probes_lead_to_pods_that_containerd_has_st
     }
     for ip in lab.node(2).addresses()? {
         let to = SocketAddr::new(ip, ON_NODE);
-        let lab = &lab;
         ways.push(Way {
             what: "the node's port, for the world",
             ask: Box::new(move || get(&lab.world, to)),
@@ -139,7 +161,7 @@ fn services_ports_of_the_node_and_its_probes_lead_to_pods_that_containerd_has_st
     let all_as = |closed: bool| {
         ways.iter().try_for_each(|way| {
             let (answer, wanted) = ((way.ask)(), way.always || !closed);
-            let reached = answer.as_ref().is_ok_and(|text| text.contains("page-of-web"));
+            let reached = answer.as_ref().is_ok_and(|text| text.contains("page-"));
             match reached == wanted {
                 true => Ok(()),
                 false => Err(format!("{}: {answer:?}, wanted {wanted}", way.what)),
@@ -148,19 +170,11 @@ fn services_ports_of_the_node_and_its_probes_lead_to_pods_that_containerd_has_st
     };
     eventually(LONG, "every way leads to the pod", || all_as(false))?;
     objects::apply(
-        &lab,
+        lab,
         &objects::network_policy("closed", json!({"podSelector": {}, "policyTypes": ["Ingress"]})),
     )?;
     eventually(LONG, "no way leads to it but for its own node", || all_as(true))?;
-    objects::delete_policy(&lab, "closed")?;
+    objects::delete_policy(lab, "closed")?;
     eventually(LONG, "every way is open again", || all_as(false))?;
-
-    // The port goes with the pod.
-    nodes[1].stop(&web.sandbox)?;
-    nodes[1].remove(&web.sandbox)?;
-    for ip in lab.node(2).addresses()? {
-        let answer = get(&lab.world, SocketAddr::new(ip, ON_NODE));
-        ensure!(answer.is_err(), "{ip} still answers: {answer:?}");
-    }
-    lab.agents_were_refused_nothing()
+    Ok(())
 }

@@ -51,8 +51,9 @@ async fn run(leading: Leading, settings: Settings, names: Arc<Names>, metrics: M
         tokio::time::sleep(ABSENT).await;
     }
     let Leading { client, hub, borders, publish, mut standing, .. } = leading;
-    // The controller runs where this replica leads, and nowhere else.
-    let (_leads, leads) = watch::channel(true);
+    // The controller runs where this replica leads. While another one may lead by now, it writes nothing: what it believes to be
+    // silent may be heard by that one.
+    let (lead, leads) = watch::channel(!standing.borrow().cut_off);
     let (tell, serving) = watch::channel(standing.borrow().serves.is_some());
     let inputs = Inputs { told: hub.subscribe(), borders, leads, serving };
     let publish = move |changes| {
@@ -63,8 +64,12 @@ async fn run(leading: Leading, settings: Settings, names: Arc<Names>, metrics: M
     let controller = Controller { client, settings, inputs, publish, names, metrics, instance };
     let look = async {
         while standing.changed().await.is_ok() {
-            let serves = standing.borrow_and_update().serves.is_some();
+            let (serves, sure) = {
+                let standing = standing.borrow_and_update();
+                (standing.serves.is_some(), !standing.cut_off)
+            };
             tell.send_if_modified(|present| std::mem::replace(present, serves) != serves);
+            lead.send_if_modified(|present| std::mem::replace(present, sure) != sure);
         }
     };
     tokio::select! {

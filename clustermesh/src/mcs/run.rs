@@ -317,7 +317,7 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         if self.published && (first || !self.unpublished.is_empty()) {
             (self.publish)(std::mem::take(&mut self.unpublished));
         }
-        if self.published && self.world.knows_all_names() {
+        if self.published && self.world.knows_all_names() && !self.world.has_dirty() {
             // For good: a peer that is added later makes no name unknown that was known.
             self.names.set_complete();
         }
@@ -367,13 +367,12 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         }
         let pace = &self.pace;
         let calm = |op: &Op| pace.may_write(&(op.kind, op.object.clone()), op.content(), now);
-        let until = ops.iter().position(|op| !calm(op)).unwrap_or(ops.len());
-        if let Some(op) = ops.get(until) {
+        if let Some(op) = ops.iter().find(|op| !calm(op)) {
             let (kind, object) = (op.kind, op.object.name.clone());
             let problem = Problem::WriteUndone { name: name.clone(), kind, object };
             self.undone.insert(name.clone(), ((kind, op.object.clone()), problem));
         }
-        ops.truncate(until);
+        ops.retain(calm);
         if ops.is_empty() {
             self.pace.rest(name, now);
             self.parked.insert(name.clone());

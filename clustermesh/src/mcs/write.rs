@@ -100,15 +100,16 @@ pub(super) async fn write(client: Client, name: ObjectName, ops: Vec<Op>, metric
             Err(Hurdle::Refused(reason)) => {
                 metrics.did_not_write(kind, verb, false);
                 let reason = reason.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect();
-                written.refused = Some(Problem::WriteRefused {
+                // What comes after it may be allowed, and other clusters' backends among it.
+                let problem = Problem::WriteRefused {
                     name: written.name.clone(),
                     verb,
                     kind,
                     object: excerpt(&op.object.name),
                     reason,
-                });
+                };
+                written.refused.get_or_insert(problem);
                 written.outcome = Outcome::Refused;
-                return written;
             }
         }
     }

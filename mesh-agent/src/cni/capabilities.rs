@@ -42,7 +42,10 @@ impl Attacher {
             }
             return Err(io_failure(&error));
         }
-        self.host_ports.forget_served(ips.into_iter().collect()).await;
+        // Of others nothing is remembered that a packet does not say anew.
+        if mappings.iter().any(|mapping| mapping.protocol == "udp") {
+            self.host_ports.forget_served(ips.into_iter().collect()).await;
+        }
         Ok(())
     }
 

@@ -83,9 +83,13 @@ fn peers(synced: bool, peers: &[(&str, Result<ClusterPeerSpec, String>)]) -> Pee
 }
 
 fn register(folder: &Path) -> Register {
+    register_with(folder, true)
+}
+
+fn register_with(folder: &Path, has_ipv6: bool) -> Register {
     Register::load(
         folder,
-        "here".parse().expect("a name"),
+        ("here".parse().expect("a name"), has_ipv6),
         name("west"),
         vec!["10.1.0.0/16".parse().expect("a CIDR")],
     )
@@ -249,6 +253,73 @@ fn pod(node: &str, address: &str, set: u64) -> Change {
 }
 
 /// Decides, and says everything.
+#[tokio::test]
+async fn a_pod_cidr_that_cannot_be_read_any_more_stays_guarded_until_it_is_corrected() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16", "10.4.0.0/16"]))]));
+    register.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
+    let both = "a@east | east [10.2.0.0/16, 10.4.0.0/16]";
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), both);
+    assert!(register.save().await);
+    for (wrong, kept) in [
+        ("10.2.O.0/16", "a@east | east [10.4.0.0/16, 10.2.0.0/16]"),
+        ("10.2.0.1/16", "a@east | east [10.4.0.0/16, 10.2.0.0/16]"),
+    ] {
+        register.peers(peers(true, &[("east", spec(&[wrong, "10.4.0.0/16"]))]));
+        let joined = decide(&mut register, &synced());
+        assert_eq!(shown(&joined.believed), kept, "{wrong}");
+        assert!(
+            joined
+                .findings
+                .iter()
+                .any(|(code, text)| code == "joined-cluster-peer-malformed" && text.contains(wrong))
+        );
+        assert!(register.save().await);
+    }
+    register.peers(peers(true, &[("east", spec(&["10.4.0.0/16"]))]));
+    assert_eq!(shown(&decide(&mut register, &synced()).believed), " | east [10.4.0.0/16]");
+}
+
+#[tokio::test]
+async fn a_kernel_without_ipv6_joins_what_it_can_have_of_a_cluster_of_both_families() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let of_both = || {
+        let Change::Put(Object::Node(called, node)) = put("a", 1, "10.2.1.0/24") else { panic!("a node") };
+        let mut node = RemoteNode::clone(&node);
+        node.pod_cidrs.push("fd00:2:1::/64".parse().expect("a CIDR"));
+        node.announcement.endpoints.push("2001:db8::1".parse().expect("an address"));
+        Change::Put(Object::Node(called, Arc::new(node)))
+    };
+    for has_ipv6 in [true, false] {
+        let mut register = register_with(folder.path(), has_ipv6);
+        register.peers(peers(true, &[("east", spec(&["10.2.0.0/16", "fd00:2::/32"]))]));
+        register.hear(told("east", vec![of_both()]));
+        let joined = decide(&mut register, &synced());
+        let cidrs = if has_ipv6 { "[10.2.0.0/16, fd00:2::/32]" } else { "[10.2.0.0/16]" };
+        assert_eq!(shown(&joined.believed), format!("a@east | east {cidrs}"));
+        assert_eq!(joined.findings, []);
+        assert!(register.save().await);
+    }
+    // A kernel that had it once.
+    let mut register = register_with(folder.path(), true);
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16", "fd00:2::/32"]))]));
+    register.hear(told("east", vec![of_both()]));
+    decide(&mut register, &synced());
+    assert!(register.save().await);
+    assert_eq!(shown(register_with(folder.path(), false).believed()), "a@east | east [10.2.0.0/16]");
+}
+
+#[test]
+fn cluster_peers_are_known_when_they_were_judged_beside_all_own_nodes() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut register = register(folder.path());
+    register.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    assert!(!decide(&mut register, &Nodes::default()).synced, "nothing guards 10.2.0.0/16 yet");
+    let joined = decide(&mut register, &synced());
+    assert!(joined.synced && shown(&joined.believed).contains("10.2.0.0/16"));
+}
+
 fn decide(register: &mut Register, nodes: &Nodes) -> Joined {
     register.decide(nodes);
     register.joined()

@@ -211,7 +211,7 @@ where
 {
     let mut pause = Duration::from_millis(100);
     loop {
-        match ask(key.clone()).await {
+        match crate::publish::within(ask(key.clone())).await {
             Ok(found) => {
                 let found = found.as_ref().and_then(|object| versioned(object, read));
                 tracing::info!(watch = what, ?key, found = found.is_some(), "Settled a doubtful event");

@@ -307,6 +307,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Is it about a pod CIDR that cannot be read? Which one was meant nobody knows.
+    pub fn is_of_pod_cidr(&self) -> bool {
+        matches!(self, Self::PeerMalformed { field, .. } if field.starts_with("spec.podCIDRs"))
+    }
+
     /// For conditions and labels of metrics.
     pub const fn reason(&self) -> &'static str {
         match self {

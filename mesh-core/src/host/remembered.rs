@@ -9,6 +9,9 @@ use crate::name::NodeName;
 /// takes to register again or to put right what was changed by mistake; then the address may be anybody's.
 pub const FORGET: u64 = 3600;
 
+/// Seconds since 1970 that no clock shows which was set: 2024.
+const CLOCK_SET: u64 = 1_704_067_200;
+
 /// Nodes whose pair with this one is closed, and this node itself, with their InternalIPs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
@@ -64,7 +67,8 @@ impl Remembered {
             let silent = has.is_some_and(BTreeSet::is_empty);
             for (address, since) in addresses.iter_mut() {
                 let gone = !silent && !has.is_some_and(|has| has.contains(address));
-                *since = gone.then(|| since.unwrap_or(now));
+                // What was noted before the clock was set says nothing of how long ago that was.
+                *since = gone.then(|| since.filter(|since| *since >= CLOCK_SET).unwrap_or(now));
             }
             // A clock that was set back makes it longer, never shorter.
             addresses.retain(|_, since| since.is_none_or(|since| now.saturating_sub(since) < FORGET));

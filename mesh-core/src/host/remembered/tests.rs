@@ -70,7 +70,7 @@ proptest! {
         moments in prop::collection::vec(moment(), 1..12),
     ) {
         let mut remembered = Remembered::default();
-        let mut now = 1_000_000_i64;
+        let mut now = i64::try_from(CLOCK_SET).unwrap() + 1_000_000;
         for (index, (states, on, synced, passed)) in moments.iter().enumerate() {
             now += passed;
             let mut closed: BTreeMap<NodeName, BTreeSet<IpAddr>> = BTreeMap::new();
@@ -107,4 +107,20 @@ proptest! {
             prop_assert_eq!(&serde_json::from_str::<Remembered>(&text).unwrap(), &remembered);
         }
     }
+}
+
+#[test]
+fn a_node_that_started_without_a_clock_forgets_nothing_when_its_clock_is_set() {
+    let here = BTreeMap::from([(name(2), BTreeSet::new())]);
+    let both = BTreeMap::from([(name(0), BTreeSet::from([address(1)])), (name(2), BTreeSet::new())]);
+    let mut remembered = Remembered::default();
+    let mut known = |closed: &BTreeMap<NodeName, BTreeSet<IpAddr>>, now| {
+        let present = closed.keys().cloned().collect();
+        remembered.update(Closings { closed, present: &present, synced: true, now });
+        remembered.knows(&name(0))
+    };
+    assert!(known(&both, 10) && known(&here, 20) && known(&here, 20 + 2 * FORGET), "nobody knows the time");
+    let set = CLOCK_SET + 1;
+    assert!(known(&here, set) && known(&here, set + FORGET - 1));
+    assert!(!known(&here, set + FORGET));
 }
