@@ -3,7 +3,7 @@
 //!
 //! CoreDNS forwards to it: `clusterset.local { forward . ADDRESS }`. Over UDP an answer that does not fit says so (TC), and the
 //! client asks again over TCP. Before all clusters were heard, names of services with ClusterSetIPs are answered and all others
-//! SERVFAIL: a resolver asks another replica, and nobody remembers for seconds that a service does not exist.
+//! SERVFAIL: a client asks again, and nobody remembers for seconds that a service or an endpoint does not exist.
 
 use std::sync::{PoisonError, RwLock};
 

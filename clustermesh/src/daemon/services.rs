@@ -11,6 +11,9 @@ use crate::mcs::{Controller, Inputs, Metrics, Settings};
 
 /// How long a kind that the server does not have is believed to be missing.
 const ABSENT: std::time::Duration = std::time::Duration::from_secs(5);
+/// So long after its start a leader that does not serve yet is taken to do so in a moment: conditions that say so already do not
+/// change for it.
+const BEGINS: std::time::Duration = std::time::Duration::from_secs(15);
 /// Under this name services and backends are published.
 pub const PART: &str = "services";
 
@@ -54,7 +57,7 @@ async fn run(leading: Leading, settings: Settings, names: Arc<Names>, metrics: M
     // The controller runs where this replica leads. While another one may lead by now, it writes nothing: what it believes to be
     // silent may be heard by that one.
     let (lead, leads) = watch::channel(!standing.borrow().cut_off);
-    let (tell, serving) = watch::channel(standing.borrow().serves.is_some());
+    let (tell, serving) = watch::channel(true);
     let inputs = Inputs { told: hub.subscribe(), borders, leads, serving };
     let publish = move |changes| {
         publish.changes(changes);
@@ -63,10 +66,17 @@ async fn run(leading: Leading, settings: Settings, names: Arc<Names>, metrics: M
     };
     let controller = Controller { client, settings, inputs, publish, names, metrics, instance };
     let look = async {
-        while standing.changed().await.is_ok() {
+        let end = tokio::time::Instant::now() + BEGINS;
+        loop {
+            let begins = tokio::time::Instant::now() < end;
+            tokio::select! {
+                changed = standing.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(end), if begins => {}
+            }
+            let begins = tokio::time::Instant::now() < end;
             let (serves, sure) = {
                 let standing = standing.borrow_and_update();
-                (standing.serves.is_some(), !standing.cut_off)
+                (standing.serves.is_some() || begins, !standing.cut_off)
             };
             tell.send_if_modified(|present| std::mem::replace(present, serves) != serves);
             lead.send_if_modified(|present| std::mem::replace(present, sure) != sure);

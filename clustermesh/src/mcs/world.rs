@@ -28,6 +28,9 @@ use crate::told::Told;
 pub const LEASE: u64 = 30_000;
 /// Leases for which a peer is awaited that has said nothing yet.
 const FIRST_WORD: u64 = 4;
+/// Leases after which a peer that has said nothing yet is taken to be gone for good: what others export of a name that it had
+/// counts alone from then on.
+const GIVEN_UP: u64 = 20;
 /// Problems of one name that are kept.
 const MAX_PROBLEMS: usize = 16;
 
@@ -165,6 +168,8 @@ pub struct World {
     silent: BTreeSet<ClusterName>,
     /// Peers that have told nothing yet, and whose time to do so is not over.
     awaited: BTreeSet<ClusterName>,
+    /// Peers that have told nothing for so long that nobody thinks they will.
+    given_up: BTreeSet<ClusterName>,
     /// When [`World::tick`] was last.
     looked: Millis,
     dirty: BTreeSet<ObjectName>,
@@ -185,6 +190,7 @@ impl World {
             remote: BTreeMap::new(),
             silent: BTreeSet::new(),
             awaited: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             looked: Millis(0),
             dirty: BTreeSet::new(),
             judged: BTreeSet::new(),
@@ -290,22 +296,27 @@ impl World {
             self.dirty.extend(self.remote.get(cluster).into_iter().flat_map(Remote::names).cloned());
         }
         self.silent = silent;
-        let awaited: BTreeSet<ClusterName> = self
-            .peers
-            .iter()
-            .filter(|(cluster, since)| self.is_mute(cluster) && now < self.end_of_waiting(**since))
-            .map(|(cluster, _)| cluster.clone())
-            .collect();
-        if awaited != self.awaited {
-            self.awaited = awaited;
+        let (mut awaited, mut given_up) = (BTreeSet::new(), BTreeSet::new());
+        for (cluster, since) in self.peers.iter().filter(|(cluster, _)| self.is_mute(cluster)) {
+            let [end_of_waiting, end_of_hope] = self.ends(*since);
+            if now < end_of_waiting {
+                awaited.insert(cluster.clone());
+            } else if now >= end_of_hope {
+                given_up.insert(cluster.clone());
+            }
+        }
+        if (&awaited, &given_up) != (&self.awaited, &self.given_up) {
+            (self.awaited, self.given_up) = (awaited, given_up);
             self.all_again();
         }
     }
 
-    /// Longer than a lease: a new leader hears from all clusters at once, and 200 of them took 40 s on two cores. What they
-    /// have in services meanwhile is as the one before it left it.
-    fn end_of_waiting(&self, since: Millis) -> Millis {
-        Millis(since.0.saturating_add(self.settings.lease.saturating_mul(FIRST_WORD)))
+    /// When a peer that tells nothing is not awaited any more, and when it is given up. Longer than a lease: a new leader hears from
+    /// all clusters at once, and 200 of them took 40 s on two cores. What they have in services meanwhile is as the one before it
+    /// left it.
+    fn ends(&self, since: Millis) -> [Millis; 2] {
+        [FIRST_WORD, GIVEN_UP]
+            .map(|leases| Millis(since.0.saturating_add(self.settings.lease.saturating_mul(leases))))
     }
 
     /// A peer that has told nothing.
@@ -317,7 +328,7 @@ impl World {
     pub fn next_deadline(&self) -> Option<Millis> {
         let now = self.looked;
         let waiting = self.peers.iter().filter(|(cluster, _)| self.is_mute(cluster));
-        let waiting = waiting.map(|(_, since)| self.end_of_waiting(*since)).filter(|end| *end > now);
+        let waiting = waiting.flat_map(|(_, since)| self.ends(*since)).filter(|end| *end > now);
         waiting.chain(self.leases.next_deadline(now)).min()
     }
 
@@ -591,7 +602,8 @@ impl World {
     }
 
     /// What the import says stands in for peers that have told nothing yet, without endpoints: so an address, a port or a
-    /// type that clients use does not change because this program began a moment before a peer was heard.
+    /// type that clients use does not change because this program began a moment before a peer was heard. For one that was given up
+    /// it does so only where nobody else exports the name: whoever does may change it.
     fn stand_ins(&self, name: &ObjectName, exports: &mut Exports) -> Hold {
         let mut hold = Hold { guarded: self.awaited.clone(), ..Hold::default() };
         let Some(import) = self.api.imports.get(name).filter(|import| import.ours) else {
@@ -603,7 +615,11 @@ impl World {
         let sources = sources
             .filter_map(|slice| self.api.slices.get(&beside(name, slice))?.ours.as_ref()?.source.clone());
         let named = import.clusters.iter().filter_map(|cluster| cluster.parse::<ClusterName>().ok());
-        for cluster in named.chain(sources).filter(|cluster| self.is_mute(cluster)) {
+        let is_missed = |cluster: &ClusterName| {
+            self.is_mute(cluster) && (exports.is_empty() || !self.given_up.contains(cluster))
+        };
+        let missed: Vec<ClusterName> = named.chain(sources).filter(is_missed).collect();
+        for cluster in missed {
             hold.stand_in = true;
             match &import.stands_for {
                 Some(export) => drop(exports.insert(cluster, export.clone())),

@@ -709,3 +709,32 @@ fn two_leases_that_end_a_millisecond_apart_are_both_waited_for() {
     lab.world.tick(Millis(first.0 + 1));
     assert_eq!(lab.world.silent().len(), 2);
 }
+
+#[test]
+fn a_cluster_that_is_gone_for_good_holds_up_no_change_of_what_others_export() {
+    let mut lab = Lab::new();
+    let name = object("shop", "web");
+    let service =
+        |port: u16| Some(json!({"metadata": {}, "spec": {"ports": [{"name": "http", "port": port}]}}));
+    told_web(&mut lab, 0, 1..=1);
+    lab.settle();
+    // A new leader never hears of it, and this cluster exports the name, too.
+    lab.begin();
+    (1..PEERS.len()).for_each(|peer| lab.tell(peer, Vec::new()));
+    lab.put(Kind::Service, &name, service(8080));
+    lab.put(Kind::Export, &name, Some(json!({"metadata": {}, "spec": {}})));
+    let begun = lab.now;
+    for (leases, port, told) in [(0, 80, false), (4, 80, false), (19, 80, false), (20, 8080, true)] {
+        let end = Millis(begun.0 + leases * LEASE);
+        while let Some(next) = lab.world.next_deadline().filter(|next| *next <= end) {
+            lab.now = next;
+            (1..PEERS.len()).for_each(|peer| lab.take(Step::Heard(peer)));
+            lab.world.tick(next);
+        }
+        lab.settle();
+        let import = &lab.api.objects[&(Kind::Import, name.clone())];
+        assert_eq!(import["spec"]["ports"][0]["port"], port, "after {leases} leases");
+        let conditions = &lab.api.objects[&(Kind::Export, name.clone())]["status"]["conditions"];
+        assert_eq!(conditions.is_array(), told, "after {leases} leases: {conditions}");
+    }
+}
