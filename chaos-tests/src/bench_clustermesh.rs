@@ -30,8 +30,8 @@ const CIDRS: [&str; 2] = ["10.224.0.0/11", "fd00:10:244::/48"];
 const PEERS: u32 = 4096;
 /// For what takes long among so many.
 const LONG: Duration = Duration::from_secs(600);
-/// Endpoints that change one after the other, and at once.
-const CHANGES: u32 = 1000;
+/// Endpoints that change one after the other, and at once. Of the former so many that what idling differs by does not count.
+const CHANGES: u32 = 3000;
 const BURST: u32 = 5000;
 /// Nodes that get other keys one after the other.
 const KEYS: u32 = 20;
@@ -136,14 +136,11 @@ impl Bench {
         self.memory("joined")?;
 
         say("nothing happens for a while");
-        let before = (seconds(daemon)?, seconds(agent)?, self.received()?);
-        std::thread::sleep(QUIET);
-        let rate = |before: f64, after: f64| (after - before) / QUIET.as_secs_f64();
-        let (of_daemon, of_agent) = (rate(before.0, seconds(daemon)?), rate(before.1, seconds(agent)?));
-        let bytes = rate(before.2, self.received()?);
-        self.idle = (of_daemon, of_agent);
-        self.add("nothing changes", "CPU of clustermesh", "ms/s", of_daemon * 1000.0);
-        self.add("nothing changes", "CPU of the agent", "ms/s", of_agent * 1000.0);
+        let before = self.received()?;
+        self.idle = self.idling()?;
+        let bytes = (self.received()? - before) / QUIET.as_secs_f64();
+        self.add("nothing changes", "CPU of clustermesh", "ms/s", self.idle.0 * 1000.0);
+        self.add("nothing changes", "CPU of the agent", "ms/s", self.idle.1 * 1000.0);
         self.add("nothing changes", "received by the agent, TLS included", "B/s", bytes);
 
         say("endpoints and keys change");
@@ -187,6 +184,15 @@ impl Bench {
         Ok(self.rows)
     }
 
+    /// CPU seconds a second of both, over a while in which nothing is asked.
+    fn idling(&self) -> Result<(f64, f64)> {
+        let (daemon, agent) = (self.daemon()?, self.agent()?);
+        let before = (seconds(daemon)?, seconds(agent)?);
+        std::thread::sleep(QUIET);
+        let rate = |before: f64, after: f64| (after - before) / QUIET.as_secs_f64();
+        Ok((rate(before.0, seconds(daemon)?), rate(before.1, seconds(agent)?)))
+    }
+
     /// Waits until both do no more than while nothing changes. What is told of nodes is judged with pauses, which are no end.
     fn settle(&self) -> Result<()> {
         let (daemon, agent) = (self.daemon()?, self.agent()?);
@@ -204,23 +210,28 @@ impl Bench {
         .map_err(|error| anyhow!("{error}"))
     }
 
-    /// What it costs that something changes so many times.
+    /// What it costs that something changes so many times, beyond what both do when nothing does: the mean of a while before and
+    /// one after, since it is not always the same. Half of what these two differ by is told beside.
     fn change(&mut self, what: &str, ask: Ask, times: u32) -> Result<()> {
         let (daemon, agent) = (self.daemon()?, self.agent()?);
         let sent = |bench: &Self| bench.of_daemon("hawser_clustermesh_message_bytes_sent_total");
         self.settle()?;
+        let earlier = self.idling()?;
         let before = (seconds(daemon)?, seconds(agent)?, self.received()?, sent(self)?);
         let begun = Instant::now();
         simulated::ask(&self.directory, ask)?;
         self.settle()?;
         let passed = begun.elapsed().as_secs_f64();
         let after = (seconds(daemon)?, seconds(agent)?, self.received()?, sent(self)?);
+        let later = self.idling()?;
         let each = |before: f64, after: f64| (after - before) / f64::from(times);
         let beyond = |before, after, idle: f64| each(before, after - idle * passed) * 1000.0;
-        let of_daemon = beyond(before.0, after.0, self.idle.0);
-        let of_agent = beyond(before.1, after.1, self.idle.1);
+        let of_daemon = beyond(before.0, after.0, f64::midpoint(earlier.0, later.0));
+        let of_agent = beyond(before.1, after.1, f64::midpoint(earlier.1, later.1));
+        let doubt = each(0.0, (later.1 - earlier.1).abs() / 2.0 * passed) * 1000.0;
         self.add(what, "CPU of clustermesh beyond its idle rate, each", "ms", of_daemon);
         self.add(what, "CPU of the agent beyond its idle rate, each", "ms", of_agent);
+        self.add(what, "the same, more or less, as its idle rate differs", "ms", doubt);
         self.add(what, "received by the agent, TLS included, each", "B", each(before.2, after.2));
         self.add(what, "of these messages, each", "B", each(before.3, after.3));
         Ok(())

@@ -45,6 +45,9 @@ const SERVICE_FIELDS: [&str; 8] = [
     "ipFamilies",
     "ipFamilyPolicy",
 ];
+/// `spec.ipFamilyPolicy` for both families. Which of them the cluster has for Services only its API server knows, pod CIDRs do not
+/// say it: named families that it lacks would be refused, with this policy alone it takes those it has.
+const BOTH: &str = "PreferDualStack";
 /// Fields of their ports.
 const SERVICE_PORT_FIELDS: [&str; 4] = ["name", "protocol", "port", "appProtocol"];
 /// Fields of a slice, beside its metadata.
@@ -176,6 +179,11 @@ pub fn service_print(labels: &Labels, owners: &Value, spec: &Value) -> Print {
     let mut spec = picked(spec, &SERVICE_FIELDS);
     if let Some(ports) = spec.get_mut("ports") {
         each_picked(ports, &SERVICE_PORT_FIELDS);
+    }
+    if let Some(fields) =
+        spec.as_object_mut().filter(|fields| fields.get("ipFamilyPolicy").is_some_and(|it| it == BOTH))
+    {
+        fields.remove("ipFamilies");
     }
     let labels = picked_labels(labels, &SERVICE_LABELS);
     Print::of(json!({ "labels": labels, "owners": imports_among(owners), "spec": spec }))
@@ -357,17 +365,19 @@ fn owner(name: &str, uid: &str) -> Value {
 /// A derived Service. `uid`: of the import `name`.
 pub fn service(service: &DerivedService, name: &str, uid: &str) -> Wanted {
     let (session_affinity, config) = affinity(service.session_affinity);
-    let policy = if service.families.len() > 1 { "PreferDualStack" } else { "SingleStack" };
-    let spec = json!({
+    let both = service.families.len() > 1;
+    let mut spec = json!({
         "type": "ClusterIP",
         "ports": ports(&service.ports),
         "selector": null,
         "sessionAffinity": session_affinity,
         "sessionAffinityConfig": config,
         "internalTrafficPolicy": internal_traffic_policy(service.internal_traffic_policy),
-        "ipFamilies": families(&service.families),
-        "ipFamilyPolicy": policy,
+        "ipFamilyPolicy": if both { BOTH } else { "SingleStack" },
     });
+    if !both {
+        spec["ipFamilies"] = families(&service.families);
+    }
     let owners = owner(name, uid);
     Wanted {
         kind: Kind::Service,

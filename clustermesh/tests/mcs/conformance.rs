@@ -6,7 +6,7 @@ use std::time::Duration;
 use mesh_core::mcs::names::RecordKind;
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Pair, eventually};
+use crate::lab::{Lab, Options, Pair, eventually, options};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -139,6 +139,30 @@ async fn what_the_service_says_is_what_the_import_says() {
         eventually("the change", || none(&spec(lab, "hello"))).await;
         let derived = || lab.derived("hello").unwrap()["spec"].clone();
         eventually("the Service", || derived()["sessionAffinityConfig"].is_null()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_of_both_families_has_those_that_the_cluster_has_for_services() {
+    for (service_cidrs, first) in [(vec!["10.96.0.0/16"], '.'), (vec!["fd00:96::/112", "10.96.0.0/16"], ':')]
+    {
+        let count = service_cidrs.len();
+        let [east, west] = [options("east", &["west"]), options("west", &["east"])];
+        let west = Options { service_cidrs, lease: LEASE, ..west };
+        let pair = Pair::of(Options { lease: LEASE, ..east }, west).await;
+        let both = json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack"});
+        pair.east.service("hello", both);
+        pair.east.export("hello", json!({}));
+        imported(&pair.both(), "hello").await;
+        let [of_east, of_west] = pair.both().map(|lab| spec(lab, "hello")["ips"].clone());
+        assert_eq!(of_east.as_array().unwrap().len(), 2, "{of_east}");
+        assert_eq!(of_west.as_array().unwrap().len(), count, "{of_west}");
+        assert!(of_west[0].as_str().unwrap().contains(first), "in that cluster's order: {of_west}");
+        pair.east.patch("services", "hello", json!({"spec": {"sessionAffinity": "ClientIP"}}));
+        eventually("the change", || spec(&pair.west, "hello")["sessionAffinity"] == "ClientIP").await;
+        let derived = || pair.west.derived("hello").unwrap()["spec"].clone();
+        eventually("the Service", || derived()["sessionAffinity"] == "ClientIP").await;
+        assert_eq!(derived()["clusterIPs"], of_west, "it keeps its addresses");
     }
 }
 

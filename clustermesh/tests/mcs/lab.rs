@@ -95,10 +95,13 @@ pub(crate) struct Options {
     pub(crate) lease: Duration,
     pub(crate) definitions: bool,
     pub(crate) leads: bool,
+    /// What its API server has for Services; its pods always have both families.
+    pub(crate) service_cidrs: Vec<&'static str>,
 }
 
 pub(crate) fn options(name: &'static str, peers: &[&'static str]) -> Options {
-    Options { name, peers: peers.to_vec(), lease: DEADLINE, definitions: true, leads: true }
+    let service_cidrs = vec!["10.96.0.0/16", "fd00:96::/112"];
+    Options { name, peers: peers.to_vec(), lease: DEADLINE, definitions: true, leads: true, service_cidrs }
 }
 
 pub(crate) struct Lab {
@@ -154,7 +157,7 @@ async fn start(server: &Server, options: &Options) -> Running {
 
 impl Lab {
     pub(crate) async fn new(options: Options) -> Self {
-        let cidrs = ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap()).to_vec();
+        let cidrs = options.service_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
         let server = Server::builder().service_cidrs(cidrs).start().await.unwrap();
         server.store().apply_manifests(ROLE).unwrap();
         for name in ["hawser-system", "demo"] {
@@ -360,8 +363,13 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn new(lease: Duration) -> Self {
-        let mut east = Lab::new(Options { lease, ..options("east", &["west"]) }).await;
-        let mut west = Lab::new(Options { lease, ..options("west", &["east"]) }).await;
+        let [east, west] = [options("east", &["west"]), options("west", &["east"])];
+        Self::of(Options { lease, ..east }, Options { lease, ..west }).await
+    }
+
+    pub(crate) async fn of(east: Options, west: Options) -> Self {
+        let lease = east.lease;
+        let (mut east, mut west) = (Lab::new(east).await, Lab::new(west).await);
         let line = Arc::new(AtomicBool::new(true));
         let tasks = vec![
             tokio::spawn(carry("east", east.published(), west.told.clone(), Arc::clone(&line), lease / 4)),

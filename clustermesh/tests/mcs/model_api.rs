@@ -142,7 +142,11 @@ fn allocate(service: &mut Value, version: u64) {
     if spec["clusterIP"] == "None" || spec["type"] == "ExternalName" {
         return;
     }
-    let families = spec["ipFamilies"].as_array().cloned().unwrap_or_else(|| vec![json!("IPv4")]);
+    let mut families = spec["ipFamilies"].as_array().cloned().unwrap_or_else(|| vec![json!("IPv4")]);
+    if spec["ipFamilyPolicy"] == "PreferDualStack" {
+        let missing = [json!("IPv4"), json!("IPv6")].into_iter().filter(|one| !families.contains(one));
+        families.extend(missing.collect::<Vec<_>>());
+    }
     let present: Vec<String> = spec["clusterIPs"]
         .as_array()
         .into_iter()

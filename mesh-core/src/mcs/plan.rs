@@ -59,9 +59,10 @@ pub struct DerivedService {
     pub session_affinity: SessionAffinity,
     /// `spec.internalTrafficPolicy`.
     pub internal_traffic_policy: InternalTrafficPolicy,
-    /// `spec.ipFamilies`, one or two; the first never changes while the Service lives, since the API server would refuse
-    /// it. `spec.ipFamilyPolicy` is `SingleStack` for one, `PreferDualStack` for two. `spec.trafficDistribution` is unset:
-    /// without a selector only the slices' hints count, and older API servers refuse newer values.
+    /// One, for `spec.ipFamilies` and a `spec.ipFamilyPolicy` of `SingleStack`; or two, for one of `PreferDualStack`: the API
+    /// server then takes those that the cluster has, in its order. The first never changes while the Service lives, since the
+    /// API server would refuse it. `spec.trafficDistribution` is unset: without a selector only the slices' hints count, and
+    /// older API servers refuse newer values.
     pub families: Vec<Family>,
 }
 
