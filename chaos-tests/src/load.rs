@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
+use crate::usage::count;
+
 /// Bytes of a request and of a response.
 pub const SIZE: usize = 64;
 /// First byte of a request after whose response the server closes, so that the server has the TIME_WAIT and the client
@@ -118,12 +120,33 @@ pub enum Buffers {
     Fixed,
 }
 
-/// Sends to the server at `to` for `duration`, as fast as one stream goes. Bits per second, from the first byte sent to the
-/// last one received.
+/// What one stream has carried.
+#[derive(Clone, Copy, Debug)]
+pub struct Carried {
+    /// All bytes, each of which was received.
+    pub bytes: u64,
+    /// Before the first was sent.
+    pub begun: Instant,
+    /// When the last was known to be received.
+    pub ended: Instant,
+}
+
+impl Carried {
+    /// Bits a second of all together, from when the first began until the last has ended: in the time in which only some were at
+    /// it, too.
+    pub fn rate(all: &[Self]) -> f64 {
+        let begun = all.iter().map(|one| one.begun).min();
+        let ended = all.iter().map(|one| one.ended).max();
+        let (Some(begun), Some(ended)) = (begun, ended) else { return 0.0 };
+        count(all.iter().map(|one| one.bytes).sum()) * 8.0 / (ended - begun).as_secs_f64()
+    }
+}
+
+/// Sends to the server at `to` for `duration`, as fast as one stream goes.
 ///
 /// # Errors
 /// The path is broken, or bytes were lost.
-pub fn bulk(to: SocketAddr, duration: Duration, buffers: Buffers) -> Result<f64> {
+pub fn bulk(to: SocketAddr, duration: Duration, buffers: Buffers) -> Result<Carried> {
     let mut stream = connect(to)?;
     stream.set_write_timeout(Some(DEADLINE))?;
     let kind = match buffers {
@@ -144,11 +167,10 @@ pub fn bulk(to: SocketAddr, duration: Duration, buffers: Buffers) -> Result<f64>
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut received = [0; 8];
     stream.read_exact(&mut received).context("wait for the count")?;
-    let took = begun.elapsed();
+    let ended = Instant::now();
     let received = u64::from_be_bytes(received);
     anyhow::ensure!(received == sent, "{sent} bytes were sent, and {received} received");
-    #[allow(clippy::cast_precision_loss, reason = "fewer bytes than 2^52")]
-    Ok(sent as f64 * 8.0 / took.as_secs_f64())
+    Ok(Carried { bytes: sent, begun, ended })
 }
 
 /// Exchanges with the server at `to` for `duration`.
@@ -220,7 +242,8 @@ mod tests {
             assert!(times.rate > 0.0 && times.rate * times.p50 < 2e6, "{times:?}");
         }
         for buffers in [Buffers::Tuned, Buffers::Fixed, Buffers::Tuned] {
-            assert!(bulk(free, Duration::from_millis(20), buffers).unwrap() > 0.0);
+            let carried = bulk(free, Duration::from_millis(20), buffers).unwrap();
+            assert!(Carried::rate(&[carried, carried]) > Carried::rate(&[carried]));
         }
     }
 }

@@ -14,7 +14,7 @@ pub mod counters;
 pub use counters::{CountIndex, DropReason};
 
 /// `HW_ABI`: names the directory of the pins.
-pub const HW_ABI: u32 = 2;
+pub const HW_ABI: u32 = 3;
 
 /// `HW_FN_DENY`, what a table says of a class: nothing may pass.
 pub const HW_FN_DENY: u32 = 0;
@@ -400,7 +400,7 @@ pub struct FragmentKey {
     pub dst: Addr,
     /// Identification.
     pub id: u32,
-    /// IANA number.
+    /// IANA number; of IPv6: 0.
     pub protocol: u32,
 }
 
@@ -412,8 +412,8 @@ pub struct Fragment {
     pub sport: Be16,
     /// Destination port.
     pub dport: Be16,
-    /// Zero.
-    pub pad: u32,
+    /// IANA number.
+    pub protocol: u32,
     /// Nanoseconds of the monotonic clock.
     pub until: u64,
 }

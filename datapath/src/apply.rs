@@ -11,6 +11,7 @@ use crate::abi;
 use crate::bank::{Address, Bank, Change, Known, Write};
 use crate::error::Result;
 use crate::load::Datapath;
+use crate::room::{Fitted, Room};
 
 /// The policy that is in the maps, and its next change. There is one for a [`Datapath`].
 #[derive(Debug)]
@@ -18,21 +19,25 @@ pub struct PolicyBanks {
     bank: Bank,
     /// Not all of the last plan was done.
     broken: bool,
+    /// Tables that had no room last time. As long as these are the same, deltas say what is to be done, less what is of them.
+    closed: BTreeSet<TableId>,
 }
 
 /// What an application did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Entries written or deleted.
     pub writes: usize,
     /// The new epoch, if flows are judged again.
     pub epoch: Option<u32>,
+    /// Pods of this node that are closed because what policy says of them needs most of a map that has no room for all.
+    pub closed: BTreeSet<ObjectName>,
 }
 
 impl PolicyBanks {
     /// Begins with what is in the maps.
     pub fn read(datapath: &Datapath) -> Result<Self> {
-        Ok(Self { bank: Bank::new(datapath.known_policy()?), broken: false })
+        Ok(Self { bank: Bank::new(datapath.known_policy()?), broken: false, closed: BTreeSet::new() })
     }
 
     /// Numbers that nothing in the maps has, for `mesh_core::policy::compile::Compiler::starting_at`.
@@ -57,20 +62,28 @@ impl PolicyBanks {
     /// A map is full or cannot be written. Before the new epoch the old policy stays in force, wholly; the next application
     /// reads the maps and repairs what was left.
     pub fn apply(&mut self, datapath: &Datapath, change: &Change<'_>) -> Result<Applied> {
-        if self.broken {
+        let maps = datapath.maps();
+        let fitted = Room::of(maps.rows.capacity(), maps.ports.capacity()).fit(change.state);
+        let closed = fitted.as_ref().map(|fitted| fitted.closed.clone()).unwrap_or_default();
+        if self.broken || closed != self.closed {
             self.reread(datapath)?;
         }
+        let (state, pods) = match &fitted {
+            None => (change.state, BTreeSet::new()),
+            Some(Fitted { state, pods, .. }) => (state, pods.clone()),
+        };
+        let change = Change { state, ..*change };
         self.bank.set_sides(datapath.sides()?);
-        let writes = self.bank.plan(change);
+        let writes = self.bank.plan(&change);
         self.broken = true;
-        let mut applied = Applied { writes: writes.len(), epoch: None };
+        let mut applied = Applied { writes: writes.len(), epoch: None, closed: pods };
         for write in &writes {
             datapath.write(write)?;
             if let Write::Epoch(epoch) = write {
                 applied.epoch = Some(*epoch);
             }
         }
-        self.broken = false;
+        (self.broken, self.closed) = (false, closed);
         Ok(applied)
     }
 

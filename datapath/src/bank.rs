@@ -254,7 +254,15 @@ impl Bank {
     /// Functions and rows that nobody asks for yet.
     fn put_tables(&mut self, change: &Change<'_>, writes: &mut Vec<Write>) {
         let (state, delta) = (change.state, change.delta);
-        let functions = if self.doubtful { &state.functions } else { &delta.functions_put };
+        // What the delta has and the state has not, has no room; of what had none so far, some may be asked for now.
+        let missing = |function: &FnId| {
+            let first = self.known.ports.range((*function, PortPrefix::ANY)..).next();
+            first.is_none_or(|((found, _), _)| found != function)
+        };
+        let put = |(function, _): &(&FnId, _)| {
+            self.doubtful || delta.functions_put.contains_key(*function) || missing(function)
+        };
+        let functions: Vec<_> = state.functions.iter().filter(put).collect();
         for (function, says) in functions {
             for (prefix, verdict) in says {
                 let value = verdict_value(*verdict);
@@ -273,7 +281,9 @@ impl Bank {
                 put(key, function);
             }
         } else {
-            for (key, function) in &delta.rows_put {
+            for (key, function) in
+                delta.rows_put.iter().filter(|(key, _)| state.tables.contains_key(&key.table))
+            {
                 put(*key, *function);
             }
         }
@@ -324,7 +334,10 @@ impl Bank {
         bank: usize,
         writes: &mut Vec<Write>,
     ) {
-        for address in dirty {
+        // Those that vanish go first: where the others have no room, at least nobody speaks as somebody who is gone.
+        let here = |address: &&IpAddr| change.state.addresses.contains_key(*address);
+        let (present, vanished): (Vec<&IpAddr>, Vec<&IpAddr>) = dirty.iter().partition(here);
+        for address in vanished.into_iter().chain(present) {
             let before = self.known.addresses.get(address).copied();
             let after = match (change.state.addresses.get(address), before) {
                 (Some(row), before) => {

@@ -26,6 +26,7 @@ mod maps;
 mod node;
 mod program;
 mod remains;
+mod room;
 mod services;
 mod sys;
 

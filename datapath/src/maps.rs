@@ -51,9 +51,9 @@ impl Default for Capacities {
         Self {
             // Of 50,000 pods and 5,000 nodes with both families, and what vanished lately; allocated one by one.
             addresses: 262_144,
-            blocks: 16_384,
-            rows: 262_144,
-            ports: 65_536,
+            blocks: 131_072,
+            rows: 524_288,
+            ports: 131_072,
             endpoints: 1024,
             locals: 4096,
             devices: 4096,

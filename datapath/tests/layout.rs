@@ -58,7 +58,7 @@ fn layouts() -> Vec<Layout> {
         layout!(abi::Tuple, "hw_tuple", true, src dst sport dport protocol scope pad),
         layout!(abi::Flow, "hw_flow", true, until judged state flags nat_port service nat client client_port pad),
         layout!(abi::FragmentKey, "hw_fragment_key", true, src dst id protocol),
-        layout!(abi::Fragment, "hw_fragment", true, sport dport pad until),
+        layout!(abi::Fragment, "hw_fragment", true, sport dport protocol until),
         layout!(abi::FrontendKey, "hw_frontend_key", true, addr port protocol pad),
         layout!(abi::Frontend, "hw_frontend", true, base count service affinity flags pad),
         layout!(abi::Backend, "hw_backend", true, addr port flags pad),

@@ -224,7 +224,7 @@ impl Turn<'_> {
         let asked = pending
             .or_else(|| Request::of(self.observed.request))
             .filter(|r| Some(r) != self.state.done.as_ref());
-        let due = || due(self.settings, self.observed).is_some_and(|due| due <= self.now.unix);
+        let due = || due(self.settings, self.observed, self.now).is_some_and(|due| due <= self.now.unix);
         let cause = match asked {
             Some(request) => Cause::Request(request),
             None if due() => Cause::Schedule,
@@ -259,8 +259,7 @@ impl Turn<'_> {
     /// Does a peer drain the other slot that our drain would overtake?
     fn must_wait(&mut self, slot: Slot) -> bool {
         // Gone or not: it may come back at this moment, and go on with its drain before it hears of ours.
-        let overtaken =
-            |peer: &PeerFacts<'_>| peer.drained == Some(slot.other()) && peer.name < self.observed.node;
+        let overtaken = |peer: &PeerFacts<'_>| peer.drained == Some(slot.other()) && peer.smaller;
         if !self.observed.peers.iter().any(overtaken) {
             self.memory.polite_since = None;
             return false;

@@ -258,7 +258,12 @@ impl LoadedStore {
     /// The file cannot be renamed or the directory not be synced. Then the key in memory is the old one, the staged one is
     /// staged, and either is found by the next start: what was overwritten is never taken for a key.
     pub fn commit(&mut self, slot: Slot) -> Result<Option<Replaced>, StoreError> {
-        let Some(epoch) = self.staged(slot).map(|key| key.epoch) else { return Ok(None) };
+        let Some(staged) = self.staged(slot) else { return Ok(None) };
+        let epoch = staged.epoch;
+        if !self.directory.has(staged_file(slot))? {
+            // An earlier try has renamed it, and failed afterwards: what would be wiped now is the only copy. Or somebody took it away.
+            self.directory.write(staged_file(slot), &format::render_key(staged))?;
+        }
         let not_wiped = self.directory.wipe(key_file(slot)).err();
         self.directory.rename(staged_file(slot), key_file(slot))?;
         if let Some(key) = self.staged[slot.index()].take() {

@@ -1,10 +1,10 @@
 //! What each link of the node is to the data path, and which prefixes the guard keeps from uplinks.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use datapath::LinkKind;
-use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 use mesh_core::slot::Slot;
 
 use crate::cni::is_pod_veth;
@@ -42,13 +42,21 @@ pub fn guarded(input: &NftInput) -> Vec<IpNet> {
     IpNet::aggregate(&nets)
 }
 
+/// IPv4-mapped addresses (RFC 4291 2.5.5.2).
+const MAPPED: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
+
 /// The other ends for which it does not: what an administrator exempts from translation, less what is guarded and less the
 /// addresses of nodes. None: more prefixes than `room`; then nothing is exempt.
 pub fn exempt(input: &NftInput, room: usize) -> Option<Vec<IpNet>> {
     let mut nets = Vec::new();
     for family in Family::BOTH {
         let nodes: Vec<IpAddr> = input.own_node_ips.iter().chain(&input.peer_node_ips).copied().collect();
-        let refused = Ranges::of_nets(family, &guarded(input)).union(&Ranges::of_addresses(family, &nodes));
+        let mut refused =
+            Ranges::of_nets(family, &guarded(input)).union(&Ranges::of_addresses(family, &nodes));
+        if family == Family::V6 {
+            // In the map IPv4 lies in there.
+            refused = refused.union(&Ranges::of_nets(family, &[IpNet::V6(MAPPED)]));
+        }
         let left = Ranges::of_nets(family, &input.non_masquerade).minus(&refused);
         for (first, last) in left.as_slice() {
             match (family, u32::try_from(*first), u32::try_from(*last)) {
@@ -124,6 +132,15 @@ mod tests {
         let is = |ip: &str| exempt.iter().any(|net| net.contains(&ip.parse::<IpAddr>().unwrap()));
         assert!(is("10.0.0.2") && is("10.245.0.0") && is("10.0.0.0"));
         assert!(!is("10.0.0.1") && !is("10.244.3.3") && !is("11.0.0.0"));
+    }
+
+    #[test]
+    fn no_exempt_prefix_of_ipv6_holds_ipv4_as_the_map_has_it() {
+        for wide in ["::/0", "::/8", "::ffff:0:0/95"] {
+            let exempt = exempt(&input(&["10.244.0.0/16"], &["192.0.2.1"], &[wide]), 1024).unwrap();
+            let mapped = |net: &IpNet| net.contains(&IpNet::V6(MAPPED)) || IpNet::V6(MAPPED).contains(net);
+            assert!(!exempt.is_empty() && !exempt.iter().any(mapped), "{wide}: {exempt:?}");
+        }
     }
 
     #[test]

@@ -69,25 +69,49 @@ pub struct NodeSeen {
     pub facts: NodeFacts,
     /// Its labels.
     pub labels: Labels,
+    /// Its ExternalIPs: the mesh has nothing to do with them, policy and services do.
+    pub external_ips: Vec<IpAddr>,
     /// Its condition `NetworkUnavailable` is True.
     pub network_unavailable: bool,
 }
 
 /// Reads a Node with its labels.
 pub fn node_seen(object: &Node) -> Option<(NodeName, NodeSeen)> {
-    let (name, facts) = node(object)?;
+    let (name, mut facts) = node(object)?;
+    let external_ips = ips(object, "ExternalIP", &mut facts.malformed);
     let conditions = object.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let mut of_network = conditions.filter(|condition| condition.kind == NETWORK_UNAVAILABLE);
     let network_unavailable = of_network.any(|condition| condition.status == "True");
     let labels = object.metadata.labels.clone().unwrap_or_default();
-    Some((name, NodeSeen { facts, labels, network_unavailable }))
+    Some((name, NodeSeen { facts, labels, external_ips, network_unavailable }))
 }
 
-/// InternalIPs of one node that are read: a few for each family. Each becomes routes and allowed IPs on every other node,
-/// and a node writes its own status.
-const MAX_INTERNAL_IPS: usize = 16;
+/// InternalIPs, and ExternalIPs, of one node that are read: a few for each family. Each of the former becomes routes and allowed
+/// IPs on every other node, and a node writes its own status.
+const MAX_IPS: usize = 16;
 /// Longest piece of a foreign value that is repeated in an error.
 const SHOWN: usize = 80;
+
+/// The addresses of a kind.
+fn ips(node: &Node, kind: &str, wrong: &mut Vec<MalformedField>) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    for address in addresses.into_iter().flatten().filter(|address| address.kind == kind) {
+        match address.address.parse::<IpAddr>() {
+            Ok(ip) if found.contains(&ip) => {}
+            Ok(_) if found.len() >= MAX_IPS => {
+                let reason = format!(
+                    "a node has at most {MAX_IPS} of type {kind}; this one and those after it are not read"
+                );
+                wrong.push(malformed("status.addresses", &address.address, &reason));
+                break;
+            }
+            Ok(ip) => found.push(ip),
+            Err(_) => wrong.push(malformed("status.addresses", &address.address, "not an address")),
+        }
+    }
+    found
+}
 
 /// Reads a Node. None: its name is not one (the API would not allow it).
 pub fn node(node: &Node) -> Option<(NodeName, NodeFacts)> {
@@ -100,23 +124,7 @@ pub fn node(node: &Node) -> Option<(NodeName, NodeFacts)> {
             Err(_) => facts.malformed.push(malformed("spec.podCIDRs", text, "not a prefix")),
         }
     }
-    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    for address in addresses.into_iter().flatten().filter(|address| address.kind == "InternalIP") {
-        match address.address.parse::<IpAddr>() {
-            Ok(ip) if facts.internal_ips.contains(&ip) => {}
-            Ok(_) if facts.internal_ips.len() >= MAX_INTERNAL_IPS => {
-                let reason = format!(
-                    "a node has at most {MAX_INTERNAL_IPS}; this one and those after it are not read"
-                );
-                facts.malformed.push(malformed("status.addresses", &address.address, &reason));
-                break;
-            }
-            Ok(ip) => facts.internal_ips.push(ip),
-            Err(_) => {
-                facts.malformed.push(malformed("status.addresses", &address.address, "not an address"));
-            }
-        }
-    }
+    facts.internal_ips = ips(node, "InternalIP", &mut facts.malformed);
     let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     // Not False: that is a kubelet's own word, so there is one.
     facts.unheard = conditions.any(|condition| condition.kind == "Ready" && condition.status == "Unknown");

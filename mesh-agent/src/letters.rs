@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -14,10 +16,11 @@ use mesh_core::name::NodeName;
 use mesh_core::numbers::PORT_KEY_EXCHANGE;
 use mesh_core::psk::Letter;
 use proto::keys::{ExchangeRequest, ExchangeResponse, MAX_MESSAGE, PairKeys, PairKeysClient, PairKeysServer};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
+use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 
@@ -31,6 +34,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 const AT_ONCE: usize = 64;
 /// Requests of one connection at once. One pair has two slots.
 const PER_CONNECTION: usize = 4;
+/// Connections of one peer at once. Its agent has one for each letter; but any process in its host network can have its address.
+const PER_PEER: usize = 8;
 /// Pause before an address that cannot be bound is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -155,10 +160,14 @@ async fn listen(address: IpAddr, peers: watch::Receiver<Addresses>, inbox: mpsc:
         }
         connection
     });
-    let incoming = incoming.filter(move |connection| {
-        let from = connection.as_ref().ok().and_then(|stream| stream.peer_addr().ok());
-        let known = from.is_some_and(|from| known.borrow().peers.contains_key(&from.ip()));
-        std::future::ready(known || connection.is_err())
+    let mut door = Door::default();
+    let incoming = incoming.filter_map(move |connection| {
+        let admitted = connection.map(|stream| {
+            let from = stream.peer_addr().ok()?.ip();
+            let peer = known.borrow().peers.get(&from).cloned()?;
+            Some(Visitor { stream, _place: door.admit(peer)? })
+        });
+        std::future::ready(admitted.transpose())
     });
     let service = PairKeysServer::new(Post { peers, inbox })
         .max_decoding_message_size(MAX_MESSAGE)
@@ -172,6 +181,61 @@ async fn listen(address: IpAddr, peers: watch::Receiver<Addresses>, inbox: mpsc:
         .await;
     if let Err(error) = served {
         tracing::warn!(address = %at, err = whole(&error), "The exchange of pre-shared keys ended; trying again");
+    }
+}
+
+/// How many connections each peer has.
+#[derive(Default)]
+struct Door(BTreeMap<NodeName, Arc<Semaphore>>);
+
+impl Door {
+    /// A place for one more; none: it has as many as it may.
+    fn admit(&mut self, peer: NodeName) -> Option<OwnedSemaphorePermit> {
+        self.0.retain(|_, places| places.available_permits() < PER_PEER);
+        let places = self.0.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(PER_PEER)));
+        Arc::clone(places).try_acquire_owned().ok()
+    }
+}
+
+/// A connection that keeps its peer's place.
+struct Visitor {
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Visitor {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Visitor {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Visitor {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -200,5 +264,24 @@ impl PairKeys for Post {
             Ok(Ok(letter)) => Ok(Response::new(ExchangeResponse::from(&letter))),
             Ok(Err(_)) | Err(_) => Err(Status::unavailable("not taken up; repeat it later")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_so_many_connections_and_others_theirs() {
+        let mut door = Door::default();
+        let [a, b]: [NodeName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let mut held: Vec<_> = (0..PER_PEER).map(|_| door.admit(a.clone()).unwrap()).collect();
+        assert!(door.admit(a.clone()).is_none());
+        held.push(door.admit(b.clone()).unwrap());
+        drop(held.remove(0));
+        assert!(door.admit(a).is_some());
+        drop(held);
+        assert!(door.admit(b.clone()).is_some());
+        assert_eq!(door.0.keys().collect::<Vec<_>>(), [&b], "who has none is forgotten");
     }
 }

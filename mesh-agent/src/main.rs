@@ -10,6 +10,9 @@ use mesh_agent::start::{self, Options};
 use mesh_agent::uninstall::{self, Report};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The node agent of Hawser.
 #[derive(Debug, Parser)]
@@ -88,19 +91,19 @@ enum LogForm {
     Json,
 }
 
-/// Nothing below a warning of the crate through which secrets go to the devices.
-const SILENT: &str = "defguard_wireguard_rs=warn";
+/// Nothing below a warning of the crate through which secrets go to the devices, whatever is asked for: at `trace` it prints what it
+/// reads of a device, keys included. Not a directive, of which a longer one for a part of it would win.
+fn may_be_said(metadata: &tracing::Metadata<'_>) -> bool {
+    !metadata.target().starts_with("defguard_wireguard_rs") || *metadata.level() <= tracing::Level::WARN
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,kube=warn"))
-        // Whatever is asked for: at `trace` it prints what it reads of a device, keys included.
-        .add_directive(SILENT.parse().expect("invariant: it is a directive"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log {
-        LogForm::Pretty => log.init(),
-        LogForm::Json => log.json().flatten_event(true).init(),
+        LogForm::Pretty => log.finish().with(filter_fn(may_be_said)).init(),
+        LogForm::Json => log.json().flatten_event(true).finish().with(filter_fn(may_be_said)).init(),
     }
     if mesh_agent::container::settings_are_at(arguments.proc_sys.clone()).is_err() {
         tracing::error!("Kernel settings were asked for before it was known where they are");

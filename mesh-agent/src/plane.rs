@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use datapath::{Capacities, Datapath, Endpoint, LinkKind, LoadOptions, Local};
@@ -48,6 +49,13 @@ pub struct Plane {
     datapath: Arc<Datapath>,
     /// Of those who look at links and attach what is missing one at a time.
     links: Arc<Mutex<()>>,
+    /// Programs of a former agent with another layout of the maps may still be on links.
+    former: Arc<AtomicBool>,
+    /// All pods that were here before this agent have its programs, and policy is in force.
+    pods: Arc<AtomicBool>,
+    /// The data path knows the addresses of all pods that were here before this agent: what the tunnel brings for others is
+    /// dropped.
+    placed: Arc<AtomicBool>,
 }
 
 /// Where the data path stands.
@@ -84,7 +92,13 @@ impl Plane {
         let options = LoadOptions { pin_dir: pins.to_owned(), ..LoadOptions::default() };
         let datapath =
             Datapath::open(&options).map_err(failed(|| "Could not load the data path".to_owned()))?;
-        let plane = Self { datapath: Arc::new(datapath), links: Arc::default() };
+        let plane = Self {
+            datapath: Arc::new(datapath),
+            links: Arc::default(),
+            former: Arc::new(AtomicBool::new(true)),
+            pods: Arc::default(),
+            placed: Arc::default(),
+        };
         let set = || -> datapath::Result<()> {
             let mut all = plane.datapath.guarded()?;
             all.extend(guarded.iter().map(IpNet::trunc));
@@ -94,6 +108,16 @@ impl Plane {
         };
         set().map_err(failed(|| "Could not set the guard".to_owned()))?;
         Ok(plane)
+    }
+
+    /// All pods that were here before this agent have its programs, and policy is in force.
+    pub fn pods_attached(&self) {
+        self.pods.store(true, Ordering::Release);
+    }
+
+    /// The data path knows the addresses of all pods that were here before this agent.
+    pub fn pods_placed(&self) {
+        self.placed.store(true, Ordering::Release);
     }
 
     /// The data path itself.
@@ -174,7 +198,8 @@ impl Plane {
             }
         }
         let attached = self.attached();
-        let carries = self.has_addresses();
+        let mut refused = false;
+        let carries = self.has_addresses() && self.placed.load(Ordering::Acquire);
         for (index, kind) in devices::kinds(links) {
             let wanted = match kind {
                 LinkKind::Uplink => true,
@@ -189,14 +214,30 @@ impl Plane {
                 Ok(()) => tracing::info!(device = name(index), %kind, "Put the data path onto a link"),
                 // Gone since the look.
                 Err(datapath::Error::Attach { source, .. }) if source.raw_os_error() == Some(NO_DEVICE) => {}
-                Err(error) => findings.push((
-                    format!("{kind}-without-data-path"),
-                    format!("device {}: the data path is not on it: {error}", name(index)),
-                )),
+                Err(error) => {
+                    refused = true;
+                    findings.push((
+                        format!("{kind}-without-data-path"),
+                        format!("device {}: the data path is not on it: {error}", name(index)),
+                    ));
+                }
             }
         }
         if let Err(error) = self.datapath.forget_dead_links() {
             findings.push(("data-path-pins".to_owned(), error.to_string()));
+        }
+        // Not before ours are everywhere: until then those of the former agent are all that links have.
+        let ours = carries && !refused && self.pods.load(Ordering::Acquire);
+        if ours && self.former.load(Ordering::Acquire) {
+            match self.datapath.remove_other_layouts() {
+                Ok(gone) => {
+                    self.former.store(false, Ordering::Release);
+                    for path in gone {
+                        tracing::info!(path = %path.display(), "Took a former agent's data path away");
+                    }
+                }
+                Err(error) => findings.push(("data-path-pins".to_owned(), error.to_string())),
+            }
         }
         findings
     }
@@ -300,23 +341,31 @@ impl Plane {
             match found.get(&index) {
                 Some(present) if *present == endpoint(pod) => {
                     self.place(pod)?;
-                    match self.datapath.attach(LinkKind::Pod, index) {
-                        Ok(()) => {}
-                        // Gone since the look; whoever looks next takes its endpoint away.
-                        Err(datapath::Error::Attach { source, .. })
-                            if source.raw_os_error() == Some(NO_DEVICE) => {}
-                        Err(error) => return Err(error),
-                    }
+                    self.attach_pod(index)?;
                 }
-                // Another pod's link had this index.
-                Some(_) | None => {
+                // Another pod's link had this index: its policy must not be this one's, which is closed until its own is known.
+                Some(_) => {
                     self.datapath.remove_endpoint(index)?;
-                    self.datapath.detach(index)?;
-                    missing.push(pod.clone());
+                    self.place(pod)?;
+                    self.attach_pod(index)?;
                 }
+                // Programs that are on it are those of a former agent, whose maps are lost or laid out in another way. They
+                // stay until they are replaced.
+                None => missing.push(pod.clone()),
             }
         }
+        if missing.is_empty() {
+            self.pods_placed();
+        }
         Ok(missing)
+    }
+
+    fn attach_pod(&self, index: u32) -> datapath::Result<()> {
+        match self.datapath.attach(LinkKind::Pod, index) {
+            // Gone since the look; whoever looks next takes its endpoint away.
+            Err(datapath::Error::Attach { source, .. }) if source.raw_os_error() == Some(NO_DEVICE) => Ok(()),
+            result => result,
+        }
     }
 }
 

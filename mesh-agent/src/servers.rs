@@ -21,6 +21,10 @@ use tower_service::Service;
 
 use crate::kept::Kept;
 
+mod connect;
+
+pub use connect::connect;
+
 /// Name of the file in the state directory.
 const FILE: &str = "api-servers.json";
 /// Most servers that are remembered: control planes have three or five.

@@ -427,7 +427,7 @@ pub(crate) async fn clients(
 ) -> anyhow::Result<(Client, Client)> {
     let make = |config| {
         // What can be wrong here are the certificates, whose place the error does not know.
-        Client::try_from(config).with_context(|| match kubeconfig {
+        servers::connect(config).with_context(|| match kubeconfig {
             Some(path) => format!(
                 "kubeconfig {}: no client can be made of it; see certificate-authority, client-certificate and client-key",
                 path.display()

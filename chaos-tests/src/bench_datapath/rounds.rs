@@ -8,7 +8,7 @@ use netlab::Namespace;
 use xtask::bench::Row;
 
 use super::{BENCH, CPU};
-use crate::load::{self, Buffers, Exchange};
+use crate::load::{self, Buffers, Carried, Exchange};
 
 /// From where to where.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ impl Kind {
                 let times = load::measure(Exchange::Rr, to, plan.exchange)?;
                 Ok(vec![times.p50, times.p99])
             }
-            Self::Bulk(buffers) => Ok(vec![load::bulk(to, plan.bulk, buffers)? / 1e9]),
+            Self::Bulk(buffers) => Ok(vec![Carried::rate(&[load::bulk(to, plan.bulk, buffers)?]) / 1e9]),
             Self::Fresh => Ok(vec![load::measure(Exchange::Crr, to, plan.exchange)?.rate]),
         }
     }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 
 use super::topology::{FIRST_SERVER, MANY_STREAMS, Topology};
 use super::udp;
-use crate::load::{self, Buffers, Exchange};
+use crate::load::{self, Buffers, Carried, Exchange};
+use crate::usage;
 
 /// Ticks of a second in /proc, of every architecture that we are built for.
 const USER_HZ: f64 = 100.0;
@@ -71,7 +72,8 @@ fn one(made: &Topology, plan: Plan) -> Result<[f64; METRICS.len()]> {
     Ok([one, four, cpu_one, cpu_four, times.p50, times.p99, small.0, small.1, large.0, large.1])
 }
 
-/// So many streams at once, spread over the peers: Gbit/s of all, and seconds of processor of all tunnels per GB.
+/// So many streams at once, spread over the peers: Gbit/s of all, and seconds of processor of all tunnels per GB, all that they
+/// had for all that was carried.
 fn streams(made: &Topology, count: usize, duration: Duration) -> Result<(f64, f64)> {
     let before = processor(made)?;
     let running: Vec<_> = (0..count)
@@ -82,15 +84,15 @@ fn streams(made: &Topology, count: usize, duration: Duration) -> Result<(f64, f6
             made.client.thread(move || load::bulk(to, duration, Buffers::Tuned))
         })
         .collect();
-    let mut bits = 0.0;
+    let mut carried = Vec::with_capacity(count);
     for stream in running {
-        bits += stream.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        carried.push(stream.join().map_err(|_| anyhow::anyhow!("a client panicked"))??);
     }
     let seconds = processor(made)? - before;
-    let gigabytes = bits * duration.as_secs_f64() / 8e9;
+    let gigabytes = usage::count(carried.iter().map(|one| one.bytes).sum()) / 1e9;
     // Who has no process of its own has no row of this.
     let each = if made.tunnels.is_empty() { f64::NAN } else { seconds / gigabytes };
-    Ok((bits / 1e9, each))
+    Ok((Carried::rate(&carried) / 1e9, each))
 }
 
 /// Seconds of processor that a subject's tunnels have had, user and system.

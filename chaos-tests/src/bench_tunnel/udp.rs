@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,7 +13,8 @@ const PORT: u16 = 9100;
 const REST: Duration = Duration::from_millis(50);
 
 /// Sends datagrams of `size` bytes for `duration` without a pause. Thousands received a second, and the share of
-/// those sent that did not arrive, in percent.
+/// those sent that did not arrive, in percent. What arrives after the last was sent is not lost, and no speed either: receivers
+/// differ in how much may wait for them.
 pub(super) fn flood(
     from: &Namespace,
     (place, address): (&Namespace, std::net::Ipv4Addr),
@@ -27,18 +28,20 @@ pub(super) fn flood(
     receiver.set_read_timeout(Some(REST))?;
     let done = Arc::new(AtomicBool::new(false));
     let over = Arc::clone(&done);
+    let count = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&count);
     let counting = std::thread::spawn(move || {
         let mut buffer = vec![0; 65536];
-        let mut received = 0u32;
         loop {
             match receiver.recv(&mut buffer) {
-                Ok(_) => received += 1,
-                Err(_) if over.load(Ordering::Relaxed) => return received,
+                Ok(_) => drop(counted.fetch_add(1, Ordering::Relaxed)),
+                Err(_) if over.load(Ordering::Relaxed) => return,
                 Err(_) => {}
             }
         }
     });
-    let sending = from.run(move || -> Result<(u32, Duration)> {
+    let so_far = Arc::clone(&count);
+    let sending = from.run(move || -> Result<(u32, u32, Duration)> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(to)?;
         let bytes = vec![7; size];
@@ -49,11 +52,13 @@ pub(super) fn flood(
                 sent += 1;
             }
         }
-        Ok((sent, begun.elapsed()))
+        let took = begun.elapsed();
+        Ok((sent, so_far.load(Ordering::Relaxed), took))
     });
     done.store(true, Ordering::Relaxed);
-    let received = counting.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
-    let (sent, took) = sending?;
+    counting.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
+    let (sent, meanwhile, took) = sending?;
+    let received = count.load(Ordering::Relaxed);
     let lost = f64::from(sent.saturating_sub(received)) / f64::from(sent.max(1));
-    Ok((f64::from(received) / took.as_secs_f64() / 1e3, lost * 100.0))
+    Ok((f64::from(meanwhile) / took.as_secs_f64() / 1e3, lost * 100.0))
 }

@@ -197,6 +197,9 @@ pub(super) fn added(a: u64, b: u64) -> u64 {
 /// any more is of an earlier one. So far may clocks be apart, too.
 const STALE_SECONDS: u64 = 120;
 
+/// How far the making of a key may lie ahead, in seconds: clocks are set by a little all the time.
+const AHEAD: u64 = 300;
+
 /// How many of its own pauses, and seconds besides, an installer may be silent: it waits for its agent in between.
 const INSTALLER: (u64, u64) = (6, 120);
 
@@ -316,6 +319,16 @@ fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, s
             );
             continue;
         };
+        if made > now.saturating_add(AHEAD) {
+            let (device, ahead) = (&slot.device, made - now);
+            push(
+                Missing,
+                "key-age-unknown",
+                format!(
+                    "the key of {device} seems to be made {ahead} s from now: the node's clock was ahead then, or is behind now"
+                ),
+            );
+        }
         summary.oldest_key_made_at = Some(summary.oldest_key_made_at.map_or(made, |oldest| oldest.min(made)));
         let age = now.saturating_sub(made);
         if let Some(period) = period.filter(|period| age > *period) {
@@ -391,7 +404,7 @@ fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, s
     for problem in &node.problems {
         let text = format!("{}: {}", problem.code, problem.text);
         match problem.code.as_str() {
-            "policy-not-applied" | "services-not-applied" | "pod-without-data-path" => {
+            "policy-not-applied" | "policy-too-large" | "services-not-applied" | "pod-without-data-path" => {
                 push(Against, "policy-not-in-force", text);
             }
             "uplink-without-data-path" | "slot-without-data-path" | "data-path-links" => {

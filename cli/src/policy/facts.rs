@@ -201,9 +201,13 @@ pub fn cidrs_of(node: &NodeObject) -> Vec<IpNet> {
 
 /// A Node's InternalIPs.
 pub fn internal_ips(node: &NodeObject) -> Vec<IpAddr> {
+    ips(node, "InternalIP").collect()
+}
+
+fn ips(node: &NodeObject, kind: &str) -> impl Iterator<Item = IpAddr> {
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let internal = addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
-    internal.filter_map(|address| address.address.parse().ok()).collect()
+    let found = addresses.into_iter().flatten().filter(move |address| address.type_ == kind);
+    found.filter_map(|address| address.address.parse().ok())
 }
 
 /// Nodes, the oldest first; the CIDRs that they own.
@@ -222,8 +226,8 @@ fn nodes(objects: &Objects, world: &mut World) -> Vec<IpNet> {
         let own: Vec<IpNet> = cidrs_of(node).into_iter().filter(fits).collect();
         let usable =
             |ip: &IpAddr| prefix::is_unicast(*ip) && !objects.pod_cidrs.iter().any(|net| net.contains(ip));
-        let internal = internal_ips(node).into_iter().filter(usable);
-        let all = internal.chain(own.iter().filter_map(prefix::mesh_address));
+        let told = ips(node, "InternalIP").chain(ips(node, "ExternalIP")).filter(usable);
+        let all = told.chain(own.iter().filter_map(prefix::mesh_address));
         let ips: Addresses = all.filter(|ip| taken.insert(*ip)).collect();
         let labels = node.labels().clone();
         world.facts.nodes.insert(name, NodePolicyFacts { labels, ips });

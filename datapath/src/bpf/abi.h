@@ -13,7 +13,7 @@
 #ifndef HAWSER_ABI_H
 #define HAWSER_ABI_H
 
-#define HW_ABI 2
+#define HW_ABI 3
 
 struct hw_addr {
 	__u32 w[4];
@@ -168,12 +168,12 @@ struct hw_fragment_key {
 	struct hw_addr src;
 	struct hw_addr dst;
 	__u32 id;
-	__u32 protocol;
+	__u32 protocol; /* of IPv4; IPv6: 0 */
 };
 struct hw_fragment {
 	__be16 sport;
 	__be16 dport;
-	__u32 pad;
+	__u32 protocol;
 	__u64 until;
 };
 

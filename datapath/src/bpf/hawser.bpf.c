@@ -364,8 +364,8 @@ static __always_inline int opened_by_stack(struct __sk_buff *skb, struct scratch
 		fresh->flags |= HW_FLOW_HOST;
 		count(HW_COUNT_INGRESS_HOST);
 	} else {
-		/* From a link that nobody guards anything could be injected. */
-		if (!bpf_map_lookup_elem(&devices, &from))
+		/* From a link that nobody guards anything could be injected. Where a piece comes from nobody knows. */
+		if (from && !bpf_map_lookup_elem(&devices, &from))
 			return drop(skb, p, HW_DROP_UNGUARDED);
 		bad = judge(skb, p, ep, &p->t, HW_INGRESS);
 		if (bad)
@@ -380,13 +380,15 @@ static __always_inline int opened_by_stack(struct __sk_buff *skb, struct scratch
 static __always_inline int packet_to_pod(struct __sk_buff *skb, struct scratch *s, struct hw_endpoint *ep)
 {
 	struct packet *p = &s->p;
-	int host = !skb->ingress_ifindex;
 	struct hw_flow *flow;
-	int bad;
+	int bad, host;
 
 	bad = read_packet(skb, p);
 	if (bad)
 		return drop(skb, p, bad);
+	/* What the kernel cuts anew of IPv6 (ip6_fragment) has lost where it came in, as if it were the node's own: what might be
+	 * such a piece is judged as everybody's. */
+	host = !skb->ingress_ifindex && !p->piece;
 	if (p->kind == HW_ND)
 		return host ? HW_PASS : drop(skb, p, HW_DROP_SPOOFED_ND);
 	if (!same(&p->to, p->ip4 ? &ep->ip4 : &ep->ip6)) {

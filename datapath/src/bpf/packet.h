@@ -59,6 +59,7 @@ struct packet {
 	__u8 swapped;	/* HW_FLOW_SWAPPED, if this packet's tuple is turned in the key */
 	__u8 opens;	/* judged for a flow that is not there yet */
 	__u8 translated;
+	__u8 piece;	/* IPv6: it has a fragment header */
 	struct hw_addr service; /* what the client said, for events */
 	__be16 service_port;
 };
@@ -281,15 +282,23 @@ static __noinline int read_inner(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
-/* Ports of a later fragment are those of its first. */
+/* IPv4's datagrams are told apart by their protocol too, IPv6's are not (RFC 8200 4.5): behind the fragment header of a later
+ * fragment stands whatever followed in the first, which may be another extension. */
+static __always_inline __u32 fragment_protocol(const struct packet *p)
+{
+	return p->ip4 ? p->t.protocol : 0;
+}
+
+/* Protocol and ports of a later fragment are those of its first. */
 static __always_inline int follow_fragment(struct packet *p)
 {
 	struct hw_fragment_key key = {
-		.src = p->t.src, .dst = p->t.dst, .id = p->id, .protocol = p->t.protocol };
+		.src = p->t.src, .dst = p->t.dst, .id = p->id, .protocol = fragment_protocol(p) };
 	struct hw_fragment *first = bpf_map_lookup_elem(&fragments, &key);
 
 	if (!first || first->until < p->now)
 		return HW_DROP_FRAGMENT;
+	p->t.protocol = first->protocol;
 	p->t.sport = first->sport;
 	p->t.dport = first->dport;
 	return 0;
@@ -302,9 +311,9 @@ static __always_inline int follow_fragment(struct packet *p)
 static __always_inline void note_fragment(struct packet *p)
 {
 	struct hw_fragment_key key = {
-		.src = p->t.src, .dst = p->t.dst, .id = p->id, .protocol = p->t.protocol };
+		.src = p->t.src, .dst = p->t.dst, .id = p->id, .protocol = fragment_protocol(p) };
 	struct hw_fragment first = {
-		.sport = p->t.sport, .dport = p->t.dport, .until = p->now + HW_FRAGMENT_NS };
+		.sport = p->t.sport, .dport = p->t.dport, .protocol = p->t.protocol, .until = p->now + HW_FRAGMENT_NS };
 
 	if (p->kind != HW_FIRST_FRAGMENT)
 		return;
@@ -383,6 +392,7 @@ static __noinline int read_packet(struct __sk_buff *skb, struct packet *p)
 		if (!p->l4)
 			return HW_DROP_MALFORMED;
 		p->t.protocol = next;
+		p->piece = !!fragment;
 	}
 	p->from = p->t.src;
 	p->to = p->t.dst;

@@ -300,10 +300,19 @@ static __noinline int set_aside(struct scratch *s)
 	return !collides(s) || another_port() ? 0 : HW_DROP_COLLISION;
 }
 
-/* How long a client's words are remembered after they were said last: as long as the flow. */
-static __always_inline __u64 said_for(__u8 protocol)
+/* How long a client's words are remembered after they were said last: as long as their flow, which may not be there yet, and
+ * does not know yet what this packet says. If they outlived it, those of short connections would fill conntrack. Of datagrams as
+ * long as a flow with answers: those come by another way, and renew nothing here. */
+static __always_inline __u64 said_for(const struct packet *p, const struct hw_flow *flow)
 {
-	return protocol == IPPROTO_UDP ? HW_UDP_ESTABLISHED : HW_TCP_ESTABLISHED;
+	if (p->t.protocol == IPPROTO_UDP)
+		return HW_UDP_ESTABLISHED;
+	if (!flow)
+		return HW_TCP_OPENING;
+	if (p->t.protocol == IPPROTO_TCP && p->kind != HW_LATER_FRAGMENT &&
+	    ((p->tcp_flags & HW_TCP_RST) || ((p->tcp_flags & HW_TCP_FIN) && (flow->flags & HW_FLOW_FIN_AGAINST))))
+		return HW_TCP_CLOSING;
+	return idle_time(flow, p->t.protocol);
 }
 
 /* Remembers which backend a client's words mean. */
@@ -313,7 +322,7 @@ static __always_inline void remember_choice(struct scratch *s)
 	struct hw_flow *said = &s->fresh;
 
 	__builtin_memset(said, 0, sizeof(*said));
-	said->until = s->p.now + said_for(s->p.t.protocol);
+	said->until = s->p.now + said_for(&s->p, 0);
 	said->flags = HW_FLOW_SERVICE;
 	said->nat_port = c->port;
 	said->service = c->backend;
@@ -339,8 +348,8 @@ static __always_inline int recall(struct scratch *s, struct hw_flow *said, struc
 {
 	struct packet *p = &s->p;
 	struct choice *c = &s->choice;
-	__u64 until = p->now + said_for(p->t.protocol);
 	int live = said->until >= p->now, own;
+	__u64 until;
 
 	c->backend = said->service;
 	c->addr = said->nat;
@@ -358,7 +367,8 @@ static __always_inline int recall(struct scratch *s, struct hw_flow *said, struc
 	/* While the backend speaks, its flow outlives the words of a client that listens. */
 	if (!own && (!live || (*flow && p->t.protocol == IPPROTO_UDP)))
 		return 0;
-	if (said->until + HW_SECOND < until)
+	until = p->now + said_for(p, own ? *flow : 0);
+	if (until > said->until + HW_SECOND || until + HW_SECOND < said->until)
 		said->until = until;
 	return 1;
 }

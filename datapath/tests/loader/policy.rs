@@ -138,13 +138,37 @@ fn a_policy_that_does_not_fit_leaves_the_one_before_in_force() {
     apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
     let before = (sides(&datapath, LINK), datapath.epoch().unwrap());
     banks.reread(&datapath).unwrap();
-    let refused = apply(&mut banks, &datapath, &state(200, 2000), &Delta::default()).unwrap_err();
-    assert!(matches!(refused, Error::Full { map: "rows", capacity: 1024 }), "{refused}");
+    let mut wide = state(200, 3);
+    let net = |number: usize| format!("172.16.{}.{}/32", number / 256, number % 256).parse().unwrap();
+    wide.blocks.extend((0..300).map(|number| (net(number), ClassId(100))));
+    let refused = apply(&mut banks, &datapath, &wide, &Delta::default()).unwrap_err();
+    assert!(matches!(refused, Error::Full { map: "blocks", capacity: 256 }), "{refused}");
     assert_eq!((sides(&datapath, LINK), datapath.epoch().unwrap()), before);
     assert_eq!(rows(&datapath).keys().filter(|key| key.table == 100).count(), 3);
     // What was left half done is taken away by the next that fits.
     apply(&mut banks, &datapath, &state(300, 4), &Delta::default()).unwrap();
     assert_eq!(rows(&datapath).keys().map(|key| key.table).collect::<Vec<_>>(), [300; 4]);
+    assert_eq!(banks.reread(&datapath).unwrap(), 0);
+}
+
+#[test]
+fn a_pod_of_which_policy_says_too_much_is_closed_and_open_again_when_there_is_room() {
+    let pins = PinDir::new();
+    let datapath = node(&pins);
+    let mut banks = PolicyBanks::read(&datapath).unwrap();
+    let small = apply(&mut banks, &datapath, &state(100, 3), &Delta::default()).unwrap();
+    assert_eq!(small.closed, BTreeSet::new());
+    let open_side = sides(&datapath, LINK)[0];
+    let large = apply(&mut banks, &datapath, &state(200, 2000), &Delta::default()).unwrap();
+    assert_eq!(large.closed.len(), 1, "{:?}", large.closed);
+    assert_eq!(sides(&datapath, LINK), [abi::Side::CLOSED; 2]);
+    assert_eq!(rows(&datapath).len(), 0);
+    // The same once more is no new transaction.
+    let again = apply(&mut banks, &datapath, &state(200, 2000), &Delta::default()).unwrap();
+    assert_eq!((again.writes, again.epoch, again.closed), (0, None, large.closed));
+    apply(&mut banks, &datapath, &state(300, 4), &Delta::default()).unwrap();
+    assert_eq!(rows(&datapath).len(), 4);
+    assert_eq!(sides(&datapath, LINK)[0].flags, open_side.flags);
     assert_eq!(banks.reread(&datapath).unwrap(), 0);
 }
 
@@ -256,7 +280,7 @@ fn in_a_cluster_of_50_000_pods_a_new_one_costs_one_write() {
     let delta = Delta { addresses_put: fresh, ..Delta::default() };
     let begin = Instant::now();
     let applied = timed("a new pod", begin, apply(&mut banks, &datapath, &state, &delta).unwrap());
-    assert_eq!(applied, Applied { writes: 1, epoch: None });
+    assert_eq!(applied, Applied { writes: 1, epoch: None, closed: BTreeSet::new() });
 
     let moved = BTreeMap::from([(ip("10.99.0.1"), row(8))]);
     state.addresses.extend(&moved);
@@ -265,7 +289,7 @@ fn in_a_cluster_of_50_000_pods_a_new_one_costs_one_write() {
     let applied =
         timed("a pod with other labels", begin, apply(&mut banks, &datapath, &state, &delta).unwrap());
     // One bank, the epoch, the grace period, the other bank.
-    assert_eq!(applied, Applied { writes: 4, epoch: Some(3) });
+    assert_eq!(applied, Applied { writes: 4, epoch: Some(3), closed: BTreeSet::new() });
 
     let begin = Instant::now();
     assert_eq!(banks.reread(&datapath).unwrap(), 0);

@@ -114,6 +114,42 @@ fn each_state_of_each_protocol_has_its_idle_time() {
 }
 
 #[test]
+fn what_a_client_said_to_a_service_is_remembered_no_longer_than_its_connection() {
+    both(|bench| {
+        bench.play("service svc:80/tcp = b:8080\nservice svc:53/udp = b:53");
+        for (place, text, of, seconds) in [
+            ("a", "tcp a:1 > svc:80 syn", 1, 60),
+            ("b", "tcp b:8080 > a:1 syn,ack", 1, 60),
+            ("a", "tcp a:1 > svc:80 ack", 1, 8000),
+            ("b", "tcp b:8080 > a:1 fin,ack", 1, 8000),
+            // The last that it says, and the first.
+            ("a", "tcp a:1 > svc:80 fin,ack", 1, 10),
+            ("a", "tcp a:1 > svc:80 syn", 1, 60),
+            ("a", "tcp a:2 > svc:80 syn", 2, 60),
+            ("b", "tcp b:8080 > a:2 syn,ack", 2, 60),
+            ("a", "tcp a:2 > svc:80 ack", 2, 8000),
+            ("a", "tcp a:2 > svc:80 fin,ack", 2, 8000),
+            ("b", "tcp b:8080 > a:2 fin,ack", 2, 8000),
+            ("a", "tcp a:2 > svc:80 ack", 2, 10),
+            ("a", "tcp a:3 > svc:80 syn", 3, 60),
+            ("b", "tcp b:8080 > a:3 syn,ack", 3, 60),
+            ("a", "tcp a:3 > svc:80 ack", 3, 8000),
+            ("a", "tcp a:3 > svc:80 rst", 3, 10),
+        ] {
+            let packet = crate::support::text::packet(text, bench.family);
+            let done = bench.send(place, &packet);
+            assert!(!done.outcome.starts_with("drop"), "{text}: {}", done.outcome);
+            let (_, said) = bench.said(&format!("tcp a:{of} > svc:80 syn")).expect("remembered");
+            assert_eq!((said.until + SECOND / 2).saturating_sub(Bench::now()) / SECOND, seconds, "{text}");
+        }
+        let packet = crate::support::text::packet("udp a:1 > svc:53", bench.family);
+        bench.send("a", &packet);
+        let (_, said) = bench.said("udp a:1 > svc:53").expect("remembered");
+        assert!(said.until > Bench::now() + 170 * SECOND);
+    });
+}
+
+#[test]
 fn a_flow_that_was_idle_too_long_is_forgotten_and_its_answers_with_it() {
     both(|bench| {
         bench.play(

@@ -97,11 +97,59 @@ fn pieces_out_of_the_tunnel_and_by_the_stack_follow_their_first() {
             uplink > b | udp x:5001 > b:53 later 8 | drop fragment
             uplink > b | udp x:5001 > b:53 first 8 | pass
             uplink > b | udp x:5001 > b:53 later 8 | pass
+            ",
+        );
+    });
+    one(Family::V4, |bench| {
+        bench.play(
+            "
+            policy b: in deny, in x udp/53
             host > b   | udp n1:5000 > b:9 later 7 | drop fragment
             host > b   | udp n1:5000 > b:9 first 7 | pass
             host > b   | udp n1:5000 > b:9 later 7 | pass
             ",
         );
+    });
+}
+
+/// Where the kernel has cut it anew, nothing says that it came in by a link.
+#[test]
+fn a_piece_of_ipv6_is_nobodys_word_for_the_own_node() {
+    one(Family::V6, |bench| {
+        bench.play(
+            "
+            policy b: in deny, in x udp/53 tcp/53
+            host > b | udp w:5000 > b:53 first 7              | drop policy-ingress
+            host > b | udp w:5000 > b:53 later 7              | drop policy-ingress
+            host > b | tcp w:5000 > b:53 syn extensions 44    | drop policy-ingress
+            host > b | udp n1:5000 > b:53 first 7             | drop policy-ingress
+            host > b | udp x:5000 > b:53 first 7              | pass
+            host > b | udp x:5000 > b:53 later 7              | pass
+            host > b | udp x:5000 > b:54 first 8              | drop policy-ingress
+            host > b | tcp x:5000 > b:53 syn extensions 44    | pass
+            host > b | udp n1:5000 > b:53                     | pass
+            b        | udp b:53 > n1:5000                     | stack
+            host > b | udp n1:5000 > b:53 first 9             | drop policy-ingress
+            ",
+        );
+    });
+}
+
+/// What stands behind a fragment header is what followed in the first piece, which may be another header (RFC 8200 4.5).
+#[test]
+fn pieces_of_ipv6_are_told_apart_by_their_ends_and_number_alone() {
+    one(Family::V6, |bench| {
+        bench.play(
+            "
+            policy b: in deny, in a udp/53
+            a | udp a:5000 > b:53 first 7  | to b
+            ",
+        );
+        let mut all = bench.kernel.all::<datapath::abi::FragmentKey, datapath::abi::Fragment>("fragments");
+        let (key, first) = all.remove(0);
+        assert_eq!((key.protocol, first.protocol), (0, 17));
+        let later = crate::support::text::packet("protocol-60 a > b later 7", bench.family);
+        assert_eq!(bench.send("a", &later).outcome, "to b");
     });
 }
 

@@ -508,7 +508,7 @@ fn what_is_remembered_of_a_clients_words_lasts_as_long_as_the_flow() {
             a | udp a:1 > svc:53     | to b | udp a:1 > b:5353
             ",
         );
-        assert_eq!(left(bench, "tcp a:1 > svc:80"), 8000);
+        assert_eq!(left(bench, "tcp a:1 > svc:80"), 60);
         assert_eq!(left(bench, "udp a:1 > svc:53"), 180, "a resolver asks from a new port each time");
     });
 }

@@ -80,6 +80,9 @@ pub struct SlotFacts {
 pub struct PeerFacts<'a> {
     /// Its name.
     pub name: &'a NodeName,
+    /// It is the smaller of the pair as all clusters call them (`NodeId`), which [`mesh_core::pair::target`] goes by too. Names of
+    /// two clusters, as one of them calls them, may be in the other order.
+    pub smaller: bool,
     /// The slot that it drains, as far as known here ([`mesh_core::slot::drained`]).
     pub drained: Option<Slot>,
     /// Where the pair is to talk ([`mesh_core::pair::target`]).

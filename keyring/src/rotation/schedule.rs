@@ -6,13 +6,22 @@ use mesh_core::announcement::Epoch;
 use mesh_core::name::NodeName;
 use sha2::{Digest as _, Sha256};
 
-use super::facts::{Observed, Settings};
+use super::facts::{Now, Observed, Settings};
+
+/// How far the making of a key may lie ahead of now, in seconds: clocks are set by a little all the time.
+const AHEAD: u64 = 300;
+/// How long an agent runs before it believes that: at a boot the clock may be years behind until it is set.
+pub(super) const SET: Duration = Duration::from_secs(900);
 
 /// When the rotation of this node is due, in seconds since 1970: when the older of its keys reaches the period, less
-/// the jitter. None: never by schedule.
-pub fn due(settings: &Settings, observed: &Observed<'_>) -> Option<u64> {
+/// the jitter; at once where one still seems to be made in the future, since its age is not known. None: never by schedule.
+pub fn due(settings: &Settings, observed: &Observed<'_>, now: Now) -> Option<u64> {
     if settings.period.is_zero() {
         return None;
+    }
+    let ahead = |made| made > now.unix.saturating_add(AHEAD);
+    if now.uptime >= SET && observed.slots.iter().filter_map(|slot| slot.made).any(ahead) {
+        return Some(now.unix);
     }
     let made = observed.slots.iter().filter_map(|slot| slot.made.map(|made| (made, slot.epoch))).min()?;
     let early = jitter(observed.node, made.1, settings.period / 4);

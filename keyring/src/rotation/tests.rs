@@ -26,6 +26,7 @@ fn name(text: &str) -> NodeName {
 fn on(peer: &NodeName, slot: Slot) -> PeerFacts<'_> {
     PeerFacts {
         name: peer,
+        smaller: *peer < name("m"),
         drained: None,
         target: slot,
         sending: Some(slot),
@@ -205,7 +206,7 @@ fn a_schedule_begins_in_the_last_quarter_of_the_period_and_never_after_it() {
                 request: None,
                 successor: false,
             };
-            let due = due(&settings, &observed);
+            let due = due(&settings, &observed, Now { uptime: QUIET, unix: 1_500_000 });
             let at = |unix| {
                 Machine::default().step(&settings, &observed, Now { uptime: QUIET, unix }).next.draining()
             };
@@ -487,6 +488,50 @@ fn a_smaller_names_drain_is_waited_for_but_not_for_ever() {
     assert_eq!(facts.step(&machine, &[dead(&smaller, ONE)], last).effects, [], "it may go on with it");
     assert_eq!(facts.go(&machine, &[on(&smaller, ZERO)], last).draining(), Some(ONE));
     assert_eq!(facts.go(&machine, &[drains(&smaller)], DEADLINE * 2).draining(), Some(ONE));
+}
+
+#[test]
+fn a_key_that_was_made_in_the_future_is_replaced_at_once_and_the_next_one_is_not() {
+    let settings = Settings { period: Duration::from_secs(604_800), ..SETTINGS };
+    let mut facts = Facts::new();
+    let begins = |facts: &Facts, unix| {
+        let observed = Observed {
+            node: &facts.node,
+            slots: facts.slots,
+            announced: facts.announced.as_ref(),
+            synced: true,
+            peers: &[],
+            request: None,
+            successor: false,
+        };
+        [Duration::ZERO, schedule::SET].map(|uptime| {
+            Machine::default().step(&settings, &observed, Now { uptime, unix }).next.draining().is_some()
+        })
+    };
+    let now = 1_500_000;
+    for (made, expect) in [
+        ([now, now], false),
+        ([now, now + 300], false),
+        ([now, now + 301], true),
+        ([now + 5_000_000; 2], true),
+    ] {
+        facts.slots[0].made = Some(made[0]);
+        facts.slots[1].made = Some(made[1]);
+        assert_eq!(begins(&facts, now), [false, expect], "{made:?}");
+    }
+}
+
+#[test]
+fn of_two_clusters_the_smaller_node_is_the_one_that_all_call_so() {
+    // The same name, or one that the other begins with: as this cluster calls it, it is the greater.
+    for foreign in ["m@east", "a@east", "m-1@east"] {
+        let mut facts = Facts::new();
+        facts.request = Some("now");
+        let foreign = NodeName::read(foreign).unwrap();
+        let drains = |smaller| PeerFacts { smaller, drained: Some(ZERO), ..on(&foreign, ONE) };
+        assert_eq!(facts.go(&Machine::default(), &[drains(true)], QUIET).draining(), None, "{foreign}");
+        assert_eq!(facts.go(&Machine::default(), &[drains(false)], QUIET).draining(), Some(ONE), "{foreign}");
+    }
 }
 
 #[test]

@@ -122,6 +122,15 @@ impl Directory {
         self.replaced(name, handle)?.wipe()
     }
 
+    /// Is there a file of this name?
+    pub(super) fn has(&self, name: &str) -> Result<bool, StoreError> {
+        match rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(failed(Action::Inspect, &self.path_of(name), errno)),
+        }
+    }
+
     /// When a file was written, in seconds since 1970.
     pub(super) fn modified(&self, name: &str) -> Option<u64> {
         let stat = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;

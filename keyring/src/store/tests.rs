@@ -283,6 +283,27 @@ fn a_commit_that_was_cut_off_is_finished() {
 }
 
 #[test]
+fn a_commit_that_failed_after_its_rename_can_be_tried_again() {
+    for taken_away in [false, true] {
+        let place = Place::new();
+        let mut store = place.load();
+        let zero = facts(&store)[0];
+        let public = store.stage(Slot::One).unwrap().public();
+        // The directory could not be synced; or somebody took the file away.
+        if taken_away {
+            fs::remove_file(place.file("slot1.next")).unwrap();
+        } else {
+            fs::rename(place.file("slot1.next"), place.file("slot1.key")).unwrap();
+        }
+        assert_eq!(store.commit(Slot::One).unwrap().map(|replaced| replaced.epoch), Some(Epoch(3)));
+        assert_eq!(facts(&store), [zero, (3, public)]);
+        drop(store);
+        assert_eq!(facts(&place.load()), [zero, (3, public)]);
+        assert_eq!(names(&place.dir), ["epoch", "slot0.key", "slot1.key"]);
+    }
+}
+
+#[test]
 fn epochs_grow_whatever_is_lost() {
     let place = Place::new();
     let mut store = place.load();

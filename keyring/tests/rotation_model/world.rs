@@ -600,6 +600,7 @@ impl World {
                 let answered = ways.and_then(|(there, back)| echo(there, back));
                 Some(PeerFacts {
                     name,
+                    smaller: *name < rules.names[me],
                     drained: drained(&theirs),
                     target: target((&rules.names[me], drains), (name, &theirs), peer.route),
                     sending: peer.route,

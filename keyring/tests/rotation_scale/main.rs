@@ -392,6 +392,7 @@ impl Cluster {
                 let peer = &self.peers[me][other];
                 PeerFacts {
                     name: &self.names[other],
+                    smaller: self.names[other] < self.names[me],
                     drained: drained(&self.nodes[other].history[peer.version].1),
                     target: peer.target,
                     sending: Some(peer.route),

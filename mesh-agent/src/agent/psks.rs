@@ -55,6 +55,8 @@ pub struct Psks {
     nobodys: Arc<Psk>,
     courier: Courier,
     started: Instant,
+    /// The keys of this node for which the disk was looked through.
+    present: Option<[PublicKey; 2]>,
     /// What is on the disk.
     disk: BTreeMap<At, Record>,
     pacts: BTreeMap<NodeName, Pact>,
@@ -96,6 +98,7 @@ impl Psks {
             nobodys: Arc::new(Psk::placeholder(random()?)),
             courier,
             started: Instant::now(),
+            present: None,
             disk: BTreeMap::new(),
             pacts: BTreeMap::new(),
             gone: BTreeMap::new(),
@@ -164,6 +167,7 @@ impl Psks {
         let peers = plan::peers(view);
         self.meet(view, &peers, keys);
         self.part(view, &peers);
+        self.outworn(keys);
         for delivery in mail {
             self.hear(view, observed, delivery);
         }
@@ -265,6 +269,24 @@ impl Psks {
         for (_, name) in by_time.iter().take(left.len().saturating_sub(KEPT)) {
             Slot::ALL.into_iter().for_each(|slot| self.remove(&(name.clone(), slot)));
         }
+    }
+
+    /// Removes what belongs to a former key of this node, also of who is gone or cannot be read: nothing is sent by it any more.
+    fn outworn(&mut self, keys: &LoadedStore) {
+        let present = Slot::ALL.map(|slot| keys.slot(slot).public());
+        if self.present == Some(present) {
+            return;
+        }
+        let ours = |record: &Record| {
+            let ends = record.context.ends();
+            ends.iter().any(|end| end.id == self.us && end.key == present[record.context.slot().index()])
+        };
+        let old: Vec<At> =
+            self.disk.iter().filter(|(_, record)| !ours(record)).map(|(at, _)| at.clone()).collect();
+        for at in &old {
+            self.remove(at);
+        }
+        self.present = Some(present);
     }
 
     /// From the disk. What cannot be removed is tried again when the agent starts, and with the next record in its place.

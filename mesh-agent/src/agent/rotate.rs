@@ -1,13 +1,13 @@
 //! The rotation of this node's keys: the facts for [`keyring::rotation`], and what it wants done.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use keyring::rotation::{Destroyed, Effect, Machine, Now, PeerFacts, SlotFacts, State, Verdict};
+use keyring::rotation::{Destroyed, Effect, KeyId, Machine, Now, PeerFacts, SlotFacts, State, Verdict};
 use keyring::{LoadedStore, StoreError};
 use mesh_core::diff::Observed;
 use mesh_core::name::NodeName;
@@ -42,6 +42,8 @@ pub struct Rotor {
     answers: Answers,
     /// Nodes that the API takes for dead, and since when this agent has known.
     doubted: BTreeMap<NodeName, Instant>,
+    /// The key whose end was recorded last.
+    recorded: Option<(Slot, KeyId)>,
 }
 
 /// Why a step could not be done; the next turn tries again.
@@ -72,7 +74,7 @@ impl Rotor {
         };
         let machine = Machine::resume(state);
         let (answers, doubted) = (Answers::default(), BTreeMap::new());
-        Ok(Self { machine, started: Instant::now(), received: [None; 2], answers, doubted })
+        Ok(Self { machine, started: Instant::now(), received: [None; 2], answers, doubted, recorded: None })
     }
 
     /// The slot that is to be announced as draining.
@@ -211,6 +213,7 @@ impl Agent {
             let unheard = self.memory.pairs.unheard_for(observed, node, Instant::now());
             Some(PeerFacts {
                 name,
+                smaller: view.id(name) < view.us(),
                 drained: drained(theirs),
                 target: pair::target((&view.us(), view.drains()), (&view.id(name), theirs), current),
                 sending: only_way(&ways, node),
@@ -301,11 +304,17 @@ impl Agent {
 
     /// A key is gone: a line in the record, an Event, the log.
     fn destroyed(&mut self, destroyed: &Destroyed) -> Result<(), RotateError> {
-        self.psks.wear();
+        let told = (destroyed.slot, destroyed.old);
+        if self.rotor.recorded.as_ref() == Some(&told) {
+            // What comes after it could not be done; the record has it.
+            return Ok(());
+        }
         let line = record(destroyed, jiff::Timestamp::now());
         let path = self.config.state_dir.join("audit").join("keys.jsonl");
         append(&path, &line)
             .map_err(|source| RotateError::Record { path: path.display().to_string(), source })?;
+        self.rotor.recorded = Some(told);
+        self.psks.wear();
         let overdue = destroyed.verdict.as_ref().is_some_and(Verdict::in_use);
         self.metrics.key_replaced(overdue);
         let note = format!(
@@ -342,12 +351,36 @@ fn record(destroyed: &Destroyed, at: jiff::Timestamp) -> String {
     format!("{value}\n")
 }
 
-/// Appends, durably.
+/// Appends, durably. What an earlier try left of a line goes first: whole lines before it would be lost with it.
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-    file.write_all(line.as_bytes())?;
-    file.sync_data()
+    let mut file = std::fs::OpenOptions::new().read(true).create(true).append(true).mode(0o600).open(path)?;
+    let whole = whole_lines(&mut file)?;
+    if whole < file.metadata()?.len() {
+        file.set_len(whole)?;
+    }
+    let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+    written.inspect_err(|_| {
+        // The first error is the one to report; what stays goes before the next line.
+        let _ = file.set_len(whole);
+    })
+}
+
+/// Bytes up to the end of the last line that ends.
+fn whole_lines(file: &mut std::fs::File) -> std::io::Result<u64> {
+    let mut end = file.seek(SeekFrom::End(0))?;
+    let mut block = [0; 4096];
+    while end > 0 {
+        let begin = end.saturating_sub(4096);
+        let length = usize::try_from(end - begin).unwrap_or(block.len());
+        file.seek(SeekFrom::Start(begin))?;
+        file.read_exact(&mut block[..length])?;
+        if let Some(at) = block[..length].iter().rposition(|byte| *byte == b'\n') {
+            return Ok(begin + u64::try_from(at + 1).unwrap_or(0));
+        }
+        end = begin;
+    }
+    Ok(0)
 }

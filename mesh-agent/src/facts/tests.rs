@@ -55,6 +55,21 @@ fn an_endpoint_that_is_no_address_is_named() {
 }
 
 #[test]
+fn external_addresses_are_policys_and_not_the_meshs() {
+    let object: Node = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "ExternalIP", "address": "203.0.113.1"},
+            {"type": "ExternalIP", "address": "tea"}, {"type": "ExternalDNS", "address": "n1.example"}]}
+    }))
+    .unwrap();
+    let (_, seen) = node_seen(&object).unwrap();
+    assert_eq!(seen.facts.internal_ips, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(seen.external_ips, ["203.0.113.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(seen.facts.malformed.len(), 1, "{:?}", seen.facts.malformed);
+}
+
+#[test]
 fn a_node_cannot_claim_addresses_without_end() {
     let address =
         |n: u16| json!({"type": "InternalIP", "address": format!("192.0.{}.{}", n / 250, n % 250 + 1)});

@@ -71,7 +71,11 @@ pub struct Engine {
     policy: Compiler,
     banks: PolicyBanks,
     services: service::Compiler,
+    /// Pods that were connected by an agent without a data path, and have an endpoint by now, but no programs.
+    placed: Vec<Attached>,
     adopted: bool,
+    /// What there is of services is in force.
+    served: bool,
     book: Book,
     waiting: Vec<(String, Answer)>,
     /// The last change of policy could not be written wholly.
@@ -79,6 +83,8 @@ pub struct Engine {
     services_pending: Option<service::Delta>,
     retry: Option<Instant>,
     applied: bool,
+    /// Pods that are closed because what policy says of them has no room.
+    closed: BTreeSet<ObjectName>,
     trouble: BTreeSet<(String, String)>,
     untold: bool,
     told: Option<Instant>,
@@ -144,13 +150,16 @@ impl Engine {
             policy,
             banks,
             services: service::Compiler::new(service::Limits::default()),
+            placed: Vec::new(),
             adopted: false,
+            served: false,
             book: Book::default(),
             waiting: Vec::new(),
             broken: false,
             services_pending: None,
             retry: None,
             applied: false,
+            closed: BTreeSet::new(),
             trouble: BTreeSet::new(),
             untold: true,
             told: None,
@@ -189,7 +198,9 @@ impl Engine {
                 }
                 Request::Detach(veth, answer) => {
                     self.waiting.retain(|(waiting, _)| *waiting != veth);
-                    self.parts.missing.retain(|missing| missing.veth != veth);
+                    for list in [&mut self.parts.missing, &mut self.placed] {
+                        list.retain(|missing| missing.veth != veth);
+                    }
                     self.parts.view.detach(&veth, &mut facts);
                     gone.push(answer);
                 }
@@ -206,6 +217,7 @@ impl Engine {
         let mut wrote = false;
         if synced.services && ready {
             wrote |= self.apply_services();
+            self.served |= self.adopted && self.services_pending.is_none();
         }
         if synced.policy && ready && !self.clusters.awaited(self.applied) {
             wrote |= self.apply_policy();
@@ -305,6 +317,7 @@ impl Engine {
                 self.applied = true;
                 (self.broken, self.retry) = (false, None);
                 self.clear_trouble("policy-not-applied");
+                self.close(applied.closed);
                 self.name_rules(&delta);
                 self.parts.metrics.policy_state(self.policy.state(), links.len());
                 if applied.writes > 0 {
@@ -326,25 +339,57 @@ impl Engine {
         }
     }
 
+    /// Remembers who is closed for want of room, and says so.
+    fn close(&mut self, closed: BTreeSet<ObjectName>) {
+        if closed == self.closed {
+            return;
+        }
+        self.closed = closed;
+        if self.closed.is_empty() {
+            self.clear_trouble("policy-too-large");
+            return;
+        }
+        let count = self.closed.len();
+        let named: Vec<String> =
+            self.closed.iter().take(NAMED).map(|name| format!("{}/{}", name.namespace, name.name)).collect();
+        let more = if count > NAMED { ", ..." } else { "" };
+        let text = format!(
+            "what policies say of {count} pods of this node has no room beside the others' ({}{more}): they are closed until their policies have fewer rules, ports and peers that differ",
+            named.join(", ")
+        );
+        tracing::error!(pods = count, "Policies that are too large close the pods that they select");
+        self.set_trouble("policy-too-large", text);
+    }
+
     /// Pods that an agent without a data path connected get their endpoint first and their programs when policy is known, so
     /// that they are never cut off.
     fn place_missing(&mut self) {
-        for missing in &self.parts.missing {
-            if let Err(error) = self.parts.plane.place(missing) {
-                tracing::error!(veth = missing.veth, err = %error, "Could not take a running pod into the data path");
+        for missing in std::mem::take(&mut self.parts.missing) {
+            match self.parts.plane.place(&missing) {
+                Ok(()) => self.placed.push(missing),
+                Err(error) => {
+                    tracing::error!(veth = missing.veth, err = %error, "Could not take a running pod into the data path");
+                    self.parts.missing.push(missing);
+                }
             }
+        }
+        if self.parts.missing.is_empty() {
+            self.parts.plane.pods_placed();
         }
     }
 
     fn attach_missing(&mut self) {
-        for missing in std::mem::take(&mut self.parts.missing) {
+        for missing in std::mem::take(&mut self.placed) {
             match self.datapath().attach(datapath::LinkKind::Pod, missing.ifindex) {
                 Ok(()) => tracing::info!(veth = missing.veth, "A running pod is in the data path now"),
                 // The next look at links finds it.
                 Err(error) => {
-                    tracing::warn!(veth = missing.veth, err = %error, "Could not put the data path onto a running pod's link")
+                    tracing::warn!(veth = missing.veth, err = %error, "Could not put the data path onto a running pod's link");
                 }
             }
+        }
+        if self.parts.missing.is_empty() {
+            self.parts.plane.pods_attached();
         }
     }
 
@@ -446,9 +491,16 @@ impl Engine {
             Some(current) if current.veth == veth => {}
             Some(_) | None => return Some(Err("the pod was replaced meanwhile".to_owned())),
         }
+        let told = |code: &str| self.trouble.iter().find(|(known, _)| known == code);
         if self.broken {
-            let trouble = self.trouble.iter().find(|(code, _)| code == "policy-not-applied");
-            return trouble.map(|(_, text)| Err(text.clone()));
+            return told("policy-not-applied").map(|(_, text)| Err(text.clone()));
+        }
+        if self.closed.contains(name) {
+            return told("policy-too-large").map(|(_, text)| Err(text.clone()));
+        }
+        // Who asks a service that is not known yet is judged by its address, and not by the backend that he gets.
+        if !self.served {
+            return told("services-not-applied").map(|(_, text)| Err(text.clone()));
         }
         (self.applied && self.policy.state().subjects.contains_key(name)).then_some(Ok(()))
     }
@@ -489,3 +541,5 @@ impl Engine {
 
 /// Names of rules that are kept, the newest; events are read at once.
 const MAX_RULES: usize = 65_536;
+/// Pods that a sentence names.
+const NAMED: usize = 8;

@@ -509,11 +509,11 @@ fn cidrs(seen: &NodeSeen, guarded: &[IpNet]) -> BTreeSet<IpNet> {
     seen.facts.pod_cidrs.iter().filter(fits).copied().collect()
 }
 
-/// InternalIPs and mesh addresses of a node.
+/// InternalIPs, ExternalIPs and mesh addresses of a node.
 fn addresses(seen: &NodeSeen, guarded: &[IpNet]) -> BTreeSet<IpAddr> {
     let usable = |ip: &&IpAddr| prefix::is_unicast(**ip) && !guarded.iter().any(|net| net.contains(*ip));
-    let internal = seen.facts.internal_ips.iter().filter(usable).copied();
-    internal.chain(cidrs(seen, guarded).iter().filter_map(prefix::mesh_address)).collect()
+    let told = seen.facts.internal_ips.iter().chain(&seen.external_ips).filter(usable).copied();
+    told.chain(cidrs(seen, guarded).iter().filter_map(prefix::mesh_address)).collect()
 }
 
 /// What is served for a pod; nothing of our own where another plugin serves, and then what its object says.

@@ -56,7 +56,7 @@ async fn server(word: &'static str) -> (Client, tokio::task::JoinHandle<()>) {
     let url = format!("http://{address}").parse().expect("a URL");
     let mut config = kube::Config::new(url);
     config.default_retry = false;
-    (Client::try_from(config).expect("a client"), task)
+    (connect(config).expect("a client"), task)
 }
 
 #[tokio::test]

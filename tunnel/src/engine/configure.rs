@@ -84,6 +84,9 @@ impl Engine {
         for key in &renewed {
             let (Some(peer), Some(c)) = (registry.by_key.get(key), config.peers().get(key)) else { continue };
             self.retire(peer);
+            if changes.identity {
+                peer.forget_handshake();
+            }
             if let Some(identity) = identity
                 && let Err(e) = self.begin(peer, c, identity)
             {

@@ -144,6 +144,11 @@ impl Peer {
     pub(super) fn last_handshake(&self) -> Duration {
         Duration::from_nanos(self.last_handshake.load(Ordering::Relaxed))
     }
+
+    /// Of the device's present key there was none yet.
+    pub(super) fn forget_handshake(&self) {
+        self.last_handshake.store(0, Ordering::Relaxed);
+    }
 }
 
 impl PeerInner {

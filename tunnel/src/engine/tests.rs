@@ -444,6 +444,20 @@ fn a_flood_is_answered_with_cookies_and_who_shows_his_cookie_gets_in() {
 }
 
 #[test]
+fn a_hub_that_asks_all_its_peers_at_once_takes_no_answer_for_load() {
+    let hub = Node::new(1);
+    for n in 2..=250 {
+        let other = Node::new(n);
+        hub.knows(&other, &[&format!("10.0.0.{n}/32")]);
+        other.knows(&hub, &["10.0.0.1/32"]);
+        let ping = v4([10, 0, 0, 1], [10, 0, 0, n], 8);
+        let delivered = settle(&[&hub, &other], 0, hub.transmit(&ping));
+        assert_eq!(delivered.get(&1), Some(&vec![ping]), "peer {n}");
+    }
+    assert_eq!((hub.count(Counter::CookieSent), hub.count(Counter::RateLimited)), (0, 0));
+}
+
+#[test]
 fn a_port_that_is_taken_leaves_everything_as_it_was() {
     let (a, b) = pair();
     a.net.taken.borrow_mut().push(7);

@@ -12,9 +12,9 @@
 //! Of several lanes each has a socket, and the kernel knows by a datagram which one it goes to; what it mistakes is passed on. The host's
 //! packets are read by a thread of its own ([`read`](super::read) says why).
 //!
-//! Back-pressure: the host's packets stay in the TUN device's queue while a socket has no room for a burst, and what that
-//! queue cannot hold the kernel drops there (`tx_dropped` of the interface). Receiving goes on meanwhile. Of several lanes each has
-//! a queue of its own besides, and only what is for that lane stays there.
+//! Back-pressure: the host's packets stay in the TUN device's queue while a socket has no room for a burst, for a while ([`PATIENCE`]),
+//! and what that queue cannot hold the kernel drops there (`tx_dropped` of the interface). Receiving goes on meanwhile. Of several lanes
+//! each has a queue of its own besides, and what is for that lane stays there.
 
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
@@ -42,6 +42,10 @@ const DATAGRAMS: usize = 256;
 /// For so long an MTU that the kernel was asked for is believed: a pod may send packets that are too long without end, and the
 /// kernel answers behind whatever else is done to links.
 const MTU_HOLDS: Duration = Duration::from_millis(100);
+/// How long what the host sends waits for a socket without room; then it is sent, and lost where there still is none. An uplink of half a
+/// Gbit/s makes room in that time, and its connections are not to lose anything. A path that takes longer (a slow one, or neighbours that
+/// do not answer, whose packets the kernel keeps for seconds) must not stop all others.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// Failing calls in a row after which a descriptor is given up.
 const MAX_ERRORS: u32 = 1000;
 
@@ -92,15 +96,19 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
     let mut outbound = Outbound::new(number, lane.queue.is_none());
     let mut inbound = Inbound::new(number, shared.offloads);
     let mut sockets: Option<Arc<Sockets>> = None;
-    // Which socket has no room.
+    // Which socket has no room, and since when any has none.
     let mut full = [false; 2];
+    let mut since: Option<Instant> = None;
     loop {
         let stop = shared.stop.as_fd();
         let v4 = sockets.as_ref().and_then(|s| s.v4.as_ref());
         let v6 = sockets.as_ref().and_then(|s| s.v6.as_ref());
+        let left = since.and_then(|since| PATIENCE.checked_sub(since.elapsed()));
         // Only of the full one: the other always has room, and would never let this thread wait.
-        let wanted = full.map(|full| if full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN });
-        let host = if full.contains(&true) { PollFlags::empty() } else { PollFlags::IN };
+        let wanted =
+            |full| if full && left.is_some() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let wanted = full.map(wanted);
+        let host = if left.is_some() { PollFlags::empty() } else { PollFlags::IN };
         let fds = [
             (stop, PollFlags::IN),
             (lane.called.as_fd(), PollFlags::IN),
@@ -109,7 +117,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             poll_for(v6, wanted[1], stop),
             (pulse.as_fd(), PollFlags::IN),
         ];
-        let [stopped, called, from_host, from_v4, from_v6, asked] = ready_for(&fds, None)?;
+        let [stopped, called, from_host, from_v4, from_v6, asked] = ready_for(&fds, left)?;
         if stopped {
             return Ok(());
         }
@@ -122,7 +130,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             let present = read(&lane.sockets).clone();
             if present.as_ref().map(Arc::as_ptr) != sockets.as_ref().map(Arc::as_ptr) {
                 sockets = present;
-                full = [false; 2];
+                (full, since) = ([false; 2], None);
                 continue;
             }
         }
@@ -133,10 +141,12 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             let room = [poll_for(v4, PollFlags::OUT, stop), poll_for(v6, PollFlags::OUT, stop)];
             let [in_v4, in_v6] = ready_for(&room, Some(Duration::ZERO))?;
             full = [v4.is_some() && !in_v4, v6.is_some() && !in_v6];
+            since = full.contains(&true).then(|| since.unwrap_or_else(Instant::now));
+            let waits = since.is_some_and(|since| since.elapsed() < PATIENCE);
             if let Some(queue) = &lane.queue {
-                queue.set_blocked(full.contains(&true));
+                queue.set_blocked(waits);
             }
-            if full == [false; 2] {
+            if !waits {
                 match &lane.queue {
                     None => outbound.burst(shared, lane)?,
                     Some(queue) => outbound.parcels(shared, lane, queue),

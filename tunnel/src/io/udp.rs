@@ -255,6 +255,8 @@ fn bind_one(addr: SocketAddr, fwmark: u32, techniques: Techniques, shared: bool)
     } else {
         set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::WANT)?;
     }
+    // What finds no room is counted and lost: whoever sends waits for room, but not for ever (`carry`).
+    socket.set_nonblocking(true)?;
     // The forced sizes pass the host's limits and need CAP_NET_ADMIN; the plain ones are capped by them.
     if buffers && set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;

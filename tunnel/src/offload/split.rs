@@ -82,16 +82,24 @@ pub fn plan(header: &Header, packet: &mut [u8]) -> Option<Plan> {
     }
     let mut headers = [0; MAX_HEADERS];
     headers[..headers_len].copy_from_slice(&packet[..headers_len]);
+    let payload = packet.len() - headers_len;
+    if payload.div_ceil(usize::from(header.segment)) > MAX_SEGMENTS {
+        return None;
+    }
     Some(Plan::Segments(Segments {
         headers,
         headers_len,
         transport,
         protocol,
-        payload: packet.len() - headers_len,
+        payload,
         segment: usize::from(header.segment),
         made: 0,
     }))
 }
+
+/// Most packets that one is cut into. The kernel makes no more of one (65,535 bytes of TCP at the least segment that it sends, 48
+/// bytes; UDP at most 128); a pod with a packet socket can ask for one of each byte, which would keep all others waiting.
+const MAX_SEGMENTS: usize = 2048;
 
 /// Is that the place of a checksum? The header is not the kernel's word alone: a pod with a packet socket says where a checksum
 /// belongs, and must not have an address or a port written so after policy has judged them.

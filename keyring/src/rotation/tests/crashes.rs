@@ -135,6 +135,7 @@ impl Site {
             .iter()
             .map(|peer| PeerFacts {
                 name: &peer.name,
+                smaller: peer.name < name("m"),
                 drained: None,
                 target,
                 sending: Some(target),

@@ -13,6 +13,10 @@ use crate::policy::problems::PolicyRef;
 use crate::policy::selector::{NamespaceMatch, PodMatch, Selector};
 use crate::policy::tables::index;
 
+/// Prefixes in all ipBlocks of one NetworkPolicy. They take room that all policies of a node share, and an object has room for
+/// tens of thousands.
+pub(crate) const MAX_PREFIXES: usize = 4096;
+
 const PEER: &str = "this peer matches nothing until it is corrected";
 const PORT: &str = "this port matches nothing until it is corrected";
 
@@ -22,6 +26,7 @@ pub(crate) fn read(name: &ObjectName, spec: &NetworkPolicySpec) -> Policy {
         reader: Reader::new(PolicyRef::Network(name.clone())),
         namespace: name.namespace.clone(),
         names: Vec::new(),
+        prefixes: 0,
     };
     let selected = reader.reader.selector(
         "spec.podSelector",
@@ -55,6 +60,8 @@ struct Network {
     reader: Reader,
     namespace: String,
     names: Vec<NameUse>,
+    /// Prefixes of its blocks so far.
+    prefixes: usize,
 }
 
 impl Network {
@@ -146,6 +153,16 @@ impl Network {
     }
 
     fn block(&mut self, path: &str, block: &IpBlock) -> Option<Atom> {
+        let before = self.prefixes;
+        self.prefixes += 1 + block.except.len();
+        if self.prefixes > MAX_PREFIXES {
+            if before <= MAX_PREFIXES {
+                let wrong = format!("is beyond the {MAX_PREFIXES} prefixes that one policy may name");
+                let then = "this peer and those after it match nothing; name fewer and shorter prefixes";
+                self.reader.report(path, &block.cidr, &wrong, then);
+            }
+            return None;
+        }
         let cidr = self.reader.cidr(&format!("{path}.cidr"), &block.cidr, PEER)?;
         let mut except = Vec::new();
         for (k, text) in block.except.iter().enumerate() {

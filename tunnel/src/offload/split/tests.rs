@@ -210,8 +210,11 @@ fn what_does_not_fit_its_header_is_refused() {
     };
     let (good, packet) = whole.build();
     assert_eq!(all(&good, packet.clone()).unwrap().len(), 3);
+    assert_eq!(all(&Header { segment: 2, ..good }, packet.clone()).unwrap().len(), 1500);
     for bad in [
         Header { segment: 0, ..good },
+        // A datagram of each byte: no kernel cuts like that, but a pod may ask for it.
+        Header { segment: 1, ..good },
         Header { segmentation: Segmentation::Tcp6, ..good },
         Header { segmentation: Segmentation::Udp, ..good },
         Header { checksum: None, ..good },

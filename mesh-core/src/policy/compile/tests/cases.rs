@@ -165,6 +165,26 @@ fn named_ports_are_those_of_the_selected_pod_on_the_way_in_and_of_the_destinatio
 }
 
 #[test]
+fn a_policy_with_too_many_prefixes_opens_those_that_it_may_name() {
+    let at = |number: usize| format!("172.16.{}.{}", number / 256, number % 256);
+    let host = |number| format!("{}/32", at(number));
+    let blocks = (0..super::super::network::MAX_PREFIXES + 100).map(|number| peer_block(&host(number), &[]));
+    let mut events = busy();
+    events.push(allow_to("x/out", blocks.collect(), vec![]));
+    let compiler = compile(&events);
+    let last = super::super::network::MAX_PREFIXES - 1;
+    for (number, verdict) in [(0, Verdict::Allow), (last, Verdict::Allow), (last + 1, Verdict::Deny)] {
+        assert_eq!(ask(&compiler, &format!("x/a egress {} TCP 80", at(number))), verdict, "{number}");
+    }
+    let problems: Vec<String> = compiler.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems.iter().filter(|problem| problem.contains("4096 prefixes")).count(),
+        1,
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn nobody_s_address_in_a_pod_cidr_is_allowed_by_no_rule_and_denied_by_every_deny() {
     let everything =
         NetworkPolicySpec { ingress: Some(vec![IngressRule::default()]), ..NetworkPolicySpec::default() };
