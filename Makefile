@@ -15,7 +15,7 @@ help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
 	@echo 'variables:  TIERS=pure,bpf,netns,cri for test; CASES=words for test-policy; ROUNDS=, NODES= for test-rotation; KERNELS=6.1,6.12, STEP=words for test-vm;'
-	@echo '            ARCH=, IMAGE=, LOAD=1 for image; NAME=clustermesh|cni|datapath|memory|tunnel|tunnel-ablation|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
+	@echo '            ARCH=, IMAGE=, LOAD=1 for image; NAME=clustermesh|clustermesh-largest|cni|datapath|memory|tunnel|tunnel-ablation|watch, JSON=file, QUICK=1 for bench; SECONDS_EACH=60 for fuzz'
 
 demo: tools ## Build everything, start the lab and show the mesh at work
 	@$(XTASK) deps --for demo

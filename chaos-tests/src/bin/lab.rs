@@ -72,7 +72,7 @@ enum Verb {
     Reap,
     /// Measures.
     Bench {
-        /// `clustermesh`, `cni`, `datapath`, `tunnel`, `tunnel-ablation` or `watch`.
+        /// `clustermesh`, `clustermesh-largest`, `cni`, `datapath`, `memory`, `tunnel`, `tunnel-ablation` or `watch`.
         bench: String,
         /// In about a minute, with wider spread (`datapath`, `tunnel`, `tunnel-ablation`); among fewer objects (`clustermesh`, `watch`).
         #[arg(long)]
@@ -173,6 +173,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             let mut say = |line: &str| eprintln!("{line}");
             let results = match (bench.as_str(), quick) {
                 ("clustermesh", quick) => chaos_tests::bench_clustermesh::run(*quick, &mut say)?,
+                ("clustermesh-largest", false) => chaos_tests::bench_clustermesh::largest(&mut say)?,
+                ("clustermesh-largest", true) => bail!("the bench clustermesh-largest has no --quick"),
                 ("cni", false) => chaos_tests::bench_cni::run(&mut say)?,
                 ("cni", true) => bail!("the bench cni has no --quick"),
                 ("datapath", quick) => chaos_tests::bench_datapath::run(*quick, &mut say)?,
@@ -182,7 +184,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 ("tunnel-ablation", quick) => chaos_tests::bench_tunnel::ablation(*quick, &mut say)?,
                 ("watch", quick) => chaos_tests::bench_watch::run(*quick, &mut say)?,
                 _ => bail!(
-                    "no bench is called {bench:?}; there are: clustermesh, cni, datapath, memory, tunnel, tunnel-ablation, watch"
+                    "no bench is called {bench:?}; there are: clustermesh, clustermesh-largest, cni, datapath, memory, tunnel, tunnel-ablation, watch"
                 ),
             };
             println!("{}", xtask::bench::table(&results));
