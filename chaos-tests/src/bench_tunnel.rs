@@ -32,7 +32,8 @@ const ABLATION: &str = "tunnel-ablation";
 const OURS: Subject = Subject::Ours;
 /// Peers of the second part, and who has so many: each is a process and two namespaces.
 const MANY: u8 = 20;
-const WITH_MANY: [Subject; 3] = [Subject::Ours, Subject::Boringtun, Subject::WireguardGo];
+const WITH_MANY: [Subject; 4] =
+    [Subject::Ours, Subject::Boringtun, Subject::WireguardGo, Subject::NewWireguardGo];
 
 const FULL: Plan = Plan {
     rounds: 10,

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use http::Uri;
+use hyper_util::client::proxy::matcher::Matcher;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, ObjectList};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::PartialObjectMeta;
@@ -156,7 +158,10 @@ impl Access {
     /// # Errors
     /// There is no configuration, or it cannot be used.
     pub async fn cluster(&self, grant: &'static str, deadline: Duration) -> Result<Cluster, ApiError> {
-        let config = self.config().await?;
+        let mut config = self.config().await?;
+        if spares(config.proxy_url.as_ref(), &config.cluster_url, |name| std::env::var(name).ok()) {
+            config.proxy_url = None;
+        }
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let mut once = config.clone();
         once.default_retry = false;
@@ -181,6 +186,19 @@ impl Access {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         Config::from_custom_kubeconfig(read, &options).await.map_err(|error| no_kubeconfig(&error))
     }
+}
+
+/// Does `NO_PROXY` spare this server the proxy of the environment? kube compares it with the proxy's own address. A kubeconfig's
+/// `proxy-url` is nothing that it could spare.
+fn spares(proxy: Option<&Uri>, server: &Uri, environment: impl Fn(&str) -> Option<String>) -> bool {
+    let Some(proxy) = proxy else { return false };
+    let mut named = ["HTTPS_PROXY", "https_proxy"].into_iter().filter_map(&environment);
+    let of_environment = named.any(|text| text.parse().is_ok_and(|uri: Uri| uri == *proxy));
+    let spared = ["NO_PROXY", "no_proxy"].into_iter().find_map(&environment).unwrap_or_default();
+    // The matcher's means names alone.
+    let everything = spared.split(',').any(|entry| entry.trim() == "*");
+    let matcher = Matcher::builder().all(proxy.to_string()).no(spared).build();
+    of_environment && (everything || matcher.intercept(server).is_none())
 }
 
 fn no_kubeconfig(error: &dyn std::error::Error) -> ApiError {

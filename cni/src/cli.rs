@@ -75,7 +75,7 @@ pub enum Chained {
 }
 
 impl Chained {
-    const ALL: [Self; 3] = [Self::Portmap, Self::Bandwidth, Self::Tuning];
+    pub(crate) const ALL: [Self; 3] = [Self::Portmap, Self::Bandwidth, Self::Tuning];
 
     /// Name of the plugin's binary.
     pub fn as_str(self) -> &'static str {

@@ -17,7 +17,7 @@ use proto::cni::{self, Outcome, Verb};
 use serde_json::{Map, Value, json};
 
 use crate::agent::{AgentOptions, ask};
-use crate::cli::{Install, Places};
+use crate::cli::{Chained, Install, Places};
 use crate::files;
 
 /// Name of the plugin's binary, the `type` of its configuration.
@@ -80,6 +80,10 @@ pub struct Report {
 /// The conflist that `install` writes. A capability belongs to one plugin: what `--chain` gives to another is not ours, or it
 /// would be served twice. The base version is one that old runtimes load; those that know `cniVersions` choose the highest
 /// that they speak.
+///
+/// 1.1.0 is not offered, though the plugin speaks it: runtimes of it take a STATUS that fails for a node without a network
+/// (containerd 2.0.1), whose pods then are not Ready any more, and after some minutes evicted, because an agent was replaced.
+/// ADD says by itself when it cannot serve.
 pub fn conflist(install: &Install) -> Value {
     let all = ["ips", "mac", "portMappings", "bandwidth", "io.kubernetes.cri.pod-annotations"];
     let capabilities: Map<String, Value> = all
@@ -103,7 +107,7 @@ pub fn conflist(install: &Install) -> Value {
     let plugins: Vec<Value> = std::iter::once(Value::Object(ours)).chain(chained).collect();
     json!({
         "cniVersion": "1.0.0",
-        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
+        "cniVersions": ["0.4.0", "1.0.0"],
         "name": NETWORK,
         "plugins": plugins,
     })
@@ -154,7 +158,7 @@ pub fn install(install: &Install, binary: &[u8]) -> Result<Report, InstallError>
     if let Some(limit) = install.wait_agent {
         wait_for_agent(install, limit)?;
     }
-    put(conf_dir, conf_name, 0o644, conflist_text(install).as_bytes(), &mut report)?;
+    put_conflist(install, &mut report)?;
     let found = configurations(conf_dir, conf_name)?;
     for name in &found.own {
         let (mut gone, path) = (Report::default(), conf_dir.join(name));
@@ -166,8 +170,38 @@ pub fn install(install: &Install, binary: &[u8]) -> Result<Report, InstallError>
     Ok(report)
 }
 
-fn conflist_text(install: &Install) -> String {
-    format!("{:#}\n", conflist(install))
+/// Writes the conflist. What others have put behind our plugins stays: service meshes do (istio-cni, linkerd-cni), and would put it
+/// there again and again.
+fn put_conflist(install: &Install, report: &mut Report) -> Result<(), InstallError> {
+    let Places { conf_dir, conf_name, .. } = &install.places;
+    let path = conf_dir.join(conf_name);
+    let found = read_configuration(&path);
+    let wanted = with_others(conflist(install), found.as_ref());
+    let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
+    if is_file && found.as_ref() == Some(&wanted) && !foreign(&wanted).is_empty() {
+        // As they write it.
+        report.unchanged.push(path);
+        return Ok(());
+    }
+    put(conf_dir, conf_name, 0o644, format!("{wanted:#}\n").as_bytes(), report)
+}
+
+/// A conflist with what others have put behind our plugins in the one that is there.
+fn with_others(mut wanted: Value, found: Option<&Value>) -> Value {
+    let others = found.filter(|found| is_ours(found)).map(foreign).unwrap_or_default();
+    if let Some(plugins) = wanted["plugins"].as_array_mut() {
+        plugins.extend(others.into_iter().cloned());
+    }
+    wanted
+}
+
+/// Plugins that are neither ours nor such as `--chain` puts behind it.
+fn foreign(value: &Value) -> Vec<&Value> {
+    let known = |plugin: &&Value| {
+        let kind = plugin["type"].as_str().unwrap_or_default();
+        kind == BINARY || Chained::ALL.iter().any(|chained| chained.as_str() == kind)
+    };
+    value["plugins"].as_array().into_iter().flatten().filter(|plugin| !known(plugin)).collect()
 }
 
 /// Why runtimes would not use what [`install`] has put there; empty: they do. `size` is that of this program in bytes.
@@ -184,7 +218,9 @@ pub fn check(install: &Install, size: u64) -> Result<Vec<String>, InstallError> 
         Err(error) => wrong.push(format!("{}: {error}", binary.display())),
     }
     match fs::read(&conf) {
-        Ok(text) if text == conflist_text(install).as_bytes() => {}
+        Ok(text)
+            if serde_json::from_slice::<Value>(&text)
+                .is_ok_and(|found| found == with_others(conflist(install), Some(&found))) => {}
         Ok(_) => wrong.push(format!("{} is not as it was written; who changes it?", conf.display())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             wrong.push(format!("{} is not there: it is written once the agent is ready", conf.display()));
@@ -261,6 +297,8 @@ fn wait_for_agent(install: &Install, limit: Duration) -> Result<(), InstallError
 struct Configurations {
     /// Ours of former names.
     own: Vec<String>,
+    /// Others' that begin with our plugin and go on with theirs: copies of ours (istio-cni makes one), which do what it does.
+    copies: Vec<String>,
     /// Other networks'.
     others: Vec<cni::OtherNetwork>,
 }
@@ -285,8 +323,9 @@ fn configurations(dir: &Path, conf_name: &str) -> Result<Configurations, Install
     let mut found = Configurations::default();
     for file in names {
         let value = read_configuration(&dir.join(&file));
-        if value.as_ref().is_some_and(is_ours) {
-            found.own.push(file);
+        if let Some(ours) = value.as_ref().filter(|value| is_ours(value)) {
+            let of = if foreign(ours).is_empty() { &mut found.own } else { &mut found.copies };
+            of.push(file);
         } else {
             let first = file.as_str() < conf_name;
             found.others.push(cni::OtherNetwork { network: network_of(value.as_ref()), first, file });
@@ -356,6 +395,9 @@ pub fn uninstall(places: &Places) -> (Report, Vec<InstallError>) {
             for name in &found.own {
                 errors.extend(remove(conf_dir, &conf_dir.join(name), &mut report).err());
             }
+            report.warnings.extend(found.copies.iter().map(|name| {
+                format!("{} calls {BINARY}, is another program's, and stays", conf_dir.join(name).display())
+            }));
         }
         Err(error) => errors.push(error),
     }

@@ -238,8 +238,13 @@ impl Register {
         let known: Vec<_> = known.map(signed).collect();
         let known = known.iter().map(|(name, state)| (*name, state.as_ref()));
         let here = nodes.nodes.get(&self.node);
-        let here = here.map(|facts| Here { node: self.node.clone(), created: facts.created });
-        Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), here.as_ref(), peers, known)
+        let here = here.map(|facts| Here {
+            node: self.node.clone(),
+            created: facts.created,
+            addresses: facts.internal_ips.clone(),
+        });
+        let guarded = self.believed.cidrs.values().flatten().map(IpNet::trunc).collect();
+        Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), here.as_ref(), &guarded, peers, known)
     }
 
     /// Nodes with what this kernel can have of them.

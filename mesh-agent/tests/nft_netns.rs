@@ -400,7 +400,7 @@ fn drift_is_seen_and_repaired_and_counters_go_on_across_repair_flush_and_agent()
             "nft replace rule inet hawser refuse_out handle HANDLE accept",
             Difference::Rules("refuse_out".into(), 1),
         ),
-        ("nft add rule inet hawser translate accept", Difference::Rules("translate".into(), 6)),
+        ("nft add rule inet hawser translate accept", Difference::Rules("translate".into(), 8)),
         ("nft insert rule inet hawser refuse_in accept", Difference::Rules("refuse_in".into(), 0)),
         (
             "nft delete element inet hawser guarded_v4 {10.244.0.0/16}",

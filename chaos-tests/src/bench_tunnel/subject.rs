@@ -58,13 +58,15 @@ pub(super) enum Subject {
     Gotatun,
     /// Debian's `wireguard-go`.
     WireguardGo,
+    /// A `wireguard-go` of 2023 or later, which has offloads of its own.
+    NewWireguardGo,
     /// Debian's `nebula`, with the cipher that WireGuard has.
     Nebula,
 }
 
 impl Subject {
     /// Those of the comparison, in the order in which they are shown.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Routed,
         Self::Vxlan,
         Self::Ours,
@@ -72,6 +74,7 @@ impl Subject {
         Self::Boringtun,
         Self::Gotatun,
         Self::WireguardGo,
+        Self::NewWireguardGo,
         Self::Nebula,
     ];
 
@@ -85,6 +88,7 @@ impl Subject {
             Self::Boringtun => "boringtun-cli",
             Self::Gotatun => "gotatun",
             Self::WireguardGo => "wireguard-go",
+            Self::NewWireguardGo => "wireguard-go, new",
             Self::Nebula => "nebula",
         }
     }
@@ -99,6 +103,9 @@ impl Subject {
             Self::Boringtun => &[("boringtun-cli", "cargo install boringtun-cli")],
             Self::Gotatun => &[("gotatun", "cargo install gotatun-cli")],
             Self::WireguardGo => &[("wireguard-go", "apt-get install wireguard-go")],
+            Self::NewWireguardGo => {
+                &[("wireguard-go-new", "the program of Debian's next release, under this name")]
+            }
             Self::Nebula => {
                 &[("nebula", "apt-get install nebula"), ("nebula-cert", "apt-get install nebula")]
             }
@@ -130,6 +137,7 @@ impl Subject {
             Self::Boringtun => command("boringtun-cli", &["-f", "--disable-drop-privileges"]),
             Self::Gotatun => command("gotatun", &["-f", "--disable-drop-privileges"]),
             Self::WireguardGo => command("wireguard-go", &["-f"]),
+            Self::NewWireguardGo => command("wireguard-go-new", &["-f"]),
         }))
     }
 }

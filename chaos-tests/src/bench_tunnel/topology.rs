@@ -118,7 +118,8 @@ impl Topology {
             | Subject::Without(_)
             | Subject::Boringtun
             | Subject::Gotatun
-            | Subject::WireguardGo => tunnels = wireguard(subject, &mut nodes)?,
+            | Subject::WireguardGo
+            | Subject::NewWireguardGo => tunnels = wireguard(subject, &mut nodes)?,
             Subject::Nebula => tunnels = nebula(dir, &nodes)?,
         }
         let ports = FIRST_SERVER..FIRST_SERVER + if peers == 1 { MANY_STREAMS } else { 1 };

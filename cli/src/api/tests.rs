@@ -76,3 +76,26 @@ async fn a_context_that_is_not_there_is_named_beside_those_that_are() {
     let error = url(Some("mars")).await.unwrap_err().to_string();
     assert!(error.contains("\"mars\"") && error.contains("earth, moon"), "{error}");
 }
+
+#[test]
+fn no_proxy_spares_the_servers_that_it_names_the_proxy_of_the_environment_alone() {
+    let server: Uri = "https://10.1.2.3:6443".parse().unwrap();
+    let (proxy, other): (Uri, Uri) =
+        ("http://proxy:3128".parse().unwrap(), "http://bastion:1".parse().unwrap());
+    let ask = |of: Option<&Uri>, spared: &str| {
+        let environment = |name: &str| match name {
+            "https_proxy" => Some("http://proxy:3128".to_owned()),
+            "NO_PROXY" => Some(spared.to_owned()),
+            _ => None,
+        };
+        spares(of, &server, environment)
+    };
+    for spared in ["*", "10.0.0.0/8", "example.com,10.1.2.3"] {
+        assert!(ask(Some(&proxy), spared), "{spared}");
+        assert!(!ask(Some(&other), spared), "of the kubeconfig");
+        assert!(!ask(None, spared));
+    }
+    for kept in ["", "192.0.2.0/24", "proxy"] {
+        assert!(!ask(Some(&proxy), kept), "{kept}");
+    }
+}

@@ -68,6 +68,35 @@ fn socket(agent: &Agent) -> PathBuf {
 }
 
 #[test]
+fn what_others_chain_behind_the_plugin_stays_and_their_copies_do_too() {
+    let (agent, node) = (Agent::good(), Node::new());
+    assert_eq!(node.install(&socket(&agent), &[]).exit, 0);
+    let conf = node.path("net.d/05-hawser.conflist");
+    let read = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let mesh = json!({"type": "istio-cni", "log_level": "info"});
+    let mut chained = read(&conf);
+    chained["plugins"].as_array_mut().unwrap().push(mesh.clone());
+    // As they write it, without our blanks.
+    fs::write(&conf, chained.to_string()).unwrap();
+    fs::write(node.path("net.d/02-istio-cni.conflist"), chained.to_string()).unwrap();
+    let before = node.files();
+    let again = node.install(&socket(&agent), &[]);
+    assert_eq!((again.exit, node.files() == before), (0, true), "{again:?}");
+    // Our part of it is ours nevertheless, and a former file that is ours alone goes.
+    chained["plugins"][0]["capabilities"] = json!({});
+    fs::write(&conf, chained.to_string()).unwrap();
+    let mut alone = chained.clone();
+    alone["plugins"].as_array_mut().unwrap().truncate(1);
+    fs::write(node.path("net.d/01-old.conflist"), alone.to_string()).unwrap();
+    assert_eq!(node.install(&socket(&agent), &[]).exit, 0);
+    let now = read(&conf);
+    assert_eq!(now["plugins"][0]["capabilities"]["ips"], true, "{now}");
+    assert_eq!(now["plugins"][1], mesh, "{now}");
+    assert!(!node.path("net.d/01-old.conflist").exists());
+    assert!(node.path("net.d/02-istio-cni.conflist").exists());
+}
+
+#[test]
 fn install_places_binary_loopback_and_conflist_and_repeating_it_changes_nothing() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let (agent, node) = (Agent::good(), Node::new());
@@ -83,8 +112,7 @@ fn install_places_binary_loopback_and_conflist_and_repeating_it_changes_nothing(
           "cniVersion": "1.0.0",
           "cniVersions": [
             "0.4.0",
-            "1.0.0",
-            "1.1.0"
+            "1.0.0"
           ],
           "name": "hawser",
           "plugins": [

@@ -185,8 +185,12 @@ pub fn ruleset(input: &NftInput) -> Table {
     let veths = input.pod_veth_prefix.as_str();
     if !input.hosts.closed.is_empty() {
         let mut chain = base("refuse_host_out", ChainType::Filter, Hook::Postrouting, PRIORITY_REFUSE_OUT);
-        let marked = Match::Mark { mask: MARK_WIREGUARD, value: MARK_WIREGUARD };
-        chain.rules = host_exempt(vec![vec![marked]], &input.hosts);
+        // The mark alone proves nothing: it is one bit, and others' marks may have it, too.
+        let from_slot = |port| {
+            let marked = Match::Mark { mask: MARK_WIREGUARD, value: MARK_WIREGUARD };
+            vec![marked, Match::Protocol(UDP), Match::Port(End::Source, port)]
+        };
+        chain.rules = host_exempt(input.tunnel_ports.map(from_slot).into(), &input.hosts);
         chain.rules.extend(sides.iter().filter_map(|side| side.host_out(veths)));
         chains.push(chain);
     }
@@ -370,6 +374,14 @@ impl Side {
 
     fn translate(&self, veths: &str) -> Vec<Rule> {
         let mut rules = Vec::new();
+        if !self.peers.is_empty() && !self.guarded.is_empty() {
+            // What `refuse_to_node` does not see: kube-proxy's IPVS sends a pod's packets as if they were the node's own, and what comes
+            // out of the tunnel for a port of this node may have its backend at another one. The last moment before the source is
+            // translated, here or by others, and nothing tells any more that a pod has sent it.
+            let mut matches = foreign_interface(Direction::Out, veths);
+            matches.extend([self.inside(End::Source, "guarded"), self.inside(End::Destination, "peers")]);
+            rules.push(rule(counter::LEAK_REFUSED_TO_NODE, matches, Verdict::Drop));
+        }
         if let Some(mesh) = self.mesh {
             let by_slot = || Match::InterfaceIn(Direction::Out, Is::Yes, SLOTS.to_owned());
             let marked = Match::Mark { mask: KUBE_MASQUERADE_MARK, value: KUBE_MASQUERADE_MARK };

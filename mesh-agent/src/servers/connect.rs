@@ -37,7 +37,7 @@ const _: () = {
 /// The configuration's certificates or credentials cannot be used.
 pub fn connect(config: Config) -> kube::Result<Client> {
     if config.proxy_url.is_some() {
-        // Proxies are not supported: kube says so.
+        // Its connections end at the proxy; kube knows how to ask it.
         return Client::try_from(config);
     }
     let mut http = HttpConnector::new();

@@ -1,6 +1,7 @@
 //! What an agent makes of joined clusters: whose pods are guarded, and which of their nodes are peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -42,20 +43,22 @@ pub struct Here {
     pub node: NodeName,
     /// Seconds since 1970 at which its Node was created.
     pub created: i64,
+    /// Its InternalIPs.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Here {
     /// The ClusterPeers without CIDRs that have an address of this node, where it is older: they would cut it off from its own
-    /// cluster. One that comes later into a CIDR is not believed itself (`plan::claims`), or it could unguard a prefix.
-    fn keeps(&self, own: &OwnCluster, peers: &[ClusterPeer]) -> (Vec<ClusterPeer>, Vec<Refusal>) {
+    /// cluster. An address that comes later into a CIDR is not believed itself (`plan::claims`), or it could unguard a prefix; and no
+    /// annotation is an address.
+    fn keeps(&self, guarded: &BTreeSet<IpNet>, peers: &[ClusterPeer]) -> (Vec<ClusterPeer>, Vec<Refusal>) {
         let mut refusals = Vec::new();
-        let mine =
-            || own.addresses.iter().filter(|(_, node)| **node == self.node).map(|(address, _)| *address);
         let mut kept = peers.to_vec();
         for peer in kept.iter_mut().filter(|peer| self.created < peer.created) {
             let name = peer.name.clone();
             peer.pod_cidrs.retain(|cidr| {
-                let Some(address) = mine().find(|address| cidr.contains(address)) else { return true };
+                let mut mine = self.addresses.iter().copied().filter(|_| !guarded.contains(cidr));
+                let Some(address) = mine.find(|address| cidr.contains(address)) else { return true };
                 let (peer, node) = (name.clone(), self.node.clone());
                 refusals.push(Refusal::PeerCidrOfOlderNode { peer, cidr: *cidr, address, node });
                 false
@@ -68,14 +71,18 @@ impl Here {
 impl Joined {
     /// Judges what `states` tell by `peers`, at most [`MAX_NODES`] nodes of it. Only nodes count here; pods are held to what was
     /// accepted of theirs.
+    ///
+    /// `guarded` is what this agent guards already of joined clusters. Of that, whatever a ClusterPeer still names stays guarded, though
+    /// nobody in it is believed: another object that claims the same, by mistake or on purpose, must not open it.
     pub fn judge<'a>(
         own: &OwnCluster,
         here: Option<&Here>,
+        guarded: &BTreeSet<IpNet>,
         peers: &[ClusterPeer],
         states: impl IntoIterator<Item = (&'a ClusterName, &'a ClusterState)> + Clone,
     ) -> (Self, Claims, Vec<Refusal>) {
         let (peers, mut refusals) =
-            here.map_or_else(|| (peers.to_vec(), Vec::new()), |here| here.keeps(own, peers));
+            here.map_or_else(|| (peers.to_vec(), Vec::new()), |here| here.keeps(guarded, peers));
         let (borders, refused) = Borders::judge(own, &peers);
         refusals.extend(refused);
         let (claims, refused) = Claims::judge(own, &borders, states.clone());
@@ -83,6 +90,16 @@ impl Joined {
         let mut joined = Self::default();
         for (cluster, cidr) in borders.guarded() {
             joined.cidrs.entry(cluster.clone()).or_default().push(cidr);
+        }
+        for (peer, cidr) in peers.iter().flat_map(|peer| peer.pod_cidrs.iter().map(move |cidr| (peer, cidr)))
+        {
+            let accepted = borders.of(&peer.name).is_some_and(|accepted| accepted.contains(cidr));
+            if !accepted && guarded.contains(&cidr.trunc()) {
+                let kept = joined.cidrs.entry(peer.name.clone()).or_default();
+                if !kept.contains(cidr) {
+                    kept.push(*cidr);
+                }
+            }
         }
         let age: BTreeMap<&ClusterName, i64> = peers.iter().map(|peer| (&peer.name, peer.created)).collect();
         let mut ranked = Vec::new();

@@ -162,7 +162,8 @@ impl Promise<'_> {
         let discovery = source.is_ipv6() && *protocol == 58 && matches!(ports[0] >> 8, 133..=137);
         let exempt = *protocol == 6 && self.is_exempt_port(*ports, packet.opens);
         let plain = self.is_foreign(&packet.oif) && own && self.0.hosts.closed.contains(destination);
-        if plain && packet.mark & 0x40 == 0 && !discovery && !exempt {
+        let wireguard = packet.mark & 0x40 != 0 && *protocol == 17 && self.0.tunnel_ports.contains(&ports[0]);
+        if plain && !wireguard && !discovery && !exempt {
             return Outcome::Dropped(format!("host_refused_out_{}", Family::of(*source)));
         }
         Outcome::Passes
@@ -171,6 +172,12 @@ impl Promise<'_> {
     fn translate(&self, packet: &Packet) -> Outcome {
         let family = Family::of(packet.source);
         let mesh = self.0.mesh.iter().copied().find(|mesh| Family::of(*mesh) == family);
+        // Whatever way it came here, and though its source would be the node's from now on.
+        let (from_pod, to_node) =
+            (self.is_guarded(packet.source), self.0.peer_node_ips.contains(&packet.destination));
+        if self.is_foreign(&packet.oif) && from_pod && to_node {
+            return Outcome::Dropped("leak_refused_to_node".to_owned());
+        }
         if self.0.slots.contains(&packet.oif) {
             let own = self.is_own_pod(packet.source) || self.0.own_node_ips.contains(&packet.source);
             return match mesh {
@@ -248,7 +255,8 @@ prop_compose! {
         iif in interface(), oif in interface(), source in address(), destination in address(),
         mark in prop_oneof![Just(0_u32), Just(0x40), Just(0x4000), Just(0xc000), Just(0x8000), any::<u32>()],
         protocol in prop_oneof![Just(6_u8), Just(17), Just(58), any::<u8>()],
-        to_port in prop_oneof![port(), Just(51880_u16), Just(51881)], from_port in port(), local in any::<bool>(), opens in any::<bool>(),
+        to_port in prop_oneof![port(), Just(51880_u16), Just(51881)],
+        from_port in prop_oneof![port(), Just(51880_u16), Just(51881)], local in any::<bool>(), opens in any::<bool>(),
     ) -> Packet {
         // A packet has one family.
         let destination = match (source, destination) {
@@ -296,7 +304,7 @@ proptest! {
                 let (iif, oif) = ("eth0".to_owned(), "eth0".to_owned());
                 // Its sockets set its mark, whatever else is closed.
                 let mark = packet.mark | 0x40;
-                let (protocol, ports) = (17, [packet.ports[0], 51880]);
+                let (protocol, ports) = (17, [51881, 51880]);
                 let packet = Packet { iif, oif, source, destination, mark, protocol, ports, ..packet.clone() };
                 let chains = ["refuse_in", "refuse_out", "translate", "refuse_host_out", "refuse_host_in"];
                 let untouched = chains.iter().all(|chain| evaluate(&table, chain, &packet) == Outcome::Passes);

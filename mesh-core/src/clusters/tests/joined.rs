@@ -17,7 +17,8 @@ fn an_agent_has_the_nodes_that_are_accepted_under_names_of_their_own() {
         ("n2".to_owned(), node([200, 4], 5, &["10.2.2.0/24"], &["198.51.100.2"])),
     ]);
     let peers = [peer("east", 1, &["10.2.0.0/16"]), peer("west", 2, &["10.2.128.0/17", "10.3.0.0/16"])];
-    let (joined, _, refusals) = Joined::judge(&own(), None, &peers, [(&cluster("east"), &east)]);
+    let (joined, _, refusals) =
+        Joined::judge(&own(), None, &BTreeSet::new(), &peers, [(&cluster("east"), &east)]);
     let names: Vec<&str> = joined.nodes.keys().map(NodeName::as_str).collect();
     assert_eq!(names, ["n1@east"]);
     let n1 = &joined.nodes[&NodeName::read("n1@east").unwrap()];
@@ -33,25 +34,65 @@ fn an_agent_has_the_nodes_that_are_accepted_under_names_of_their_own() {
 
 #[test]
 fn a_cluster_peer_does_not_cut_off_the_node_of_an_agent_that_is_older() {
-    let here = |created| Here { node: "n1".parse().unwrap(), created };
+    let here = |created, address| Here { node: "n1".parse().unwrap(), created, addresses: vec![ip(address)] };
     let peers = [peer("east", 5, &["192.0.0.0/8", "10.2.0.0/16"])];
-    let judge = |here: Option<&Here>| {
-        let (joined, _, refusals) = Joined::judge(&own(), here, &peers, []);
+    let judge = |here: Option<&Here>, guarded: &[&str]| {
+        let guarded = &guarded.iter().map(|text| net(text)).collect();
+        let (joined, _, refusals) = Joined::judge(&own(), here, guarded, &peers, []);
         let refusals: Vec<&str> = refusals.iter().map(|refusal| refusal.reason()).collect();
         (joined.cidrs[&cluster("east")].clone(), refusals)
     };
-    assert_eq!(judge(Some(&here(4))), (vec![net("10.2.0.0/16")], vec!["PeerCidrOfOlderNode"]));
-    // A node that comes later does not unguard pods that are there.
+    let mine = "192.0.2.1";
+    assert_eq!(judge(Some(&here(4, mine)), &[]), (vec![net("10.2.0.0/16")], vec!["PeerCidrOfOlderNode"]));
+    // A node that comes later does not unguard pods that are there,
     let both = vec![net("192.0.0.0/8"), net("10.2.0.0/16")];
-    assert_eq!(judge(Some(&here(5))), (both.clone(), vec!["PeerCidrOfNode"]));
-    assert_eq!(judge(None), (both, vec!["PeerCidrOfNode"]));
+    assert_eq!(judge(Some(&here(5, mine)), &[]), (both.clone(), vec!["PeerCidrOfNode"]));
+    assert_eq!(judge(None, &[]), (both.clone(), vec!["PeerCidrOfNode"]));
+    // nor does an address that comes later,
+    assert_eq!(judge(Some(&here(4, mine)), &["192.0.0.0/8"]), (both.clone(), vec!["PeerCidrOfNode"]));
+    // nor one that only an annotation names.
+    assert_eq!(judge(Some(&here(4, "198.51.100.9")), &[]), (both, vec!["PeerCidrOfNode"]));
+}
+
+#[test]
+fn what_another_object_claims_stays_guarded_where_it_is_and_nobody_in_it_is_believed() {
+    let east = state([("n1".to_owned(), node([1, 2], 5, &["10.2.1.0/24"], &["198.51.100.1"]))]);
+    let all = [
+        // An older peer gets a part of it; the own cluster does; it gets the own name.
+        (
+            vec![peer("west", 1, &["10.3.0.0/16", "10.2.5.0/24"]), peer("east", 2, &["10.2.0.0/16"])],
+            own(),
+            "east",
+        ),
+        (
+            vec![peer("east", 2, &["10.2.0.0/16"])],
+            OwnCluster { pod_cidrs: vec![net("10.2.5.0/24")], ..own() },
+            "east",
+        ),
+        (vec![peer("here", 2, &["10.2.0.0/16"])], OwnCluster { name: cluster("here"), ..own() }, "here"),
+    ];
+    for (peers, own, name) in all {
+        for guards in [false, true] {
+            let guarded = guards.then_some(net("10.2.0.0/16")).into_iter().collect();
+            let (joined, _, refusals) =
+                Joined::judge(&own, None, &guarded, &peers, [(&cluster("east"), &east)]);
+            let kept =
+                joined.cidrs.get(&cluster(name)).is_some_and(|cidrs| cidrs.contains(&net("10.2.0.0/16")));
+            assert_eq!(kept, guards, "{refusals:?}");
+            assert!(joined.nodes.is_empty() && !refusals.is_empty(), "{:?}", joined.nodes);
+        }
+    }
+    // Its own object does.
+    let guarded = [net("10.2.0.0/16")].into();
+    let (joined, ..) = Joined::judge(&own(), None, &guarded, &[peer("east", 2, &["10.4.0.0/16"])], []);
+    assert_eq!(joined.cidrs[&cluster("east")], [net("10.4.0.0/16")]);
 }
 
 #[test]
 fn a_node_reaches_into_a_cluster_as_far_as_its_peers_go() {
     let east = state([("n1".to_owned(), node([1, 2], 5, &["10.2.1.0/24"], &["198.51.100.1"]))]);
     let peers = [peer("east", 1, &["10.2.0.0/16"]), peer("west", 2, &["10.3.0.0/16"])];
-    let (joined, ..) = Joined::judge(&own(), None, &peers, [(&cluster("east"), &east)]);
+    let (joined, ..) = Joined::judge(&own(), None, &BTreeSet::new(), &peers, [(&cluster("east"), &east)]);
     let reach = joined.reach();
     let contains = |name: &str, address: &str| reach[&cluster(name)].peers.contain(ip(address));
     assert_eq!(reach[&cluster("east")].cidrs, [net("10.2.0.0/16")]);
@@ -74,8 +115,13 @@ fn beyond_the_limit_the_oldest_stay_and_the_others_are_named() {
         }
         (format!("n{i}"), Arc::new(one))
     }));
-    let (joined, _, refusals) =
-        Joined::judge(&own(), None, &[peer("east", 1, &["10.2.0.0/15"])], [(&cluster("east"), &east)]);
+    let (joined, _, refusals) = Joined::judge(
+        &own(),
+        None,
+        &BTreeSet::new(),
+        &[peer("east", 1, &["10.2.0.0/15"])],
+        [(&cluster("east"), &east)],
+    );
     assert_eq!(joined.nodes.len(), MAX_NODES);
     let texts: Vec<String> = refusals.iter().map(ToString::to_string).collect();
     assert_eq!(texts.len(), 3);
