@@ -392,12 +392,10 @@ pub fn uninstall(places: &Places) -> (Report, Vec<InstallError>) {
     }
     match configurations(conf_dir, conf_name) {
         Ok(found) => {
-            for name in &found.own {
+            // Copies, too: whoever made them finds nothing any more that they could call.
+            for name in found.own.iter().chain(&found.copies) {
                 errors.extend(remove(conf_dir, &conf_dir.join(name), &mut report).err());
             }
-            report.warnings.extend(found.copies.iter().map(|name| {
-                format!("{} calls {BINARY}, is another program's, and stays", conf_dir.join(name).display())
-            }));
         }
         Err(error) => errors.push(error),
     }

@@ -137,8 +137,6 @@ pub use rotate::Rotor;
 #[derive(Debug, Default)]
 pub struct Memory {
     set_before: Endpoints,
-    /// Addresses of other nodes, and when they had them last.
-    former: BTreeMap<IpAddr, Instant>,
     applied: Option<Desired>,
     confirmed: Option<Announcement>,
     generation: u64,
@@ -299,7 +297,6 @@ impl Agent {
         };
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
         self.memory.pairs.look(&observed, begun);
-        self.note_addresses(&nodes);
         let mut view = self.view(nodes, joined.settings(&self.config.settings), &state, &observed);
         let refused = self.ledger.review(&mut view, &self.psks);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
@@ -448,14 +445,7 @@ impl Agent {
             cluster: self.config.cluster_name.clone(),
             announcement: announcement(&self.keys, self.rotor.draining(), self.psks.kem()),
             uplink_mtu: uplinks.map(|link| link.mtu).min(),
-            host: hosts::state(
-                state,
-                observed,
-                &own_ips,
-                &settings.guarded(),
-                remembered,
-                self.former(&nodes),
-            ),
+            host: hosts::state(state, observed, &own_ips, &settings.guarded(), remembered),
         };
         ClusterView {
             settings,
@@ -465,20 +455,6 @@ impl Agent {
             synced: nodes.synced,
             pairs: BTreeMap::new(),
         }
-    }
-
-    /// Notes which addresses other nodes have.
-    fn note_addresses(&mut self, nodes: &Nodes) {
-        let (now, forget) = (Instant::now(), Duration::from_secs(mesh_core::host::FORGET));
-        self.memory.former.retain(|_, since| now.saturating_duration_since(*since) < forget);
-        let present = addresses_of_others(nodes, &self.node).map(|address| (address, now));
-        self.memory.former.extend(present);
-    }
-
-    /// Those that no other node has any more.
-    fn former(&self, nodes: &Nodes) -> BTreeSet<IpAddr> {
-        let present: BTreeSet<IpAddr> = addresses_of_others(nodes, &self.node).collect();
-        self.memory.former.keys().filter(|address| !present.contains(address)).copied().collect()
     }
 
     fn pool(&self, desired: &Desired, synced: bool) -> Vec<Problem> {
@@ -645,12 +621,6 @@ pub fn announcement(
         kem_required,
         host_traffic: false,
     }
-}
-
-/// InternalIPs of all nodes but this one.
-fn addresses_of_others<'a>(nodes: &'a Nodes, us: &'a NodeName) -> impl Iterator<Item = IpAddr> + 'a {
-    let others = nodes.nodes.iter().filter(move |(name, _)| *name != us);
-    others.flat_map(|(_, node)| node.internal_ips.iter().copied())
 }
 
 /// `forward-chain-drops` to `ForwardChainDrops`, as Events want it.

@@ -59,9 +59,6 @@ pub struct HostState {
     pub remembered: Remembered,
     /// IPv6 addresses of this node that are neither InternalIPs nor mesh addresses: what is sent from them is left alone.
     pub others: BTreeSet<IpAddr>,
-    /// Addresses that other nodes had within the last [`FORGET`] seconds and have no more. Their machines may go on:
-    /// what pods say to them, and said through the tunnel before, is no plaintext because a Node was deleted.
-    pub former: BTreeSet<IpAddr>,
 }
 
 /// How this node's own traffic to one peer goes.

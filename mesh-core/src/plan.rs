@@ -363,16 +363,6 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
     if host_traffic.on {
         hosts.add_remembered(&claims);
     }
-    for address in &view.local.host.former {
-        let free = claims.holder(*address).is_none()
-            && prefix::is_unicast(*address)
-            && !guarded.iter().any(|cidr| cidr.contains(address));
-        if free {
-            peer_node_ips.insert(*address);
-            let target = Target::Unreachable;
-            routes.insert(Route { table: TABLE_NODES, prefix: prefix::host(*address), target });
-        }
-    }
     problems.append(&mut hosts.problems);
     routes.append(&mut hosts.routes);
     problems.sort();

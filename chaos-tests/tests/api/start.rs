@@ -317,7 +317,8 @@ fn an_agent_whose_node_object_does_not_exist_says_so_and_waits() -> Result<()> {
         Err(why) if why.contains("there is no Node object node-1") && why.contains("--node-name") => Ok(()),
         other => Err(format!("{other:?}")),
     })?;
-    let plugin = chaos_tests::runtime::Runtime::of(&lab.node(1).namespace)?.status(&lab.node(1).namespace);
+    let host = &lab.node(1).namespace;
+    let plugin = chaos_tests::runtime::Runtime::of(host)?.version("1.1.0").status(host);
     let refused = plugin.unwrap_err().to_string();
     assert!(refused.contains("there is no Node object node-1"), "{refused}");
     Ok(())

@@ -119,7 +119,8 @@ fn status_tells_that_no_pod_can_be_connected_from_that_pods_are_cut_off() {
     let mut lab = lab("status", 2);
     let ask = |lab: &chaos_tests::Lab| {
         let host = &lab.node(1).namespace;
-        Runtime::of(host).unwrap().status(host)
+        // Our configuration offers 1.0.0; a runtime may have one of its own.
+        Runtime::of(host).unwrap().version("1.1.0").status(host)
     };
     let says = |lab: &chaos_tests::Lab, code: u64, word: &str| {
         let look = || match ask(lab) {
@@ -157,7 +158,7 @@ fn gc_removes_what_the_runtime_no_longer_knows_and_nothing_else() {
     let gc = |lab: &chaos_tests::Lab, valid: &[&Prepared]| {
         let host = &lab.node(1).namespace;
         let valid: Vec<_> = valid.iter().map(|pod| &pod.sandbox).collect();
-        Runtime::of(host).unwrap().gc(host, &valid).unwrap();
+        Runtime::of(host).unwrap().version("1.1.0").gc(host, &valid).unwrap();
     };
     let all: Vec<&Prepared> = pods.iter().collect();
     gc(&lab, &all);

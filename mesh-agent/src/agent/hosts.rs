@@ -40,7 +40,6 @@ pub(super) fn state(
     own_ips: &BTreeSet<IpAddr>,
     guarded: &[IpNet],
     remembered: Remembered,
-    former: BTreeSet<IpAddr>,
 ) -> HostState {
     // One that has no key yet sends nothing; it gets both at once.
     let marked =
@@ -60,7 +59,7 @@ pub(super) fn state(
     let mut others: Vec<IpAddr> = addresses.filter(other).collect();
     others.sort_unstable();
     others.truncate(OTHERS);
-    HostState { marked, closed, remembered, others: others.into_iter().collect(), former }
+    HostState { marked, closed, remembered, others: others.into_iter().collect() }
 }
 
 /// Will the next turn find something else, with nobody to tell of it?

@@ -72,8 +72,7 @@ impl Joined {
     /// Judges what `states` tell by `peers`, at most [`MAX_NODES`] nodes of it. Only nodes count here; pods are held to what was
     /// accepted of theirs.
     ///
-    /// `guarded` is what this agent guards already of joined clusters. Of that, whatever a ClusterPeer still names stays guarded, though
-    /// nobody in it is believed: another object that claims the same, by mistake or on purpose, must not open it.
+    /// `guarded` is what this agent guards already of joined clusters: no address that comes later into it opens it.
     pub fn judge<'a>(
         own: &OwnCluster,
         here: Option<&Here>,
@@ -90,16 +89,6 @@ impl Joined {
         let mut joined = Self::default();
         for (cluster, cidr) in borders.guarded() {
             joined.cidrs.entry(cluster.clone()).or_default().push(cidr);
-        }
-        for (peer, cidr) in peers.iter().flat_map(|peer| peer.pod_cidrs.iter().map(move |cidr| (peer, cidr)))
-        {
-            let accepted = borders.of(&peer.name).is_some_and(|accepted| accepted.contains(cidr));
-            if !accepted && guarded.contains(&cidr.trunc()) {
-                let kept = joined.cidrs.entry(peer.name.clone()).or_default();
-                if !kept.contains(cidr) {
-                    kept.push(*cidr);
-                }
-            }
         }
         let age: BTreeMap<&ClusterName, i64> = peers.iter().map(|peer| (&peer.name, peer.created)).collect();
         let mut ranked = Vec::new();

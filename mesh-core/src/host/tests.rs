@@ -1,5 +1,4 @@
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,7 +9,7 @@ use crate::diff::{Endpoints, Mode, Observed, ObservedDevice, Op, diff};
 use crate::name::NodeName;
 use crate::numbers::{TABLE_NODES, TABLE_PODS};
 use crate::pair::Link;
-use crate::plan::{Desired, Route, Target, plan};
+use crate::plan::{Desired, plan};
 use crate::psk::SlotPsk;
 use crate::slot::Slot;
 use crate::view::{AnnouncementFact, ClusterView, PairFacts};
@@ -570,32 +569,6 @@ fn rules_are_there_before_the_first_list_of_nodes_and_the_api_server_is_reached_
     let (desired, _) = plan(&view);
     assert!(!desired.rules.iter().any(|rule| rule.priority == RULE_HOSTS));
     assert_eq!(desired.closed_hosts, BTreeSet::new());
-}
-
-#[test]
-fn what_pods_send_to_a_node_that_was_deleted_is_refused_until_it_is_forgotten_or_another_has_its_address() {
-    let peer = Peer { announced: Some(false), confirmed: true, withheld: false };
-    let mut view = view(false, true, [peer; 2]);
-    let refused = |view: &ClusterView, address: IpAddr| {
-        let (desired, _) = plan(view);
-        let route = |route: &&Route| route.table == TABLE_NODES && route.prefix.addr() == address;
-        let unreachable =
-            desired.routes.iter().filter(route).any(|route| route.target == Target::Unreachable);
-        assert_eq!(desired.peer_node_ips.contains(&address), unreachable);
-        unreachable
-    };
-    let (gone, facts) = view.nodes.iter().find(|(name, _)| **name != view.local.name).unwrap();
-    let (gone, address) = (gone.clone(), facts.internal_ips[0]);
-    assert!(refused(&view, address), "beneath its route");
-    view.nodes.remove(&gone);
-    assert!(!refused(&view, address));
-    view.local.host.former = [address].into();
-    assert!(refused(&view, address));
-    let own = view.nodes.get(&view.local.name).unwrap().internal_ips[0];
-    view.local.host.former = [own, "0.0.0.0".parse().unwrap(), "127.0.0.1".parse().unwrap()].into();
-    for address in view.local.host.former.clone() {
-        assert!(!refused(&view, address), "{address}");
-    }
 }
 
 #[test]

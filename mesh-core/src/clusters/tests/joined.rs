@@ -55,40 +55,6 @@ fn a_cluster_peer_does_not_cut_off_the_node_of_an_agent_that_is_older() {
 }
 
 #[test]
-fn what_another_object_claims_stays_guarded_where_it_is_and_nobody_in_it_is_believed() {
-    let east = state([("n1".to_owned(), node([1, 2], 5, &["10.2.1.0/24"], &["198.51.100.1"]))]);
-    let all = [
-        // An older peer gets a part of it; the own cluster does; it gets the own name.
-        (
-            vec![peer("west", 1, &["10.3.0.0/16", "10.2.5.0/24"]), peer("east", 2, &["10.2.0.0/16"])],
-            own(),
-            "east",
-        ),
-        (
-            vec![peer("east", 2, &["10.2.0.0/16"])],
-            OwnCluster { pod_cidrs: vec![net("10.2.5.0/24")], ..own() },
-            "east",
-        ),
-        (vec![peer("here", 2, &["10.2.0.0/16"])], OwnCluster { name: cluster("here"), ..own() }, "here"),
-    ];
-    for (peers, own, name) in all {
-        for guards in [false, true] {
-            let guarded = guards.then_some(net("10.2.0.0/16")).into_iter().collect();
-            let (joined, _, refusals) =
-                Joined::judge(&own, None, &guarded, &peers, [(&cluster("east"), &east)]);
-            let kept =
-                joined.cidrs.get(&cluster(name)).is_some_and(|cidrs| cidrs.contains(&net("10.2.0.0/16")));
-            assert_eq!(kept, guards, "{refusals:?}");
-            assert!(joined.nodes.is_empty() && !refusals.is_empty(), "{:?}", joined.nodes);
-        }
-    }
-    // Its own object does.
-    let guarded = [net("10.2.0.0/16")].into();
-    let (joined, ..) = Joined::judge(&own(), None, &guarded, &[peer("east", 2, &["10.4.0.0/16"])], []);
-    assert_eq!(joined.cidrs[&cluster("east")], [net("10.4.0.0/16")]);
-}
-
-#[test]
 fn a_node_reaches_into_a_cluster_as_far_as_its_peers_go() {
     let east = state([("n1".to_owned(), node([1, 2], 5, &["10.2.1.0/24"], &["198.51.100.1"]))]);
     let peers = [peer("east", 1, &["10.2.0.0/16"]), peer("west", 2, &["10.3.0.0/16"])];
