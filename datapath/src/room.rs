@@ -36,6 +36,11 @@ impl Room {
 
     /// What is left of it; none: all of it has room.
     pub(crate) fn fit(self, state: &State) -> Option<Fitted> {
+        // Nearly always: looked at without a walk over all rows, since this is asked with every change.
+        let rows = state.tables.values().map(|table| table.rows.len()).sum();
+        if self.holds(rows, state.functions.values().map(BTreeMap::len).sum()) {
+            return None;
+        }
         let mut needs = Needs::default();
         for table in state.tables.values() {
             needs.add(table);

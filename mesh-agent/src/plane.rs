@@ -339,7 +339,8 @@ impl Plane {
         let mut missing = Vec::new();
         for (index, pod) in here {
             match found.get(&index) {
-                Some(present) if *present == endpoint(pod) => {
+                // The same pod, though it may be shaped now and was not.
+                Some(present) if Endpoint { slow: present.slow, ..endpoint(pod) } == *present => {
                     self.place(pod)?;
                     self.attach_pod(index)?;
                 }

@@ -384,3 +384,26 @@ fn whole_lines(file: &mut std::fs::File) -> std::io::Result<u64> {
     }
     Ok(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_cut_off_is_no_part_of_the_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit").join("keys.jsonl");
+        append(&path, "one\n").unwrap();
+        let long = "x".repeat(9000);
+        for torn in ["tw", long.as_str()] {
+            let whole = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, format!("{whole}{torn}")).unwrap();
+            append(&path, "two\n").unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{whole}two\n"));
+        }
+        // Nothing but such a line.
+        std::fs::write(&path, "tor").unwrap();
+        append(&path, "one\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\n");
+    }
+}

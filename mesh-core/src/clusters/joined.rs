@@ -57,7 +57,7 @@ impl Here {
         for peer in kept.iter_mut().filter(|peer| self.created < peer.created) {
             let name = peer.name.clone();
             peer.pod_cidrs.retain(|cidr| {
-                let mut mine = self.addresses.iter().copied().filter(|_| !guarded.contains(cidr));
+                let mut mine = self.addresses.iter().copied().filter(|_| !guarded.contains(&cidr.trunc()));
                 let Some(address) = mine.find(|address| cidr.contains(address)) else { return true };
                 let (peer, node) = (name.clone(), self.node.clone());
                 refusals.push(Refusal::PeerCidrOfOlderNode { peer, cidr: *cidr, address, node });
