@@ -525,7 +525,13 @@ pub(crate) fn config(lab: &Lab) -> String {
     let cidrs = lab.cluster_cidrs().iter().map(|cidr| format!("'{cidr}'")).collect::<Vec<_>>().join(", ");
     let engine = if lab.options.kernel_wireguard { "kernel" } else { "userspace" };
     let name = lab.cluster_name();
-    format!("clusterName: {name}\npodCIDRs: [{cidrs}]\nwireguard: {engine}\n{}", lab.options.config)
+    // Else a ServiceCIDR says it.
+    let services = if lab.options.allocates_services {
+        ""
+    } else {
+        "serviceCIDRs: ['10.96.0.0/16', 'fd00:10:96::/112']\n"
+    };
+    format!("clusterName: {name}\npodCIDRs: [{cidrs}]\n{services}wireguard: {engine}\n{}", lab.options.config)
 }
 
 /// One for each node of each lab.

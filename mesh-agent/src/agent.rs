@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::names::Register;
 use crate::plane::PlaneState;
 use crate::publish::{self, Notice, Wanted};
+use crate::service_cidrs::ServiceCidrs;
 use crate::status::Findings;
 use crate::watch::Nodes;
 use crate::wireguard::{CallError, Caller, Implementation};
@@ -94,6 +95,8 @@ pub struct Agent {
     pub nodes: watch::Receiver<Nodes>,
     /// Clusters that are joined to it.
     pub joined: watch::Receiver<Arc<Joined>>,
+    /// Where Services have their addresses.
+    pub service_cidrs: watch::Receiver<ServiceCidrs>,
     /// Pre-shared keys of the pairs.
     pub psks: Psks,
     /// Which keys peers have replaced.
@@ -213,6 +216,7 @@ impl Agent {
                         break;
                     }
                     Ok(()) = self.joined.changed() => break,
+                    Ok(()) = self.service_cidrs.changed() => break,
                     Ok(()) = self.plane.changed() => break,
                     Ok(()) = self.findings.changed() => {
                         let now = self.findings.borrow().trouble.clone();
@@ -280,9 +284,12 @@ impl Agent {
     async fn reconcile(&mut self) -> Result<bool, TurnError> {
         let mut nodes = self.nodes.borrow_and_update().clone();
         let joined = self.joined.borrow_and_update().clone();
+        let service_cidrs = self.service_cidrs.borrow_and_update().clone();
         // Somebody who is not read of yet may have prefixes that are to be guarded.
-        nodes.synced &= joined.synced;
-        let guarded = joined.settings(&self.config.settings).guarded();
+        nodes.synced &= joined.synced && service_cidrs.synced;
+        let (service_cidrs, not_closed) = service_cidrs.judge(&self.config.settings.service_cidrs);
+        let settings = Settings { service_cidrs, ..joined.settings(&self.config.settings) };
+        let guarded = settings.guarded();
         nodes.nodes.extend(joined.believed.nodes.iter().map(|(name, node)| (name.clone(), node.clone())));
         let mut silent = self.create_devices().await;
         let begun = Instant::now();
@@ -297,7 +304,7 @@ impl Agent {
         };
         // After looking, never before: what was connected since is then in the plan, though not in what was seen.
         self.memory.pairs.look(&observed, begun);
-        let mut view = self.view(nodes, joined.settings(&self.config.settings), &state, &observed);
+        let mut view = self.view(nodes, settings, &state, &observed);
         let refused = self.ledger.review(&mut view, &self.psks);
         view.pairs = self.memory.pairs.facts(&view.nodes, &observed, Instant::now());
         let rotated = self.rotate(&mut view, &mut observed, &state).await;
@@ -374,6 +381,7 @@ impl Agent {
 
         guard.findings.extend(self.psks.findings(&view, &observed));
         guard.findings.extend(joined.findings.iter().cloned());
+        guard.findings.extend(not_closed);
         self.report(&problems, &guard.findings);
         self.count_peers(&observed);
         self.metrics.set_psks(self.psks.count(&view, &observed));
@@ -566,7 +574,7 @@ impl Agent {
             Readiness { mesh: desired.mesh.clone(), mtu: desired.mtu, broken, ..Readiness::default() };
         if !view.synced {
             readiness.obstacles.push(
-                "the list of Nodes has not been read from the API server yet, or not that of ClusterPeers"
+                "the list of Nodes has not been read from the API server yet, or not that of ClusterPeers or ServiceCIDRs"
                     .into(),
             );
         } else if !view.nodes.contains_key(&self.node) {

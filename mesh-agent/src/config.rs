@@ -13,6 +13,8 @@ use mesh_core::psk::ClusterName;
 use mesh_core::view::Settings;
 use serde::Deserialize;
 
+use crate::service_cidrs::MIN_PREFIX;
+
 /// The file as written. Unknown fields are refused: a misspelt `podCIDRs` would be a cluster without protection.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -25,6 +27,9 @@ pub struct ConfigFile {
     /// Destinations to which pods talk with their own address, in plaintext.
     #[serde(default, rename = "nonMasqueradeCIDRs")]
     pub non_masquerade_cidrs: Vec<String>,
+    /// Where Services have their addresses, besides what ServiceCIDR objects say: of what pods send there nothing leaves by an uplink.
+    #[serde(default, rename = "serviceCIDRs")]
+    pub service_cidrs: Vec<String>,
     /// MTU of the tunnel in bytes; absent: the uplink's less 80.
     pub mtu: Option<u32>,
     /// Keepalive in seconds towards every peer; 0 is off, absent: 25 where this node seems to be behind NAT.
@@ -297,6 +302,21 @@ impl ConfigFile {
                 return Err(wrong("nonMasqueradeCIDRs", &net.to_string(), reason));
             }
         }
+        let service_cidrs = prefixes("serviceCIDRs", &self.service_cidrs)?;
+        for net in &service_cidrs {
+            if net.prefix_len() < MIN_PREFIX {
+                let reason = format!(
+                    "is larger than a /{MIN_PREFIX}; write the API server's --service-cluster-ip-range"
+                );
+                return Err(wrong("serviceCIDRs", &net.to_string(), reason));
+            }
+            if let Some(pods) = pod_cidrs.iter().find(|pods| mesh_core::prefix::overlap(pods, net)) {
+                let reason = format!(
+                    "overlaps the pod CIDR {pods}: no address is both; write the API server's --service-cluster-ip-range"
+                );
+                return Err(wrong("serviceCIDRs", &net.to_string(), reason));
+            }
+        }
         if let Some(mtu) = self.mtu.filter(|mtu| !(1280..=65_455).contains(mtu)) {
             return Err(wrong("mtu", &mtu.to_string(), "is outside 1280 to 65455".into()));
         }
@@ -349,8 +369,16 @@ impl ConfigFile {
         };
         let host_traffic = host_traffic(&self.host_traffic, &self.api_servers, &wrong)?;
         let (mtu, keepalive) = (self.mtu, self.keepalive_seconds);
-        let joined = BTreeMap::new();
-        let settings = Settings { pod_cidrs, joined, non_masquerade, mtu, keepalive, host_traffic };
+        let settings = Settings {
+            pod_cidrs,
+            joined: BTreeMap::new(),
+            disputed: Vec::new(),
+            non_masquerade,
+            service_cidrs,
+            mtu,
+            keepalive,
+            host_traffic,
+        };
         Ok(Config {
             cluster_name,
             settings,

@@ -88,6 +88,7 @@ mod tests {
             peer_node_ips: Vec::new(),
             mesh: Vec::new(),
             non_masquerade: nets(exempt),
+            service_cidrs: Vec::new(),
             slots: ["a".into(), "b".into()],
             pod_veth_prefix: "hw".into(),
             tunnel_ports: [1, 2],

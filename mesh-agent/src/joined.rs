@@ -16,8 +16,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clustermesh::Told;
 use ipnet::IpNet;
 use mesh_core::clusters::{
-    Change, Claims, ClusterName, ClusterPeer, ClusterPeerSpec, ClusterState, Here, Joined as Believed, Key,
-    Kind, Object, OwnCluster, Reach, Refusal, RemoteNode, Signed,
+    Change, Claims, ClusterName, ClusterPeer, ClusterPeerSpec, ClusterState, Disputed, Here,
+    Joined as Believed, Key, Kind, Object, OwnCluster, Reach, Refusal, RemoteNode, Signed, disputed,
 };
 use mesh_core::name::NodeName;
 use mesh_core::policy::compile::AskedClusters;
@@ -51,6 +51,8 @@ const SENTENCES: usize = 32;
 pub struct Joined {
     /// What is believed.
     pub believed: Believed,
+    /// What clusters have lost to others since it was guarded ([`clusters::disputed`]).
+    pub disputed: Disputed,
     /// Code and sentence of what is not.
     pub findings: Vec<(String, String)>,
     /// All ClusterPeers were read, and judged beside all own nodes. Before, there may be prefixes that nobody guards yet.
@@ -60,7 +62,8 @@ pub struct Joined {
 impl Joined {
     /// The configuration with the joined clusters in it.
     pub fn settings(&self, settings: &Settings) -> Settings {
-        self.believed.settings(settings)
+        let disputed = self.disputed.values().flatten().copied().collect();
+        Settings { disputed, ..self.believed.settings(settings) }
     }
 }
 
@@ -86,6 +89,9 @@ struct Memory(BTreeMap<ClusterName, Remembered>);
 struct Remembered {
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Vec<IpNet>,
+    /// What it has lost to others. No claim of its, or it would win against them after a start.
+    #[serde(default, rename = "disputedCIDRs", skip_serializing_if = "Vec::is_empty")]
+    disputed: Vec<IpNet>,
     /// Whose signatures count until the ClusterPeers are read.
     #[serde(default)]
     trust_bundle: String,
@@ -138,6 +144,7 @@ pub struct Register {
     /// So were all ClusterPeers.
     settled: bool,
     believed: Believed,
+    disputed: Disputed,
     claims: Claims,
     pods: Pods,
     /// For policy, until it is taken.
@@ -164,15 +171,24 @@ impl Register {
     ) -> Self {
         let mut file: Kept<Memory> = Kept::load(state_dir.join(FILE), "which clusters are joined");
         for remembered in file.value.0.values_mut() {
-            remembered.pod_cidrs.retain(|cidr| has_ipv6 || cidr.addr().is_ipv4());
+            for cidrs in [&mut remembered.pod_cidrs, &mut remembered.disputed] {
+                cidrs.retain(|cidr| has_ipv6 || cidr.addr().is_ipv4());
+            }
         }
         let mut states: BTreeMap<ClusterName, ClusterState> = BTreeMap::new();
         let mut believed = Believed::default();
+        let mut disputed = Disputed::default();
         let mut signatures = Signatures::default();
         for (cluster, remembered) in &file.value.0 {
             // One that cannot be read is none; the ClusterPeer has it anew.
             drop(signatures.trust(cluster, &remembered.trust_bundle));
-            believed.cidrs.insert(cluster.clone(), remembered.pod_cidrs.clone());
+            for (of, cidrs) in
+                [(&mut believed.cidrs, &remembered.pod_cidrs), (&mut disputed, &remembered.disputed)]
+            {
+                if !cidrs.is_empty() {
+                    of.insert(cluster.clone(), cidrs.clone());
+                }
+            }
             let state = states.entry(cluster.clone()).or_default();
             for object in remembered.nodes.values().filter_map(RememberedNode::read) {
                 state.apply(Change::Put(object));
@@ -192,6 +208,7 @@ impl Register {
             judged: false,
             settled: false,
             believed: Believed::default(),
+            disputed,
             claims: Claims::default(),
             pods: Pods::default(),
             foreign: Foreign::default(),
@@ -211,6 +228,11 @@ impl Register {
     /// What is believed now.
     pub fn believed(&self) -> &Believed {
         &self.believed
+    }
+
+    /// What clusters have lost to others since it was guarded.
+    pub const fn disputed(&self) -> &Disputed {
+        &self.disputed
     }
 
     /// How far this node reaches into each of them.
@@ -243,7 +265,8 @@ impl Register {
             created: facts.created,
             addresses: facts.internal_ips.clone(),
         });
-        let guarded = self.believed.cidrs.values().flatten().map(IpNet::trunc).collect();
+        let guarded = self.believed.cidrs.values().chain(self.disputed.values());
+        let guarded = guarded.flatten().map(IpNet::trunc).collect();
         Believed::judge(&OwnCluster::of(name, pod_cidrs, &nodes.nodes), here.as_ref(), &guarded, peers, known)
     }
 
@@ -390,6 +413,7 @@ impl Register {
         };
         let remembered = self.remembered_peers();
         let mut peers: Vec<ClusterPeer> = Vec::new();
+        let mut unread: BTreeSet<ClusterName> = BTreeSet::new();
         for (name, (created, spec)) in &self.peers.peers {
             let refused = match spec {
                 Ok(spec) => {
@@ -403,6 +427,7 @@ impl Register {
                             .filter(|cidr| !peer.pod_cidrs.iter().any(|now| now.contains(cidr)))
                             .collect();
                         peer.pod_cidrs.extend(lost);
+                        unread.insert(peer.name.clone());
                     }
                     peers.extend(peer);
                     refused
@@ -410,6 +435,7 @@ impl Register {
                 Err(reason) => {
                     // What it said before stays in force.
                     peers.extend(remembered.iter().find(|peer| peer.name.as_str() == name).cloned());
+                    unread.extend(name.parse());
                     let (field, reason) = ("spec".to_owned(), reason.clone());
                     vec![Refusal::PeerMalformed { peer: name.clone(), field, value: String::new(), reason }]
                 }
@@ -418,7 +444,11 @@ impl Register {
         }
         if !self.peers.synced {
             let known: BTreeSet<ClusterName> = peers.iter().map(|peer| peer.name.clone()).collect();
-            peers.extend(remembered.into_iter().filter(|peer| !known.contains(&peer.name)));
+            let others = remembered.into_iter().filter(|peer| !known.contains(&peer.name));
+            for peer in others {
+                unread.insert(peer.name.clone());
+                peers.push(peer);
+            }
         }
         for refusal in self.look(&peers) {
             tell(&refusal);
@@ -434,6 +464,9 @@ impl Register {
             self.anew |= claims.have_other_places_than(&self.claims) || !self.judged;
             self.judged = true;
             self.settled |= self.peers.synced;
+            let own = &self.own.1;
+            self.disputed =
+                disputed(own, (&self.believed.cidrs, &self.disputed), (&peers, &unread), &believed);
             (self.believed, self.claims) = (believed, claims);
             let reach = self.believed.reach();
             if reach != *self.reach {
@@ -494,7 +527,8 @@ impl Register {
             }
         };
         findings.extend(others.map(|text| ("joined-cluster-more".to_owned(), text)));
-        Joined { believed: self.believed.clone(), findings, synced: self.settled }
+        let (believed, disputed) = (self.believed.clone(), self.disputed.clone());
+        Joined { believed, disputed, findings, synced: self.settled }
     }
 
     /// Are other pods refused than [`Self::joined`] has said?
@@ -510,7 +544,8 @@ impl Register {
 
     /// Writes the file if there is news. False: that failed, and is tried again with the next call.
     pub async fn save(&mut self) -> bool {
-        let remembered = |(name, cidrs): (&ClusterName, &Vec<IpNet>)| {
+        let remembered = |name: &ClusterName| {
+            let cidrs = |of: &BTreeMap<ClusterName, Vec<IpNet>>| of.get(name).cloned().unwrap_or_default();
             let nodes = self.states.get(name).into_iter().flat_map(|state| &state.nodes);
             // Of more than these nothing would come of a start: they are beyond the bound, or refused.
             let nodes =
@@ -519,10 +554,11 @@ impl Register {
             let nodes =
                 nodes.filter_map(|(name, node)| Some((NodeName::clone(name), RememberedNode::of(node)?)));
             let trust_bundle = self.signatures.bundle(name).unwrap_or_default().to_owned();
-            let remembered = Remembered { pod_cidrs: cidrs.clone(), trust_bundle, nodes: nodes.collect() };
-            (name.clone(), remembered)
+            let (pod_cidrs, disputed) = (cidrs(&self.believed.cidrs), cidrs(&self.disputed));
+            (name.clone(), Remembered { pod_cidrs, disputed, trust_bundle, nodes: nodes.collect() })
         };
-        let memory = Memory(self.believed.cidrs.iter().map(remembered).collect());
+        let names = self.believed.cidrs.keys().chain(self.disputed.keys());
+        let memory = Memory(names.map(remembered).collect());
         if memory != self.file.value {
             self.file.value = memory;
             self.file.touch(true);

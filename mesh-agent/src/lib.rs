@@ -44,6 +44,7 @@ pub mod podlink;
 pub mod policy;
 pub mod publish;
 pub mod servers;
+pub mod service_cidrs;
 pub mod shaping;
 mod single;
 pub mod start;

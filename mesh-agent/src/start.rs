@@ -35,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::names::Register;
 use crate::paths::Paths;
 use crate::servers::{self, Known};
+use crate::service_cidrs::ServiceCidrs;
 use crate::status::Findings;
 use crate::watch::Watching;
 use crate::watch::mail::Mailbox;
@@ -96,7 +97,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         config.cluster_name.clone(),
         config.settings.pod_cidrs.clone(),
     );
-    let joined = Joined { believed: joined_register.believed().clone(), ..Joined::default() };
+    let (believed, disputed) = (joined_register.believed().clone(), joined_register.disputed().clone());
+    let joined = Joined { believed, disputed, ..Joined::default() };
     let guarded = joined.settings(&config.settings).guarded();
     crate::guard::close(&config, &guarded, &kernel).await.context("Could not refuse plaintext of pods")?;
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
@@ -120,6 +122,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (nodes_tx, nodes) = watch::channel(crate::watch::Nodes::default());
     let (joined_tx, joined) = watch::channel(Arc::new(joined));
     let (peers_tx, peers) = watch::channel(joined::Peers::default());
+    let (service_cidrs_tx, service_cidrs) = watch::channel(ServiceCidrs::default());
     let (pods_tx, pods) = watch::channel(crate::watch::Pods::default());
     let starting = Readiness { obstacles: vec!["mesh-agent is starting".into()], ..Readiness::default() };
     let (readiness_tx, readiness) = watch::channel(starting);
@@ -208,6 +211,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         attacher: Arc::clone(&attacher),
         nodes,
         joined,
+        service_cidrs,
         kernel_changed,
         drift_interval: options.drift_interval,
         metrics: metrics.clone(),
@@ -266,6 +270,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let watching = watching.clone();
         async move {
             crate::watch::cluster_peers(watching, peers_tx).await;
+            Ok(())
+        }
+    }));
+    tasks.spawn(named("watch of service CIDRs", {
+        let watching = watching.clone();
+        async move {
+            crate::watch::service_cidrs(watching, service_cidrs_tx).await;
             Ok(())
         }
     }));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta};
 use kube::runtime::watcher::{self, watcher as begin};
 use kube::{Api, Client, ResourceExt};
 use mesh_core::name::NodeName;
@@ -23,6 +23,7 @@ use crate::facts::pod::{OwnPod, Pod, RemotePod, name_of};
 use crate::facts::{self, Decoded, Node, NodeSeen, decode};
 use crate::joined::{Peer, Peers};
 use crate::metrics::Metrics;
+use crate::service_cidrs::{ServiceCidr, ServiceCidrs};
 
 mod follow;
 pub mod mail;
@@ -33,6 +34,9 @@ use mail::{Mail, Mailbox, Pending};
 /// How long a resource that the server does not have is believed to be missing. Policies of a kind that is installed later
 /// are in force that much later.
 const ABSENT: Duration = Duration::from_secs(15);
+
+/// The same where a kind comes with a new version of the server alone.
+const ABSENT_WITH_SERVER: Duration = Duration::from_secs(300);
 
 /// Nodes by name, and whether the list was complete.
 #[derive(Clone, Debug, Default)]
@@ -279,7 +283,8 @@ pub async fn cluster_policies(watching: Watching) {
         true
     };
     let resource = cluster_policy_resource();
-    optional(&watching, "cluster-network-policies", &resource, decode::cluster_policy, changed).await;
+    optional((&watching, ABSENT), "cluster-network-policies", &resource, decode::cluster_policy, changed)
+        .await;
 }
 
 /// The resource of ClusterPeers.
@@ -308,12 +313,48 @@ pub async fn cluster_peers(watching: Watching, tell: channel::Sender<Peers>) {
         !tell.is_closed()
     };
     let resource = cluster_peer_resource();
-    optional(&watching, "cluster-peers", &resource, decode::cluster_peer, changed).await;
+    optional((&watching, ABSENT), "cluster-peers", &resource, decode::cluster_peer, changed).await;
+}
+
+/// The resource of ServiceCIDRs.
+pub fn service_cidr_resource() -> ApiResource {
+    ApiResource::erase::<k8s_openapi::api::networking::v1::ServiceCIDR>(&())
+}
+
+/// Watches ServiceCIDRs until the receiver is dropped. They harden, and are not what the network is made of: an agent whose role is
+/// of a time before them goes on without, and says so.
+pub async fn service_cidrs(watching: Watching, tell: channel::Sender<ServiceCidrs>) {
+    let resource = service_cidr_resource();
+    let api: Api<DynamicObject> = Api::all_with(watching.client.clone(), &resource);
+    loop {
+        match api.list_metadata(&ListParams::default().limit(1)).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                tell.send_if_modified(|present| {
+                    let forbidden = ServiceCidrs { synced: true, forbidden: true, ..ServiceCidrs::default() };
+                    std::mem::replace(present, forbidden.clone()) != forbidden
+                });
+                if tell.is_closed() {
+                    return;
+                }
+                tokio::time::sleep(ABSENT_WITH_SERVER).await;
+            }
+            Ok(_) | Err(kube::Error::Api(_)) => break,
+            // Nobody answers, and says what is allowed.
+            Err(_) if !tell.is_closed() => tokio::time::sleep(Duration::from_secs(1)).await,
+            Err(_) => return,
+        }
+    }
+    let changed = |cache: &Cache<String, ServiceCidr>, keys: &[String]| {
+        tell.send_if_modified(|present| present.fold(cache, keys));
+        !tell.is_closed()
+    };
+    let again = ABSENT_WITH_SERVER;
+    optional((&watching, again), "service-cidrs", &resource, decode::service_cidr, changed).await;
 }
 
 /// Watches a kind of which a cluster in which it is not installed has none.
 async fn optional<V: Clone + PartialEq>(
-    watching: &Watching,
+    (watching, again_after): (&Watching, Duration),
     what: &'static str,
     resource: &ApiResource,
     read: impl Fn(&DynamicObject) -> V + Copy,
@@ -347,7 +388,7 @@ async fn optional<V: Clone + PartialEq>(
                 return;
             }
         }
-        tokio::time::sleep(ABSENT).await;
+        tokio::time::sleep(again_after).await;
     }
 }
 

@@ -81,6 +81,7 @@ fn input() -> NftInput {
         peer_node_ips: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
         mesh: vec!["10.244.1.1".parse().unwrap(), "fd44:1::1".parse().unwrap()],
         non_masquerade: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:99::/64".parse().unwrap()],
+        service_cidrs: vec!["198.51.100.128/25".parse().unwrap(), "2001:db8:99:0:8000::/65".parse().unwrap()],
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
@@ -158,8 +159,9 @@ fn nft_lists_every_chain_set_and_comment_and_our_own_reading_finds_no_difference
     assert_eq!(named("table"), ["hawser"]);
     let mut chains = named("chain");
     chains.sort();
-    let hosts = ["refuse_host_in", "refuse_host_out"];
-    assert_eq!(chains, [&hosts[..], &["refuse_in", "refuse_out", "refuse_to_node", "translate"]].concat());
+    let all =
+        ["refuse_forwarded", "refuse_host_in", "refuse_host_out", "refuse_in", "refuse_out", "translate"];
+    assert_eq!(chains, all);
     let mut sets = named("set");
     sets.sort();
     let mut wanted_sets: Vec<_> = wanted.sets.iter().map(|set| set.name.clone()).collect();
@@ -289,6 +291,27 @@ fn a_pod_reaches_no_other_node_by_an_uplink_while_nodes_reach_each_other() {
     assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), 0, "dropped before it is translated");
 }
 
+#[test]
+fn what_pods_send_to_a_services_address_that_is_nobodys_does_not_leave_but_the_nodes_own_does() {
+    let lab = lab();
+    let mut nft = Nft::new();
+    apply(&lab, &mut nft);
+    for (pod, service, own) in [
+        ("10.244.1.5:0", "198.51.100.200:7013", "192.0.2.1:0"),
+        ("[fd44:1::5]:0", "[2001:db8:99:0:8000::7]:7013", "[2001:db8::1]:0"),
+    ] {
+        let address = service.parse::<SocketAddr>().unwrap().ip();
+        let (length, gateway) = if address.is_ipv4() { (32, "192.0.2.9") } else { (128, "2001:db8::9") };
+        lab.ip("world", &format!("address add {address}/{length} dev lo"));
+        lab.ip("node", &format!("route add {address}/{length} via {gateway}"));
+        let (pod, world, node) = (lab.udp("pod", pod), lab.udp("world", service), lab.udp("node", own));
+        // Though it is among what is exempt.
+        refused(&lab, &mut nft, counter::SERVICE_UNKNOWN, &pod, &world, service);
+        delivered(&node, &world, service);
+    }
+    assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), 0, "dropped before it is translated");
+}
+
 fn connect(lab: &Lab, server: (&str, &str), client: (&str, &str)) -> std::io::Result<()> {
     connect_within(lab, server, client, std::time::Duration::from_secs(5))
 }
@@ -412,7 +435,7 @@ fn drift_is_seen_and_repaired_and_counters_go_on_across_repair_flush_and_agent()
         ("nft chain inet hawser refuse_in {policy drop;}", Difference::ChainBase("refuse_in".into())),
         ("nft add chain inet hawser extra", Difference::ChainForeign("extra".into())),
         ("nft add set inet hawser extra {type mark;}", Difference::SetForeign("extra".into())),
-        ("nft flush chain inet hawser refuse_to_node", Difference::Rules("refuse_to_node".into(), 0)),
+        ("nft flush chain inet hawser refuse_forwarded", Difference::Rules("refuse_forwarded".into(), 0)),
         ("nft flush ruleset", Difference::TableMissing),
     ];
     for (command, difference) in strangers {
@@ -479,6 +502,7 @@ fn one_family_and_empty_lists_are_taken_by_the_kernel_and_read_back() {
         peer_node_ips: Vec::new(),
         mesh: Vec::new(),
         non_masquerade: Vec::new(),
+        service_cidrs: Vec::new(),
         ..input()
     };
     let of = |six: bool| {
@@ -493,6 +517,7 @@ fn one_family_and_empty_lists_are_taken_by_the_kernel_and_read_back() {
             peer_node_ips: ips(all.peer_node_ips),
             mesh: ips(all.mesh),
             non_masquerade: nets(all.non_masquerade),
+            service_cidrs: nets(all.service_cidrs),
             ..input()
         }
     };

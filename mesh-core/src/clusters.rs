@@ -14,7 +14,7 @@ pub mod refusal;
 pub mod rules;
 
 pub use crate::psk::ClusterName;
-pub use joined::{Here, Joined, Reach};
+pub use joined::{Disputed, Here, Joined, Reach, disputed};
 pub use merge::{Mirrors, Stamped, Version};
 pub use model::{
     Affinity, Backend, BackendPort, ExportedService, LabelSet, LabelSetId, RemoteEndpoint, RemoteNode,

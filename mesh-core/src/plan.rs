@@ -45,6 +45,8 @@ pub struct Desired {
     pub devices: BTreeMap<Slot, DesiredDevice>,
     /// What is never in plaintext: pod CIDRs of this cluster and of all that are joined to it.
     pub guarded: Vec<IpNet>,
+    /// Where Services have their addresses.
+    pub service_cidrs: Vec<IpNet>,
     /// Its mesh addresses, on `lo`.
     pub mesh: BTreeSet<IpAddr>,
     /// Its pod CIDRs that were accepted.
@@ -372,6 +374,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         announcement,
         devices,
         guarded,
+        service_cidrs: view.settings.service_cidrs.clone(),
         mesh,
         own_pod_cidrs: own.cidrs.clone(),
         own_node_ips: own.addresses.iter().copied().collect(),

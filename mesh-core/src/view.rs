@@ -53,8 +53,13 @@ pub struct Settings {
     /// Pod CIDRs of joined clusters, which overlap neither each other nor ours ([`crate::clusters::Borders`]): the same holds
     /// for them.
     pub joined: BTreeMap<ClusterName, Vec<IpNet>>,
+    /// What ClusterPeers name and somebody else has been given since ([`crate::clusters::disputed`]): nobody's, and in plaintext
+    /// as little as before.
+    pub disputed: Vec<IpNet>,
     /// Destinations to which pods talk with their own address, in plaintext, by the administrator's wish.
     pub non_masquerade: Vec<IpNet>,
+    /// Where Services have their addresses: of what pods send there nothing leaves by an uplink.
+    pub service_cidrs: Vec<IpNet>,
     /// MTU of the tunnel in bytes; none: the uplink's less [`crate::numbers::OVERHEAD`].
     pub mtu: Option<u32>,
     /// Persistent keepalive towards every peer in seconds; none: 25 where this node seems to be behind NAT, else off.
@@ -64,9 +69,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Pod CIDRs of this cluster and of all that are joined to it: what is never in plaintext.
+    /// Pod CIDRs of this cluster and of all that are joined to it, and what is disputed: what is never in plaintext.
     pub fn guarded(&self) -> Vec<IpNet> {
-        self.pod_cidrs.iter().chain(self.joined.values().flatten()).copied().collect()
+        self.pod_cidrs.iter().chain(self.joined.values().flatten()).chain(&self.disputed).copied().collect()
     }
 }
 

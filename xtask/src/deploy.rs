@@ -21,7 +21,7 @@ pub const VALUE_SETS: [&str; 8] = [
     "clustermesh: {enabled: true, replicas: 2}",
     "uninstall: {enabled: true, cutPods: true, keepAudit: true, resetForwarding: true}",
     "operators: {serviceAccounts: true}\ntunnel: {enabled: false}\nbpffs: {mount: false}",
-    "apiServers: ['192.0.2.9:6443', '[2001:db8::1]:6443']\nnonMasqueradeCIDRs: [192.0.2.0/24]\npodCIDRs: [10.42.0.0/16]\nmtu: 1400",
+    "apiServers: ['192.0.2.9:6443', '[2001:db8::1]:6443']\nnonMasqueradeCIDRs: [192.0.2.0/24]\nserviceCIDRs: [10.43.0.0/16, 'fd00:43::/112']\npodCIDRs: [10.42.0.0/16]\nmtu: 1400",
     "clustermesh: {enabled: true, replicas: 3}\nmetrics: {address: '[::]', port: 9100, podMonitor: true, prometheusNamespace: ''}",
     "openshift: {enabled: true}\nclustermesh: {enabled: true}\nseLinuxType: ''\nglobal: {a: {b: c}}",
     // What YAML would read as a truth and as a number, had it no quotation marks.

@@ -30,6 +30,11 @@ pub struct Values {
     #[serde(rename = "nonMasqueradeCIDRs")]
     #[schemars(inner(regex(pattern = CIDR)))]
     pub non_masquerade_cidrs: Vec<String>,
+    /// Where Services have their addresses (the API server's --service-cluster-ip-range), for clusters without ServiceCIDR objects, which
+    /// Kubernetes has from 1.33 on: what pods send to such an address that no Service has does not leave the node.
+    #[serde(rename = "serviceCIDRs")]
+    #[schemars(inner(regex(pattern = CIDR)))]
+    pub service_cidrs: Vec<String>,
     /// Addresses host:port of API servers, tried in order before the Service `kubernetes`. Needed where kube-proxy does not serve
     /// that Service on every node before there is a pod network; the API server's certificate has to name the host.
     #[schemars(inner(regex(pattern = SERVER)))]
@@ -343,6 +348,7 @@ impl Default for Values {
             cluster_name: "default".to_owned(),
             pod_cidrs: vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/56".to_owned()],
             non_masquerade_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
             api_servers: Vec::new(),
             mtu: None,
             keepalive_seconds: None,

@@ -46,7 +46,7 @@ fn camel(kebab: &str) -> String {
 }
 
 /// Words with hyphens in the agent's sources that are no findings: names of watches, files, functions, and such.
-const NO_FINDINGS: [&str; 19] = [
+const NO_FINDINGS: [&str; 20] = [
     "api-servers",
     "cluster-network-policies",
     "cluster-peers",
@@ -60,6 +60,7 @@ const NO_FINDINGS: [&str; 19] = [
     "pending-deletes",
     "policy-egress",
     "policy-ingress",
+    "service-cidrs",
     "service-name",
     "systemd-networkd",
     "hawser-cni",

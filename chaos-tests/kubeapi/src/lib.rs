@@ -24,7 +24,7 @@
 //!
 //! # What differs from the real server
 //! No controllers: nodes stay as they are written, pods on nodes go when somebody deletes them with grace 0,
-//! owner references are not collected. Services get cluster IPs where [`Builder::service_cidrs`] says so. No other defaulting and field checks of built-in kinds beyond what
+//! owner references are not collected. Services get cluster IPs where [`Builder::service_cidrs`] says so, and so does the ServiceCIDR `kubernetes`. No other defaulting and field checks of built-in kinds beyond what
 //! `store::lifecycle` names, no pruning, defaulting and CEL of custom ones. RBAC objects and ValidatingAdmissionPolicies are in
 //! force, the latter within the bounds that module `admission` names; of a kubelet's limits (NodeRestriction) only those of
 //! [`default_policy`]. Bodies in protobuf or CBOR are refused

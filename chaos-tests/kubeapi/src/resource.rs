@@ -166,6 +166,7 @@ const BUILTIN: &[Builtin] = &[
     row(("discovery.k8s.io", "v1"), ("endpointslices", "EndpointSlice"), &[], (true, false, false)),
     row(("events.k8s.io", "v1"), ("events", "Event"), &["ev"], (true, false, false)),
     row(("networking.k8s.io", "v1"), ("networkpolicies", "NetworkPolicy"), &["netpol"], (true, false, false)),
+    row(("networking.k8s.io", "v1"), ("servicecidrs", "ServiceCIDR"), &[], (false, true, false)),
     row(("rbac.authorization.k8s.io", "v1"), ("clusterroles", "ClusterRole"), &[], (false, false, false)),
     row(
         ("rbac.authorization.k8s.io", "v1"),

@@ -164,6 +164,11 @@ fn columns(resource: &Resource, version: &str) -> Vec<Column> {
                 age(),
             ]
         }
+        "ServiceCIDR" => vec![
+            name(),
+            column("CIDRs", 0, |o| join(items(&o["spec"]["cidrs"]).filter_map(Value::as_str), "<none>")),
+            age(),
+        ],
         "EndpointSlice" => vec![
             name(),
             text("AddressType", 0, "/addressType", ""),

@@ -14,7 +14,7 @@ fn a_full_file_is_read() {
     check(
         "clusterName: lab\npodCIDRs: [10.244.0.0/16, 'fd00:10:244::/56']\nmtu: 1400\nwireguard: userspace\n",
         expect![
-            "Settings { pod_cidrs: [10.244.0.0/16, fd00:10:244::/56], joined: {}, non_masquerade: [], mtu: Some(1400), keepalive: None, host_traffic: HostTraffic { on: false, require: false, exempt_tcp: {2379, 2380, 6443} } } Userspace"
+            "Settings { pod_cidrs: [10.244.0.0/16, fd00:10:244::/56], joined: {}, disputed: [], non_masquerade: [], service_cidrs: [], mtu: Some(1400), keepalive: None, host_traffic: HostTraffic { on: false, require: false, exempt_tcp: {2379, 2380, 6443} } } Userspace"
         ],
     );
 }

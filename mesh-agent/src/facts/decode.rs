@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::shown;
 use crate::joined::Peer;
+use crate::service_cidrs::ServiceCidr;
 
 /// What could be read of an object.
 pub type Decoded<T> = Result<Arc<T>, Unreadable<T>>;
@@ -102,6 +103,12 @@ fn closed_cluster_policy(spec: &Value) -> ClusterNetworkPolicySpec {
 pub fn cluster_peer(object: &DynamicObject) -> Peer {
     let spec = read(&spec_of(object)).map(|spec| ClusterPeerSpec::clone(&spec));
     (super::created(&object.metadata), spec)
+}
+
+/// Reads a ServiceCIDR.
+pub fn service_cidr(object: &DynamicObject) -> ServiceCidr {
+    let spec = read::<k8s_openapi::api::networking::v1::ServiceCIDRSpec>(&spec_of(object))?;
+    Ok(spec.cidrs.clone().unwrap_or_default())
 }
 
 /// Reads a Namespace's metadata.

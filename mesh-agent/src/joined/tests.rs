@@ -320,6 +320,97 @@ fn cluster_peers_are_known_when_they_were_judged_beside_all_own_nodes() {
     assert!(joined.synced && shown(&joined.believed).contains("10.2.0.0/16"));
 }
 
+#[tokio::test]
+async fn a_prefix_that_an_older_cluster_peer_comes_to_claim_stays_guarded_and_is_nobodys() {
+    let folder = tempfile::tempdir().expect("a directory");
+    // (created, name, what it says)
+    let with = |synced: bool, all: &[(i64, &str, Result<ClusterPeerSpec, String>)]| {
+        let peers = all.iter().map(|(created, name, spec)| ((*name).to_owned(), (*created, spec.clone())));
+        Peers { peers: peers.collect(), synced }
+    };
+    let (east, older) = (|| (2, "east", spec(&["10.2.0.0/16"])), || (1, "north", spec(&["10.2.128.0/17"])));
+    let state = |register: &mut Register| {
+        let joined = decide(register, &synced());
+        let codes: Vec<String> = joined.findings.iter().map(|(code, _)| code.clone()).collect();
+        let guarded: Vec<String> =
+            joined.settings(&Settings::default()).guarded().iter().map(ToString::to_string).collect();
+        format!("{} | guarded {} | {}", shown(&joined.believed), guarded.join(" "), codes.join(" "))
+    };
+    let twice = "joined-cluster-peer-cidr-twice";
+    let mut first = register(folder.path());
+    first.peers(with(true, &[east()]));
+    first.hear(told("east", vec![put("a", 1, "10.2.1.0/24")]));
+    assert_eq!(state(&mut first), "a@east | east [10.2.0.0/16] | guarded 10.2.0.0/16 | ");
+    first.peers(with(true, &[east(), older()]));
+    let outside = "joined-cluster-node-cidr-outside";
+    let lost = format!(" | north [10.2.128.0/17] | guarded 10.2.128.0/17 10.2.0.0/16 | {twice} {outside}");
+    assert_eq!(state(&mut first), lost);
+    assert!(first.save().await);
+
+    // A start goes on from there, whatever is read first, and nobody wins by it.
+    let second = || register(folder.path());
+    let kept = " | north [10.2.128.0/17] | guarded 10.2.128.0/17 10.2.0.0/16 | ";
+    let joined = Joined {
+        believed: second().believed().clone(),
+        disputed: second().disputed().clone(),
+        ..Joined::default()
+    };
+    assert_eq!(
+        joined.settings(&Settings::default()).guarded(),
+        ["10.2.128.0/17", "10.2.0.0/16"].map(|net| net.parse().expect("a prefix"))
+    );
+    for (peers, then) in [
+        (with(false, &[]), kept.to_owned()),
+        (with(false, &[east()]), format!("{kept}{twice}")),
+        (with(false, &[older()]), kept.to_owned()),
+        (with(true, &[east(), older()]), format!("{kept}{twice}")),
+        // Nobody can read what it says now.
+        (
+            with(true, &[(2, "east", Err("no".to_owned())), older()]),
+            format!("{kept}joined-cluster-peer-malformed"),
+        ),
+        (
+            with(true, &[(2, "east", spec(&["10.2.O.0/16"])), older()]),
+            format!("{kept}joined-cluster-peer-malformed"),
+        ),
+        // It asks for less, for something else, or for nothing any more.
+        (
+            with(true, &[(2, "east", spec(&["10.2.0.0/17", "10.2.192.0/18"])), older()]),
+            format!(
+                " | east [10.2.0.0/17] north [10.2.128.0/17] | guarded 10.2.0.0/17 10.2.128.0/17 | {twice}"
+            ),
+        ),
+        (with(true, &[older()]), " | north [10.2.128.0/17] | guarded 10.2.128.0/17 | ".to_owned()),
+        // The other has gone.
+        (with(true, &[east()]), " | east [10.2.0.0/16] | guarded 10.2.0.0/16 | ".to_owned()),
+    ] {
+        let mut again = second();
+        again.peers(peers);
+        assert_eq!(state(&mut again), then);
+    }
+}
+
+#[tokio::test]
+async fn a_prefix_of_which_the_own_cluster_comes_to_claim_a_part_or_the_name_stays_guarded() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut first = register(folder.path());
+    first.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+    decide(&mut first, &synced());
+    assert!(first.save().await);
+    let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
+    for (called, own, code) in [
+        ("west", "10.2.64.0/18", "joined-cluster-peer-cidr-ours"),
+        ("east", "10.1.0.0/16", "joined-cluster-peer-is-ourself"),
+    ] {
+        let here = ("here".parse().expect("a name"), true);
+        let mut again = Register::load(folder.path(), here, name(called), vec![net(own)]);
+        again.peers(peers(true, &[("east", spec(&["10.2.0.0/16"]))]));
+        let joined = decide(&mut again, &synced());
+        assert_eq!((joined.believed.cidrs.len(), joined.findings[0].0.as_str()), (0, code));
+        assert_eq!(joined.settings(&Settings::default()).guarded(), [net("10.2.0.0/16")]);
+    }
+}
+
 fn decide(register: &mut Register, nodes: &Nodes) -> Joined {
     register.decide(nodes);
     register.joined()

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!             prerouting -300        forward 0            postrouting 95 (nat)       postrouting 110
-//!             refuse_in              refuse_to_node       translate                  refuse_out
+//!             refuse_in              refuse_forwarded     translate                  refuse_out
 //!  uplink ──► guarded address? ─┐                                                ┌─► guarded address? ──► uplink
-//!                               ├──► pod to a node? ────► slot: snat to mesh ────┤
-//!  pod    ──► (not looked at) ──┘    by an uplink?        uplink: masquerade     └─► (not looked at)  ──► slot, pod
+//!                               ├──► pod to a node or ──► slot: snat to mesh ────┤
+//!  pod    ──► (not looked at) ──┘    a Service's          uplink: masquerade     └─► (not looked at)  ──► slot, pod
+//!                                    by an uplink?
 //! ```
 //!
 //! Beside these, `refuse_host_out` (postrouting 110): what this node itself would send to a peer outside the tunnel, where both
@@ -52,6 +53,8 @@ pub mod counter {
     pub const MASQUERADED_TO_WORLD: &str = "masqueraded_to_world";
     /// Packets of own pods to another node's address that would have left outside the tunnel.
     pub const LEAK_REFUSED_TO_NODE: &str = "leak_refused_to_node";
+    /// Packets of pods to a Service's address that is nobody's, or that this node has not heard of yet.
+    pub const SERVICE_UNKNOWN: &str = "service_unknown";
     /// A pod's packet to a service without endpoints, answered by a reset or an ICMP error.
     pub const SERVICE_REJECTED: &str = "service_rejected";
     /// IPv4 packets with a guarded address that would have left outside the tunnel.
@@ -73,10 +76,11 @@ pub mod counter {
     /// What is exempt from that: WireGuard's own packets, neighbour discovery, exempt TCP ports.
     pub const HOST_EXEMPT: &str = "host_exempt";
     /// All of them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         SNAT_INTO_MESH,
         MASQUERADED_TO_WORLD,
         LEAK_REFUSED_TO_NODE,
+        SERVICE_UNKNOWN,
         SERVICE_REJECTED,
         LEAK_REFUSED_OUT_V4,
         LEAK_REFUSED_OUT_V6,
@@ -106,6 +110,9 @@ pub struct NftInput {
     /// Destinations that pods reach with their own address, outside the tunnel, by the administrator's word. What is
     /// also guarded or the address of a node is *not* exempt: `10.0.0.0/8` must not open the pod CIDRs inside it.
     pub non_masquerade: Vec<IpNet>,
+    /// Where Services have their addresses: what of a pod would leave to one of them found nobody who has it. A prefix of
+    /// `non_masquerade` that lies in one of them whole is open: its administrator knows that other machines are there.
+    pub service_cidrs: Vec<IpNet>,
     /// Names of the WireGuard devices.
     pub slots: [String; 2],
     /// How the host side of every pod's veth begins; no other interface may begin so.
@@ -167,15 +174,15 @@ pub fn ruleset(input: &NftInput) -> Table {
     }];
     let mut chains = [
         base("refuse_in", ChainType::Filter, Hook::Prerouting, PRIORITY_REFUSE_IN),
-        base("refuse_to_node", ChainType::Filter, Hook::Forward, PRIORITY_REFUSE_TO_NODE),
+        base("refuse_forwarded", ChainType::Filter, Hook::Forward, PRIORITY_REFUSE_TO_NODE),
         base("translate", ChainType::Nat, Hook::Postrouting, PRIORITY_TRANSLATE),
         base("refuse_out", ChainType::Filter, Hook::Postrouting, PRIORITY_REFUSE_OUT),
     ];
     for side in &sides {
         sets.extend(side.sets());
-        let [refuse_in, refuse_to_node, translate, refuse_out] = &mut chains;
+        let [refuse_in, refuse_forwarded, translate, refuse_out] = &mut chains;
         refuse_in.rules.extend(side.guard(Direction::In, &input.pod_veth_prefix));
-        refuse_to_node.rules.extend(side.to_node(&input.pod_veth_prefix));
+        refuse_forwarded.rules.extend(side.forwarded(&input.pod_veth_prefix));
         translate.rules.extend(side.translate(&input.pod_veth_prefix));
         refuse_out.rules.extend(side.guard(Direction::Out, &input.pod_veth_prefix));
     }
@@ -247,6 +254,7 @@ struct Side {
     own: Ranges,
     peers: Ranges,
     exempt: Ranges,
+    services: Ranges,
     closed: Ranges,
     /// What this node itself sends bears one of them. Empty where nothing is closed.
     sources: Ranges,
@@ -262,6 +270,8 @@ impl Side {
         let exempt =
             Ranges::of_nets(family, &input.non_masquerade).minus(&guarded.union(&own_nodes).union(&peers));
         let own = own_pods.union(&own_nodes);
+        let inside = |net: &&IpNet| input.service_cidrs.iter().any(|services| services.contains(*net));
+        let opened = Ranges::of_nets(family, input.non_masquerade.iter().filter(inside));
         let closed = Ranges::of_addresses(family, &input.hosts.closed);
         let sources = if closed.is_empty() {
             Ranges::of_addresses(family, [])
@@ -275,19 +285,21 @@ impl Side {
             own_pods,
             peers,
             exempt,
+            services: Ranges::of_nets(family, &input.service_cidrs).minus(&opened),
             closed,
             sources,
             mesh: input.mesh.iter().copied().find(|address| Family::of(*address) == family),
         }
     }
 
-    fn named(&self) -> [(&'static str, &Ranges); 7] {
+    fn named(&self) -> [(&'static str, &Ranges); 8] {
         [
             ("guarded", &self.guarded),
             ("own_pods", &self.own_pods),
             ("own", &self.own),
             ("peers", &self.peers),
             ("exempt", &self.exempt),
+            ("services", &self.services),
             ("closed", &self.closed),
             ("sources", &self.sources),
         ]
@@ -335,15 +347,23 @@ impl Side {
         rules.collect()
     }
 
-    /// Must stand before the masquerade, which would make it look like traffic of the node itself.
-    fn to_node(&self, veths: &str) -> Option<Rule> {
-        (!self.peers.is_empty()).then(|| {
+    /// Of pods. Must stand before the masquerade, which would make it look like traffic of the node itself.
+    ///
+    /// To a Service it is dropped and not refused: who has just made it is not told that nobody is there, and tries again.
+    fn forwarded(&self, veths: &str) -> Vec<Rule> {
+        let refused = [
+            ("peers", &self.peers, counter::LEAK_REFUSED_TO_NODE),
+            ("services", &self.services, counter::SERVICE_UNKNOWN),
+        ];
+        let refused = refused.into_iter().filter(|(_, ranges, _)| !ranges.is_empty());
+        let rules = refused.map(|(set, _, comment)| {
             let mut matches =
                 vec![Match::Interface(Direction::In, Is::Yes, InterfaceName::Prefix(veths.to_owned()))];
             matches.extend(foreign_interface(Direction::Out, veths));
-            matches.push(self.inside(End::Destination, "peers"));
-            rule(counter::LEAK_REFUSED_TO_NODE, matches, Verdict::Drop)
-        })
+            matches.push(self.inside(End::Destination, set));
+            rule(comment, matches, Verdict::Drop)
+        });
+        rules.collect()
     }
 
     /// From an address that the peer would accept out of the tunnel, so what is sent from others is none of ours.
@@ -375,7 +395,7 @@ impl Side {
     fn translate(&self, veths: &str) -> Vec<Rule> {
         let mut rules = Vec::new();
         if !self.peers.is_empty() && !self.guarded.is_empty() {
-            // What `refuse_to_node` does not see: kube-proxy's IPVS sends a pod's packets as if they were the node's own, and what comes
+            // What `refuse_forwarded` does not see: kube-proxy's IPVS sends a pod's packets as if they were the node's own, and what comes
             // out of the tunnel for a port of this node may have its backend at another one. The last moment before the source is
             // translated, here or by others, and nothing tells any more that a pod has sent it.
             let mut matches = foreign_interface(Direction::Out, veths);

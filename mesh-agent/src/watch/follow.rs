@@ -119,7 +119,7 @@ fn remedy(error: &watcher::Error) -> &'static str {
             ": API server refuses our credentials; what was known stays in force, but nothing is followed. Renew the token in the kubeconfig (or the service account) and restart mesh-agent"
         }
         403 => {
-            ": API server does not allow it; what was known stays in force, but this resource is not followed. Bind mesh-agent to its role (get, list and watch of nodes, pods, namespaces, services, endpointslices, networkpolicies and clusternetworkpolicies)"
+            ": API server does not allow it; what was known stays in force, but this resource is not followed. Bind mesh-agent to its role (get, list and watch of nodes, pods, namespaces, services, endpointslices, networkpolicies, clusternetworkpolicies, clusterpeers and servicecidrs)"
         }
         _ => "",
     }

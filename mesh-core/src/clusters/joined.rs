@@ -142,6 +142,46 @@ impl Joined {
     }
 }
 
+/// Prefixes that ClusterPeers name and have lost, by the cluster that they are said to be of.
+pub type Disputed = BTreeMap<ClusterName, Vec<IpNet>>;
+
+/// What of `before` (accepted of clusters, and disputed) their ClusterPeers still name and `now` accepts no longer: an older one, this
+/// cluster's own pod CIDRs or its name has come to claim it, too. Its pods may be there all the same, so it stays guarded; but
+/// it is nobody's, and whoever was given it is served as if nobody else had asked for it.
+///
+/// Of clusters in `unread` nobody knows what they name now: all of it stays.
+pub fn disputed(
+    own: &[IpNet],
+    before: (&BTreeMap<ClusterName, Vec<IpNet>>, &Disputed),
+    (peers, unread): (&[ClusterPeer], &BTreeSet<ClusterName>),
+    now: &Joined,
+) -> Disputed {
+    let held = |net: &IpNet| own.iter().chain(now.cidrs.values().flatten()).any(|held| held.contains(net));
+    let mut disputed = Disputed::new();
+    for name in before.0.keys().chain(before.1.keys()) {
+        let guarded =
+            [before.0.get(name), before.1.get(name)].into_iter().flatten().flatten().map(IpNet::trunc);
+        let named = || peers.iter().filter(|peer| peer.name == *name).flat_map(|peer| &peer.pod_cidrs);
+        // Of two prefixes that meet, one is in the other.
+        let both = |net: IpNet| -> Vec<IpNet> {
+            if unread.contains(name) {
+                return vec![net];
+            }
+            let meets = |named: &IpNet| {
+                if named.contains(&net) { Some(net) } else { net.contains(named).then(|| named.trunc()) }
+            };
+            named().filter_map(meets).collect()
+        };
+        let nets: BTreeSet<IpNet> = guarded.flat_map(both).filter(|net| !held(net)).collect();
+        let widest = |net: &&IpNet| !nets.iter().any(|other| other != *net && other.contains(*net));
+        let nets: Vec<IpNet> = nets.iter().filter(widest).copied().collect();
+        if !nets.is_empty() {
+            disputed.insert(name.clone(), nets);
+        }
+    }
+    disputed
+}
+
 impl OwnCluster {
     /// This cluster, from its nodes.
     pub fn of<'a>(

@@ -22,9 +22,9 @@ pub(super) fn check(values: &Values) -> Result<()> {
         !values.pod_cidrs.is_empty(),
         "podCIDRs: [] must name the pod CIDRs of the cluster: they are what is protected"
     );
-    for (field, list) in
-        [("podCIDRs", &values.pod_cidrs), ("nonMasqueradeCIDRs", &values.non_masquerade_cidrs)]
-    {
+    let [others, services] =
+        [("nonMasqueradeCIDRs", &values.non_masquerade_cidrs), ("serviceCIDRs", &values.service_cidrs)];
+    for (field, list) in [("podCIDRs", &values.pod_cidrs), others, services] {
         for text in list {
             ensure!(
                 is_prefix(text),
@@ -32,17 +32,27 @@ pub(super) fn check(values: &Values) -> Result<()> {
             );
         }
     }
-    let pods = values.pod_cidrs.iter().map(|text| ("podCIDRs", text));
-    let nets: Vec<(&str, ipnet::IpNet)> = pods
-        .chain(values.non_masquerade_cidrs.iter().map(|text| ("nonMasqueradeCIDRs", text)))
-        .filter_map(|(field, text)| Some((field, text.parse().ok()?)))
-        .collect();
-    for (at, (field, net)) in nets.iter().enumerate() {
-        let twin = nets[..at].iter().find(|(_, other)| other.contains(net) || net.contains(other));
-        if let Some((of, other)) = twin {
-            bail!(
-                "{field}: {net} overlaps {other} of {of}; name each prefix once, and no pod CIDR as one that is not masqueraded"
-            );
+    if let Some(wide) = values
+        .service_cidrs
+        .iter()
+        .find(|text| text.parse().is_ok_and(|net: ipnet::IpNet| net.prefix_len() < 8))
+    {
+        bail!("serviceCIDRs: {wide} is larger than a /8; write the API server's --service-cluster-ip-range");
+    }
+    // A wide prefix that is not masqueraded may have the Services' in it: those stay closed.
+    for (field, list) in [others, services] {
+        let pods = values.pod_cidrs.iter().map(|text| ("podCIDRs", text));
+        let nets: Vec<(&str, ipnet::IpNet)> = pods
+            .chain(list.iter().map(|text| (field, text)))
+            .filter_map(|(field, text)| Some((field, text.parse().ok()?)))
+            .collect();
+        for (at, (field, net)) in nets.iter().enumerate() {
+            let twin = nets[..at].iter().find(|(_, other)| other.contains(net) || net.contains(other));
+            if let Some((of, other)) = twin {
+                bail!(
+                    "{field}: {net} overlaps {other} of {of}; name each prefix once, and no pod CIDR as anything else"
+                );
+            }
         }
     }
     if let Some(mtu) = values.mtu {

@@ -63,6 +63,11 @@ fn wrong_values_are_refused_by_name() {
             "{podCIDRs: [10.244.0.0/16], nonMasqueradeCIDRs: [10.0.0.0/8]}",
             "nonMasqueradeCIDRs: 10.0.0.0/8 overlaps 10.244.0.0/16 of podCIDRs",
         ),
+        ("serviceCIDRs: [8.0.0.0/7]", "serviceCIDRs: 8.0.0.0/7 is larger than a /8"),
+        (
+            "{podCIDRs: [10.244.0.0/16], serviceCIDRs: [10.244.128.0/20]}",
+            "serviceCIDRs: 10.244.128.0/20 overlaps 10.244.0.0/16 of podCIDRs",
+        ),
     ] {
         let error = manifests(&chart(), &parse_values(text).unwrap()).unwrap_err();
         assert!(error.to_string().contains(word), "{text}: {error}");
@@ -70,13 +75,14 @@ fn wrong_values_are_refused_by_name() {
 }
 
 /// Values that nobody means, and a word of the refusal. Helm refuses each of them by the schema.
-const REFUSED: [(&str, &str); 46] = [
+const REFUSED: [(&str, &str); 47] = [
     ("podCIDRs: []", "podCIDRs"),
     ("podCIDRs: [10.244.0.0]", "podCIDRs"),
     ("podCIDRs: [10.244.0.0/33]", "podCIDRs"),
     ("podCIDRs: [0.0.0.0/0]", "podCIDRs"),
     ("podCIDRs: ['fd00::/129']", "podCIDRs"),
     ("nonMasqueradeCIDRs: [192.0.2.1]", "nonMasqueradeCIDRs"),
+    ("serviceCIDRs: [10.96.0.0]", "serviceCIDRs"),
     ("apiServers: [192.0.2.9]", "apiServers"),
     ("apiServers: ['https://192.0.2.9:6443']", "apiServers"),
     ("clusterName: ''", "clusterName"),

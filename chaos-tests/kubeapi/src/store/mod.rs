@@ -149,12 +149,21 @@ impl Store {
             state.load(loaded)?;
         }
         state.log = log;
+        let kubernetes = (String::new(), "kubernetes".to_owned());
         for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
             if state.namespace(name).is_none() {
                 let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
                 let target = Target::of("namespaces", "", name);
                 state.create(&target, object, &Write::internal())?;
             }
+        }
+        if !state.service_cidrs.is_empty()
+            && state.object("servicecidrs.networking.k8s.io", &kubernetes).is_none()
+        {
+            let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+                "metadata": {"name": "kubernetes"}, "spec": {"cidrs": state.service_cidrs}});
+            let target = Target::of("servicecidrs.networking.k8s.io", "", "kubernetes");
+            state.create(&target, object, &Write::internal())?;
         }
         state.admission = admission;
         Ok(Self(Arc::new(Mutex::new(state))))

@@ -111,6 +111,7 @@ const OF_THE_AGENT: &[(&str, &str, &str, &str, &[&str])] = &[
     ("discovery.k8s.io", "endpointslices", "", "", READ),
     ("networking.k8s.io", "networkpolicies", "", "", READ),
     ("networking.k8s.io", "networkpolicies/status", "", "", &[]),
+    ("networking.k8s.io", "servicecidrs", "", "", READ),
     ("policy.networking.k8s.io", "clusternetworkpolicies", "", "", READ),
     ("policy.networking.k8s.io", "clusternetworkpolicies/status", "", "", &["patch"]),
     ("events.k8s.io", "events", "default", "", &["create", "patch"]),

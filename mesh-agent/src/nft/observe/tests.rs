@@ -13,6 +13,7 @@ fn table() -> Table {
         peer_node_ips: vec!["255.255.255.255".parse().unwrap(), "2001:db8::2".parse().unwrap()],
         mesh: vec!["10.244.1.1".parse().unwrap(), "fd44:0:0:1::1".parse().unwrap()],
         non_masquerade: both("0.0.0.0/1", "fc00::/7"),
+        service_cidrs: both("10.96.0.0/12", "fd00:96::/112"),
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
@@ -70,7 +71,7 @@ fn rules(observed: &mut Observed) -> Vec<&mut ObservedRule> {
 fn what_is_sent_and_stored_is_no_difference_and_sums_start_at_zero() {
     let observed = stored(&table());
     assert_eq!(diff(&table(), &observed).unwrap(), []);
-    assert!(sums(&observed).values().all(|sum| *sum == Counter::default()) && sums(&observed).len() == 8);
+    assert!(sums(&observed).values().all(|sum| *sum == Counter::default()) && sums(&observed).len() == 9);
 }
 
 #[test]

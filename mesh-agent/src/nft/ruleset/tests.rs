@@ -130,10 +130,17 @@ impl Promise<'_> {
         self.refused(&packet.iif, "refused_in", packet)
     }
 
-    fn to_node(&self, packet: &Packet) -> Outcome {
+    fn forwarded(&self, packet: &Packet) -> Outcome {
         let pod = packet.iif.starts_with("hw") && self.is_foreign(&packet.oif);
         if pod && self.0.peer_node_ips.contains(&packet.destination) {
             return Outcome::Dropped("leak_refused_to_node".to_owned());
+        }
+        let services = || self.0.service_cidrs.iter();
+        let opened = self.0.non_masquerade.iter().any(|net| {
+            net.contains(&packet.destination) && services().any(|services| services.contains(net))
+        });
+        if pod && services().any(|net| net.contains(&packet.destination)) && !opened {
+            return Outcome::Dropped("service_unknown".to_owned());
         }
         Outcome::Passes
     }
@@ -233,11 +240,11 @@ fn port() -> impl Strategy<Value = u16> {
 prop_compose! {
     fn input()(
         guarded in nets(), own_pod_cidrs in nets(), own_node_ips in addresses(), peer_node_ips in addresses(),
-        mesh in addresses(), non_masquerade in nets(),
+        mesh in addresses(), non_masquerade in nets(), service_cidrs in nets(),
         closed in addresses(), sources in addresses(), require in any::<bool>(), exempt_tcp in prop::collection::btree_set(port(), 0..3),
     ) -> NftInput {
         NftInput {
-            guarded, own_pod_cidrs, own_node_ips, peer_node_ips, mesh, non_masquerade,
+            guarded, own_pod_cidrs, own_node_ips, peer_node_ips, mesh, non_masquerade, service_cidrs,
             slots: ["hawser0".into(), "hawser1".into()], pod_veth_prefix: "hw".into(), tunnel_ports: [51880, 51881],
             hosts: HostGuard { closed, sources, require, exempt_tcp },
         }
@@ -283,7 +290,7 @@ proptest! {
             prop_assert_eq!(
                 chain("refuse_out"), promise.refused(&packet.oif, "leak_refused_out", &packet), "{:?}", packet
             );
-            prop_assert_eq!(chain("refuse_to_node"), promise.to_node(&packet), "{:?}", packet);
+            prop_assert_eq!(chain("refuse_forwarded"), promise.forwarded(&packet), "{:?}", packet);
             prop_assert_eq!(chain("translate"), promise.translate(&packet), "{:?}", packet);
             prop_assert_eq!(chain("refuse_host_in"), promise.host_in(&packet), "{:?}", packet);
             prop_assert_eq!(chain("refuse_host_out"), promise.host_out(&packet), "{:?}", packet);
@@ -336,6 +343,7 @@ fn a_wide_exemption_opens_neither_the_pod_networks_nor_the_nodes_inside_it() {
         peer_node_ips: vec!["10.0.0.2".parse().unwrap()],
         mesh: vec!["10.244.1.1".parse().unwrap()],
         non_masquerade: vec!["10.0.0.0/8".parse().unwrap()],
+        service_cidrs: Vec::new(),
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
@@ -373,6 +381,7 @@ fn every_rule_has_a_name_of_the_list_of_counters_and_every_name_has_a_rule() {
         peer_node_ips: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
         mesh: vec!["10.244.1.1".parse().unwrap(), "fd44:0:0:1::1".parse().unwrap()],
         non_masquerade: Vec::new(),
+        service_cidrs: both("10.96.0.0/12", "fd00:96::/112"),
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
@@ -400,6 +409,7 @@ fn names_that_no_interface_can_have_and_sets_that_do_not_exist_are_refused_befor
             peer_node_ips: Vec::new(),
             mesh: Vec::new(),
             non_masquerade: Vec::new(),
+            service_cidrs: Vec::new(),
             slots: ["hawser0".into(), "hawser1".into()],
             pod_veth_prefix: "hw".into(),
             tunnel_ports: [51880, 51881],

@@ -1,4 +1,6 @@
-use super::super::joined::{Here, Joined, MAX_NODES};
+use proptest::prelude::*;
+
+use super::super::joined::{Disputed, Here, Joined, MAX_NODES, disputed};
 use super::*;
 use crate::view::{AnnouncementFact, EndpointFact, NodeFacts};
 
@@ -106,4 +108,54 @@ fn keys_and_addresses_of_own_nodes_are_taken_whoever_gave_them() {
     let own = OwnCluster::of(cluster("here"), vec![], [(&name, &facts)]);
     assert_eq!(own.keys.keys().copied().collect::<Vec<_>>(), [key(1), key(2)]);
     assert_eq!(own.addresses.keys().copied().collect::<Vec<_>>(), [ip("192.0.2.1"), ip("203.0.113.1")]);
+}
+
+fn nets() -> impl Strategy<Value = Vec<IpNet>> {
+    let net = (prop_oneof![Just("10.2.0.0"), Just("10.3.0.0"), Just("fd00::")], 0_u8..16, 0_u8..=4);
+    let net = net.prop_map(|(base, host, length)| {
+        let (width, bits) = if base.contains(':') { (128, 124) } else { (32, 28) };
+        let mut octets: Vec<u8> = match base.parse().unwrap() {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        *octets.last_mut().unwrap() = host;
+        let address = match <[u8; 4]>::try_from(octets.clone()) {
+            Ok(four) => IpAddr::from(four),
+            Err(_) => IpAddr::from(<[u8; 16]>::try_from(octets).unwrap()),
+        };
+        IpNet::new(address, (bits + length).min(width)).unwrap()
+    });
+    prop::collection::vec(net, 0..3)
+}
+
+proptest! {
+    /// By addresses, one by one: what was guarded and is still named stays so, and nothing else comes to it.
+    #[test]
+    fn what_a_cluster_has_lost_stays_guarded_as_long_as_its_cluster_peer_names_it(
+        own in nets(), was in prop::array::uniform2(nets()), lost in prop::array::uniform2(nets()),
+        named in prop::array::uniform2(nets()), unread in any::<[bool; 2]>(), now in nets(),
+    ) {
+        let names = [cluster("east"), cluster("north")];
+        let by_name = |of: &[Vec<IpNet>; 2]| -> Disputed { names.iter().cloned().zip(of.iter().cloned()).collect() };
+        let peers: Vec<ClusterPeer> = names.iter().zip(&named).map(|(name, cidrs)| ClusterPeer {
+            pod_cidrs: cidrs.clone(), ..peer(name.as_str(), 1, &[])
+        }).collect();
+        let unread_names = names.iter().zip(unread).filter(|(_, unread)| *unread).map(|(name, _)| name.clone()).collect();
+        let accepted = Joined { cidrs: [(names[0].clone(), now.clone())].into(), ..Joined::default() };
+        let after = disputed(&own, (&by_name(&was), &by_name(&lost)), (&peers, &unread_names), &accepted);
+        let has = |nets: &[IpNet], address: IpAddr| nets.iter().any(|net| net.contains(&address));
+        for base in ["10.2.0.", "10.3.0.", "fd00::"] {
+            for host in 0..16 {
+                let host = if base.contains(':') { format!("{host:x}") } else { host.to_string() };
+                let address = ip(&format!("{base}{host}"));
+                let held = has(&own, address) || has(&now, address);
+                let of = |n: usize| (has(&was[n], address) || has(&lost[n], address)) && (unread[n] || has(&named[n], address));
+                let guarded = after.values().any(|nets| has(nets, address));
+                prop_assert_eq!(held || guarded, held || of(0) || of(1), "{} {:?}", address, after);
+            }
+        }
+        // Nobody's pods are cut off by a route of a longer prefix.
+        let holders = || own.iter().chain(&now);
+        prop_assert!(!after.values().flatten().any(|net| holders().any(|held| held.contains(net))), "{:?}", after);
+    }
 }
