@@ -12,6 +12,7 @@ use chaos_tests::{Lab, LabOptions, Node, Pod};
 use ipnet::IpNet;
 use netlab::netlink::Route;
 use netlab::{CaptureOptions, Endpoint, Namespace, eventually};
+use serde_json::{Value, json};
 
 use crate::support::{Ask, Counts, Namer, settle};
 use crate::{MESH, SOON, lab_of};
@@ -219,7 +220,7 @@ fn without_tunnel_peer_or_agent_nothing_leaves_in_clear_even_where_somebody_lead
     stage.talks()?;
 
     // The far node leaves the cluster: it goes on sending, and is a stranger from now on.
-    let far: serde_json::Value = stage.lab.api().store().get("nodes", None, &node_name(2))?;
+    let far: Value = stage.lab.api().store().get("nodes", None, &node_name(2))?;
     stage.lab.api().store().delete_now("nodes", None, &node_name(2))?;
     eventually(SOON, "node 1 has no peer", || match stage.node().peers() {
         Ok(peers) if peers.is_empty() => Ok(()),
@@ -233,6 +234,88 @@ fn without_tunnel_peer_or_agent_nothing_leaves_in_clear_even_where_somebody_lead
 }
 
 /// Sends datagrams past every check of the sender's own: from this address, to a pod.
+#[test]
+fn what_pods_send_to_a_service_that_is_nobodys_stays_on_their_node_and_is_counted() -> Result<()> {
+    let options = LabOptions {
+        drift_interval: 1,
+        allocates_services: true,
+        ..LabOptions::new(netlab::unique_name("nobodys")).nodes(1)
+    };
+    let lab = lab_of(options)?;
+    let (node, pod) = (lab.node(1), lab.add_pod(1, "pod")?);
+    let mut witness = Witness::new(&lab)?;
+    let nobodys = ["10.96.7.7", "fd00:10:96::707"].map(|ip| ip.parse::<IpAddr>());
+    let refused = || node.metric("hawser_firewall_packets_total{kind=\"service_unknown\"}");
+    let mut sent = 0.0;
+    for _ in 0..EACH {
+        for ip in nobodys.clone() {
+            ensure!(witness.knock(&pod.namespace, ip?, SHORT).is_err(), "somebody has answered");
+            sent += 1.0;
+        }
+    }
+    eventually(SOON, &format!("{sent} packets are counted"), || match refused() {
+        Ok(counted) if counted == sent => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    witness.clean(&lab)?;
+    println!(
+        "{sent} sent to two addresses of the ServiceCIDR that no Service has: {sent} refused, none on the wire"
+    );
+
+    // Another range, while it is there.
+    let more = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
+        "spec": {"cidrs": ["10.98.0.0/16"]}});
+    let other = "10.98.0.1".parse::<IpAddr>()?;
+    let world = || node.metric("hawser_firewall_packets_total{kind=\"masqueraded_to_world\"}");
+    let knock = || {
+        let socket = pod.namespace.run(move || -> std::io::Result<()> {
+            UdpSocket::bind("0.0.0.0:0")?.send_to(b"no canary", SocketAddr::new(other, PORT)).map(drop)
+        });
+        socket.map_err(|error| format!("{error:#}"))
+    };
+    let rises = |what: &str, metric: &dyn Fn() -> Result<f64>| -> Result<()> {
+        let before = metric()?;
+        Ok(eventually(SOON, what, || {
+            knock()?;
+            match metric() {
+                Ok(now) if now > before => Ok(()),
+                other => Err(format!("{other:?}, {before} before")),
+            }
+        })?)
+    };
+    rises("what is no Service's range is the world's", &world)?;
+    lab.api().store().create(&more)?;
+    rises("an added range is closed", &refused)?;
+    lab.api().store().delete("servicecidrs.networking.k8s.io", None, "more")?;
+    rises("a deleted range is the world's again", &world)?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_whose_role_is_of_a_time_before_service_cidrs_goes_on_without_them_and_says_so() -> Result<()> {
+    let options =
+        LabOptions { allocates_services: true, ..LabOptions::new(netlab::unique_name("oldrole")).nodes(1) };
+    let mut lab = lab_of(options)?;
+    let finding = |lab: &Lab| lab.node(1).metric("hawser_host_findings{kind=\"service-cidrs-unknown\"}");
+    ensure!(finding(&lab).unwrap_or_default() == 0.0, "it reads them by the role of today");
+    let roles = "clusterroles.rbac.authorization.k8s.io";
+    let mut role: Value = lab.api().store().get(roles, None, "hawser-mesh-agent")?;
+    let rules = role["rules"].as_array_mut().context("rules")?;
+    let before = rules.len();
+    rules.retain(|rule| rule["resources"] != json!(["servicecidrs"]));
+    ensure!(rules.len() + 1 == before, "{rules:?}");
+    lab.api().store().update(&role)?;
+    lab.node_mut(1).kill_agent()?;
+    lab.node_mut(1).start_agent()?;
+    eventually(MESH, "the agent is ready", || lab.node(1).ready())?;
+    lab.add_pod(1, "pod")?;
+    eventually(SOON, "it says what is open", || match finding(&lab) {
+        Ok(1.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    Ok(())
+}
+
 fn intrude(from: &Namespace, source: IpAddr, to: SocketAddr, payload: &[u8]) -> Result<()> {
     let payload = payload.to_vec();
     from.run(move || -> std::io::Result<()> {
