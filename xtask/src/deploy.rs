@@ -25,7 +25,7 @@ pub const VALUE_SETS: [&str; 8] = [
     "clustermesh: {enabled: true, replicas: 3}\nmetrics: {address: '[::]', port: 9100, podMonitor: true, prometheusNamespace: ''}",
     "openshift: {enabled: true}\nclustermesh: {enabled: true}\nseLinuxType: ''\nglobal: {a: {b: c}}",
     // What YAML would read as a truth and as a number, had it no quotation marks.
-    "clustermesh: {enabled: true}\nmetrics: {address: 0.0.0.0, podMonitor: true, dashboard: true}\nnodeSelector: {pool: 'on', disk: '1e3'}\nagent: {memoryLimit: 256Mi}",
+    "clustermesh: {enabled: true}\nmetrics: {address: 0.0.0.0, podMonitor: true, podMonitorLabels: {release: stack, number: '1'}, dashboard: true}\nnodeSelector: {pool: 'on', disk: '1e3'}\nagent: {memoryLimit: 256Mi}",
 ];
 
 /// Reads values from YAML, the defaults where it says nothing.

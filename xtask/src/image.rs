@@ -33,6 +33,8 @@ pub struct Image {
     pub architecture: String,
     /// Of the software.
     pub version: String,
+    /// Of all of it together, an SPDX expression.
+    pub licenses: String,
     /// The program that runs when nobody names one.
     pub entrypoint: Vec<String>,
     /// Variables of every process, `NAME=value`.
@@ -105,7 +107,7 @@ impl Image {
                 "Labels": {
                     "org.opencontainers.image.title": "hawser",
                     "org.opencontainers.image.version": self.version,
-                    "org.opencontainers.image.licenses": "Apache-2.0",
+                    "org.opencontainers.image.licenses": self.licenses,
                 },
             },
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff}")]},

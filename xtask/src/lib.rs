@@ -4,6 +4,8 @@ pub mod bench;
 pub mod deploy;
 pub mod elf;
 pub mod image;
+pub mod linked;
+pub mod notices;
 pub mod openapi;
 pub mod sbom;
 pub mod template;

@@ -6,6 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use xtask::elf::{Linkage, linkage};
 use xtask::image::{Image, ImageFile};
+use xtask::sbom::System;
+use xtask::{linked, notices, sbom};
 
 use crate::artifacts::Profile;
 use crate::deps::{self, Need};
@@ -21,6 +23,12 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("cni", "hawser-cni"),
     ("cli", "hawser"),
     ("clustermesh", "clustermesh"),
+];
+/// What is linked in beside crates: a file of it, and its licence. The headers are in the programs of the data path.
+const SYSTEM: [(&str, &str); 3] = [
+    ("libc.a", "LGPL-2.1-or-later"),
+    ("libgcc_eh.a", "GPL-3.0-or-later WITH GCC-exception-3.1"),
+    ("/usr/include/bpf/bpf_helpers.h", "LGPL-2.1-only OR BSD-2-Clause"),
 ];
 /// What the compressed layer shall stay under, in bytes: a node pulls it before it has pods.
 const GOAL: usize = 30 << 20;
@@ -111,12 +119,9 @@ pub(crate) fn pack(workspace: &Workspace, pack: &Pack, progress: Progress) -> Re
         mode: 0o644,
         content: b"hosts: files dns\n".to_vec(),
     });
-    files.push(ImageFile {
-        path: "sbom.cdx.json".to_owned(),
-        mode: 0o644,
-        content: bill(triple)?.to_string().into_bytes(),
-    });
     let version = env!("CARGO_PKG_VERSION").to_owned();
+    let (given_away, licenses) = bill(workspace, pack.architecture)?;
+    files.extend(given_away);
     let place = pack.output.clone().unwrap_or_else(|| {
         let name = format!("hawser-{version}-{}.tar", pack.architecture.name());
         workspace.target_directory.join("image").join(name)
@@ -125,6 +130,7 @@ pub(crate) fn pack(workspace: &Workspace, pack: &Pack, progress: Progress) -> Re
         reference: pack.name.clone(),
         architecture: pack.architecture.name().to_owned(),
         version,
+        licenses,
         entrypoint: vec!["/mesh-agent".to_owned()],
         environment: vec!["PATH=/".to_owned()],
         files,
@@ -149,8 +155,7 @@ fn mebibytes(bytes: usize) -> String {
 /// Fails, with the commands that help, where this machine cannot build for that one.
 fn check_target(architecture: Architecture) -> Result<()> {
     let triple = architecture.triple();
-    let root = output(Command::new("rustc").args(["--print", "sysroot"]))?;
-    let std = Path::new(root.trim()).join("lib/rustlib").join(triple);
+    let std = sysroot()?.join("lib/rustlib").join(triple);
     ensure!(std.is_dir(), "Rust's library for {triple} is missing: rustup target add {triple}");
     if architecture != Architecture::of_this_machine() {
         let (prefix, suffix) = architecture.debian();
@@ -201,10 +206,82 @@ fn cargo_home() -> Result<PathBuf> {
     Ok(Path::new(&home).join(".cargo"))
 }
 
-fn bill(triple: &str) -> Result<serde_json::Value> {
-    let metadata =
-        output(cargo().args(["metadata", "--locked", "--format-version", "1", "--filter-platform", triple]))?;
-    xtask::sbom::cyclonedx(&metadata, &PROGRAMS.map(|(package, _)| package), env!("CARGO_PKG_VERSION"))
+/// The bill of materials and the texts of all licences, as files, and the licence of the whole.
+fn bill(workspace: &Workspace, architecture: Architecture) -> Result<(Vec<ImageFile>, String)> {
+    let mut metadata = cargo();
+    metadata.args([
+        "metadata",
+        "--locked",
+        "--format-version",
+        "1",
+        "--filter-platform",
+        architecture.triple(),
+    ]);
+    let crates = linked::linked(&output(&mut metadata)?, &PROGRAMS.map(|(package, _)| package))?;
+    let text = |path: &str, content: String| ImageFile {
+        path: path.to_owned(),
+        mode: 0o644,
+        content: content.into_bytes(),
+    };
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let ours = read(&workspace.workspace_root.join("LICENSE"))?;
+    let of_crates = notices::one_text(&notices::of_crates(&crates, &ours)?);
+    let mut files = vec![text("licenses/hawser.txt", ours), text("licenses/crates.txt", of_crates)];
+    let mut system = Vec::new();
+    for (file, license) in SYSTEM {
+        let one = system_package(file, license, architecture)?;
+        let its = read(&Path::new("/usr/share/doc").join(&one.package).join("copyright"))?;
+        let note = "This is linked into the programs of the image. With the sources of Hawser anybody can link them with another one: make image.";
+        files.push(text(&format!("licenses/{}.txt", one.package), format!("{note}\n\n{its}")));
+        system.push(one);
+    }
+    let library = sysroot()?.join("share/doc/rust/COPYRIGHT-library.html");
+    // Who has Rust from elsewhere may have it in another place.
+    files.push(if library.exists() {
+        text("licenses/rust-library.html", read(&library)?)
+    } else {
+        text(
+            "licenses/rust-library.txt",
+            "Rust's library: MIT OR Apache-2.0, by the Rust Project's contributors\n".to_owned(),
+        )
+    });
+    let bill = sbom::cyclonedx(&crates, &system, env!("CARGO_PKG_VERSION"));
+    files.push(text("sbom.cdx.json", bill.to_string()));
+    Ok((files, sbom::licence(&crates, &system)))
+}
+
+/// Whose a file is that the compiler finds, or that has this path.
+fn system_package(file: &str, license: &str, architecture: Architecture) -> Result<System> {
+    let found = if file.starts_with('/') {
+        PathBuf::from(file)
+    } else {
+        let compiler = if architecture == Architecture::of_this_machine() {
+            "cc".to_owned()
+        } else {
+            format!("{}-gcc", architecture.debian().0)
+        };
+        PathBuf::from(output(Command::new(compiler).arg(format!("--print-file-name={file}")))?.trim())
+    };
+    let path = found.canonicalize().with_context(|| format!("{file} is not here"))?;
+    let owner = output(Command::new("dpkg-query").arg("--search").arg(&path))
+        .with_context(|| format!("whose {} is says a Debian or Ubuntu", path.display()))?;
+    let (package, _) = owner.split_once(": ").with_context(|| format!("dpkg-query says {owner:?}"))?;
+    let version = output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", package]))?;
+    let package = package.split(':').next().unwrap_or(package).to_owned();
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let distribution = release.lines().find_map(|line| line.strip_prefix("ID=")).unwrap_or("debian");
+    let purl = format!(
+        "pkg:deb/{distribution}/{package}@{}?arch={}",
+        version.replace('+', "%2B").replace('~', "%7E"),
+        architecture.name()
+    );
+    Ok(System { package, version, purl, license: license.to_owned() })
+}
+
+fn sysroot() -> Result<PathBuf> {
+    Ok(PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]))?.trim()))
 }
 
 /// By rename, so that whoever loads it meanwhile reads a whole one.
@@ -236,6 +313,27 @@ mod tests {
     #[test]
     fn sizes_are_read_by_people() {
         assert_eq!(["0.0 MiB", "1.0 MiB", "29.9 MiB"], [0, 1 << 20, (30 << 20) - 1].map(mebibytes));
+    }
+
+    #[test]
+    fn all_that_is_given_away_has_its_licence_with_it() {
+        let architecture = Architecture::of_this_machine();
+        let (files, licenses) = bill(&Workspace::load().unwrap(), architecture).unwrap();
+        let read = |path: &str| {
+            let file = files.iter().find(|file| file.path == path).unwrap_or_else(|| panic!("no {path}"));
+            String::from_utf8_lossy(&file.content).into_owned()
+        };
+        assert!(read("licenses/hawser.txt").contains("Apache License"));
+        let crates = read("licenses/crates.txt");
+        for word in ["\nboringtun 0", "\ntokio 1", "2019 Cloudflare, Inc."] {
+            assert!(crates.contains(word), "{word}");
+        }
+        assert!(read("licenses/libc6-dev.txt").contains("Lesser General Public License"));
+        let bill = read("sbom.cdx.json");
+        assert!(bill.contains("pkg:deb/") && bill.contains("/libc6-dev@"), "the C library is linked in");
+        for word in ["LGPL-2.1-or-later", "MIT", "(MIT OR Apache-2.0)", "BSD-3-Clause", " AND "] {
+            assert!(licenses.contains(word), "{word}: {licenses}");
+        }
     }
 
     #[test]

@@ -1,113 +1,78 @@
-//! What is in the image: a bill of materials in CycloneDX 1.5, from `cargo metadata`.
+//! What is in the image: a bill of materials in CycloneDX 1.5.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, Result};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The part of `cargo metadata --format-version 1` that is read.
-#[derive(Debug, Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
+use crate::linked::Crate;
+
+/// What comes from this machine's packages and not from cargo.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct System {
+    /// The package.
+    pub package: String,
+    /// Its version.
+    pub version: String,
+    /// Its package URL.
+    pub purl: String,
+    /// An SPDX expression.
+    pub license: String,
 }
 
-#[derive(Debug, Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
-    license: Option<String>,
-    source: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Node {
-    id: String,
-    deps: Vec<Edge>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Edge {
-    pkg: String,
-    dep_kinds: Vec<Kind>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Kind {
-    /// `None`: linked into the program.
-    kind: Option<String>,
-}
-
-/// The bill of materials of programs that the packages `roots` give: all crates that are linked into one of them. Features are those
-/// of the whole workspace, so it may name a crate too many, never one too few.
-///
-/// # Errors
-/// The text is not what `cargo metadata` prints, or has no such package.
-pub fn cyclonedx(metadata: &str, roots: &[&str], version: &str) -> Result<Value> {
-    let metadata: Metadata = serde_json::from_str(metadata).context("cargo metadata gave unexpected JSON")?;
-    let packages: BTreeMap<&str, &Package> =
-        metadata.packages.iter().map(|package| (package.id.as_str(), package)).collect();
-    let nodes: BTreeMap<&str, &Node> =
-        metadata.resolve.nodes.iter().map(|node| (node.id.as_str(), node)).collect();
-    let mut open = Vec::new();
-    for root in roots {
-        let found =
-            metadata.packages.iter().find(|package| package.name == *root && package.source.is_none());
-        open.push(found.with_context(|| format!("the workspace has no package {root}"))?.id.as_str());
-    }
-    let mut reached: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    while let Some(id) = open.pop() {
-        if reached.contains_key(id) {
-            continue;
-        }
-        let node = nodes.get(id).with_context(|| format!("cargo metadata does not resolve {id}"))?;
-        let linked = node.deps.iter().filter(|edge| edge.dep_kinds.iter().any(|kind| kind.kind.is_none()));
-        let linked: BTreeSet<&str> = linked.map(|edge| edge.pkg.as_str()).collect();
-        open.extend(linked.iter().copied());
-        reached.insert(id, linked);
-    }
-    let purl =
-        |id: &str| packages.get(id).map(|package| format!("pkg:cargo/{}@{}", package.name, package.version));
-    let mut components = BTreeMap::new();
-    let mut dependencies = BTreeMap::new();
-    for (id, linked) in &reached {
-        let package = packages.get(id).with_context(|| format!("cargo metadata does not describe {id}"))?;
-        let reference = format!("pkg:cargo/{}@{}", package.name, package.version);
+/// The bill of materials of programs into which these are linked.
+pub fn cyclonedx(crates: &BTreeMap<String, Crate>, system: &[System], version: &str) -> Value {
+    let of_cargo = crates.iter().map(|(purl, one)| {
         let mut component = json!({
-            "type": "library", "bom-ref": reference, "name": package.name, "version": package.version,
-            "purl": reference,
+            "type": "library", "bom-ref": purl, "name": one.name, "version": one.version, "purl": purl,
         });
-        if let Some(license) = &package.license {
-            component["licenses"] = json!([{"expression": license.replace('/', " OR ")}]);
+        if let Some(expression) = one.expression() {
+            component["licenses"] = json!([{ "expression": expression }]);
         }
-        components.insert(reference.clone(), component);
-        let on: BTreeSet<String> = linked.iter().filter_map(|id| purl(id)).collect();
-        dependencies.insert(reference.clone(), json!({"ref": reference, "dependsOn": on}));
-    }
-    Ok(json!({
+        component
+    });
+    let of_system = system.iter().map(|System { package, version, purl, license }| {
+        json!({"type": "library", "bom-ref": purl, "name": package, "version": version, "purl": purl,
+            "licenses": [{ "expression": license }]})
+    });
+    let whole: Vec<&String> = crates
+        .iter()
+        .filter(|(_, one)| one.source.is_none())
+        .map(|(purl, _)| purl)
+        .chain(system.iter().map(|one| &one.purl))
+        .collect();
+    let mut dependencies = vec![json!({"ref": "hawser", "dependsOn": whole})];
+    dependencies.extend(crates.iter().map(|(purl, one)| json!({"ref": purl, "dependsOn": one.on})));
+    json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "metadata": {"component": {"type": "container", "bom-ref": "hawser", "name": "hawser", "version": version}},
-        "components": components.into_values().collect::<Vec<_>>(),
-        "dependencies": dependencies.into_values().collect::<Vec<_>>(),
-    }))
+        "components": of_cargo.chain(of_system).collect::<Vec<_>>(),
+        "dependencies": dependencies,
+    })
+}
+
+/// The licence of all of it together: each has to be kept.
+pub fn licence(crates: &BTreeMap<String, Crate>, system: &[System]) -> String {
+    let of_cargo = crates.values().filter_map(Crate::expression);
+    let all: BTreeSet<String> = of_cargo.chain(system.iter().map(|one| one.license.clone())).collect();
+    let alone = |expression: &String| {
+        if expression.contains(" OR ") { format!("({expression})") } else { expression.clone() }
+    };
+    all.iter().map(alone).collect::<Vec<_>>().join(" AND ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linked::linked;
 
     #[test]
     fn what_is_linked_is_named_and_what_only_builds_or_tests_is_not() {
-        let package = |name: &str, source: Option<&str>| json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT/Apache-2.0", "source": source});
+        let package = |name: &str, source: Option<&str>| {
+            json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT / Apache-2.0", "source": source,
+                "manifest_path": "/x/Cargo.toml", "repository": null})
+        };
         let edge = |name: &str, kind: Option<&str>| json!({"pkg": name, "dep_kinds": [{"kind": kind}]});
         let metadata = json!({
             "packages": [package("ours", None), package("linked", Some("r")), package("deep", Some("r")),
@@ -118,13 +83,22 @@ mod tests {
                 {"id": "deep", "deps": []}, {"id": "builds", "deps": []}, {"id": "tests", "deps": []},
             ]},
         });
-        let bill = cyclonedx(&metadata.to_string(), &["ours"], "1.0.0").unwrap();
+        let crates = linked(&metadata.to_string(), &["ours"]).unwrap();
+        let c = System {
+            package: "libc6-dev".to_owned(),
+            version: "2.36-9".to_owned(),
+            purl: "pkg:deb/debian/libc6-dev@2.36-9?arch=amd64".to_owned(),
+            license: "LGPL-2.1-or-later".to_owned(),
+        };
+        let bill = cyclonedx(&crates, std::slice::from_ref(&c), "1.0.0");
         let names: Vec<&str> =
             bill["components"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["deep", "linked", "ours"]);
+        assert_eq!(names, ["deep", "linked", "ours", "libc6-dev"]);
         assert_eq!(bill["components"][0]["licenses"][0]["expression"], "MIT OR Apache-2.0");
-        assert_eq!(bill["dependencies"][1]["dependsOn"][0], "pkg:cargo/deep@1.0.0");
-        let error = cyclonedx(&metadata.to_string(), &["nobody"], "1.0.0").unwrap_err().to_string();
+        assert_eq!(bill["dependencies"][0]["dependsOn"], json!(["pkg:cargo/ours@1.0.0", c.purl]));
+        assert_eq!(bill["dependencies"][2]["dependsOn"][0], "pkg:cargo/deep@1.0.0");
+        assert_eq!(licence(&crates, &[c]), "LGPL-2.1-or-later AND (MIT OR Apache-2.0)");
+        let error = linked(&metadata.to_string(), &["nobody"]).unwrap_err().to_string();
         assert!(error.contains("no package nobody"), "{error}");
     }
 }

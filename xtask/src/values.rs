@@ -214,6 +214,9 @@ pub struct Metrics {
     pub port: u16,
     /// PodMonitors (prometheus-operator) for the agents and clustermesh; they need an address that Prometheus reaches.
     pub pod_monitor: bool,
+    /// More labels of these PodMonitors, by which a Prometheus chooses its own (release: kube-prometheus-stack).
+    #[schemars(extend("propertyNames" = {"not": {"enum": ["app.kubernetes.io/name", "app.kubernetes.io/part-of"]}}))]
+    pub pod_monitor_labels: BTreeMap<String, String>,
     /// The namespace from which clustermesh is asked for its metrics, by a NetworkPolicy; empty: nobody in a pod asks it.
     #[schemars(regex(pattern = "^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$"))]
     pub prometheus_namespace: String,
@@ -376,7 +379,7 @@ impl Default for Clustermesh {
     fn default() -> Self {
         Self {
             enabled: false,
-            replicas: 1,
+            replicas: 2,
             log: "info,kube=warn".to_owned(),
             requests: Requests { cpu: "50m".to_owned(), memory: "64Mi".to_owned() },
             service: ClustermeshService::default(),
@@ -421,6 +424,7 @@ impl Default for Metrics {
             address: "127.0.0.1".to_owned(),
             port: 51891,
             pod_monitor: false,
+            pod_monitor_labels: BTreeMap::new(),
             prometheus_namespace: "monitoring".to_owned(),
             dashboard: false,
         }

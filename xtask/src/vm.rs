@@ -90,6 +90,10 @@ const PRE_SHARED: (&str, &str) =
 /// Nodes' own traffic goes into the tunnel and out of it again.
 const HOST_TRAFFIC: (&str, &str) =
     ("mesh", "host_traffic::hosts_move_into_the_tunnel_and_out_of_it_under_traffic_and_lose_no_packet");
+/// The userspace tunnel and the kernel's WireGuard, either of them first, with and without a pre-shared key: tests of this program.
+const INTEROP: &str = "netns";
+/// Those in which a session is renewed under traffic, two and a half minutes each.
+const RENEWED: &str = "a_session_with_a_pre_shared_key";
 /// What the lab has to know of a guest: its WireGuard, and how slow it is.
 const GUEST: &str = "HAWSER_KERNEL_WIREGUARD=1 HAWSER_SLOWNESS=10";
 const VERIFIER_STEP: &str = "verifier";
@@ -168,6 +172,12 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
     }
     let lab = quoted(&artifacts::lab(workspace, Profile::Dev));
     steps.push(Step::new("demo", 240, format!("{lab} demo --nodes 2 --clusters 1 --kernel-wireguard")));
+    let interop = in_folder(find(INTEROP)?, "HAWSER_PEER=kernel");
+    // The one that is left out compares answers of two programs in userspace.
+    let interop = format!("{interop} interop:: --skip both_print --nocapture --test-threads 1");
+    steps.push(Step::new("tunnel and kernel", 600, interop));
+    let renewed = in_folder(find(INTEROP)?, "HAWSER_PEER=kernel HAWSER_SLOW=1");
+    steps.push(Step::new("tunnel and kernel, renewed", 600, format!("{renewed} {RENEWED} --nocapture")));
     let restart = only(RESTART, "HAWSER_KERNEL_WIREGUARD=1 HAWSER_STREAM_INTERVAL_MS=50")?;
     steps.push(Step::new(RESTART_STEP, 420, restart));
     let psk = only(PRE_SHARED, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;

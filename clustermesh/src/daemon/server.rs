@@ -5,8 +5,8 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -50,6 +50,9 @@ const CONNECTIONS: usize = 8192;
 /// Connections of one cluster, which has one leader that follows; others are being left by it. Each may hold a state that it
 /// takes up slowly, and all together must leave room for everybody else.
 pub const FROM_CLUSTER: usize = 8;
+/// Connections with tokens of one node, which has one agent: the others are being left by it. A node that was taken over must not
+/// have all there are.
+pub const FROM_NODE: usize = 8;
 /// Streams of one connection: a follower opens one, and a second one is refused with a word.
 const STREAMS: u32 = 4;
 /// Messages that wait for one follower's connection: enough to fill it, and no backlog.
@@ -102,6 +105,8 @@ struct Caller {
     admitted: Arc<AtomicBool>,
     /// Its place at the door is kept while it asks.
     voice: Voice,
+    /// That of its node, once it was let in by a token: as long as there is the connection.
+    node: Arc<OnceLock<Visit<String>>>,
 }
 
 /// A connection.
@@ -169,7 +174,7 @@ pub async fn serve(listener: TcpListener, serving: Serving, stop: watch::Receive
         let connection: Connection = connections.recv().await?;
         Some((Ok::<_, std::io::Error>(connection), connections))
     });
-    let service = ClusterMeshServer::new(Service { serving, stop: stop.clone() })
+    let service = ClusterMeshServer::new(Service { serving, of_nodes: Door::default(), stop: stop.clone() })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_MESSAGE);
     let mut ended = stop.clone();
@@ -264,7 +269,7 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
                             }
                         },
                     };
-                    let caller = Caller { address, certificate, asked: Arc::default(), admitted: Arc::default(), voice: arrival.voice() };
+                    let caller = Caller { address, certificate, asked: Arc::default(), admitted: Arc::default(), voice: arrival.voice(), node: Arc::default() };
                     let unknown = Some(patience(arrival));
                     drop(let_in.send(Connection { io, caller, unknown, _place: place, _permit: permit }).await);
                 }
@@ -287,6 +292,7 @@ async fn accept(listener: TcpListener, serving: Serving, let_in: mpsc::Sender<Co
 
 struct Service {
     serving: Serving,
+    of_nodes: Door<String>,
     stop: watch::Receiver<bool>,
 }
 
@@ -314,7 +320,19 @@ impl Service {
             None => Err(TokenError::Absent),
         };
         match reviewed {
-            Ok(()) => Ok((caller, Reach::All)),
+            Ok(None) => Ok((caller, Reach::All)),
+            Ok(Some(node)) => {
+                let Some(place) = self.of_nodes.enter([(node.clone(), FROM_NODE)]) else {
+                    self.serving.metrics.refused("TooManyFromOneNode");
+                    tracing::warn!(address = %caller.address, %node, limit = FROM_NODE, "A follower was refused: its node has enough connections");
+                    return Err(Status::resource_exhausted(
+                        "this node has enough connections; end one of them",
+                    ));
+                };
+                // It asks once.
+                drop(caller.node.set(place));
+                Ok((caller, Reach::All))
+            }
             Err(TokenError::Unknown(why)) => {
                 tracing::warn!(address = %caller.address, err = why, "A token could not be reviewed");
                 Err(Status::unavailable("the token could not be reviewed; try again"))

@@ -16,6 +16,8 @@ use crate::follow::AUDIENCE;
 const AT_ONCE: usize = 32;
 /// For one review, waiting for its turn included.
 const DEADLINE: Duration = Duration::from_secs(8);
+/// What a token bound to a pod says of its node.
+const NODE: &str = "authentication.kubernetes.io/node-name";
 /// Longest token that is asked about.
 const MAX_TOKEN: usize = 64 * 1024;
 
@@ -73,11 +75,12 @@ impl Tokens {
         Self { client, users: Arc::new(users), turns: Arc::new(turns) }
     }
 
-    /// Is it a token of one of the users, for us?
+    /// Is it a token of one of the users, for us? Gives the node to whose pod it is bound, where the API server says it
+    /// (KEP-4193).
     ///
     /// # Errors
     /// It is not, or that is not known.
-    pub async fn review(&self, token: &str) -> Result<(), TokenError> {
+    pub async fn review(&self, token: &str) -> Result<Option<String>, TokenError> {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::Refused);
         }
@@ -103,7 +106,11 @@ impl Tokens {
         if status.authenticated != Some(true) || !for_us {
             return Err(TokenError::Refused);
         }
-        let user = status.user.and_then(|user| user.username).unwrap_or_default();
-        if self.users.contains(&user) { Ok(()) } else { Err(TokenError::Stranger(user)) }
+        let user = status.user.unwrap_or_default();
+        let name = user.username.unwrap_or_default();
+        if !self.users.contains(&name) {
+            return Err(TokenError::Stranger(name));
+        }
+        Ok(user.extra.unwrap_or_default().remove(NODE).and_then(|mut nodes| nodes.pop()))
     }
 }

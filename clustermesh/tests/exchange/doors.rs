@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clustermesh::daemon::authority::Authority;
 use clustermesh::daemon::hub::Hub;
 use clustermesh::daemon::metrics::Metrics;
-use clustermesh::daemon::server::{FROM_CLUSTER, RECHECK, STUCK, Serving, serve};
+use clustermesh::daemon::server::{FROM_CLUSTER, FROM_NODE, RECHECK, STUCK, Serving, serve};
 use clustermesh::daemon::tls::{Credentials, Trust, server_config};
 use clustermesh::daemon::tokens::Tokens;
 use clustermesh::tls::{Roots, client_config};
@@ -112,6 +112,32 @@ async fn one_cluster_has_so_many_connections_and_leaves_the_others_to_the_rest()
         }
     };
     tokio::time::timeout(DEADLINE, again).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_has_so_many_connections_and_leaves_the_others_to_the_rest() {
+    let log = Log::from_now();
+    let (east, _north, neighbour, _west) = beset("ivy").await;
+    let mut agents = Vec::new();
+    let hears = |agent: &Agent| agent.pods("north") == ["10.3.1.2 web"];
+    for _ in 0..FROM_NODE {
+        let agent = east.agent_with(Some(east.token_of_node("n1")));
+        eventually("it is let in", || hears(&agent)).await;
+        agents.push(agent);
+    }
+    let refused = || east.metrics.refusals("TooManyFromOneNode");
+    assert_eq!(refused(), 0);
+    let one_more = east.agent_with(Some(east.token_of_node("n1")));
+    eventually("it is refused", || refused() >= 1).await;
+    let said = ["WARN", "A follower was refused", "node=n1", "its node has enough connections"];
+    eventually("it is logged", || log.has(&said)).await;
+    let another = east.agent_with(Some(east.token_of_node("n2")));
+    eventually("another node's is let in", || hears(&another)).await;
+    assert!(!hears(&one_more));
+    unharmed(&east, &neighbour).await;
+    // What it gives back, it may have again.
+    agents.pop();
+    eventually("it is let in at last", || hears(&one_more)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -251,6 +251,14 @@ impl Cluster {
         path
     }
 
+    /// The token of the agent on a node.
+    pub(crate) fn token_of_node(&self, node: &str) -> PathBuf {
+        let token = self.api.tokens().issue_for(AUDIENCE, User::agent_of_node(node, "uid"));
+        let path = self.directory.path().join(format!("token-of-{node}"));
+        std::fs::write(&path, token).unwrap();
+        path
+    }
+
     /// An agent of this cluster that follows its clustermesh.
     pub(crate) fn agent(&self) -> Agent {
         self.agent_with(Some(self.token(AUDIENCE, "mesh-agent")))

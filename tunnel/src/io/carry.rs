@@ -138,10 +138,16 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             inbound.burst(shared, lane, socket)?;
         }
         if from_host || full.contains(&true) {
-            let room = [poll_for(v4, PollFlags::OUT, stop), poll_for(v6, PollFlags::OUT, stop)];
-            let [in_v4, in_v6] = ready_for(&room, Some(Duration::ZERO))?;
-            full = [v4.is_some() && !in_v4, v6.is_some() && !in_v6];
-            since = full.contains(&true).then(|| since.unwrap_or_else(Instant::now));
+            let known = sockets.as_ref().is_some_and(|sockets| sockets.has_credit());
+            if full.contains(&true) || !known {
+                let room = [poll_for(v4, PollFlags::OUT, stop), poll_for(v6, PollFlags::OUT, stop)];
+                let [in_v4, in_v6] = ready_for(&room, Some(Duration::ZERO))?;
+                full = [v4.is_some() && !in_v4, v6.is_some() && !in_v6];
+                since = full.contains(&true).then(|| since.unwrap_or_else(Instant::now));
+                if let (None, Some(sockets)) = (since, &sockets) {
+                    sockets.have_room();
+                }
+            }
             let waits = since.is_some_and(|since| since.elapsed() < PATIENCE);
             if let Some(queue) = &lane.queue {
                 queue.set_blocked(waits);

@@ -7,7 +7,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -28,6 +28,10 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 /// Room for what waits in queues of the uplink; the kernel doubles it. A socket is writable with half of it free, and that
 /// holds a burst with the kernel's own overhead: so who waits for it is never kept waiting by a send.
 const SEND_BUFFER: usize = 1 << 20;
+/// What both sockets surely take once each has half of that buffer free, as the kernel counts it, a burst more included.
+const CREDIT: i64 = (SEND_BUFFER / 2) as i64;
+/// What the kernel counts for a datagram at most beside its bytes.
+const PER_DATAGRAM: usize = 1024;
 /// Attempts to find a port that is free in both families.
 const PORT_ATTEMPTS: usize = 32;
 
@@ -39,6 +43,10 @@ pub(super) struct Sockets {
     pub(super) port: u16,
     /// Whether a train leaves in one call; not any more where a device cannot sum what it would cut.
     trains: AtomicBool,
+    /// What may be sent before somebody looks again whether there is room: a look costs as much as sending a small packet does.
+    credit: AtomicI64,
+    /// After a look; 0 where the buffers are smaller than was asked for.
+    whole: i64,
 }
 
 /// Datagrams of one source that lie in a row.
@@ -110,7 +118,13 @@ impl Sockets {
         let port = port_of(&v4)?.or(port_of(&v6)?).unwrap_or(port);
         let (mut v4, mut v6) = (v4.into_iter(), v6.into_iter());
         let trains = || AtomicBool::new(techniques.trains_out);
-        let lanes = (0..lanes.count()).map(|_| Self { v4: v4.next(), v6: v6.next(), port, trains: trains() });
+        let lanes = (0..lanes.count()).map(|_| {
+            let (v4, v6) = (v4.next(), v6.next());
+            let size = |socket: &UdpSocket| socket2::SockRef::from(socket).send_buffer_size();
+            let large = v4.iter().chain(&v6).all(|s| size(s).is_ok_and(|size| size >= 2 * SEND_BUFFER));
+            let whole = if large { CREDIT } else { 0 };
+            Self { v4, v6, port, trains: trains(), credit: AtomicI64::new(whole), whole }
+        });
         Ok(lanes.collect())
     }
 
@@ -122,8 +136,24 @@ impl Sockets {
         Ok(())
     }
 
+    /// Whether a burst surely has room, with nobody looking.
+    pub(super) fn has_credit(&self) -> bool {
+        self.credit.load(Ordering::Relaxed) > 0
+    }
+
+    /// Somebody has looked, and both sockets have half of their buffer free.
+    pub(super) fn have_room(&self) {
+        self.credit.store(self.whole, Ordering::Relaxed);
+    }
+
+    fn charge(&self, bytes: usize, datagrams: usize) {
+        let cost = bytes.saturating_add(datagrams.saturating_mul(PER_DATAGRAM));
+        self.credit.fetch_sub(i64::try_from(cost).unwrap_or(i64::MAX / 2), Ordering::Relaxed);
+    }
+
     /// Sends a datagram from the socket of the destination's family.
     pub(super) fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        self.charge(datagram.len(), 1);
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
         match socket {
             Some(socket) => socket.send_to(datagram, to).map(|_| ()),
@@ -142,6 +172,8 @@ impl Sockets {
         if datagrams.len() <= segment || !self.trains.load(Ordering::Relaxed) {
             return one_by_one();
         }
+        // One buffer for all until they are cut.
+        self.charge(datagrams.len(), datagrams.len().div_ceil(segment));
         let address = SockaddrStorage::from(to);
         let pieces = [IoSlice::new(datagrams)];
         let control = [ControlMessage::UdpGsoSegments(&bytes)];

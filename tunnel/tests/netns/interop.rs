@@ -1,4 +1,4 @@
-//! The other end is wireguard-go, or with `HAWSER_PEER=boringtun-cli` that program.
+//! The other end is wireguard-go, or with `HAWSER_PEER=boringtun-cli` that program, or with `HAWSER_PEER=kernel` the kernel's module.
 
 use std::time::{Duration, Instant};
 

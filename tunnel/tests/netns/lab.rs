@@ -178,6 +178,8 @@ pub(crate) enum Program {
     OursPlain,
     WireguardGo,
     Boringtun,
+    /// The module `wireguard`: no process, and configured by `wg`.
+    Kernel,
 }
 
 impl Program {
@@ -186,7 +188,8 @@ impl Program {
         match std::env::var("HAWSER_PEER").as_deref() {
             Err(_) | Ok("wireguard-go") => Self::WireguardGo,
             Ok("boringtun-cli") => Self::Boringtun,
-            Ok(name) => panic!("HAWSER_PEER={name}: there are wireguard-go and boringtun-cli"),
+            Ok("kernel") => Self::Kernel,
+            Ok(name) => panic!("HAWSER_PEER={name}: there are wireguard-go, boringtun-cli and kernel"),
         }
     }
 
@@ -234,6 +237,10 @@ impl Node {
 
     /// Starts the program and waits until it can be configured.
     pub(crate) fn start(&mut self) {
+        if self.program == Program::Kernel {
+            self.ns.run("ip link add hawser0 type wireguard");
+            return;
+        }
         self.start_with("hawser0");
         let path = self.path("sock");
         eventually("the socket answers", Duration::from_secs(10), || UnixStream::connect(&path).is_ok());
@@ -250,6 +257,7 @@ impl Node {
             Program::OursPlain => ours + " --offload off",
             Program::WireguardGo => "/usr/bin/wireguard-go -f".to_owned(),
             Program::Boringtun => "boringtun-cli -f --disable-drop-privileges".to_owned(),
+            Program::Kernel => panic!("the kernel is no process"),
         };
         if self.program == Program::WireguardGo {
             assert!(
@@ -296,6 +304,10 @@ impl Node {
     }
 
     pub(crate) fn set(&self, lines: &str) {
+        if self.program == Program::Kernel {
+            self.ns.run_with_input("wg addconf hawser0 /dev/stdin", &for_wg(lines));
+            return;
+        }
         assert_eq!(self.uapi(&format!("set=1\n{lines}")), "errno=0\n\n", "{lines}");
     }
 
@@ -336,6 +348,33 @@ impl Node {
     pub(crate) fn logged(&self, text: &str) -> bool {
         self.log.lock().unwrap().contains(text)
     }
+}
+
+/// Lines of the UAPI as `wg addconf` reads them; a line that it has no word for panics.
+fn for_wg(lines: &str) -> String {
+    let mut text = "[Interface]\n".to_owned();
+    for line in lines.lines() {
+        let (key, value) = line.split_once('=').unwrap();
+        let secret = || {
+            let bytes =
+                (0..value.len()).step_by(2).map(|at| u8::from_str_radix(&value[at..at + 2], 16).unwrap());
+            base64(&bytes.collect::<Vec<_>>())
+        };
+        let (key, value) = match key {
+            "private_key" => ("PrivateKey", secret()),
+            "listen_port" => ("ListenPort", value.to_owned()),
+            "public_key" => ("[Peer]\nPublicKey", secret()),
+            "preshared_key" => ("PresharedKey", secret()),
+            "endpoint" => ("Endpoint", value.to_owned()),
+            "allowed_ip" => ("AllowedIPs", value.to_owned()),
+            "persistent_keepalive_interval" => ("PersistentKeepalive", value.to_owned()),
+            // It replaces those of a peer that is named again.
+            "replace_allowed_ips" => continue,
+            other => panic!("{other} cannot be told to wg"),
+        };
+        text.push_str(&format!("{key} = {value}\n"));
+    }
+    text
 }
 
 /// Nodes on one switch.

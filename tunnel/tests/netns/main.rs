@@ -2,7 +2,8 @@
 //! iputils-ping, util-linux, wireguard-tools, nftables and wireguard-go.
 //!
 //! With `HAWSER_SLOW=1` sessions are renewed under traffic, which takes two and a half minutes. With `HAWSER_PEER=boringtun-cli`
-//! (in PATH) that is the other end where tests speak with a program that is not ours.
+//! (in PATH) that is the other end where tests speak with a program that is not ours; with `HAWSER_PEER=kernel` the kernel's module
+//! (`cargo xtask vm`).
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

@@ -109,6 +109,9 @@ fn metrics(values: &Values) -> Result<()> {
         "metrics.podMonitor: Prometheus does not reach metrics.address {}; write 0.0.0.0 or [::]",
         metrics.address
     );
+    let ours = ["app.kubernetes.io/name", "app.kubernetes.io/part-of"];
+    let taken = ours.iter().find(|label| metrics.pod_monitor_labels.contains_key(**label));
+    ensure!(taken.is_none(), "metrics.podMonitorLabels: {taken:?} is ours already; leave it out");
     let namespace = &metrics.prometheus_namespace;
     ensure!(
         namespace.is_empty() || is_label(namespace),

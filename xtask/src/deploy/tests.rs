@@ -75,7 +75,7 @@ fn wrong_values_are_refused_by_name() {
 }
 
 /// Values that nobody means, and a word of the refusal. Helm refuses each of them by the schema.
-const REFUSED: [(&str, &str); 47] = [
+const REFUSED: [(&str, &str); 48] = [
     ("podCIDRs: []", "podCIDRs"),
     ("podCIDRs: [10.244.0.0]", "podCIDRs"),
     ("podCIDRs: [10.244.0.0/33]", "podCIDRs"),
@@ -95,6 +95,7 @@ const REFUSED: [(&str, &str); 47] = [
     ("metrics: {podMonitor: true}", "does not reach"),
     ("metrics: {podMonitor: true, address: 127.0.0.2}", "does not reach"),
     ("metrics: {podMonitor: true, address: '[::1]'}", "does not reach"),
+    ("metrics: {podMonitorLabels: {app.kubernetes.io/name: x}}", "metrics.podMonitorLabels"),
     ("metrics: {address: '0.0.0.0:51891'}", "metrics.address"),
     ("metrics: {address: '::'}", "metrics.address"),
     ("metrics: {port: 0}", "metrics.port"),
@@ -152,7 +153,7 @@ fn values_at_the_edge_are_taken() {
 fn every_choice_is_in_the_manifests() {
     let values = parse_values(
         "{podCIDRs: [10.42.0.0/16], apiServers: ['192.0.2.9:6443'], nonMasqueradeCIDRs: [192.0.2.0/24], mtu: 1400, keepaliveSeconds: 0, \
-          tunnel: {enabled: false}, bpffs: {mount: false, pinDirectory: /sys/fs/bpf/mesh}, operators: {serviceAccounts: true}, metrics: {address: '0.0.0.0', port: 9100, podMonitor: true, dashboard: true}, \
+          tunnel: {enabled: false}, bpffs: {mount: false, pinDirectory: /sys/fs/bpf/mesh}, operators: {serviceAccounts: true}, metrics: {address: '0.0.0.0', port: 9100, podMonitor: true, podMonitorLabels: {release: stack}, dashboard: true}, \
           nodeSelector: {pool: 'on'}, imagePullSecrets: [pull], cni: {chain: [portmap]}, agent: {memoryLimit: 256Mi}, seLinuxType: ''}").unwrap();
     let rendered = manifests(&chart(), &values).unwrap();
     assert!(!rendered.contains_key("mesh-tunnel.yaml"), "no tunnel");
@@ -182,7 +183,7 @@ fn every_choice_is_in_the_manifests() {
     assert!(args.contains("--chain=portmap"), "{args}");
     assert_eq!(pod["containers"][0]["ports"][0]["containerPort"], 9100);
     assert!(pod["securityContext"].get("seLinuxOptions").is_none(), "{pod}");
-    find("PodMonitor", "mesh-agent");
+    assert_eq!(find("PodMonitor", "mesh-agent")["metadata"]["labels"]["release"], "stack");
     let dashboard = find("ConfigMap", "hawser-dashboard")["data"]["hawser.json"].clone();
     serde_json::from_str::<Value>(dashboard.as_str().unwrap()).unwrap();
 }

@@ -14,6 +14,7 @@ fn image(files: Vec<ImageFile>) -> Image {
         reference: "registry.example/hawser:1.2.3".to_owned(),
         architecture: "amd64".to_owned(),
         version: "1.2.3".to_owned(),
+        licenses: "Apache-2.0 AND MIT".to_owned(),
         entrypoint: vec!["/mesh-agent".to_owned()],
         environment: vec!["PATH=/".to_owned()],
         files,
