@@ -305,7 +305,7 @@ impl Node {
 
     pub(crate) fn set(&self, lines: &str) {
         if self.program == Program::Kernel {
-            self.ns.run_with_input("wg addconf hawser0 /dev/stdin", &for_wg(lines));
+            self.ns.run_with_input("wg addconf hawser0 /proc/self/fd/0", &for_wg(lines));
             return;
         }
         assert_eq!(self.uapi(&format!("set=1\n{lines}")), "errno=0\n\n", "{lines}");
