@@ -35,11 +35,13 @@ pub use self::write::{counts, write_change, write_known, write_node, write_objec
 
 /// Revision of the contract that this speaks.
 pub const REVISION: u32 = 1;
-/// Longest response in bytes. A message is closed as soon as it has [`MESSAGE`] bytes, so one object more fits.
+/// Longest response in bytes. Ours are closed before they have more than [`MESSAGE`] bytes, unless one object alone has more; those
+/// of earlier versions have one object more.
 pub const MAX_MESSAGE: usize = 512 * 1024;
 /// Length in bytes at which a message is closed: some HTTP/2 windows, so that one slow reader holds little.
 pub const MESSAGE: usize = 64 * 1024;
-/// Longest object in bytes as it is written. The API server takes 256 KiB of annotations, and `etcd` 1.5 MiB of all.
+/// Longest object in bytes as it is written; one that is longer is refused where it is read, since whoever mirrors it must write it.
+/// The API server takes 256 KiB of annotations, and `etcd` 1.5 MiB of all.
 pub const MAX_OBJECT: usize = 256 * 1024;
 /// Longest request in bytes: [`MAX_CLUSTERS`] with the longest names.
 pub const MAX_REQUEST: usize = 128 * 1024;

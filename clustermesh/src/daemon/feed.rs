@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use mesh_core::clusters::{Change, ClusterName, ClusterState, Key, Version};
 use mesh_core::ipam::Millis;
-use prost::Message as _;
 use proto::clustermesh::{
     At, FollowResponse, MESSAGE, Message, NodeNames, Say, counts, write_change, write_object,
 };
@@ -233,7 +232,6 @@ impl Feed {
 
     /// The rest of what was begun.
     fn go_on(&mut self) -> Option<Message> {
-        let mut length = 0;
         match self.walk.take()? {
             Walk::Snapshot { cluster, of, mut keys } => {
                 let version = of.at;
@@ -242,28 +240,12 @@ impl Feed {
                     let counts = counts(&of.state);
                     return Some(Message::Of(cluster, Say::SnapshotEnd { version, counts }));
                 }
-                let mut part = Vec::new();
-                while length < MESSAGE
-                    && let Some(key) = keys.pop_front()
-                {
-                    if let Some(object) = of.state.get(&key) {
-                        let object = write_object(&object, &of.names);
-                        length += object.encoded_len() + FRAMING;
-                        part.push(object);
-                    }
-                }
+                let part = portion(&mut keys, |key| Some(write_object(&of.state.get(key)?, &of.names)));
                 self.walk = Some(Walk::Snapshot { cluster: cluster.clone(), of, keys });
                 Some(Message::Of(cluster, Say::SnapshotPart(part)))
             }
             Walk::Changes { cluster, from, to, part, mut changes, names } => {
-                let mut some = Vec::new();
-                while length < MESSAGE
-                    && let Some(change) = changes.pop_front()
-                {
-                    let change = write_change(&change, &names);
-                    length += change.encoded_len() + FRAMING;
-                    some.push(change);
-                }
+                let some = portion(&mut changes, |change| Some(write_change(change, &names)));
                 let more = !changes.is_empty();
                 if more {
                     self.walk = {
@@ -345,6 +327,23 @@ impl Feed {
         self.complete = true;
         Some(Message::Complete)
     }
+}
+
+/// Takes from the front what one message holds: at least one, and no more than fit into [`MESSAGE`] bytes. So no message is longer than
+/// the longest object, whatever comes together.
+fn portion<T, W: prost::Message>(queue: &mut VecDeque<T>, write: impl Fn(&T) -> Option<W>) -> Vec<W> {
+    let (mut portion, mut length) = (Vec::new(), 0);
+    while let Some(one) = queue.front() {
+        if let Some(written) = write(one) {
+            length += written.encoded_len() + FRAMING;
+            if length > MESSAGE && !portion.is_empty() {
+                break;
+            }
+            portion.push(written);
+        }
+        queue.pop_front();
+    }
+    portion
 }
 
 enum Begun {

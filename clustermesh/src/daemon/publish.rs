@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_core::clusters::{Change, ClusterState, Key, Version};
-use prost::Message as _;
-use proto::clustermesh::{MAX_OBJECT, NodeNames, Unread, read_object, write_object};
+use proto::clustermesh::{NodeNames, Unread, read_object, write_object};
 
 use super::authority::Authority;
 use super::hub::Hub;
@@ -94,11 +93,7 @@ impl Publish {
 /// Would another cluster read it?
 pub(crate) fn readable(object: &mesh_core::clusters::Object) -> Result<(), String> {
     let names = NodeNames::default();
-    let written = write_object(object, &names);
-    if written.encoded_len() > MAX_OBJECT {
-        return Err(format!("{} bytes long, at most {MAX_OBJECT} are told", written.encoded_len()));
-    }
-    match read_object(written, &names) {
+    match read_object(write_object(object, &names), &names) {
         Ok(read) if read == *object => Ok(()),
         Ok(_) | Err(Unread::UnknownKind) => Err("it cannot be told as it is".to_owned()),
         Err(Unread::Refused { error, .. }) => Err(error.to_string()),

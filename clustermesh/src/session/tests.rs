@@ -3,13 +3,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::announcement::{Announcement, Epoch, SlotAnnouncement};
-use mesh_core::clusters::{LabelSet, LabelSetId, RemoteEndpoint, RemoteNode};
+use mesh_core::clusters::{LabelSet, LabelSetId, RemoteEndpoint, RemoteNode, Signed};
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
 use mesh_core::policy::model::Labels;
 use proptest::prelude::*;
 use prost::Message as _;
-use proto::clustermesh::{counts, write_change, write_object};
+use proto::clustermesh::{MAX_OBJECT, counts, write_change, write_node, write_object};
 
 use super::*;
 
@@ -454,6 +454,42 @@ fn a_cluster_that_tells_too_much_keeps_what_fits_and_loses_the_rest_by_name() {
     let outcome = session.hear(say(changes)).unwrap();
     assert_eq!(outcome.left_out.iter().map(LeftOut::reason).collect::<Vec<_>>(), ["TooManyBytes"]);
     assert!(session.state(&cluster("east")).unwrap().1.is_empty());
+}
+
+#[test]
+fn an_object_that_fits_into_no_message_is_left_out_with_what_was_known_under_its_name() {
+    let padded = |padding: usize| {
+        let Object::Node(name, plain) = node("n1") else { panic!("a node") };
+        // Field 1000 of a later version.
+        let mut node = write_node(&name, &plain);
+        node.extend([0xc2, 0x3e]);
+        prost::encode_length_delimiter(padding, &mut node).unwrap();
+        node.resize(node.len() + padding, 0);
+        let signed = Some(Arc::new(Signed { node, signature: vec![1; 64] }));
+        Object::Node(name, Arc::new(RemoteNode { signed, ..RemoteNode::clone(&plain) }))
+    };
+    let (short, long) = (padded(1), padded(MAX_OBJECT));
+    let refused = |outcome: &Outcome| {
+        let texts: Vec<String> = outcome.left_out.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        assert_eq!(outcome.left_out[0].reason(), "ObjectMalformed");
+        assert!(texts[0].starts_with("cluster east: node n1: the whole has 262"), "{texts:?}");
+    };
+    let mut session = Session::new(Scope::One(cluster("east")));
+    let all = (at(1, 5), state(&[long.clone(), endpoint(1, 1)]));
+    let outcomes: Vec<Outcome> =
+        snapshot(&all).into_iter().map(|message| session.hear(message).unwrap()).collect();
+    refused(&outcomes[1]);
+    assert_eq!(session.state(&cluster("east")), Some((at(1, 5), &state(&[endpoint(1, 1)]))));
+    // It becomes one that is read, and is too long again: the earlier one does not count any more.
+    let (fits, grown) = (state(&[short, endpoint(1, 1)]), state(&[long, endpoint(1, 1)]));
+    hear_all(&mut session, changes(&(at(1, 5), state(&[endpoint(1, 1)])), &(at(1, 6), fits.clone())))
+        .unwrap();
+    assert_eq!(session.state(&cluster("east")), Some((at(1, 6), &fits)));
+    for grows in changes(&(at(1, 6), fits), &(at(1, 7), grown)) {
+        refused(&session.hear(grows).unwrap());
+    }
+    assert_eq!(session.state(&cluster("east")), Some((at(1, 7), &state(&[endpoint(1, 1)]))));
 }
 
 #[test]

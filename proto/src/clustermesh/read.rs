@@ -21,8 +21,8 @@ use prost::Message as _;
 use super::generated::{self as wire, backend, change, deleted, endpoint, follow_response, object};
 use super::{
     At, Cause, Counts, MAX_ANNOTATION_VALUE, MAX_CLUSTERS, MAX_LABEL_KEY, MAX_LABEL_VALUE, MAX_LABELS,
-    MAX_NAMED_PORTS, MAX_NODE_CIDRS, MAX_PORTS, MAX_SIGNATURE, MAX_UID, MAX_WORD, Message, MessageError,
-    NodeNames, ObjectError, Say, Unread,
+    MAX_NAMED_PORTS, MAX_NODE_CIDRS, MAX_OBJECT, MAX_PORTS, MAX_SIGNATURE, MAX_UID, MAX_WORD, Message,
+    MessageError, NodeNames, ObjectError, Say, Unread,
 };
 
 /// Longest piece of a foreign value that is repeated in an error.
@@ -174,6 +174,17 @@ pub fn read_signed_node(signed: Signed) -> Result<Object, Unread> {
 /// # Errors
 /// Of a kind that is not known here, or refused.
 pub fn read_object(object: wire::Object, names: &NodeNames) -> Result<Object, Unread> {
+    let found = object.encoded_len();
+    let object = read_of_any_length(object, names)?;
+    // Who mirrors it would find no room for it in a message, and could tell nothing that comes after it.
+    if found > MAX_OBJECT {
+        let wrong = ("the whole", Cause::Length { found, wanted: "at most 262144" });
+        return Err(keyed(object.key())(wrong));
+    }
+    Ok(object)
+}
+
+fn read_of_any_length(object: wire::Object, names: &NodeNames) -> Result<Object, Unread> {
     Ok(match object.kind.ok_or(Unread::UnknownKind)? {
         object::Kind::LabelSet(set) => {
             let id = set.id.ok_or(("id", Cause::Missing)).map_err(unkeyed("label set"))?;

@@ -480,6 +480,39 @@ fn an_object_that_lacks_something_is_refused_by_itself_with_field_value_and_reme
 }
 
 #[test]
+fn an_object_is_read_up_to_a_length_that_fits_into_a_message_and_refused_by_name_beyond_it() {
+    use generated::{self as wire, object::Kind as Wire};
+    const { assert!(MAX_OBJECT == 262_144) };
+    let slot = wire::Slot { epoch: 1, public_key: vec![1; 32], port: 1, draining: false };
+    let node = wire::Node {
+        name: "n1".into(),
+        created: Some(1),
+        slots: vec![slot.clone(), slot],
+        ..Default::default()
+    };
+    let read = |padding: usize| {
+        // Field 1000 of a later version, so many bytes long.
+        let mut node = node.encode_to_vec();
+        node.extend([0xc2, 0x3e]);
+        prost::encode_length_delimiter(padding, &mut node).unwrap();
+        node.resize(node.len() + padding, 0);
+        let signed = Wire::SignedNode(wire::SignedNode { node, signature: vec![5; 70] });
+        let object = WireObject { kind: Some(signed) };
+        (object.encoded_len(), read_object(object, &NodeNames::default()))
+    };
+    // Lengths of this order are all written in three bytes.
+    let longest = 200_000 + MAX_OBJECT - read(200_000).0;
+    let (length, fits) = read(longest);
+    assert_eq!(length, MAX_OBJECT);
+    assert!(fits.is_ok(), "{fits:?}");
+    let Err(Unread::Refused { key: Some(key), error }) = read(longest + 1).1 else { panic!("refused") };
+    assert_eq!(
+        format!("{key}: {error}"),
+        "node n1: node n1: the whole has 262145 bytes, wanted at most 262144; refused; shorten it in its cluster"
+    );
+}
+
+#[test]
 fn a_short_name_that_two_nodes_have_is_not_used() {
     let name = |text: &str| Arc::new(text.parse::<NodeName>().unwrap());
     let mut names = NodeNames::default();

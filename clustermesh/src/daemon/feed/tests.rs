@@ -8,6 +8,8 @@ use mesh_core::clusters::{
 use mesh_core::key::PublicKey;
 use mesh_core::name::NodeName;
 use mesh_core::policy::model::{Labels, ObjectName};
+use prost::Message as _;
+use proto::clustermesh::MAX_OBJECT;
 
 use super::*;
 use crate::Told;
@@ -242,4 +244,56 @@ fn a_lost_stream_goes_on_without_a_snapshot_and_a_long_one_is_cut_into_messages(
     let of_old = session.state(&cluster("here")).unwrap().1.endpoints.values();
     assert!(of_old.clone().all(|endpoint| endpoint.labels == LabelSetId(1)), "not before all of it is there");
     assert_eq!(hear(&mut session, &mut feed, &clusters, 0), ["here 1.1 5120", "complete"]);
+}
+
+/// A service that is as long as an object may be.
+fn longest(which: u8, value: u8) -> Object {
+    let Object::Service(_, service) = object(4, which, value) else { panic!("a service") };
+    let of = |filling: usize| {
+        let annotations = [("a", 100_000), ("b", 100_000), ("c", filling)];
+        let annotations = annotations.map(|(key, length)| (key.to_owned(), "v".repeat(length)));
+        let service = ExportedService { annotations: annotations.into(), ..ExportedService::clone(&service) };
+        let name = ObjectName { namespace: "shop".to_owned(), name: format!("long{which}") };
+        Object::Service(Arc::new(name), Arc::new(service))
+    };
+    let length = |object: &Object| write_object(object, &NodeNames::default()).encoded_len();
+    // Lengths of this order are all written in three bytes.
+    let made = of(20_000 + MAX_OBJECT - length(&of(20_000)));
+    assert_eq!(length(&made), MAX_OBJECT);
+    made
+}
+
+#[test]
+fn no_message_is_longer_than_the_longest_object_whatever_comes_together() {
+    let mut clusters = Clusters::new(cluster("here"), Millis(0));
+    clusters.join(&[], Millis(0));
+    let mut session = Session::new(Scope::All);
+    for value in 1..=2 {
+        // Before the long ones nearly a message full of short ones, and some after them.
+        let short = (0..=255).flat_map(|net| (0..7).map(move |host| (net, host)));
+        let short = short.map(|(net, host)| {
+            let node: Arc<NodeName> = Arc::new("n1".parse().unwrap());
+            let endpoint = RemoteEndpoint { node, labels: LabelSetId(value) };
+            Object::Endpoint(IpAddr::from([10, 2, net, host]), endpoint)
+        });
+        let value = u8::try_from(value).unwrap();
+        let long = (0..4).map(|which| longest(which, value));
+        let after = (0..6).map(|which| object(5, which, value));
+        let changes = short.chain(long).chain(after).map(Change::Put).collect();
+        if value == 1 {
+            clusters.changed(&cluster("here"), at(1, 0), changes);
+        } else {
+            clusters.advance(changes);
+        }
+        let mut feed = Feed::new(Reach::All, session.begin());
+        let mut lengths = Vec::new();
+        while let Some(message) = feed.next(&clusters, Millis(0)) {
+            lengths.push(message.encoded_len());
+            assert_eq!(session.hear(message).unwrap().left_out, []);
+        }
+        assert!(lengths.iter().all(|length| *length <= MAX_OBJECT + 100), "{lengths:?}");
+        assert_eq!(lengths.iter().filter(|length| **length > MAX_OBJECT).count(), 4, "{lengths:?}");
+        let (here, heard) = (cluster("here"), session.state(&cluster("here")).unwrap().1);
+        assert_eq!(Some(heard), clusters.store(&here).map(Store::state));
+    }
 }
