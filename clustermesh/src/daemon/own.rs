@@ -105,7 +105,7 @@ pub async fn run(
 ) {
     let shared =
         Shared { state: Mutex::new((OwnState::new(cluster, guarded), Complete::default())), publish, own };
-    let nodes = watch("nodes", Api::<Node>::all(client.clone()), false, &metrics, |seen| {
+    let nodes = watch("nodes", Api::<Node>::all(client.clone()), None, &metrics, |seen| {
         shared.turn(|state, complete| {
             let changes = match seen {
                 Seen::All(all) => {
@@ -126,7 +126,7 @@ pub async fn run(
             changes
         });
     });
-    let pods = watch("pods", Api::<PartialObjectMeta<Pod>>::all(client.clone()), false, &metrics, |seen| {
+    let pods = watch("pods", Api::<PartialObjectMeta<Pod>>::all(client.clone()), None, &metrics, |seen| {
         shared.turn(|state, complete| match seen {
             Seen::All(all) => {
                 complete.pods = true;
@@ -141,7 +141,7 @@ pub async fn run(
         Some((name, Arc::new(one.metadata.labels.clone().unwrap_or_default())))
     };
     let spaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
-    let namespaces = watch("namespaces", spaces, false, &metrics, |seen| {
+    let namespaces = watch("namespaces", spaces, None, &metrics, |seen| {
         shared.turn(|state, complete| match seen {
             Seen::All(all) => {
                 complete.namespaces = true;

@@ -171,9 +171,9 @@ impl Drop for Followed {
 /// Runs for ever. `own`: what others may not claim, once it is known.
 pub async fn run(parts: Parts, own: watch::Receiver<Option<OwnCluster>>) {
     let (seen_tx, seen) = watch::channel(None);
-    let api: Api<DynamicObject> = Api::all_with(parts.client.clone(), &resource());
-    let metrics = parts.metrics.clone();
-    let watching = watch("cluster-peers", api, true, &metrics, move |event| {
+    let (client, kind, metrics) = (parts.client.clone(), resource(), parts.metrics.clone());
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+    let watching = watch("cluster-peers", api, Some((&client, &kind)), &metrics, move |event| {
         seen_tx.send_modify(|known: &mut Option<BTreeMap<String, Read>>| match event {
             Seen::All(all) => {
                 *known = Some(all.into_iter().map(read).map(|one| (one.name.clone(), one)).collect());

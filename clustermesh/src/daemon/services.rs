@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use tokio::sync::watch;
 
+use super::watch_api::is_served;
 use super::{Duty, Leading};
 use crate::dns::Names;
 use crate::mcs::{Controller, Inputs, Metrics, Settings};
@@ -31,14 +32,7 @@ pub fn duty(settings: Settings, names: Arc<Names>, metrics: Metrics, instance: S
 
 /// Does the server know ServiceExports? None: it does not say.
 async fn installed(client: &kube::Client) -> Option<bool> {
-    match client.list_api_group_resources("multicluster.x-k8s.io/v1beta1").await {
-        Ok(list) => Some(list.resources.iter().any(|one| one.name == "serviceexports")),
-        Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
-        Err(error) => {
-            tracing::warn!(err = %error, "Could not ask whether ServiceExports are installed");
-            None
-        }
-    }
+    is_served(client, "multicluster.x-k8s.io/v1beta1", "serviceexports").await
 }
 
 async fn run(leading: Leading, settings: Settings, names: Arc<Names>, metrics: Metrics, instance: String) {

@@ -4,9 +4,10 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use kube::api::ApiResource;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher as begin};
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::metrics::Metrics;
@@ -60,20 +61,20 @@ fn doubt(error: &watcher::Error) -> Doubt {
     }
 }
 
-/// Watches for ever. A resource that is not installed has no objects, if `optional`; else it is waited for.
+/// Watches for ever. A resource that is not installed has no objects, if it is `optional` (and said where, and which); else it is
+/// waited for.
 pub async fn watch<O>(
     what: &'static str,
     api: Api<O>,
-    optional: bool,
+    optional: Option<(&Client, &ApiResource)>,
     metrics: &Metrics,
     mut seen: impl FnMut(Seen<O>),
 ) where
     O: ResourceExt + DeserializeOwned + Clone + Debug + Send + 'static,
 {
     loop {
-        let (mut gone, mut listed) = (0, Vec::new());
+        let (mut gone, mut listed, mut absent) = (0, Vec::new(), false);
         let mut events = std::pin::pin!(begin(api.clone(), watcher::Config::default()).default_backoff());
-        let mut pause = RELIST;
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => listed.clear(),
@@ -86,14 +87,8 @@ pub async fn watch<O>(
                     metrics.watch_error(what);
                     tracing::warn!(watch = what, err = %error, "Watch interrupted");
                     gone = if doubt == Doubt::Gone { gone + 1 } else { 0 };
-                    if doubt == Doubt::Absent {
-                        if optional {
-                            seen(Seen::All(Vec::new()));
-                        }
-                        pause = ABSENT;
-                        break;
-                    }
-                    if doubt == Doubt::Unread || gone >= GONE_LIMIT {
+                    absent = doubt == Doubt::Absent;
+                    if absent || doubt == Doubt::Unread || gone >= GONE_LIMIT {
                         break;
                     }
                     continue;
@@ -101,6 +96,25 @@ pub async fn watch<O>(
             }
             gone = 0;
         }
-        tokio::time::sleep(pause).await;
+        // Said by two sides, since it takes all of them away: by the resource itself and by the list of resources.
+        if absent
+            && let Some((client, resource)) = optional
+            && is_served(client, &resource.api_version, &resource.plural).await == Some(false)
+        {
+            seen(Seen::All(Vec::new()));
+        }
+        tokio::time::sleep(if absent { ABSENT } else { RELIST }).await;
+    }
+}
+
+/// Does the server list this resource? None: it does not say.
+pub(super) async fn is_served(client: &Client, api_version: &str, plural: &str) -> Option<bool> {
+    match client.list_api_group_resources(api_version).await {
+        Ok(list) => Some(list.resources.iter().any(|one| one.name == plural)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
+        Err(error) => {
+            tracing::warn!(resource = plural, err = %error, "Could not ask whether the kind is installed");
+            None
+        }
     }
 }

@@ -14,4 +14,5 @@ mod raw;
 mod renewal;
 mod slow;
 mod versions;
+mod watches;
 mod world;

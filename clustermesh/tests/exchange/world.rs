@@ -93,7 +93,7 @@ pub(crate) async fn client(kubeconfig: &str) -> Client {
     Client::try_from(config).unwrap()
 }
 
-const CRD: &str = include_str!("../../../deploy/crds/clusterpeers.yaml");
+pub(crate) const CRD: &str = include_str!("../../../deploy/crds/clusterpeers.yaml");
 
 impl Cluster {
     /// A cluster with one node and one pod, and the daemon serving it.
