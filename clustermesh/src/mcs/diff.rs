@@ -79,6 +79,8 @@ pub struct Op {
     pub object: ObjectName,
     /// What to do.
     pub act: Act,
+    /// Whose endpoints are in it, if it is a slice.
+    pub source: Option<ClusterName>,
 }
 
 /// What is to be done about one name.
@@ -179,7 +181,7 @@ impl Todo {
 
 fn op(kind: Kind, beside: &ObjectName, object: &str, act: Act) -> Op {
     let object = ObjectName { namespace: beside.namespace.clone(), name: object.to_owned() };
-    Op { kind, object, act }
+    Op { kind, object, act, source: None }
 }
 
 /// Makes an object what it should be.
@@ -218,7 +220,8 @@ fn slices(
                 }
             },
         };
-        new.extend(put(name, slice, &render::slice(facts, &import.stamp.uid), present));
+        let op = put(name, slice, &render::slice(facts, &import.stamp.uid), present);
+        new.extend(op.map(|op| Op { source: Some(facts.source.clone()), ..op }));
     }
     let mut gone = Vec::new();
     for (slice, present) in &seen.slices {
@@ -226,7 +229,8 @@ fn slices(
         let guarded = ours.source.as_ref().is_some_and(|cluster| hold.guarded.contains(cluster));
         let kept = owner.is_some() && (wanted.slices.contains_key(*slice) || guarded);
         if !kept {
-            gone.push(op(Kind::Slice, name, slice, Act::Delete(present.stamp.clone())));
+            let act = Act::Delete(present.stamp.clone());
+            gone.push(Op { source: ours.source.clone(), ..op(Kind::Slice, name, slice, act) });
         }
     }
     (new, gone)

@@ -1,10 +1,13 @@
-//! Writes: one name's operations, in order, until one of them fails.
+//! Writes: one name's operations, in order, until one of them fails. What is refused holds up nothing but the deletion of slices whose
+//! endpoints would be nowhere then.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
+use mesh_core::clusters::ClusterName;
 use mesh_core::policy::model::ObjectName;
 
 use super::diff::{Act, Op};
@@ -75,7 +78,13 @@ impl From<kube::Error> for Hurdle {
 /// Does what is to be done about a name.
 pub(super) async fn write(client: Client, name: ObjectName, ops: Vec<Op>, metrics: Metrics) -> Written {
     let mut written = Written { name, wrote: Vec::new(), outcome: Outcome::Done, refused: None };
+    // Clusters of whose slices one was refused: what it would have had is in those that go.
+    let mut short: BTreeSet<ClusterName> = BTreeSet::new();
     for op in ops {
+        let deletes = matches!(op.act, Act::Delete(_));
+        if deletes && op.source.as_ref().is_some_and(|source| short.contains(source)) {
+            continue;
+        }
         let (kind, verb) = (op.kind, op.act.verb());
         let done = tokio::time::timeout(DEADLINE, one(&client, &op)).await;
         let late = || Hurdle::Away(format!("no answer in {} s", DEADLINE.as_secs()));
@@ -99,6 +108,7 @@ pub(super) async fn write(client: Client, name: ObjectName, ops: Vec<Op>, metric
             }
             Err(Hurdle::Refused(reason)) => {
                 metrics.did_not_write(kind, verb, false);
+                short.extend(op.source.filter(|_| !deletes));
                 let reason = reason.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect();
                 // What comes after it may be allowed, and other clusters' backends among it.
                 let problem = Problem::WriteRefused {

@@ -280,6 +280,29 @@ async fn an_api_server_that_fails_is_asked_again_until_all_is_as_it_should_be() 
 }
 
 #[tokio::test]
+async fn endpoints_stay_in_their_slices_where_those_that_would_replace_them_are_refused() {
+    let lab = west(options("west", &["east"])).await;
+    settled(&lab).await;
+    let before = lab.slices("hello", "east");
+    let faults = lab.server.faults();
+    faults.reset_counters();
+    let quota = Fault::Status { code: 403, retry_after: None };
+    faults.inject(Filter::on(Verb::Create, "endpointslices"), quota);
+    // With another port come other slices.
+    let mut changes = told("demo", "hello", &["10.1.0.1", "10.1.0.2"]);
+    for change in &mut changes {
+        if let Change::Put(Object::Backend(_, _, backend)) = change {
+            let port = BackendPort { name: "tcp".into(), protocol: Protocol::Tcp, port: 9042 };
+            Arc::make_mut(backend).ports = BTreeSet::from([port]);
+        }
+    }
+    lab.changed("east", changes).await;
+    eventually("the Event", || events(&lab, "WriteRefused").len() == 1).await;
+    assert_eq!(lab.slices("hello", "east"), before, "old ports are better than none");
+    assert_eq!(faults.requests(Verb::Delete, "endpointslices"), 0);
+}
+
+#[tokio::test]
 async fn a_stale_list_takes_nothing_away() {
     let lab = Lab::new(options("west", &["east"])).await;
     lab.service("own", json!({}));
