@@ -183,7 +183,7 @@ impl FollowError {
             Self::Changed => End::Moved,
             Self::Renewed => End::Renewed,
             Self::Later { .. } => End::Later,
-            Self::Silent(_) => End::Silent,
+            Self::Silent(silence) => End::Silent(lasted.saturating_sub(*silence)),
             Self::NoAddress
             | Self::Connect(_)
             | Self::Impostor(_)

@@ -38,8 +38,8 @@ impl Patience {
 pub enum End {
     /// It failed after so long.
     Failed(Duration),
-    /// Its server said nothing any more.
-    Silent,
+    /// Its server said nothing any more, after it had spoken for so long.
+    Silent(Duration),
     /// There are other addresses.
     Moved,
     /// What is shown of the follower is new; the server is the same.
@@ -84,6 +84,10 @@ impl Course {
         Some(self.asked.0)
     }
 
+    fn was_good(&self, lasted: Duration) -> bool {
+        self.heard && lasted >= GOOD
+    }
+
     /// How long to wait before the next stream, after one with so many addresses. `chance` is 0 to 999.
     pub fn ended(&mut self, end: End, addresses: usize, chance: u32) -> Duration {
         match end {
@@ -92,14 +96,19 @@ impl Course {
                 self.tried = match end {
                     End::Moved => 0,
                     End::Later => self.asked.0,
-                    End::Renewed | End::Failed(_) | End::Silent => self.tried,
+                    End::Renewed | End::Failed(_) | End::Silent(_) => self.tried,
                 };
                 return Duration::ZERO;
             }
             // The same server first: it may only have restarted.
-            End::Failed(lasted) if self.heard && lasted >= GOOD => self.patience = Patience::new(),
-            // One that says nothing is no good, however long that took.
-            End::Failed(_) | End::Silent => self.tried += 1,
+            End::Failed(lasted) if self.was_good(lasted) => self.patience = Patience::new(),
+            // One that says nothing any more is left, however good it was: it may be gone with its machine.
+            End::Silent(spoke) if self.was_good(spoke) => {
+                self.patience = Patience::new();
+                self.tried += 1;
+            }
+            // One that told nothing is no good, however long that took.
+            End::Failed(_) | End::Silent(_) => self.tried += 1,
         }
         let round = self.tried.checked_rem(addresses).unwrap_or(0) == 0;
         if round { self.patience.next(chance) } else { NEXT }
@@ -134,8 +143,8 @@ mod tests {
             (true, End::Failed(LONG), 0),
             (true, End::Failed(GOOD / 2), 1),
             (false, End::Failed(LONG), 1),
-            (false, End::Silent, 1),
-            (true, End::Silent, 1),
+            (false, End::Silent(LONG), 1),
+            (true, End::Silent(LONG), 1),
             (true, End::Renewed, 0),
         ] {
             let mut course = Course::new();
@@ -154,9 +163,31 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_was_good_until_it_fell_silent_leaves_no_long_pause_behind() {
+        const LONG: Duration = Duration::from_secs(3600);
+        let longest = |told: bool, spoke: Duration| {
+            let mut course = Course::new();
+            // Nobody answers for a while.
+            for _ in 0..10 {
+                course.begin(1);
+                course.ended(End::Failed(Duration::ZERO), 1, 999);
+            }
+            course.begin(1);
+            if told {
+                course.heard();
+            }
+            course.ended(End::Silent(spoke), 1, 999)
+        };
+        assert!(longest(true, LONG) < PAUSES.0);
+        for (told, spoke) in [(true, GOOD / 2), (false, LONG)] {
+            assert!(longest(told, spoke) > PAUSES.1 / 2, "told {told}, {spoke:?}");
+        }
+    }
+
+    #[test]
     fn all_others_are_asked_in_turn_and_where_a_later_leader_is_found_it_goes() {
         let mut course = Course::new();
-        course.ended(End::Silent, 3, 0);
+        course.ended(End::Silent(Duration::ZERO), 3, 0);
         assert_eq!(course.begin(3), Some(1));
         let mut asked = |same| [0; 4].map(|_| course.ask(3, same).unwrap());
         assert_eq!(asked(false), [2, 0, 2, 0]);

@@ -52,6 +52,13 @@ struct Stream {
     spoke: u64,
 }
 
+impl Stream {
+    /// How it ended that said nothing any more.
+    fn silent(&self) -> End {
+        End::Silent(std::time::Duration::from_millis(self.spoke - self.begun))
+    }
+}
+
 /// Who follows whom, and how far it is.
 struct Line {
     session: Session,
@@ -111,7 +118,7 @@ impl Line {
         }
         let Some(message) = stream.wire.pop_front() else {
             if now - stream.spoke > SILENCE {
-                self.end(|_| End::Silent);
+                self.end(Stream::silent);
             }
             return Vec::new();
         };
@@ -248,7 +255,7 @@ impl World {
         };
         let told = if self.alone.is_some_and(|alone| alone == me || alone == other) {
             if line.stream.as_ref().is_some_and(|stream| now - stream.spoke > SILENCE) {
-                line.end(|_| End::Silent);
+                line.end(Stream::silent);
             }
             Vec::new()
         } else {
