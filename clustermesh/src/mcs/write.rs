@@ -9,6 +9,7 @@ use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Pre
 use kube::{Api, Client};
 use mesh_core::clusters::ClusterName;
 use mesh_core::policy::model::ObjectName;
+use serde_json::Value;
 
 use super::diff::{Act, Op};
 use super::metrics::Metrics;
@@ -35,7 +36,7 @@ pub(super) struct Written {
 }
 
 impl Op {
-    /// Tells one content from another, whatever version it is for.
+    /// Tells one content from another, whatever version it is for, and whenever it is written.
     pub fn content(&self) -> u64 {
         let body = match &self.act {
             Act::Create(body) => body.clone(),
@@ -43,6 +44,11 @@ impl Op {
                 let mut body = body.clone();
                 if let Some(metadata) = body["metadata"].as_object_mut() {
                     metadata.remove("resourceVersion");
+                }
+                // It is another one each time that somebody changes a status and we change it back.
+                let conditions = body.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+                for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+                    condition.remove("lastTransitionTime");
                 }
                 body
             }
@@ -152,4 +158,28 @@ async fn one(client: &Client, op: &Op) -> Result<Expect, Hurdle> {
         uid: object.metadata.uid.unwrap_or_default(),
         version: object.metadata.resource_version.unwrap_or_default(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::mcs::kind::Kind;
+
+    #[test]
+    fn a_status_is_the_same_whenever_it_is_written_and_for_whatever_version() {
+        let content = |version: &str, reason: &str, time: &str| {
+            let conditions = json!([{ "type": "Ready", "reason": reason, "lastTransitionTime": time }]);
+            let act = Act::Status(json!({
+                "metadata": { "uid": "u", "resourceVersion": version },
+                "status": { "conditions": conditions },
+            }));
+            let object = ObjectName { namespace: "shop".into(), name: "web".into() };
+            Op { kind: Kind::Export, object, act, source: None }.content()
+        };
+        let first = content("1", "Ready", "2026-01-01T00:00:00Z");
+        assert_eq!(content("7", "Ready", "2026-01-01T00:00:02Z"), first);
+        assert_ne!(content("1", "Pending", "2026-01-01T00:00:00Z"), first);
+    }
 }
