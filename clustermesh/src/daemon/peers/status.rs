@@ -7,6 +7,7 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Link, resource};
 
@@ -18,6 +19,8 @@ const MAX_MESSAGE: usize = 4000;
 const DEADLINE: Duration = Duration::from_secs(8);
 /// Pause after writing, so that a line that comes and goes is no storm of writes.
 const REST: Duration = Duration::from_secs(2);
+/// Messages alone are written no more often than this: a count in one may be another with each word that a cluster says.
+const MESSAGES: Duration = Duration::from_secs(60);
 
 /// How a ClusterPeer stands.
 #[derive(Clone, Debug)]
@@ -97,24 +100,46 @@ struct Written {
     uid: Option<String>,
     version: Option<String>,
     conditions: Vec<Value>,
+    /// When messages alone were written last.
+    messages: Option<Instant>,
 }
 
 impl Written {
-    fn new(standing: &Standing, conditions: Vec<Value>) -> Self {
+    fn new(standing: &Standing, conditions: Vec<Value>, messages: Option<Instant>) -> Self {
         let metadata = standing.object.metadata.clone();
-        Self { uid: metadata.uid, version: metadata.resource_version, conditions }
+        Self { uid: metadata.uid, version: metadata.resource_version, conditions, messages }
     }
 
     /// Nothing else is to be written, and the watch has not brought our own writing yet. An object that has moved on, or was
     /// made anew, shows by itself what stands in it.
     fn stands(&self, standing: &Standing, conditions: &[Value]) -> bool {
-        const FIELDS: [&str; 4] = ["status", "reason", "message", "observedGeneration"];
-        let metadata = &standing.object.metadata;
         let mut pairs = self.conditions.iter().zip(conditions);
-        self.uid == metadata.uid
-            && self.version == metadata.resource_version
-            && pairs.all(|(a, b)| FIELDS.iter().all(|field| a[*field] == b[*field]))
+        self.is_of(standing) && pairs.all(|(a, b)| same(a, b) && a["message"] == b["message"])
     }
+
+    /// The watch has brought nothing since.
+    fn is_of(&self, standing: &Standing) -> bool {
+        let metadata = &standing.object.metadata;
+        self.uid == metadata.uid && self.version == metadata.resource_version
+    }
+
+    /// Until when messages alone wait.
+    fn waits_until(&self) -> Option<Instant> {
+        Some(self.messages? + MESSAGES)
+    }
+}
+
+/// The same but for the message, and the time that goes with the status.
+fn same(one: &Value, other: &Value) -> bool {
+    ["type", "status", "reason", "observedGeneration"].iter().all(|field| one[*field] == other[*field])
+}
+
+/// Is nothing to be written but messages, beside what stands there as far as is known?
+fn messages_alone(written: Option<&Written>, standing: &Standing, conditions: &[Value]) -> bool {
+    let present = standing.object.data["status"]["conditions"].as_array();
+    let ours = written.filter(|written| written.is_of(standing)).map(|written| &written.conditions);
+    let present = ours.or(present);
+    conditions.iter().all(|one| present.into_iter().flatten().any(|before| same(before, one)))
 }
 
 /// Writes for ever what is not written yet; ends with the standings.
@@ -124,13 +149,21 @@ pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMa
     loop {
         let now = standings.borrow_and_update().clone();
         written.retain(|name, _| now.contains_key(name));
-        let mut all = true;
+        let (mut all, mut later) = (true, None::<Instant>);
         for (name, standing) in now {
             let time = jiff::Timestamp::now();
             let Some(conditions) = wanted(&standing, &format!("{time:.0}")) else { continue };
-            if written.get(&name).is_some_and(|written| written.stands(&standing, &conditions)) {
+            let known = written.get(&name);
+            if known.is_some_and(|written| written.stands(&standing, &conditions)) {
                 continue;
             }
+            let (alone, moment) = (messages_alone(known, &standing, &conditions), Instant::now());
+            let due = known.and_then(Written::waits_until).filter(|due| alone && *due > moment);
+            if let Some(due) = due {
+                later = Some(later.map_or(due, |earlier| earlier.min(due)));
+                continue;
+            }
+            let messages = if alone { Some(moment) } else { known.and_then(|known| known.messages) };
             let patch = json!({
                 "apiVersion": "hawser.dev/v1alpha1", "kind": "ClusterPeer", "metadata": { "name": name },
                 "status": { "conditions": conditions },
@@ -138,7 +171,7 @@ pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMa
             let params = PatchParams::apply(MANAGER).force();
             let patch = Patch::Apply(&patch);
             match tokio::time::timeout(DEADLINE, api.patch_status(&name, &params, &patch)).await {
-                Ok(Ok(_)) => drop(written.insert(name, Written::new(&standing, conditions))),
+                Ok(Ok(_)) => drop(written.insert(name, Written::new(&standing, conditions, messages))),
                 // Gone meanwhile.
                 Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
                 Ok(Err(error)) => {
@@ -152,8 +185,18 @@ pub(super) async fn write(client: Client, mut standings: watch::Receiver<BTreeMa
             }
         }
         tokio::time::sleep(REST).await;
-        if all && standings.changed().await.is_err() {
-            return;
+        if !all {
+            continue;
+        }
+        let due = async {
+            match later {
+                Some(later) => tokio::time::sleep_until(later).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = standings.changed() => if changed.is_err() { return },
+            () = due => {}
         }
     }
 }
@@ -174,7 +217,7 @@ mod tests {
     fn what_was_written_is_written_again_only_where_it_does_not_stand() {
         let first = standing("a", "5", &[]);
         let conditions = wanted(&first, "2026-01-01T00:00:00Z").unwrap();
-        let written = Written::new(&first, conditions.clone());
+        let written = Written::new(&first, conditions.clone(), None);
         for (what, seen, due) in [
             ("the watch is late", standing("a", "5", &[]), false),
             ("it has come", standing("a", "6", &conditions), false),
@@ -189,5 +232,40 @@ mod tests {
         let mut refused = first;
         refused.wrong = vec![("no".into(), "No")];
         assert!(!written.stands(&refused, &wanted(&refused, "2026-01-01T00:01:00Z").unwrap()), "other words");
+    }
+
+    #[test]
+    fn messages_alone_are_told_from_what_is_written_at_once() {
+        let mut seen = standing("a", "5", &[]);
+        seen.problems = 3;
+        seen.texts = vec![("no".into(), "No")];
+        let conditions = |standing: &Standing| wanted(standing, "2026-01-01T00:00:00Z").unwrap();
+        let first = conditions(&seen);
+        assert!(!messages_alone(None, &seen, &first), "nothing is written yet");
+        // The watch is late, or has come.
+        let written = Written::new(&seen, first.clone(), None);
+        let mut come = standing("a", "6", &first);
+        (come.problems, come.texts) = (3, seen.texts.clone());
+        for mut now in [seen, come] {
+            now.problems = 4;
+            assert!(messages_alone(Some(&written), &now, &conditions(&now)), "another count");
+            now.texts = vec![("no".into(), "Never")];
+            assert!(!messages_alone(Some(&written), &now, &conditions(&now)), "another reason");
+        }
+        assert!(messages_alone(None, &standing("b", "1", &first), &conditions_of(&first, "other words")));
+        assert!(!messages_alone(Some(&written), &standing("b", "1", &[]), &first), "it was made anew");
+        let moment = Instant::now();
+        assert_eq!(written.waits_until(), None, "the first time at once");
+        let again = Written { messages: Some(moment), ..written };
+        assert_eq!(again.waits_until(), Some(moment + MESSAGES));
+    }
+
+    /// The same with another message in the last of them.
+    fn conditions_of(conditions: &[Value], message: &str) -> Vec<Value> {
+        let mut all = conditions.to_vec();
+        if let Some(last) = all.last_mut() {
+            last["message"] = message.into();
+        }
+        all
     }
 }
