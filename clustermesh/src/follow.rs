@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use proto::clustermesh::{
     At, ClusterMeshClient, FollowResponse, INCARNATION, MAX_MESSAGE, MAX_REQUEST, write_known,
 };
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -37,8 +38,12 @@ use course::{Course, End};
 
 /// Room for what was heard and not taken up yet: as many clusters may change at once.
 pub const QUEUE: usize = 256;
-/// How long connecting may take, TLS included: some round trips around the world.
+/// How long it may take to find a name's addresses, and to agree on TLS: some round trips around the world.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long each of the addresses may take to accept a connection: its first packet may be lost once.
+const ACCEPT: Duration = Duration::from_secs(3);
+/// Addresses of a name that are tried.
+const ADDRESSES: usize = 4;
 /// How long a server may take to begin its answer; it asks its API server who we are.
 const ANSWER: Duration = Duration::from_secs(10);
 /// A server says something every three seconds; one that says nothing for this long is gone.
@@ -410,8 +415,7 @@ async fn begin(
             read_token(path).await.map_err(|reason| FollowError::Token { path: path.clone(), reason })?;
         request.metadata_mut().insert("authorization", token);
     }
-    let io = timeout(CONNECT, connect(&target.tls, address)).await;
-    let io = io.map_err(|_| FollowError::Timeout(CONNECT))??;
+    let io = connect(&target.tls, address).await?;
     timeout(ANSWER, open(io, request)).await.map_err(|_| FollowError::Timeout(ANSWER))?
 }
 
@@ -450,20 +454,48 @@ async fn connect(
     tls: &Arc<rustls::ClientConfig>,
     address: &ServerAddress,
 ) -> Result<TlsStream<TcpStream>, FollowError> {
-    let tcp = match &address.host {
-        Host::Address(ip) => TcpStream::connect((*ip, address.port)).await,
-        Host::Name(name) => TcpStream::connect((name.as_str(), address.port)).await,
-    };
-    let tcp = tcp.and_then(|tcp| tcp.set_nodelay(true).map(|()| tcp)).map_err(FollowError::Connect)?;
+    let tcp = first(found(address).await?, ACCEPT, TcpStream::connect::<SocketAddr>).await?;
+    tcp.set_nodelay(true).map_err(FollowError::Connect)?;
     let name = match &address.host {
         Host::Address(ip) => ServerName::IpAddress((*ip).into()),
         Host::Name(name) => ServerName::try_from(name.clone())
             .map_err(|error| FollowError::Connect(std::io::Error::other(error)))?,
     };
-    TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await.map_err(|error| match Impostor::of(&error) {
+    let agreed = timeout(CONNECT, TlsConnector::from(Arc::clone(tls)).connect(name, tcp)).await;
+    agreed.map_err(|_| FollowError::Timeout(CONNECT))?.map_err(|error| match Impostor::of(&error) {
         Some(impostor) => FollowError::Impostor(impostor.clone()),
         None => FollowError::Tls(error),
     })
+}
+
+/// Where a server is, the first few places.
+async fn found(address: &ServerAddress) -> Result<Vec<SocketAddr>, FollowError> {
+    let name = match &address.host {
+        Host::Address(ip) => return Ok(vec![SocketAddr::new(*ip, address.port)]),
+        Host::Name(name) => name.as_str(),
+    };
+    let found = timeout(CONNECT, lookup_host((name, address.port))).await;
+    let found = found.map_err(|_| FollowError::Timeout(CONNECT))?.map_err(FollowError::Connect)?;
+    Ok(found.take(ADDRESSES).collect())
+}
+
+/// A connection to the first place that accepts one. Each has its own time: where packets to one of them vanish, another may be
+/// well.
+async fn first<T, F: Future<Output = std::io::Result<T>>>(
+    places: Vec<SocketAddr>,
+    share: Duration,
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<T, FollowError> {
+    let nowhere = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    let mut failed = FollowError::Connect(nowhere);
+    for place in places {
+        failed = match timeout(share, connect(place)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => FollowError::Connect(error),
+            Err(_) => FollowError::Timeout(share),
+        };
+    }
+    Err(failed)
 }
 
 async fn open(
@@ -504,6 +536,32 @@ pub(crate) fn whole(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_does_not_hide_the_next_one_of_its_name() {
+        let share = Duration::from_millis(50);
+        let place = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let places = |last: u16| (1..=last).map(place).collect::<Vec<_>>();
+        // The first one never answers, and of the others one is well.
+        let answers = |well: u16| {
+            move |place: SocketAddr| async move {
+                match place.port() {
+                    1 => pending().await,
+                    port if port == well => Ok(port),
+                    _ => Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
+                }
+            }
+        };
+        for well in [2, 3] {
+            assert_eq!(first(places(4), share, answers(well)).await.unwrap(), well);
+        }
+        let refused = first(places(2), share, answers(9)).await;
+        assert!(matches!(refused, Err(FollowError::Connect(_))), "{refused:?}");
+        let silent = first(places(1), share, answers(9)).await;
+        assert!(matches!(silent, Err(FollowError::Timeout(after)) if after == share), "{silent:?}");
+        let nowhere = first(Vec::new(), share, answers(9)).await;
+        assert!(matches!(nowhere, Err(FollowError::Connect(_))), "{nowhere:?}");
+    }
 
     #[test]
     fn what_was_heard_is_told_though_its_stream_ends_while_nobody_takes_it_up() {
