@@ -1,9 +1,9 @@
 //! `clusterset.local` by DNS (RFC 1035; KEP-1645, `specification.md`): authoritative for that zone, REFUSED for all else.
 //! [`mesh_core::mcs::names`] has the answers; hickory reads and writes messages.
 //!
-//! CoreDNS forwards to it: `clusterset.local { forward . ADDRESS }`. Over UDP an answer that does not fit says so (TC), and the
-//! client asks again over TCP. Before all clusters were heard, names of services with ClusterSetIPs are answered and all others
-//! SERVFAIL: a client asks again, and nobody remembers for seconds that a service or an endpoint does not exist.
+//! CoreDNS forwards to it: `clusterset.local { forward . ADDRESS }`. Over UDP an answer that does not fit says so (TC), with as
+//! many records as do, and the client asks again over TCP. Before all clusters were heard, names of services with ClusterSetIPs are
+//! answered and all others SERVFAIL: a client asks again, and nobody remembers for seconds that a service or an endpoint does not exist.
 
 use std::sync::{PoisonError, RwLock};
 

@@ -233,7 +233,8 @@ fn record(record: names::Record, query: &Query) -> Option<Record> {
     Some(Record::from_rdata(name, record.ttl, data))
 }
 
-/// As bytes, as long as it may be: first without what nobody asked for, then without everything, but marked (TC).
+/// As bytes, as long as it may be: first without what nobody asked for, then with as many answers as there is room for, but marked
+/// (TC): who cannot come by TCP has some of them.
 fn fitted(mut reply: Message, code: Code, room: usize) -> Reply {
     let whole = |reply: &Message| reply.to_vec().ok().filter(|bytes| bytes.len() <= room);
     if let Some(bytes) = whole(&reply) {
@@ -243,10 +244,21 @@ fn fitted(mut reply: Message, code: Code, room: usize) -> Reply {
     if let Some(bytes) = whole(&reply) {
         return Reply { bytes, code, truncated: false };
     }
-    reply.answers.clear();
     reply.authorities.clear();
     reply.metadata.truncation = true;
-    match whole(&reply) {
+    let answers = std::mem::take(&mut reply.answers);
+    let mut best = whole(&reply);
+    // So many fit, and so many do not.
+    let (mut fit, mut many) = (0, answers.len());
+    while best.is_some() && many - fit > 1 {
+        let some = usize::midpoint(fit, many);
+        reply.answers = answers.iter().take(some).cloned().collect();
+        match whole(&reply) {
+            Some(bytes) => (best, fit) = (Some(bytes), some),
+            None => many = some,
+        }
+    }
+    match best {
         Some(bytes) => Reply { bytes, code, truncated: true },
         None => {
             // A question of at most 255 bytes fits into 512, so this is not seen.
