@@ -140,7 +140,7 @@ pub async fn run(args: &DoctorArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
 }
 
 /// Has every agent try the paths to its peers before they are asked what they know. What an agent says to it matters to nobody: one
-/// of an older release has nothing at that place, and whoever is silent is found so afterwards.
+/// of an older release has nothing at that place, and whoever is silent, or could not try any, is found so afterwards.
 async fn try_paths(args: &AgentArgs, cluster: &Cluster) -> Result<(), AgentError> {
     let mut targets = Targets::named_by_hand(&args.agents)?;
     targets.find(cluster, args.agent_port).await;

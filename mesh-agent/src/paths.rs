@@ -39,9 +39,17 @@ const LONGEST: usize = 65_536;
 /// What is known of them.
 #[derive(Clone, Debug, Default)]
 pub struct Paths {
-    known: Arc<Mutex<BTreeMap<NodeName, PathEvidence>>>,
+    known: Arc<Mutex<Known>>,
     /// When the last round ended; held while one is under way.
     round: Arc<tokio::sync::Mutex<Option<Instant>>>,
+}
+
+/// What rounds have brought.
+#[derive(Debug, Default)]
+struct Known {
+    paths: BTreeMap<NodeName, PathEvidence>,
+    /// Why the last one came to nothing.
+    trouble: Option<String>,
 }
 
 /// A peer that is tried.
@@ -57,7 +65,10 @@ impl Paths {
     pub fn show(&self, evidence: &mut NodeEvidence) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for (peer, path) in &mut evidence.peers {
-            path.path = known.get(peer).copied();
+            path.path = known.paths.get(peer).copied();
+        }
+        if let Some(host) = &mut evidence.host {
+            host.path_trouble.clone_from(&known.trouble);
         }
     }
 
@@ -70,19 +81,22 @@ impl Paths {
         let targets = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             let peers: BTreeSet<&NodeName> = desired.peer_mesh.values().collect();
-            known.retain(|peer, _| peers.contains(peer));
-            next(us, &desired.mesh, &desired.peer_mesh, &known)
+            known.paths.retain(|peer, _| peers.contains(peer));
+            next(us, &desired.mesh, &desired.peer_mesh, &known.paths)
         };
         let (count, mtu, known) = (targets.len(), desired.mtu, Arc::clone(&self.known));
         // In a task of its own: who asked may go away, and the round is not to be asked for again at once.
         let work = tokio::task::spawn_blocking(move || {
-            match round(&targets, mtu) {
+            let found = round(&targets, mtu);
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.trouble = found.as_ref().err().map(ToString::to_string);
+            match found {
                 Ok(found) => {
                     let at = unix();
                     let evidence = found
                         .into_iter()
                         .map(|(peer, result)| (peer, PathEvidence { at, size: mtu, result }));
-                    known.lock().unwrap_or_else(PoisonError::into_inner).extend(evidence);
+                    known.paths.extend(evidence);
                 }
                 Err(error) => {
                     tracing::warn!(err = %error, "Could not try what the paths to peers take");

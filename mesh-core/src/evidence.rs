@@ -101,6 +101,9 @@ pub struct HostEvidence {
     pub limits: Vec<String>,
     /// Devices that bear a name of another network's ([`leftover::owner`]), the first [`FOREIGN_LINKS`] of them.
     pub foreign_links: Vec<String>,
+    /// Why the last round of echoes to peers ([`PathEvidence`]) came to nothing; none: it did not, or there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_trouble: Option<String>,
     /// What the plugin's installer found; none: it has not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni: Option<CniEvidence>,
@@ -510,6 +513,7 @@ pub fn gather(
             obstacles: counters.obstacles,
             limits: counters.limits,
             foreign_links: foreign_links(observed),
+            path_trouble: None,
             cni: counters.cni,
         }),
     }

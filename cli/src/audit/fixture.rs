@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_core::announcement::Epoch;
 use mesh_core::evidence::{
     CniEvidence, Configured, DataPath, Destroyed, Engine, Entry, Exemptions, Guard, HostEvidence,
-    NodeEvidence, OwnSlot, PeerEvidence, PeerSlot, PoolEvidence, PskEvidence, PskState, Rotation, VERSION,
+    NodeEvidence, OwnSlot, PathEvidence, PathResult, PeerEvidence, PeerSlot, PoolEvidence, PskEvidence,
+    PskState, Rotation, VERSION,
 };
 use mesh_core::host::HostPath;
 use mesh_core::key::PublicKey;
@@ -54,7 +55,7 @@ fn peer(us: u8, them: u8) -> PeerEvidence {
         moving: false,
         mode: Some(Mode::Prefer),
         host_path: HostPath::Plain,
-        path: None,
+        path: Some(PathEvidence { at: NOW - 60, size: 1420, result: PathResult::Fits }),
         slots: Slot::ALL.map(slot),
     }
 }

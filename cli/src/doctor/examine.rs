@@ -314,16 +314,23 @@ fn listed(names: &[&str]) -> String {
     }
 }
 
+/// How many of a node's ways to its peers were tried, and how many there are.
+fn ways(node: &NodeEvidence) -> (usize, usize) {
+    (node.peers.values().filter(|peer| peer.path.is_some()).count(), node.peers.len())
+}
+
 fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
-    let pairs: usize = heard.values().map(|node| node.peers.len()).sum();
-    let tried =
-        heard.values().flat_map(|node| node.peers.values()).filter(|peer| peer.path.is_some()).count();
+    let (tried, pairs) = heard.values().fold((0, 0), |(tried, pairs), node| {
+        let (some, all) = ways(node);
+        (tried + some, pairs + all)
+    });
     let looked = format!(
         "MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: {tried} of {pairs} ways between nodes were tried{}",
         if tried < pairs { " (each run tries some more)" } else { "" }
     );
     check("mtu", looked, |findings| {
         paths(heard, findings);
+        untried(heard, (tried, pairs), findings);
         let mut uplinks: Vec<(u32, &str)> = Vec::new();
         let mut tunnels: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
         for (name, node) in heard {
@@ -369,6 +376,42 @@ fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
             );
         }
     })
+}
+
+/// Ways that were not tried: nothing is known of them. Some have their turn in each run; of a node that has tried none, or could not,
+/// another run may bring nothing either.
+fn untried(heard: &BTreeMap<String, NodeEvidence>, (tried, pairs): (usize, usize), findings: &mut Findings) {
+    const CODE: &str = "paths-untried";
+    let mut left = 0;
+    for (name, node) in heard {
+        let (some, all) = ways(node);
+        let trouble = node.host.as_ref().and_then(|host| host.path_trouble.as_ref());
+        if let Some(why) = trouble {
+            findings.push(
+                Effect::Missing,
+                CODE,
+                format!("node {name}: its agent could not try what its paths take, {some} of {all} ways were tried before: {why}"),
+                "see the log of mesh-agent on that node: it sends echoes from a raw socket, for which it needs CAP_NET_RAW",
+            );
+        } else if some == 0 && all > 0 {
+            findings.push(
+                Effect::Missing,
+                CODE,
+                format!("node {name}: none of its {all} ways to others was tried"),
+                "run it again in some seconds; if it stays so, its agent is of an older release, or its log says why",
+            );
+        } else {
+            left += all - some;
+        }
+    }
+    if left > 0 {
+        findings.push(
+            Effect::Note,
+            CODE,
+            format!("{tried} of {pairs} ways between nodes were tried so far: what the others take is not known"),
+            "run it again in some seconds, until all were: each run has every agent try some more, those first that were not tried",
+        );
+    }
 }
 
 /// What echoes have shown of the ways between nodes.

@@ -74,7 +74,7 @@ fn a_healthy_cluster_has_no_finding() {
           keys and pre-shared keys of 3 of 3 nodes
 
         mtu: well
-          MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: 0 of 6 ways between nodes were tried (each run tries some more)
+          MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: 6 of 6 ways between nodes were tried
 
         prefixes: well
           pod CIDRs of configuration and nodes against InternalIPs, addresses of Services, and each other
@@ -134,7 +134,7 @@ fn each_finding_comes_with_its_remedy() {
           keys and pre-shared keys of 2 of 3 nodes
 
         mtu: FAULT
-          MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: 0 of 4 ways between nodes were tried (each run tries some more)
+          MTUs of tunnels and of the devices beneath them, as agents see them; whether echoes of the tunnel's MTU come through: 4 of 4 ways between nodes were tried
           fault  mtu-too-large  tunnels of node-1, node-2 have an MTU of 1420, with 80 bytes of WireGuard that is more than the 1450 of node-2: large packets to it are fragmented or lost
                  remedy         set mtu in the configuration of all agents to the smallest MTU between nodes less 80, or give all nodes one MTU
 
@@ -277,7 +277,7 @@ fn a_narrow_path_is_named_with_the_mtu_that_it_takes() {
         path(&mut inputs, result);
         let found = examine(inputs, &said(2));
         let check = found.checks.into_iter().find(|check| check.name == "mtu").unwrap();
-        assert!(check.looked.contains("1 of 2 ways between nodes were tried"), "{}", check.looked);
+        assert!(check.looked.contains("2 of 2 ways between nodes were tried"), "{}", check.looked);
         let finding = check.findings.into_iter().next().map(|finding| (finding.text, finding.remedy));
         finding.unwrap_or_default()
     };
@@ -298,6 +298,39 @@ fn a_narrow_path_is_named_with_the_mtu_that_it_takes() {
     let (text, cure) = remedy(PathResult::Narrow { passes: None, told: Some(1392) });
     assert!(text.contains("packets of 1392 bytes") && cure.contains("to 1392 or less"), "{text} {cure}");
     assert_eq!(remedy(PathResult::Fits), Default::default());
+}
+
+#[test]
+fn ways_that_were_not_tried_are_named_and_a_round_that_failed_is_not_well() {
+    let mtu = |change: fn(&mut Inputs)| {
+        let mut inputs = inputs(3);
+        change(&mut inputs);
+        let found = examine(inputs, &said(3));
+        let check = found.checks.into_iter().find(|check| check.name == "mtu").unwrap();
+        assert!(check.findings.iter().all(|finding| finding.code == "paths-untried"), "{check:?}");
+        let texts = check.findings.iter().map(|finding| format!("{:?}: {}", finding.effect, finding.text));
+        (check.verdict, texts.collect::<Vec<_>>())
+    };
+    assert_eq!(mtu(|_| {}), (Verdict::Holds, Vec::new()));
+    let some: fn(&mut Inputs) = |inputs| says(inputs, 1, 2).path = None;
+    let words = "Note: 5 of 6 ways between nodes were tried so far: what the others take is not known";
+    assert_eq!(mtu(some), (Verdict::Holds, vec![words.to_owned()]));
+    let none: fn(&mut Inputs) = |inputs| {
+        for other in [1, 3] {
+            says(inputs, 2, other).path = None;
+        }
+    };
+    let words = "Missing: node node-2: none of its 2 ways to others was tried";
+    assert_eq!(mtu(none), (Verdict::Incomplete, vec![words.to_owned()]));
+    // What an earlier round has found is no excuse for the last one.
+    let failed: fn(&mut Inputs) = |inputs| {
+        of(inputs, 3).host.as_mut().unwrap().path_trouble = Some("no raw socket".to_owned());
+    };
+    let words = "Missing: node node-3: its agent could not try what its paths take, 2 of 2 ways were tried before: no raw socket";
+    assert_eq!(mtu(failed), (Verdict::Incomplete, vec![words.to_owned()]));
+    // Who has no peer has nothing to try.
+    let found = examine(inputs(1), &said(1));
+    assert_eq!(found.verdict, Verdict::Holds);
 }
 
 #[test]
