@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::api::{ApiError, Cluster, chain};
 use crate::audit::canonical::canonical;
+use crate::output;
 
 mod forward;
 
@@ -27,6 +28,8 @@ pub const AT_ONCE: usize = 16;
 /// For so long the API server's proxy is waited for alone. A server that a firewall keeps from the port tries for 30 s
 /// (`k8s.io/apimachinery/pkg/util/net`, `dialContext` of its transports), which is longer than anybody waits for an answer.
 const PROXY_ALONE: Duration = Duration::from_secs(3);
+/// The agent of a node that is not Ready is waited for so long at most: of a large outage most never answer.
+const NOT_READY: Duration = Duration::from_secs(5);
 /// Longest answer, in bytes: evidence about 5,000 peers is about 6 MB.
 const ANSWER_MAX: usize = 32 << 20;
 /// Why an agent has no answer that was asked.
@@ -43,7 +46,7 @@ pub struct AgentArgs {
     /// Port of the agents' metrics.
     #[arg(long, default_value_t = PORT_METRICS)]
     pub agent_port: u16,
-    /// Seconds for each answer.
+    /// Seconds for each answer; from nodes that are not Ready at most 5.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub timeout: u64,
 }
@@ -67,6 +70,22 @@ pub struct AgentError {
 
 /// What an agent said, or why it said nothing.
 pub type Answer = Result<Box<NodeEvidence>, String>;
+
+/// An answer, and when it came.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The answer.
+    pub answer: Answer,
+    /// In seconds since 1970 by this machine's clock.
+    pub at: u64,
+}
+
+impl Reply {
+    /// One that has just come.
+    fn now(answer: Answer) -> Self {
+        Self { answer, at: output::now() }
+    }
+}
 
 /// An agent that is asked directly: `[NODE=]http://ADDRESS:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -308,6 +327,8 @@ pub struct Targets {
     pub ways: BTreeMap<String, Way>,
     /// Nodes of the API; none: they were not read.
     pub nodes: Option<BTreeSet<String>>,
+    /// Nodes that are not Ready: their agents are asked last, and not waited for as long.
+    pub not_ready: BTreeSet<String>,
     /// Agents of which it is not known whose they are.
     pub unnamed: Vec<Way>,
     /// What fits to nothing.
@@ -321,6 +342,7 @@ impl Default for Targets {
         Self {
             ways: BTreeMap::new(),
             nodes: None,
+            not_ready: BTreeSet::new(),
             unnamed: Vec::new(),
             strangers: Vec::new(),
             nobody: "no agent was named for it with --agent".to_owned(),
@@ -332,7 +354,7 @@ impl Default for Targets {
 #[derive(Debug, Default)]
 pub struct Heard {
     /// By node: of each Node of the API, or of each that answered where the API was not asked.
-    pub nodes: BTreeMap<String, Answer>,
+    pub nodes: BTreeMap<String, Reply>,
     /// Who answers and is nobody's.
     pub strangers: Vec<String>,
 }
@@ -376,37 +398,43 @@ impl Targets {
         }
     }
 
-    /// Asks everybody once, and learns whose the agents are that were named without a node.
-    pub async fn first_look(&mut self, deadline: Duration) -> Heard {
-        self.first_look_until(deadline, &BTreeSet::new(), std::future::pending()).await
+    /// How long the agent of a node is waited for.
+    fn patience(&self, node: &str, deadline: Duration) -> Duration {
+        if self.not_ready.contains(node) { deadline.min(NOT_READY) } else { deadline }
     }
 
-    /// The same, until `stop`: who has not answered by then is not waited for. The agents of the nodes in `last` are asked last.
-    pub async fn first_look_until(
-        &mut self,
-        deadline: Duration,
-        last: &BTreeSet<String>,
-        stop: impl Future<Output = ()>,
-    ) -> Heard {
+    /// Agents of known nodes in the order in which they are asked, and how long each is waited for.
+    pub fn in_turn(&self, deadline: Duration) -> Vec<(String, Way, Duration)> {
+        let all = self.ways.iter();
+        let mut all: Vec<(String, Way, Duration)> =
+            all.map(|(node, way)| (node.clone(), way.clone(), self.patience(node, deadline))).collect();
+        all.sort_by_key(|(node, ..)| self.not_ready.contains(node));
+        all
+    }
+
+    /// Asks everybody once, and learns whose the agents are that were named without a node.
+    pub async fn first_look(&mut self, deadline: Duration) -> Heard {
+        self.first_look_until(deadline, std::future::pending()).await
+    }
+
+    /// The same, until `stop`: who has not answered by then is not waited for.
+    pub async fn first_look_until(&mut self, deadline: Duration, stop: impl Future<Output = ()>) -> Heard {
         let stop = stop.shared();
-        let mut named: Vec<(String, Way)> =
-            self.ways.iter().map(|(node, way)| (node.clone(), way.clone())).collect();
-        named.sort_by_key(|(node, _)| last.contains(node));
-        let unnamed = self.unnamed.iter().map(|way| (way.clone(), way.clone())).collect();
-        let mut named: BTreeMap<String, Answer> =
-            asking(named, deadline).take_until(stop.clone()).collect::<Vec<_>>().await.into_iter().collect();
+        let unnamed = self.unnamed.iter().map(|way| (way.clone(), way.clone(), deadline)).collect();
+        let named = asking(self.in_turn(deadline)).take_until(stop.clone());
+        let mut named: BTreeMap<String, Reply> = named.collect::<Vec<_>>().await.into_iter().collect();
         for node in self.ways.keys() {
-            named.entry(node.clone()).or_insert_with(|| Err(NOT_WAITED.to_owned()));
+            named.entry(node.clone()).or_insert_with(|| Reply::now(Err(NOT_WAITED.to_owned())));
         }
-        let mut answers = Vec::new();
-        for (way, answer) in asking(unnamed, deadline).take_until(stop).collect::<Vec<_>>().await {
+        let mut replies = Vec::new();
+        for (way, reply) in asking(unnamed).take_until(stop).collect::<Vec<_>>().await {
             let by = format!("{way:?}");
-            if let Ok(evidence) = &answer {
+            if let Ok(evidence) = &reply.answer {
                 self.ways.entry(evidence.node.to_string()).or_insert(way);
             }
-            answers.push((by, answer));
+            replies.push((by, reply));
         }
-        assign(self, named.into_iter().collect(), answers)
+        assign(self, named.into_iter().collect(), replies)
     }
 }
 
@@ -443,57 +471,60 @@ fn chosen(pods: &[Pod]) -> BTreeMap<String, String> {
     by_node.into_iter().map(|(node, (_, pod))| (node, pod)).collect()
 }
 
-/// Asks some agents, each by its way.
-pub async fn ask<T: Clone>(ways: Vec<(T, Way)>, deadline: Duration) -> Vec<(T, Answer)> {
-    asking(ways, deadline).collect().await
+/// Asks some agents, each by its way and for as long as is said there.
+pub async fn ask<T>(ways: Vec<(T, Way, Duration)>) -> Vec<(T, Reply)> {
+    asking(ways).collect().await
 }
 
 /// The same; answers as they come.
-fn asking<T>(ways: Vec<(T, Way)>, deadline: Duration) -> impl futures::Stream<Item = (T, Answer)> {
+fn asking<T>(ways: Vec<(T, Way, Duration)>) -> impl futures::Stream<Item = (T, Reply)> {
     futures::stream::iter(ways)
-        .map(move |(who, way)| async move { (who, way.ask(deadline).await) })
+        .map(|(who, way, patience)| async move {
+            let answer = way.ask(patience).await;
+            (who, Reply::now(answer))
+        })
         .buffer_unordered(AT_ONCE)
 }
 
 /// Brings answers to their nodes.
-fn assign(targets: &Targets, named: Vec<(String, Answer)>, unnamed: Vec<(String, Answer)>) -> Heard {
+fn assign(targets: &Targets, named: Vec<(String, Reply)>, unnamed: Vec<(String, Reply)>) -> Heard {
     let mut strangers = targets.strangers.clone();
-    let mut answers: BTreeMap<String, Answer> = BTreeMap::new();
-    for (node, answer) in named {
+    let mut replies: BTreeMap<String, Reply> = BTreeMap::new();
+    for (node, Reply { answer, at }) in named {
         let answer = answer.and_then(|evidence| {
             if evidence.node.as_str() == node {
                 return Ok(evidence);
             }
             Err(format!("what was asked for it answers as node {}", evidence.node))
         });
-        answers.insert(node, answer);
+        replies.insert(node, Reply { answer, at });
     }
-    for (by, answer) in unnamed {
+    for (by, Reply { answer, at }) in unnamed {
         match answer {
             Ok(evidence) => {
                 let node = evidence.node.to_string();
-                if answers.get(&node).is_some_and(Result::is_ok) {
+                if replies.get(&node).is_some_and(|reply| reply.answer.is_ok()) {
                     strangers.push(format!("{by}: answers as node {node}, which has answered already"));
                 } else {
-                    answers.insert(node, Ok(evidence));
+                    replies.insert(node, Reply { answer: Ok(evidence), at });
                 }
             }
             Err(why) => strangers.push(format!("an agent of no known node is silent: {why}")),
         }
     }
-    let mut nodes: BTreeMap<String, Answer> = targets
+    let mut nodes: BTreeMap<String, Reply> = targets
         .nodes
         .iter()
         .flatten()
         .map(|name| {
-            let answer = answers.remove(name).unwrap_or_else(|| Err(targets.nobody.clone()));
-            (name.clone(), answer)
+            let nobody = || Reply::now(Err(targets.nobody.clone()));
+            (name.clone(), replies.remove(name).unwrap_or_else(nobody))
         })
         .collect();
     // With a list of Nodes, an answer of another one is not the cluster's.
-    for (name, answer) in answers {
+    for (name, reply) in replies {
         if targets.nodes.is_none() {
-            nodes.insert(name, answer);
+            nodes.insert(name, reply);
         } else {
             strangers
                 .push(format!("an agent was asked or answers as node {name}, which the API does not list"));

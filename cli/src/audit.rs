@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use ed25519_dalek::SigningKey;
 
-use crate::agents::{self, AgentArgs, AgentError, Targets, Way};
+use crate::agents::{self, AgentArgs, AgentError, Reply, Targets};
 use crate::api::{AUDITOR, Access, ApiError, Cluster};
 use crate::output::{self, EXIT_CODES, Form, Progress};
 
@@ -26,6 +26,7 @@ pub mod report;
 pub mod seal;
 pub mod text;
 
+use collect::Nodes;
 use judge::{Announced, Collected, Inputs, judge};
 use report::Shown;
 
@@ -216,33 +217,34 @@ async fn signing_key(args: &ReportArgs, api: Option<&Cluster>) -> Result<Option<
 /// What the audit asks for.
 async fn collect_all(args: &ReportArgs, api: Option<&Cluster>) -> Result<Inputs, AuditError> {
     let exempt: BTreeSet<String> = args.exempt_namespace.iter().cloned().collect();
-    let (announced, namespaces) = match api {
+    let (nodes, namespaces) = match api {
         Some(cluster) => (
             collect::nodes(cluster).await.map_err(|why| why.to_string()),
             collect::namespaces(cluster, &exempt).await.map_err(|why| why.to_string()),
         ),
         None => (Err(NO_API.to_owned()), Err(NO_API.to_owned())),
     };
-    let inputs = gather(&args.agents, api, announced, LOOKS).await?;
+    let inputs = gather(&args.agents, api, nodes, LOOKS).await?;
     Ok(Inputs { namespaces, shown: args.pairs, ..inputs })
 }
 
-/// Asks every agent; `looks` times in all those that are moving or whose pairs do not agree. `announced`: what the Nodes of
-/// the API announce, or why that is not known. Namespaces are not asked for.
+/// Asks every agent; `looks` times in all those that are moving or whose pairs do not agree. `nodes`: what the API says of them, or why
+/// that is not known. Namespaces are not asked for.
 ///
 /// # Errors
 /// An agent's address cannot be used.
 pub async fn gather(
     args: &AgentArgs,
     api: Option<&Cluster>,
-    announced: Result<BTreeMap<String, Announced>, String>,
+    nodes: Result<Nodes, String>,
     looks: usize,
 ) -> Result<Inputs, AgentError> {
     let deadline = args.deadline();
     let mut targets = Targets::named_by_hand(&args.agents)?;
-    let (mut announced, nodes_unread) = match announced {
-        Ok(announced) => {
+    let (mut announced, nodes_unread) = match nodes {
+        Ok(Nodes { announced, not_ready }) => {
             targets.nodes = Some(announced.keys().cloned().collect());
+            targets.not_ready = not_ready;
             (announced, None)
         }
         Err(why) => (BTreeMap::new(), Some(why)),
@@ -253,13 +255,12 @@ pub async fn gather(
     let progress = Progress::on_terminal();
     progress.say(&format!("asking {} agents", targets.ways.len() + targets.unnamed.len()));
     let heard = targets.first_look(deadline).await;
-    let collected = |(name, answer): (String, agents::Answer)| {
+    let collected = |(name, Reply { answer, at }): (String, Reply)| {
         let announced = announced.remove(&name).unwrap_or(Announced::Unread);
-        (name, Collected { announced, answer })
+        (name, Collected { announced, answer, heard_at: at })
     };
     let mut inputs = Inputs {
         generated_at: String::new(),
-        now: 0,
         generated_by: format!("hawser {}", env!("CARGO_PKG_VERSION")),
         nodes: heard.nodes.into_iter().map(collected).collect(),
         nodes_unread,
@@ -269,24 +270,22 @@ pub async fn gather(
     };
     for _ in 1..looks {
         let again = judge::disagreeing(&inputs);
-        let ways = targets.ways.iter().filter(|(node, _)| again.contains(*node));
-        let ways: Vec<(String, Way)> = ways.map(|(node, way)| (node.clone(), way.clone())).collect();
+        let mut ways = targets.in_turn(deadline);
+        ways.retain(|(node, ..)| again.contains(node));
         if ways.is_empty() {
             break;
         }
         progress
             .say(&format!("{} nodes do not agree yet, or change something: asking them again", ways.len()));
         tokio::time::sleep(LOOK_AGAIN).await;
-        for (node, answer) in agents::ask(ways, deadline).await {
+        for (node, Reply { answer, at }) in agents::ask(ways).await {
             // Who has answered once and does not now keeps its first answer: it was evidence.
             let fits = answer.as_ref().is_ok_and(|evidence| evidence.node.as_str() == node);
             if let Some(collected) = inputs.nodes.get_mut(&node).filter(|_| fits) {
-                collected.answer = answer;
+                (collected.answer, collected.heard_at) = (answer, at);
             }
         }
     }
-    let now = jiff::Timestamp::now();
-    inputs.generated_at = format!("{now:.0}");
-    inputs.now = u64::try_from(now.as_second()).unwrap_or(0);
+    inputs.generated_at = format!("{:.0}", jiff::Timestamp::now());
     Ok(inputs)
 }

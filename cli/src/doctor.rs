@@ -16,8 +16,9 @@ use serde::Serialize;
 
 use crate::agents::{self, AgentArgs, AgentError, Targets};
 use crate::api::{Access, ApiError, Cluster, OPERATOR};
+use crate::audit::collect::Nodes;
+use crate::audit::gather;
 use crate::audit::report::Effect;
-use crate::audit::{collect, gather};
 use crate::output::{self, EXIT_CODES, Form, Progress, Verdict, line, section, table};
 use crate::policy::facts::{cidrs_of, internal_ips};
 use crate::status::StatusError;
@@ -131,9 +132,9 @@ pub async fn run(args: &DoctorArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
         services: services(&cluster).await.map_err(|why| why.to_string()),
         api_servers: api_servers(&cluster).await.map_err(|why| why.to_string()),
     };
-    let announced = nodes.iter().map(|node| (node.name_any(), collect::announced(node))).collect();
-    try_paths(&args.agents, &cluster).await?;
-    let inputs = gather(&args.agents, Some(&cluster), Ok(announced), LOOKS).await?;
+    let nodes = Nodes::of(&nodes);
+    try_paths(&args.agents, &cluster, &nodes).await?;
+    let inputs = gather(&args.agents, Some(&cluster), Ok(nodes), LOOKS).await?;
     let examination = examine(inputs, &said);
     output::write(out, args.output, &examination, || render(&examination))?;
     Ok(examination.verdict.exit_code())
@@ -141,14 +142,17 @@ pub async fn run(args: &DoctorArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
 
 /// Has every agent try the paths to its peers before they are asked what they know. What an agent says to it matters to nobody: one
 /// of an older release has nothing at that place, and whoever is silent, or could not try any, is found so afterwards.
-async fn try_paths(args: &AgentArgs, cluster: &Cluster) -> Result<(), AgentError> {
+async fn try_paths(args: &AgentArgs, cluster: &Cluster, nodes: &Nodes) -> Result<(), AgentError> {
     let mut targets = Targets::named_by_hand(&args.agents)?;
     targets.find(cluster, args.agent_port).await;
-    let ways = targets.ways.into_values().chain(targets.unnamed);
+    targets.not_ready.clone_from(&nodes.not_ready);
+    let deadline = args.deadline();
+    let named = targets.in_turn(deadline).into_iter().map(|(_, way, patience)| (way, patience));
+    let ways = named.chain(targets.unnamed.into_iter().map(|way| (way, deadline)));
     Progress::on_terminal().say("having agents try what the paths between nodes take");
     futures::stream::iter(ways)
-        .for_each_concurrent(agents::AT_ONCE, |way| async move {
-            drop(way.get(TRY_PATHS, args.deadline()).await);
+        .for_each_concurrent(agents::AT_ONCE, |(way, patience)| async move {
+            drop(way.get(TRY_PATHS, patience).await);
         })
         .await;
     Ok(())

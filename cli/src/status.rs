@@ -12,10 +12,11 @@ use serde::Serialize;
 
 use crate::agents::{AgentArgs, AgentError};
 use crate::api::{Access, ApiError, OPERATOR};
+use crate::audit::collect::Nodes;
+use crate::audit::gather;
 use crate::audit::judge::{Inputs, judge, verdict};
 use crate::audit::pairs::SESSION_SECONDS;
 use crate::audit::report::{Effect, Finding};
-use crate::audit::{collect, gather};
 use crate::output::{self, EXIT_CODES, Form, Verdict};
 
 mod text;
@@ -180,8 +181,7 @@ pub async fn run(args: &StatusArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
     let cluster = args.access.cluster(OPERATOR, args.agents.deadline()).await?;
     let nodes: Vec<NodeObject> = cluster.all_of_cluster("nodes").await?;
     let known = nodes.iter().map(|node| (node.name_any(), Known::of(node))).collect();
-    let announced = nodes.iter().map(|node| (node.name_any(), collect::announced(node))).collect();
-    let inputs = gather(&args.agents, Some(&cluster), Ok(announced), LOOKS).await?;
+    let inputs = gather(&args.agents, Some(&cluster), Ok(Nodes::of(&nodes)), LOOKS).await?;
     let status = status(inputs, &known);
     output::write(out, args.output, &status, || text::render(&status))?;
     Ok(status.verdict.exit_code())

@@ -172,6 +172,7 @@ async fn collect(
     let not_ready: BTreeSet<String> = nodes.iter().filter(dead).map(|node| node.name_any()).collect();
     let mut targets = Targets::named_by_hand(&args.agents.agents)?;
     targets.nodes = Some(nodes.iter().map(kube::ResourceExt::name_any).collect());
+    targets.not_ready.clone_from(&not_ready);
     let pods = async {
         targets.find(cluster, args.agents.agent_port).await;
         cluster.all::<Pod>(("pods", Some(NAMESPACE)), None).await.map_err(|why| why.to_string())
@@ -186,14 +187,14 @@ async fn collect(
 
     progress.say(&format!("asking {} agents", targets.ways.len() + targets.unnamed.len()));
     // At most half of the time: without their answers there is still the rest.
-    let heard = targets.first_look_until(args.agents.deadline(), &not_ready, stop.half()).await;
-    let cut = heard.nodes.values().any(|answer| answer.as_ref().is_err_and(|why| why == NOT_WAITED));
+    let heard = targets.first_look_until(args.agents.deadline(), stop.half()).await;
+    let cut = heard.nodes.values().any(|reply| reply.answer.as_ref().is_err_and(|why| why == NOT_WAITED));
     let answers: Vec<&NodeEvidence> =
-        heard.nodes.values().filter_map(|answer| answer.as_deref().ok()).collect();
+        heard.nodes.values().filter_map(|reply| reply.answer.as_deref().ok()).collect();
     dump.redactor = Redactor::new(public_keys(&nodes, &answers));
     let mut all = Vec::new();
-    for (node, answer) in &heard.nodes {
-        match (answer, targets.ways.get(node)) {
+    for (node, reply) in &heard.nodes {
+        match (&reply.answer, targets.ways.get(node)) {
             (Err(why), _) => dump.take(format!("agents/{node}"), Err(why.clone()))?,
             (Ok(_), None) => {}
             (Ok(_), Some(way)) => all.extend(OF_AGENTS.map(|(path, file)| {

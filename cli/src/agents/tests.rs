@@ -74,18 +74,32 @@ fn targets(nodes: &[&str]) -> Targets {
     Targets { nodes: Some(nodes), nobody: "nobody".to_owned(), ..Targets::default() }
 }
 
-fn answer(node: u8) -> Result<Box<NodeEvidence>, String> {
-    Ok(Box::new(evidence(node, 2)))
+/// When everybody answers here.
+const AT: u64 = 1_795_860_003;
+
+fn reply(answer: Answer) -> Reply {
+    Reply { answer, at: AT }
+}
+
+fn answer(node: u8) -> Reply {
+    reply(Ok(Box::new(evidence(node, 2))))
+}
+
+fn silent(why: &str) -> Reply {
+    reply(Err(why.to_owned()))
 }
 
 #[test]
 fn every_node_of_the_api_has_an_answer_or_a_reason() {
-    let named = vec![("node-1".to_owned(), answer(1)), ("node-3".to_owned(), Err("refused".to_owned()))];
+    let named = vec![("node-1".to_owned(), answer(1)), ("node-3".to_owned(), silent("refused"))];
     let Heard { nodes, strangers } =
         assign(&targets(&["node-1", "node-2", "node-3", "node-4"]), named, vec![("x".into(), answer(2))]);
     let words: Vec<(&str, Result<&str, &str>)> = nodes
         .iter()
-        .map(|(name, node)| (name.as_str(), node.as_ref().map(|e| e.node.as_str()).map_err(String::as_str)))
+        .map(|(name, reply)| {
+            let answer = reply.answer.as_ref();
+            (name.as_str(), answer.map(|e| e.node.as_str()).map_err(String::as_str))
+        })
         .collect();
     assert_eq!(
         words,
@@ -97,30 +111,35 @@ fn every_node_of_the_api_has_an_answer_or_a_reason() {
         ]
     );
     assert!(strangers.is_empty());
+    // Each is of the moment in which it came, whoever it was asked for.
+    assert_eq!(["node-1", "node-2", "node-3"].map(|name| nodes[name].at), [AT; 3]);
+}
+
+#[test]
+fn the_agent_of_a_node_that_is_not_ready_is_not_waited_for_as_long() {
+    let targets = Targets { not_ready: BTreeSet::from(["node-2".to_owned()]), ..Targets::default() };
+    let seconds = |node, deadline| targets.patience(node, Duration::from_secs(deadline)).as_secs();
+    assert_eq!((seconds("node-1", 20), seconds("node-2", 20), seconds("node-2", 2)), (20, 5, 2));
 }
 
 #[test]
 fn who_answers_under_another_name_is_no_evidence_and_is_named() {
     let Heard { nodes, strangers } =
         assign(&targets(&["node-1"]), vec![("node-1".into(), answer(2))], vec![("x".into(), answer(2))]);
-    assert!(nodes["node-1"].as_ref().unwrap_err().contains("answers as node node-2"));
+    assert!(nodes["node-1"].answer.as_ref().unwrap_err().contains("answers as node node-2"));
     assert!(strangers[0].contains("node-2, which the API does not list"), "{strangers:?}");
     // Two that say they are one.
     let twice = vec![("x".into(), answer(1)), ("y".into(), answer(1))];
     let Heard { nodes, strangers } = assign(&targets(&["node-1"]), Vec::new(), twice);
-    assert!(nodes["node-1"].is_ok() && strangers[0].contains("has answered already"), "{strangers:?}");
-    let Heard { strangers, .. } =
-        assign(&targets(&["node-1"]), Vec::new(), vec![("x".into(), Err("no".into()))]);
+    assert!(nodes["node-1"].answer.is_ok() && strangers[0].contains("has answered already"), "{strangers:?}");
+    let Heard { strangers, .. } = assign(&targets(&["node-1"]), Vec::new(), vec![("x".into(), silent("no"))]);
     assert!(strangers[0].contains("silent: no"), "{strangers:?}");
 }
 
 #[test]
 fn without_the_api_those_who_answer_are_the_nodes() {
-    let Heard { nodes, strangers } = assign(
-        &Targets::default(),
-        vec![("node-9".into(), Err("away".into()))],
-        vec![("x".into(), answer(1))],
-    );
+    let Heard { nodes, strangers } =
+        assign(&Targets::default(), vec![("node-9".into(), silent("away"))], vec![("x".into(), answer(1))]);
     assert_eq!(nodes.keys().collect::<Vec<_>>(), ["node-1", "node-9"]);
     assert!(strangers.is_empty());
     // A list that was read and is empty is another thing: nobody who answers is of that cluster.

@@ -11,18 +11,39 @@ use super::judge::Announced;
 use super::namespaces;
 use super::report::Namespace;
 use crate::api::{ApiError, Cluster};
+use crate::status::Known;
 
-/// The API's Nodes.
+/// What the API says of Nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes {
+    /// What each announces.
+    pub announced: BTreeMap<String, Announced>,
+    /// Those that are not Ready.
+    pub not_ready: BTreeSet<String>,
+}
+
+impl Nodes {
+    /// Reads them.
+    pub fn of(nodes: &[NodeObject]) -> Self {
+        let dead = nodes.iter().filter(|node| Known::of(node).ready == Some(false));
+        Self {
+            announced: nodes.iter().map(|node| (node.name_any(), announced(node))).collect(),
+            not_ready: dead.map(ResourceExt::name_any).collect(),
+        }
+    }
+}
+
+/// The API's Nodes, as a whole: whether one is Ready is in none of their metadata.
 ///
 /// # Errors
 /// They cannot be listed.
-pub async fn nodes(cluster: &Cluster) -> Result<BTreeMap<String, Announced>, ApiError> {
-    let nodes = cluster.all_metadata::<NodeObject>("nodes").await?;
-    Ok(nodes.iter().map(|node| (node.name_any(), announced(node))).collect())
+pub async fn nodes(cluster: &Cluster) -> Result<Nodes, ApiError> {
+    let nodes: Vec<NodeObject> = cluster.all_of_cluster("nodes").await?;
+    Ok(Nodes::of(&nodes))
 }
 
 /// What a Node announces.
-pub fn announced(node: &impl ResourceExt) -> Announced {
+fn announced(node: &NodeObject) -> Announced {
     match node.annotations().get(ANNOTATION_WIREGUARD) {
         None => Announced::Missing,
         Some(text) => match keyring::decode(text) {

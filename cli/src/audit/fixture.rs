@@ -155,11 +155,10 @@ pub(crate) fn namespace(name: &str) -> Namespace {
 pub(crate) fn inputs(nodes: u8) -> Inputs {
     let collected = |node: u8| {
         let answer = Ok(Box::new(evidence(node, nodes)));
-        (name(node), Collected { announced: Announced::Valid, answer })
+        (name(node), Collected { announced: Announced::Valid, answer, heard_at: NOW })
     };
     Inputs {
         generated_at: "2026-11-28T10:00:00Z".into(),
-        now: NOW,
         generated_by: "hawser 0.1.0".into(),
         nodes: (1..=nodes).map(collected).collect(),
         nodes_unread: None,

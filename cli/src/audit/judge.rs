@@ -33,6 +33,8 @@ pub struct Collected {
     pub announced: Announced,
     /// What its agent says, or why it says nothing.
     pub answer: Result<Box<NodeEvidence>, String>,
+    /// When that came, in seconds since 1970 by this machine's clock: in a large outage minutes before the last one is given up.
+    pub heard_at: u64,
 }
 
 /// Everything that was collected.
@@ -40,8 +42,6 @@ pub struct Collected {
 pub struct Inputs {
     /// When, RFC 3339.
     pub generated_at: String,
-    /// The same in seconds since 1970.
-    pub now: u64,
     /// By which program.
     pub generated_by: String,
     /// The nodes that the API lists, and those whose agents answered.
@@ -169,7 +169,7 @@ fn of_nodes(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) {
             Err(why) => findings.push(Effect::Missing, "node-silent", format!("node {name}: {why}")),
             Ok(evidence) => {
                 summary.nodes_with_evidence += 1;
-                of_node(name, evidence, inputs.now, findings, summary);
+                of_node(name, evidence, collected.heard_at, findings, summary);
             }
         }
     }
@@ -193,8 +193,8 @@ pub(super) fn added(a: u64, b: u64) -> u64 {
     a.saturating_add(b).min(MAX_NUMBER)
 }
 
-/// Evidence may be so far from the moment in which it is judged, in seconds: that of an agent which cannot look at its kernel
-/// any more is of an earlier one. So far may clocks be apart, too.
+/// Evidence may be so far from the moment in which it came, in seconds: that of an agent which cannot look at its kernel any more is
+/// of an earlier one. So far may clocks be apart, too.
 const STALE_SECONDS: u64 = 120;
 
 /// How far the making of a key may lie ahead, in seconds: clocks are set by a little all the time.
@@ -252,7 +252,7 @@ fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, s
             Missing,
             "evidence-stale",
             format!(
-                "its evidence is of a moment {apart} s away from this machine's time; either its agent cannot look at its kernel (see its log), or one of the two clocks is wrong"
+                "when it came, its evidence was of a moment {apart} s away from this machine's time; either its agent cannot look at its kernel (see its log), or one of the two clocks is wrong"
             ),
         );
     }

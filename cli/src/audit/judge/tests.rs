@@ -79,6 +79,16 @@ fn each_fact_has_its_verdict_and_its_controls() {
     );
     check("evidence of two minutes ago", |all| of(all, 1).at = NOW - 120, &[], Holds, &[]);
     check(
+        "evidence that came long before that of the others",
+        |all| {
+            of(all, 1).at = NOW - 600;
+            all.nodes.get_mut("node-1").unwrap().heard_at = NOW - 600;
+        },
+        &[],
+        Holds,
+        &[],
+    );
+    check(
         "repairs that are due",
         |all| of(all, 1).pending = 1,
         &["not-settled"],
