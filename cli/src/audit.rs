@@ -266,7 +266,7 @@ pub async fn gather(
         nodes_unread,
         strangers: heard.strangers,
         namespaces: Ok(Vec::new()),
-        shown: Shown::All,
+        shown: Shown::Faulty,
     };
     for _ in 1..looks {
         let again = judge::disagreeing(&inputs);

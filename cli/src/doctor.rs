@@ -135,7 +135,7 @@ pub async fn run(args: &DoctorArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
     let nodes = Nodes::of(&nodes);
     try_paths(&args.agents, &cluster, &nodes).await?;
     let inputs = gather(&args.agents, Some(&cluster), Ok(nodes), LOOKS).await?;
-    let examination = examine(inputs, &said);
+    let examination = examine(&inputs, &said);
     output::write(out, args.output, &examination, || render(&examination))?;
     Ok(examination.verdict.exit_code())
 }

@@ -14,7 +14,7 @@ use crate::agents::{AgentArgs, AgentError};
 use crate::api::{Access, ApiError, OPERATOR};
 use crate::audit::collect::Nodes;
 use crate::audit::gather;
-use crate::audit::judge::{Inputs, judge, verdict};
+use crate::audit::judge::{Collected, Inputs, outcome, verdict};
 use crate::audit::pairs::SESSION_SECONDS;
 use crate::audit::report::{Effect, Finding};
 use crate::output::{self, EXIT_CODES, Form, Verdict};
@@ -189,24 +189,18 @@ pub async fn run(args: &StatusArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
 
 /// What was collected, at a glance.
 pub fn status(inputs: Inputs, known: &BTreeMap<String, Known>) -> Status {
-    let answers = inputs.nodes.iter();
-    let peers: BTreeMap<String, Peers> =
-        answers.filter_map(|(name, node)| Some((name.clone(), peers(node.answer.as_ref().ok()?)))).collect();
-    let report = judge(inputs);
-    let node = |node: crate::audit::report::Node| {
-        let known = known.get(&node.name).cloned().unwrap_or_default();
-        let peers = peers.get(&node.name).copied().unwrap_or_default();
-        Node {
-            agent: node.evidence.as_ref().map(|evidence| agent(evidence, peers)),
-            name: node.name,
-            ready: known.ready,
-            kubelet: known.kubelet,
-            silent: node.missing,
-        }
+    let found = outcome(&inputs);
+    let node = |(name, collected): (String, Collected)| {
+        let known = known.get(&name).cloned().unwrap_or_default();
+        let (agent, silent) = match collected.answer {
+            Ok(evidence) => (Some(agent(&evidence, peers(&evidence))), None),
+            Err(why) => (None, Some(why)),
+        };
+        Node { name, ready: known.ready, kubelet: known.kubelet, agent, silent }
     };
     // A problem that an agent reports is the auditor's to know, and the operator's to solve.
     let is_problem = |finding: &Finding| finding.effect == Effect::Against || finding.code == "problem";
-    let of_mesh = report.findings.into_iter().filter(|finding| !AUDITORS.contains(&finding.code.as_str()));
+    let of_mesh = found.findings.into_iter().filter(|finding| !AUDITORS.contains(&finding.code.as_str()));
     let (problems, rest): (Vec<Finding>, Vec<Finding>) = of_mesh.partition(is_problem);
     let problems: Vec<Finding> =
         problems.into_iter().map(|finding| Finding { effect: Effect::Against, ..finding }).collect();
@@ -214,10 +208,10 @@ pub fn status(inputs: Inputs, known: &BTreeMap<String, Known>) -> Status {
         rest.into_iter().filter(|finding| finding.effect == Effect::Missing).collect();
     Status {
         format: FORMAT,
-        generated_at: report.generated_at,
+        generated_at: inputs.generated_at,
         verdict: verdict(problems.iter().chain(&missing).map(|finding| finding.effect)),
-        settings: report.settings,
-        nodes: report.nodes.into_iter().map(node).collect(),
+        settings: found.settings,
+        nodes: inputs.nodes.into_iter().map(node).collect(),
         problems,
         missing,
     }

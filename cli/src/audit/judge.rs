@@ -1,14 +1,15 @@
 //! From what was collected to the report: pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use mesh_core::evidence::{CniEvidence, Configured, DataPath, MAX_NUMBER, NodeEvidence, OtherNetwork};
 
 use super::controls::controls;
-use super::pairs;
-use super::report::{
-    Effect, FORMAT, Finding, Namespace, Node, Pair, PairState, PostQuantum, Report, Shown, Summary, Verdict,
-};
+use super::report::{Effect, FORMAT, Finding, Namespace, Node, Pair, Report, Shown, Summary, Verdict};
+
+mod walk;
+
+pub use walk::disagreeing;
 
 /// Findings of one code that are written out; the rest is counted. Pairs with faults are in the report in any case.
 const NAMED: usize = 50;
@@ -37,6 +38,13 @@ pub struct Collected {
     pub heard_at: u64,
 }
 
+impl Collected {
+    /// Its evidence, if its agent has read the list of Nodes: before, peers may be missing in it.
+    fn complete(&self) -> Option<&NodeEvidence> {
+        self.answer.as_deref().ok().filter(|evidence| evidence.synced)
+    }
+}
+
 /// Everything that was collected.
 #[derive(Clone, Debug)]
 pub struct Inputs {
@@ -56,15 +64,38 @@ pub struct Inputs {
     pub shown: Shown,
 }
 
-/// Judges.
-pub fn judge(inputs: Inputs) -> Report {
+/// What follows from what was collected, without any of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Numbers.
+    pub summary: Summary,
+    /// What was found.
+    pub findings: Vec<Finding>,
+    /// What all nodes that answered have configured; none: they differ, or nobody answered.
+    pub settings: Option<Configured>,
+    counts: BTreeMap<String, (Effect, u64)>,
+    written: Vec<Pair>,
+}
+
+/// Judges, and writes no pair down.
+pub fn outcome(inputs: &Inputs) -> Outcome {
+    weigh(inputs, None)
+}
+
+fn weigh(inputs: &Inputs, shown: Option<Shown>) -> Outcome {
     let mut findings = Findings::default();
     let mut summary = Summary::default();
-    of_nodes(&inputs, &mut findings, &mut summary);
-    let settings = of_settings(&inputs, &mut findings);
-    let pairs = of_pairs(&inputs, &mut findings, &mut summary);
-    of_namespaces(&inputs, &mut findings, &mut summary);
+    of_nodes(inputs, &mut findings, &mut summary);
+    let settings = of_settings(inputs, &mut findings);
+    let written = walk::of_pairs(inputs, shown, &mut findings, &mut summary);
+    of_namespaces(inputs, &mut findings, &mut summary);
     let (counts, findings) = findings.finish();
+    Outcome { summary, findings, settings, counts, written }
+}
+
+/// Judges, and writes the report.
+pub fn judge(inputs: Inputs) -> Report {
+    let Outcome { summary, findings, settings, counts, written } = weigh(&inputs, Some(inputs.shown));
     let controls = controls(&summary, &counts, settings.as_ref());
     let nodes = inputs.nodes.into_iter().map(|(name, collected)| match collected.answer {
         Ok(mut evidence) => {
@@ -86,7 +117,7 @@ pub fn judge(inputs: Inputs) -> Report {
         namespaces: inputs.namespaces.ok(),
         nodes: nodes.collect(),
         pairs_shown: inputs.shown,
-        pairs,
+        pairs: written,
     }
 }
 
@@ -109,23 +140,26 @@ pub fn verdict(effects: impl Iterator<Item = Effect>) -> Verdict {
     })
 }
 
-/// Findings by effect and code.
+/// Findings by effect and code: the first [`NAMED`] of each, and how many there are.
 #[derive(Debug, Default)]
-struct Findings(BTreeMap<(Effect, String), Vec<String>>);
+struct Findings(BTreeMap<(Effect, String), (Vec<String>, usize)>);
 
 impl Findings {
     fn push(&mut self, effect: Effect, code: &str, text: String) {
-        self.0.entry((effect, code.to_owned())).or_default().push(text);
+        let (texts, number) = self.0.entry((effect, code.to_owned())).or_default();
+        *number += 1;
+        if texts.len() < NAMED {
+            texts.push(text);
+        }
     }
 
     /// How many there are of each code, and those that are written out.
     fn finish(self) -> (BTreeMap<String, (Effect, u64)>, Vec<Finding>) {
         let (mut counts, mut all) = (BTreeMap::new(), Vec::new());
-        for ((effect, code), texts) in self.0 {
-            counts.insert(code.clone(), (effect, count(texts.len())));
-            let more = texts.len().saturating_sub(NAMED);
-            let finding = |text: String| Finding { effect, code: code.clone(), text };
-            all.extend(texts.into_iter().take(NAMED).map(finding));
+        for ((effect, code), (texts, number)) in self.0 {
+            counts.insert(code.clone(), (effect, count(number)));
+            let more = number - texts.len();
+            all.extend(texts.into_iter().map(|text| Finding { effect, code: code.clone(), text }));
             if more > 0 {
                 all.push(Finding { effect, code: code.clone(), text: format!("and {more} more") });
             }
@@ -469,91 +503,6 @@ fn differing(a: &Configured, b: &Configured) -> Vec<&'static str> {
         ),
     ];
     fields.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
-}
-
-/// All pairs of nodes that take part: those that announce keys, and those whose agents answered.
-fn of_pairs(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) -> Vec<Pair> {
-    let takes_part =
-        |(_, node): &(&String, &Collected)| node.answer.is_ok() || node.announced == Announced::Valid;
-    let nodes: Vec<(&String, &Collected)> = inputs.nodes.iter().filter(takes_part).collect();
-    let mut shown = Vec::new();
-    for (place, (a, of_a)) in nodes.iter().enumerate() {
-        for (b, of_b) in &nodes[place + 1..] {
-            let pair = match (&of_a.answer, &of_b.answer) {
-                (Ok(a), Ok(b)) if a.synced && b.synced => pairs::judge(a, b),
-                (a_said, b_said) => {
-                    let says = |said: &Result<Box<NodeEvidence>, String>, of: &String| {
-                        let of = of.parse().ok()?;
-                        said.as_ref().ok()?.peers.get(&of).cloned()
-                    };
-                    Pair {
-                        a: (*a).clone(),
-                        b: (*b).clone(),
-                        state: PairState::Unknown,
-                        slot: None,
-                        post_quantum: PostQuantum::Unknown,
-                        keys: Vec::new(),
-                        exempt: None,
-                        faults: Vec::new(),
-                        a_says: says(a_said, b),
-                        b_says: says(b_said, a),
-                    }
-                }
-            };
-            tally(&pair, findings, summary);
-            let faultless = pair.faults.is_empty() && pair.state != PairState::Unknown;
-            if inputs.shown == Shown::All || !faultless {
-                shown.push(pair);
-            }
-        }
-    }
-    if summary.pairs_idle > 0 {
-        let text = format!(
-            "{} pairs have had no handshake for {} s or more: nobody talks there; the next packet makes one",
-            summary.pairs_idle,
-            pairs::SESSION_SECONDS
-        );
-        findings.push(Effect::Note, "pair-idle", text);
-    }
-    shown
-}
-
-/// Nodes that are on their way from one state to another, and nodes of pairs of which the two sides do not agree, or that have a
-/// fault: worth a second look, since the two were not asked in one moment.
-pub fn disagreeing(inputs: &Inputs) -> BTreeSet<String> {
-    let heard: Vec<&NodeEvidence> =
-        inputs.nodes.values().filter_map(|node| node.answer.as_deref().ok()).collect();
-    let keyless = |node: &NodeEvidence| node.slots.iter().any(|slot| slot.device_key != Some(slot.key));
-    let moving = heard.iter().filter(|node| node.pending > 0 || !node.announced || keyless(node));
-    let mut found: BTreeSet<String> = moving.map(|node| node.node.to_string()).collect();
-    for (place, a) in heard.iter().enumerate() {
-        for b in &heard[place + 1..] {
-            let pair = pairs::judge(a, b);
-            if !pair.faults.is_empty() {
-                found.extend([pair.a, pair.b]);
-            }
-        }
-    }
-    found
-}
-
-fn tally(pair: &Pair, findings: &mut Findings, summary: &mut Summary) {
-    summary.pairs += 1;
-    *match pair.state {
-        PairState::Holds => &mut summary.pairs_holding,
-        PairState::Idle => &mut summary.pairs_idle,
-        PairState::Fails => &mut summary.pairs_failing,
-        PairState::Unknown => &mut summary.pairs_unknown,
-    } += 1;
-    match pair.post_quantum {
-        PostQuantum::Holds => summary.post_quantum_holding += 1,
-        PostQuantum::Off => summary.post_quantum_off += 1,
-        PostQuantum::Fails => summary.post_quantum_failing += 1,
-        PostQuantum::Unknown => {}
-    }
-    for fault in &pair.faults {
-        findings.push(Effect::Against, &fault.code, fault.text.clone());
-    }
 }
 
 fn of_namespaces(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) {

@@ -2,6 +2,8 @@
 
 use keyring::psk::Effective;
 use mesh_core::evidence::{NodeEvidence, Note, PeerEvidence, PeerSlot, PskState};
+use mesh_core::name::NodeName;
+use mesh_core::psk::Mode;
 use mesh_core::slot::Slot;
 
 use super::report::{Pair, PairKey, PairState, PostQuantum};
@@ -199,11 +201,49 @@ pub const fn psk_words(state: PskState) -> &'static str {
     }
 }
 
+/// What follows for a pair, without what its sides say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Whether what they send each other is encrypted.
+    pub state: PairState,
+    /// The slot on which they send.
+    pub slot: Option<Slot>,
+    /// Its pre-shared key.
+    pub post_quantum: PostQuantum,
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+}
+
+impl Judged {
+    /// Of a pair of which too little was heard.
+    pub const fn unknown() -> Self {
+        let (state, post_quantum) = (PairState::Unknown, PostQuantum::Unknown);
+        Self { state, slot: None, post_quantum, faults: Vec::new() }
+    }
+
+    fn new(slot: Option<Slot>, idle: bool, post_quantum: PostQuantum, faults: Vec<Fault>) -> Self {
+        let state = match faults.iter().any(Fault::is_of_encryption) {
+            true => PairState::Fails,
+            false if slot.is_none() => PairState::Fails,
+            false if idle => PairState::Idle,
+            false => PairState::Holds,
+        };
+        Self { state, slot, post_quantum, faults }
+    }
+
+    /// Nothing is wrong with it, and enough is known.
+    pub fn is_sound(&self) -> bool {
+        self.faults.is_empty() && self.state != PairState::Unknown
+    }
+}
+
 /// One side: what a node says of itself and of the other.
 #[derive(Clone, Copy)]
 struct Side<'a> {
     node: &'a NodeEvidence,
     of: &'a PeerEvidence,
+    /// The other, as this side calls it.
+    peer: &'a NodeName,
 }
 
 impl Side<'_> {
@@ -211,51 +251,59 @@ impl Side<'_> {
         self.node.node.to_string()
     }
 
+    fn other(&self) -> String {
+        self.peer.to_string()
+    }
+
     fn slot(&self, slot: Slot) -> &PeerSlot {
         &self.of.slots[slot.index()]
     }
 }
 
+/// What both say of each other, if both do.
+fn sides<'a>(a: &'a NodeEvidence, b: &'a NodeEvidence) -> Option<[Side<'a>; 2]> {
+    let (a_says, b_says) = (a.peers.get(&b.node)?, b.peers.get(&a.node)?);
+    Some([Side { node: a, of: a_says, peer: &b.node }, Side { node: b, of: b_says, peer: &a.node }])
+}
+
 /// Judges a pair of which both sides were heard; `a` has the smaller name.
 pub fn judge(a: &NodeEvidence, b: &NodeEvidence) -> Pair {
-    let (a_says, b_says) = (a.peers.get(&b.node), b.peers.get(&a.node));
+    written(a, b, &weigh(a, b))
+}
+
+/// What follows for the pair. Of half a million pairs nothing is copied that is in order.
+pub fn weigh(a: &NodeEvidence, b: &NodeEvidence) -> Judged {
     let mut faults = Vec::new();
-    for (by, of, said) in [(a, b, a_says), (b, a, b_says)] {
-        if said.is_none() {
-            faults.push(Fault::NotAPeer { by: by.node.to_string(), of: of.node.to_string() });
-        }
+    let Some([a, b]) = sides(a, b) else {
+        let strange = [(a, b), (b, a)].into_iter().filter(|(by, of)| !by.peers.contains_key(&of.node));
+        faults.extend(
+            strange.map(|(by, of)| Fault::NotAPeer { by: by.node.to_string(), of: of.node.to_string() }),
+        );
+        return Judged::new(None, false, PostQuantum::Fails, faults);
+    };
+    for (by, of) in [(a, b), (b, a)] {
+        keys(by, of, &mut faults);
     }
-    let mut pair = Pair {
+    let slot = in_use(a, b, &mut faults);
+    let idle = slot.is_some_and(|slot| [a, b].map(|side| session(side, slot, &mut faults)).contains(&true));
+    let post_quantum = pre_shared(a, b, slot, &mut faults);
+    Judged::new(slot, idle, post_quantum, faults)
+}
+
+/// A pair as the report has it, with what both say.
+pub fn written(a: &NodeEvidence, b: &NodeEvidence, judged: &Judged) -> Pair {
+    Pair {
         a: a.node.to_string(),
         b: b.node.to_string(),
-        state: PairState::Fails,
-        slot: None,
-        post_quantum: PostQuantum::Fails,
-        keys: Vec::new(),
-        exempt: None,
-        faults: Vec::new(),
-        a_says: a_says.cloned(),
-        b_says: b_says.cloned(),
-    };
-    if let (Some(a_says), Some(b_says)) = (a_says, b_says) {
-        let (a, b) = (Side { node: a, of: a_says }, Side { node: b, of: b_says });
-        for (by, of) in [(a, b), (b, a)] {
-            keys(by, of, &mut faults);
-        }
-        pair.slot = in_use(a, b, &mut faults);
-        let idle = pair.slot.is_some_and(|slot| session(a, b, slot, &mut faults));
-        pair.post_quantum = pre_shared(a, b, pair.slot, &mut faults);
-        pair.keys = pair.slot.map(|slot| [a, b].map(|side| key(side.node, slot)).into()).unwrap_or_default();
-        pair.exempt = Some(exempt(a, b));
-        pair.state = match faults.iter().any(Fault::is_of_encryption) {
-            true => PairState::Fails,
-            false if pair.slot.is_none() => PairState::Fails,
-            false if idle => PairState::Idle,
-            false => PairState::Holds,
-        };
+        state: judged.state,
+        slot: judged.slot,
+        post_quantum: judged.post_quantum,
+        keys: judged.slot.map(|slot| [a, b].map(|node| key(node, slot)).into()).unwrap_or_default(),
+        exempt: sides(a, b).map(|[a, b]| exempt(a, b)),
+        faults: judged.faults.iter().map(note).collect(),
+        a_says: a.peers.get(&b.node).cloned(),
+        b_says: b.peers.get(&a.node).cloned(),
     }
-    pair.faults = faults.iter().map(note).collect();
-    pair
 }
 
 fn key(node: &NodeEvidence, slot: Slot) -> PairKey {
@@ -289,21 +337,22 @@ fn keys(by: Side<'_>, of: Side<'_>, faults: &mut Vec<Fault>) {
             let (believed, has) = (believed.epoch.0, has.epoch.0);
             faults.push(Fault::KeysDiffer { by: by.name(), of: of.name(), slot, believed, has });
         }
-        let own = &by.node.slots[slot.index()];
-        if own.device_key != Some(own.key) {
-            faults.push(Fault::DeviceKey { node: by.name(), slot });
-        }
+        device(by, slot, faults);
+    }
+}
+
+/// Does the device of a slot use the node's own key?
+fn device(by: Side<'_>, slot: Slot, faults: &mut Vec<Fault>) {
+    let own = &by.node.slots[slot.index()];
+    if own.device_key != Some(own.key) {
+        faults.push(Fault::DeviceKey { node: by.name(), slot });
     }
 }
 
 /// The slot on which both send.
 fn in_use(a: Side<'_>, b: Side<'_>, faults: &mut Vec<Fault>) -> Option<Slot> {
-    for (by, of) in [(a, b), (b, a)] {
-        if by.of.sends_by.is_none() {
-            faults.push(Fault::NoRoute { by: by.name(), of: of.name() });
-        }
-    }
-    let (a_slot, b_slot) = (a.of.sends_by?, b.of.sends_by?);
+    let (a_slot, b_slot) = (route(a, faults), route(b, faults));
+    let (a_slot, b_slot) = (a_slot?, b_slot?);
     if a_slot != b_slot {
         faults.push(Fault::SlotsDiffer { a: a.name(), a_slot, b: b.name(), b_slot });
         return None;
@@ -311,33 +360,56 @@ fn in_use(a: Side<'_>, b: Side<'_>, faults: &mut Vec<Fault>) -> Option<Slot> {
     Some(a_slot)
 }
 
-/// Do both have a session there? True: they had, and it is over.
-fn session(a: Side<'_>, b: Side<'_>, slot: Slot, faults: &mut Vec<Fault>) -> bool {
-    let mut idle = false;
-    for (by, of) in [(a, b), (b, a)] {
-        let (name, other) = (by.name(), of.name());
-        let Some(entry) = &by.slot(slot).entry else {
-            faults.push(Fault::NoEntry { by: name, of: other, slot });
-            continue;
-        };
-        if let Some(seconds) = entry.unanswered.filter(|seconds| *seconds >= PATIENCE_SECONDS) {
-            faults.push(Fault::Unanswered { by: name.clone(), of: other.clone(), slot, seconds });
-        }
-        match entry.handshake_at {
-            None => faults.push(Fault::NoHandshake { by: name, of: other, slot }),
-            Some(_) if !entry.confirmed => faults.push(Fault::OldHandshake { by: name, of: other, slot }),
-            Some(at) => idle |= by.node.at.saturating_sub(at) >= SESSION_SECONDS,
-        }
+/// The slot on which a side sends.
+fn route(by: Side<'_>, faults: &mut Vec<Fault>) -> Option<Slot> {
+    if by.of.sends_by.is_none() {
+        faults.push(Fault::NoRoute { by: by.name(), of: by.other() });
     }
-    idle
+    by.of.sends_by
+}
+
+/// Has a side a session there? True: it had, and it is over.
+fn session(by: Side<'_>, slot: Slot, faults: &mut Vec<Fault>) -> bool {
+    let Some(entry) = &by.slot(slot).entry else {
+        faults.push(Fault::NoEntry { by: by.name(), of: by.other(), slot });
+        return false;
+    };
+    if let Some(seconds) = entry.unanswered.filter(|seconds| *seconds >= PATIENCE_SECONDS) {
+        faults.push(Fault::Unanswered { by: by.name(), of: by.other(), slot, seconds });
+    }
+    match entry.handshake_at {
+        None => faults.push(Fault::NoHandshake { by: by.name(), of: by.other(), slot }),
+        Some(_) if !entry.confirmed => {
+            faults.push(Fault::OldHandshake { by: by.name(), of: by.other(), slot });
+        }
+        Some(at) => return by.node.at.saturating_sub(at) >= SESSION_SECONDS,
+    }
+    false
+}
+
+/// Is a pre-shared key to be agreed?
+fn wants(a: Mode, b: Mode) -> bool {
+    match Effective::of(a, b) {
+        Effective::Off => false,
+        Effective::Prefer | Effective::Require | Effective::Conflict => true,
+    }
+}
+
+/// What a side says is wrong with the pre-shared key of a slot; `wanted`: there should be one in use.
+fn lacks(by: Side<'_>, slot: Slot, wanted: bool, faults: &mut Vec<Fault>) {
+    let state = by.slot(slot).psk.state;
+    if matches!(state, PskState::Overdue | PskState::Lost) {
+        let state = psk_words(state);
+        faults.push(Fault::PskOverdue { by: by.name(), of: by.other(), slot, state });
+    } else if wanted && state != PskState::Open {
+        let state = psk_words(state);
+        faults.push(Fault::PskMissing { by: by.name(), of: by.other(), slot, state });
+    }
 }
 
 /// The pre-shared key of the slot in use, and what is wrong with those of both.
 fn pre_shared(a: Side<'_>, b: Side<'_>, in_use: Option<Slot>, faults: &mut Vec<Fault>) -> PostQuantum {
-    let wanted = match Effective::of(a.node.settings.post_quantum, b.node.settings.post_quantum) {
-        Effective::Off => false,
-        Effective::Prefer | Effective::Require | Effective::Conflict => true,
-    };
+    let wanted = wants(a.node.settings.post_quantum, b.node.settings.post_quantum);
     let (before, mut open) = (faults.len(), false);
     for slot in Slot::ALL {
         let device = |side: Side<'_>| side.slot(slot).entry.as_ref().map(|entry| entry.psk);
@@ -348,15 +420,8 @@ fn pre_shared(a: Side<'_>, b: Side<'_>, in_use: Option<Slot>, faults: &mut Vec<F
         {
             faults.push(Fault::PskDiffers { a: a.name(), b: b.name(), slot });
         }
-        for (by, of) in [(a, b), (b, a)] {
-            let state = by.slot(slot).psk.state;
-            if matches!(state, PskState::Overdue | PskState::Lost) {
-                let state = psk_words(state);
-                faults.push(Fault::PskOverdue { by: by.name(), of: of.name(), slot, state });
-            } else if wanted && in_use == Some(slot) && state != PskState::Open {
-                let state = psk_words(state);
-                faults.push(Fault::PskMissing { by: by.name(), of: of.name(), slot, state });
-            }
+        for by in [a, b] {
+            lacks(by, slot, wanted && in_use == Some(slot), faults);
         }
         if in_use == Some(slot) {
             // Both say open, and of one key, which is the one that both devices have.

@@ -10,7 +10,7 @@ use mesh_core::numbers::{MIN_MTU, OVERHEAD, SLOT_PORTS};
 use mesh_core::prefix::{inside, overlap};
 
 use super::{Check, Diagnosis, Examination, FORMAT, Said};
-use crate::audit::judge::{Inputs, judge, verdict};
+use crate::audit::judge::{Inputs, outcome, verdict};
 use crate::audit::report::{Effect, Finding};
 use crate::output::Verdict;
 
@@ -23,6 +23,9 @@ const SCARCE_PERCENT: u64 = 10;
 
 /// The check that asks no agent.
 const CONTROL_PLANE: &str = "control plane";
+
+/// Evidence of the nodes whose agents have answered.
+type Heard<'a> = BTreeMap<&'a str, &'a NodeEvidence>;
 
 /// Findings of one check.
 struct Findings {
@@ -60,13 +63,12 @@ fn check(name: &'static str, looked: String, find: impl FnOnce(&mut Findings)) -
 }
 
 /// Examines.
-pub fn examine(inputs: Inputs, said: &Said) -> Examination {
+pub fn examine(inputs: &Inputs, said: &Said) -> Examination {
     let answers = inputs.nodes.iter();
-    let heard: BTreeMap<String, NodeEvidence> = answers
-        .filter_map(|(name, node)| Some((name.clone(), (**node.answer.as_ref().ok()?).clone())))
-        .collect();
+    let heard: Heard<'_> =
+        answers.filter_map(|(name, node)| Some((name.as_str(), node.answer.as_deref().ok()?))).collect();
     let all = inputs.nodes.len();
-    let report = judge(inputs);
+    let report = outcome(inputs);
     let of = |list: &'static [&'static str]| {
         let matches = move |finding: &&Finding| list.iter().any(|code| finding.code.starts_with(code));
         report.findings.iter().filter(matches).cloned().collect::<Vec<Finding>>()
@@ -116,7 +118,7 @@ pub fn examine(inputs: Inputs, said: &Said) -> Examination {
         by_agents.for_each(|check| check.verdict = check.verdict.max(Verdict::Incomplete));
     }
     let verdict = checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Incomplete);
-    Examination { format: FORMAT, generated_at: report.generated_at, verdict, checks }
+    Examination { format: FORMAT, generated_at: inputs.generated_at.clone(), verdict, checks }
 }
 
 /// Codes of the judge, by check.
@@ -203,7 +205,7 @@ fn remedy(code: &str) -> &'static str {
     }
 }
 
-fn control_plane(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
+fn control_plane(heard: &Heard<'_>, said: &Said) -> Check {
     let addresses = said.api_servers.as_ref().map(|all| all.len()).unwrap_or(0);
     check(
         "control plane",
@@ -237,7 +239,7 @@ fn control_plane(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
                 }
                 let exempt =
                     |node: &NodeEvidence| node.exemptions.prefixes.iter().any(|net| net.contains(server));
-                if !heard.is_empty() && heard.values().all(exempt) {
+                if !heard.is_empty() && heard.values().copied().all(exempt) {
                     findings.push(
                         Effect::Note,
                         "control-plane-exempt",
@@ -257,13 +259,13 @@ fn control_plane(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
     )
 }
 
-fn kernels(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
+fn kernels(heard: &Heard<'_>, said: &Said) -> Check {
     check(
         "kernels",
         format!("releases, tested are {}.{} and later, and WireGuard", KERNEL.0, KERNEL.1),
         |findings| {
             for (name, node) in &said.nodes {
-                let evidence = heard.get(name).and_then(|evidence| evidence.host.as_ref());
+                let evidence = heard.get(name.as_str()).and_then(|evidence| evidence.host.as_ref());
                 let release = evidence.and_then(|host| host.kernel.as_ref()).or(node.kernel.as_ref());
                 let Some(release) = release else {
                     findings.push(
@@ -286,7 +288,7 @@ fn kernels(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
             let slow: Vec<&str> = heard
                 .iter()
                 .filter(|(_, node)| node.wireguard == Engine::Userspace)
-                .map(|(name, _)| name.as_str())
+                .map(|(&name, _)| name)
                 .collect();
             if !slow.is_empty() {
                 findings.push(
@@ -319,7 +321,7 @@ fn ways(node: &NodeEvidence) -> (usize, usize) {
     (node.peers.values().filter(|peer| peer.path.is_some()).count(), node.peers.len())
 }
 
-fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
+fn mtu(heard: &Heard<'_>) -> Check {
     let (tried, pairs) = heard.values().fold((0, 0), |(tried, pairs), node| {
         let (some, all) = ways(node);
         (tried + some, pairs + all)
@@ -333,7 +335,7 @@ fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
         untried(heard, (tried, pairs), findings);
         let mut uplinks: Vec<(u32, &str)> = Vec::new();
         let mut tunnels: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
-        for (name, node) in heard {
+        for (&name, node) in heard {
             let Some(host) = &node.host else {
                 findings.push(
                     Effect::Missing,
@@ -380,7 +382,7 @@ fn mtu(heard: &BTreeMap<String, NodeEvidence>) -> Check {
 
 /// Ways that were not tried: nothing is known of them. Some have their turn in each run; of a node that has tried none, or could not,
 /// another run may bring nothing either.
-fn untried(heard: &BTreeMap<String, NodeEvidence>, (tried, pairs): (usize, usize), findings: &mut Findings) {
+fn untried(heard: &Heard<'_>, (tried, pairs): (usize, usize), findings: &mut Findings) {
     const CODE: &str = "paths-untried";
     let mut left = 0;
     for (name, node) in heard {
@@ -415,7 +417,7 @@ fn untried(heard: &BTreeMap<String, NodeEvidence>, (tried, pairs): (usize, usize
 }
 
 /// What echoes have shown of the ways between nodes.
-fn paths(heard: &BTreeMap<String, NodeEvidence>, findings: &mut Findings) {
+fn paths(heard: &Heard<'_>, findings: &mut Findings) {
     let ways =
         heard.iter().flat_map(|(from, node)| node.peers.iter().map(move |(to, peer)| (from, to, peer)));
     for (from, to, path) in ways.filter_map(|(from, to, peer)| Some((from, to, peer.path?))) {
@@ -457,7 +459,7 @@ fn paths(heard: &BTreeMap<String, NodeEvidence>, findings: &mut Findings) {
     }
 }
 
-fn prefixes(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
+fn prefixes(heard: &Heard<'_>, said: &Said) -> Check {
     let looked =
         "pod CIDRs of configuration and nodes against InternalIPs, addresses of Services, and each other";
     check("prefixes", looked.to_owned(), |findings| {
@@ -541,7 +543,7 @@ fn prefixes(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
     })
 }
 
-fn headroom(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
+fn headroom(heard: &Heard<'_>, said: &Said) -> Check {
     check(
         "headroom",
         "addresses left for pods on each node, and pod CIDRs left for nodes".to_owned(),
@@ -599,7 +601,7 @@ fn headroom(heard: &BTreeMap<String, NodeEvidence>, said: &Said) -> Check {
     )
 }
 
-fn leftovers(heard: &BTreeMap<String, NodeEvidence>) -> Check {
+fn leftovers(heard: &Heard<'_>) -> Check {
     check("leftovers", "devices of other cluster networks on the nodes".to_owned(), |findings| {
         for (name, node) in heard {
             let Some(host) = &node.host else {

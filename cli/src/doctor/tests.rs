@@ -24,7 +24,7 @@ fn said(nodes: u8) -> Said {
 
 /// Codes of what is found, but for those of healthy clusters.
 fn codes(inputs: Inputs, said: &Said) -> (Vec<String>, u8) {
-    let found = examine(inputs, said);
+    let found = examine(&inputs, said);
     let codes = found.checks.iter().flat_map(|check| &check.findings).map(|finding| finding.code.clone());
     (codes.collect(), found.verdict.exit_code())
 }
@@ -45,7 +45,7 @@ fn path(inputs: &mut Inputs, result: PathResult) {
 
 #[test]
 fn a_healthy_cluster_has_no_finding() {
-    let found = examine(inputs(3), &said(3));
+    let found = examine(&inputs(3), &said(3));
     expect![[r#"
         12 checks: 12 well, 0 with faults, 0 not known
 
@@ -99,7 +99,7 @@ fn each_finding_comes_with_its_remedy() {
     host.pools[0].used = 240;
     of(&mut inputs, 2).host.as_mut().unwrap().uplink_mtu = Some(1450);
     said.api_servers = Ok(BTreeSet::from(["198.51.100.1".parse().unwrap()]));
-    let found = examine(inputs, &said);
+    let found = examine(&inputs, &said);
     expect![[r#"
         12 checks: 1 well, 4 with faults, 7 not known
 
@@ -275,7 +275,7 @@ fn a_narrow_path_is_named_with_the_mtu_that_it_takes() {
     let remedy = |result| {
         let mut inputs = inputs(2);
         path(&mut inputs, result);
-        let found = examine(inputs, &said(2));
+        let found = examine(&inputs, &said(2));
         let check = found.checks.into_iter().find(|check| check.name == "mtu").unwrap();
         assert!(check.looked.contains("2 of 2 ways between nodes were tried"), "{}", check.looked);
         let finding = check.findings.into_iter().next().map(|finding| (finding.text, finding.remedy));
@@ -305,7 +305,7 @@ fn ways_that_were_not_tried_are_named_and_a_round_that_failed_is_not_well() {
     let mtu = |change: fn(&mut Inputs)| {
         let mut inputs = inputs(3);
         change(&mut inputs);
-        let found = examine(inputs, &said(3));
+        let found = examine(&inputs, &said(3));
         let check = found.checks.into_iter().find(|check| check.name == "mtu").unwrap();
         assert!(check.findings.iter().all(|finding| finding.code == "paths-untried"), "{check:?}");
         let texts = check.findings.iter().map(|finding| format!("{:?}: {}", finding.effect, finding.text));
@@ -329,7 +329,7 @@ fn ways_that_were_not_tried_are_named_and_a_round_that_failed_is_not_well() {
     let words = "Missing: node node-3: its agent could not try what its paths take, 2 of 2 ways were tried before: no raw socket";
     assert_eq!(mtu(failed), (Verdict::Incomplete, vec![words.to_owned()]));
     // Who has no peer has nothing to try.
-    let found = examine(inputs(1), &said(1));
+    let found = examine(&inputs(1), &said(1));
     assert_eq!(found.verdict, Verdict::Holds);
 }
 
@@ -339,7 +339,7 @@ fn of_hundreds_of_nodes_with_one_fault_some_are_named_and_all_are_counted() {
     for node in 1..=30 {
         of(&mut inputs, node).host.as_mut().unwrap().foreign_links = vec!["weave".into()];
     }
-    let found = examine(inputs, &said);
+    let found = examine(&inputs, &said);
     let check = found.checks.iter().find(|check| check.name == "leftovers").unwrap();
     assert_eq!(check.findings.len(), 21);
     assert_eq!(check.findings[20].text, "and 10 more");
@@ -350,7 +350,7 @@ fn of_who_is_silent_no_check_says_that_all_is_well() {
     for silent in 1..=3 {
         let mut inputs = inputs(3);
         inputs.nodes.get_mut(&format!("node-{silent}")).unwrap().answer = Err("away".into());
-        let found = examine(inputs, &said(3));
+        let found = examine(&inputs, &said(3));
         let well: Vec<&str> = found
             .checks
             .iter()

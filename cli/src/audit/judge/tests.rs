@@ -1,9 +1,10 @@
 use super::super::fixture::{NOW, inputs, namespace, of, says};
-use super::super::report::DefaultRule;
+use super::super::report::{DefaultRule, PairState};
 use super::*;
-use mesh_core::evidence::{DestroyedKey, Note};
+use mesh_core::evidence::{DestroyedKey, Note, PskState};
 use mesh_core::slot::Slot;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 type Change = fn(&mut Inputs);
 
@@ -175,7 +176,7 @@ fn each_fact_has_its_verdict_and_its_controls() {
     );
     check(
         "a pair without its pre-shared key",
-        |all| says(all, 1, 2).slots[0].psk.state = mesh_core::evidence::PskState::Waiting,
+        |all| says(all, 1, 2).slots[0].psk.state = PskState::Waiting,
         &["psk-missing"],
         DoesNotHold,
         &["SC-12"],
@@ -370,4 +371,14 @@ fn host_traffic_that_is_on_is_claimed_for_peers_alone_with_whom_it_is_closed() {
         });
         assert_eq!(limited, plain, "{path:?}");
     }
+}
+
+#[test]
+fn who_writes_no_pair_down_finds_the_same() {
+    let mut all = inputs(4);
+    says(&mut all, 1, 2).sends_by = Some(Slot::One);
+    all.nodes.get_mut("node-4").unwrap().answer = Err("away".into());
+    let (found, report) = (outcome(&all), judge(all));
+    assert_eq!((&found.findings, &found.summary), (&report.findings, &report.summary));
+    assert_eq!((found.written.len(), report.pairs.len()), (0, 6));
 }

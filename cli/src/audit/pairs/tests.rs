@@ -3,12 +3,12 @@ use super::*;
 use mesh_core::announcement::Epoch;
 use mesh_core::evidence::Entry;
 use mesh_core::key::PublicKey;
-use mesh_core::psk::{Mode, PskId};
+use mesh_core::psk::PskId;
 use proptest::prelude::*;
 
 type Break = fn(&mut NodeEvidence);
 
-fn other(node: &NodeEvidence) -> mesh_core::name::NodeName {
+fn other(node: &NodeEvidence) -> NodeName {
     node.peers.keys().next().unwrap().clone()
 }
 
@@ -112,14 +112,16 @@ fn each_way_in_which_one_side_can_disagree_has_its_verdict() {
     check("lost", |n| said(n).slots[0].psk.state = PskState::Lost, Holds, P::Fails, &["psk-overdue"]);
 }
 
+/// Takes the pre-shared keys away.
+fn bare(node: &mut NodeEvidence) {
+    for slot in &mut said(node).slots {
+        slot.psk = mesh_core::evidence::PskEvidence::default();
+        slot.entry.as_mut().unwrap().psk = None;
+    }
+}
+
 #[test]
 fn where_one_side_takes_no_part_there_is_no_key_to_miss() {
-    let bare = |node: &mut NodeEvidence| {
-        for slot in &mut said(node).slots {
-            slot.psk = mesh_core::evidence::PskEvidence::default();
-            slot.entry.as_mut().unwrap().psk = None;
-        }
-    };
     let judged = |modes: [Mode; 2]| {
         let mut both = [evidence(1, 2), evidence(2, 2)];
         for (node, mode) in both.iter_mut().zip(modes) {

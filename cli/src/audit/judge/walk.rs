@@ -1,0 +1,107 @@
+//! All pairs. A thousand nodes are half a million, so each is weighed where it lies, and written down only where it is shown.
+
+use std::collections::BTreeSet;
+
+use mesh_core::evidence::NodeEvidence;
+use mesh_core::name::NodeName;
+
+use super::super::pairs::{self, Judged, SESSION_SECONDS};
+use super::super::report::{Effect, Pair, PairState, PostQuantum, Shown, Summary};
+use super::{Announced, Collected, Findings, Inputs};
+
+/// All pairs of nodes that take part: those that announce keys, and those whose agents answered. `shown`: which of them are written
+/// down; none: none.
+pub(super) fn of_pairs(
+    inputs: &Inputs,
+    shown: Option<Shown>,
+    findings: &mut Findings,
+    summary: &mut Summary,
+) -> Vec<Pair> {
+    let takes_part =
+        |(_, node): &(&String, &Collected)| node.answer.is_ok() || node.announced == Announced::Valid;
+    let nodes: Vec<(&String, &Collected)> = inputs.nodes.iter().filter(takes_part).collect();
+    let wanted = |judged: &Judged| match shown {
+        None => false,
+        Some(Shown::All) => true,
+        Some(Shown::Faulty) => !judged.is_sound(),
+    };
+    let mut written = Vec::new();
+    for (place, &(name, collected)) in nodes.iter().enumerate() {
+        for &(other, of_other) in &nodes[place + 1..] {
+            let both = collected.complete().zip(of_other.complete());
+            let judged = both.map_or_else(Judged::unknown, |(a, b)| pairs::weigh(a, b));
+            tally(&judged, findings, summary);
+            if wanted(&judged) {
+                written.push(match both {
+                    Some((a, b)) => pairs::written(a, b, &judged),
+                    None => half_heard((name, collected), (other, of_other)),
+                });
+            }
+        }
+    }
+    if summary.pairs_idle > 0 {
+        let text = format!(
+            "{} pairs have had no handshake for {SESSION_SECONDS} s or more: nobody talks there; the next packet makes one",
+            summary.pairs_idle
+        );
+        findings.push(Effect::Note, "pair-idle", text);
+    }
+    written
+}
+
+/// A pair of which too little was heard, with what there is.
+fn half_heard((a, of_a): (&str, &Collected), (b, of_b): (&str, &Collected)) -> Pair {
+    let says = |by: &Collected, of: &str| {
+        let of: NodeName = of.parse().ok()?;
+        by.answer.as_ref().ok()?.peers.get(&of).cloned()
+    };
+    Pair {
+        a: a.to_owned(),
+        b: b.to_owned(),
+        state: PairState::Unknown,
+        slot: None,
+        post_quantum: PostQuantum::Unknown,
+        keys: Vec::new(),
+        exempt: None,
+        faults: Vec::new(),
+        a_says: says(of_a, b),
+        b_says: says(of_b, a),
+    }
+}
+
+/// Nodes that are on their way from one state to another, and nodes of pairs of which the two sides do not agree, or that have a
+/// fault: worth a second look, since the two were not asked in one moment.
+pub fn disagreeing(inputs: &Inputs) -> BTreeSet<String> {
+    let heard: Vec<&NodeEvidence> =
+        inputs.nodes.values().filter_map(|node| node.answer.as_deref().ok()).collect();
+    let keyless = |node: &NodeEvidence| node.slots.iter().any(|slot| slot.device_key != Some(slot.key));
+    let moving = heard.iter().filter(|node| node.pending > 0 || !node.announced || keyless(node));
+    let mut found: BTreeSet<String> = moving.map(|node| node.node.to_string()).collect();
+    for (place, a) in heard.iter().enumerate() {
+        for b in &heard[place + 1..] {
+            if !pairs::weigh(a, b).faults.is_empty() {
+                found.extend([a, b].map(|node| node.node.to_string()));
+            }
+        }
+    }
+    found
+}
+
+fn tally(judged: &Judged, findings: &mut Findings, summary: &mut Summary) {
+    summary.pairs += 1;
+    *match judged.state {
+        PairState::Holds => &mut summary.pairs_holding,
+        PairState::Idle => &mut summary.pairs_idle,
+        PairState::Fails => &mut summary.pairs_failing,
+        PairState::Unknown => &mut summary.pairs_unknown,
+    } += 1;
+    match judged.post_quantum {
+        PostQuantum::Holds => summary.post_quantum_holding += 1,
+        PostQuantum::Off => summary.post_quantum_off += 1,
+        PostQuantum::Fails => summary.post_quantum_failing += 1,
+        PostQuantum::Unknown => {}
+    }
+    for fault in &judged.faults {
+        findings.push(Effect::Against, fault.code(), fault.to_string());
+    }
+}
