@@ -229,7 +229,7 @@ async fn collect_all(args: &ReportArgs, api: Option<&Cluster>) -> Result<Inputs,
 }
 
 /// Asks every agent; `looks` times in all those that are moving or whose pairs do not agree. `nodes`: what the API says of them, or why
-/// that is not known. Namespaces are not asked for.
+/// that is not known. Namespaces and joined clusters are not asked for.
 ///
 /// # Errors
 /// An agent's address cannot be used.
@@ -265,6 +265,7 @@ pub async fn gather(
         nodes: heard.nodes.into_iter().map(collected).collect(),
         nodes_unread,
         strangers: heard.strangers,
+        clusters: Ok(BTreeMap::new()),
         namespaces: Ok(Vec::new()),
         shown: Shown::Faulty,
     };

@@ -211,10 +211,14 @@ impl Way {
     async fn waiting(&self, name: &str) -> Result<Option<String>, JoinError> {
         let api: Api<DynamicObject> = Api::all_with(self.cluster.client.clone(), &resource());
         let object = self.within(asked("get", "clusterpeers.hawser.dev", false), api.get(name)).await?;
-        let conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let why = waiting(&conditions, object.metadata.generation);
-        Ok(why.map(|why| format!("{}, ClusterPeer {name}: {why}", self.place)))
+        Ok(unconnected(&object).map(|why| format!("{}, ClusterPeer {name}: {why}", self.place)))
     }
+}
+
+/// Why a ClusterPeer is not connected; none: it is.
+pub(crate) fn unconnected(peer: &DynamicObject) -> Option<String> {
+    let conditions = peer.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    waiting(&conditions, peer.metadata.generation)
 }
 
 /// Why a ClusterPeer of this generation is not connected, by its conditions; none: it is.

@@ -16,8 +16,9 @@ use serde::Serialize;
 
 use crate::agents::{self, AgentArgs, AgentError, Targets};
 use crate::api::{Access, ApiError, Cluster, OPERATOR};
-use crate::audit::collect::Nodes;
+use crate::audit::collect::{self, Nodes};
 use crate::audit::gather;
+use crate::audit::judge::Inputs;
 use crate::audit::report::Effect;
 use crate::output::{self, EXIT_CODES, Form, Progress, Verdict, line, section, table};
 use crate::policy::facts::{cidrs_of, internal_ips};
@@ -132,10 +133,11 @@ pub async fn run(args: &DoctorArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
         services: services(&cluster).await.map_err(|why| why.to_string()),
         api_servers: api_servers(&cluster).await.map_err(|why| why.to_string()),
     };
+    let clusters = collect::clusters(&cluster).await.map_err(|why| why.to_string());
     let nodes = Nodes::of(&nodes);
     try_paths(&args.agents, &cluster, &nodes).await?;
     let inputs = gather(&args.agents, Some(&cluster), Ok(nodes), LOOKS).await?;
-    let examination = examine(&inputs, &said);
+    let examination = examine(&Inputs { clusters, ..inputs }, &said);
     output::write(out, args.output, &examination, || render(&examination))?;
     Ok(examination.verdict.exit_code())
 }

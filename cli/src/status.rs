@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::agents::{AgentArgs, AgentError};
 use crate::api::{Access, ApiError, OPERATOR};
-use crate::audit::collect::Nodes;
+use crate::audit::collect::{self, Nodes};
 use crate::audit::gather;
 use crate::audit::judge::{Collected, Inputs, outcome, verdict};
 use crate::audit::pairs::SESSION_SECONDS;
@@ -181,8 +181,9 @@ pub async fn run(args: &StatusArgs, out: &mut (dyn Write + Send)) -> Result<u8, 
     let cluster = args.access.cluster(OPERATOR, args.agents.deadline()).await?;
     let nodes: Vec<NodeObject> = cluster.all_of_cluster("nodes").await?;
     let known = nodes.iter().map(|node| (node.name_any(), Known::of(node))).collect();
+    let clusters = collect::clusters(&cluster).await.map_err(|why| why.to_string());
     let inputs = gather(&args.agents, Some(&cluster), Ok(Nodes::of(&nodes)), LOOKS).await?;
-    let status = status(inputs, &known);
+    let status = status(Inputs { clusters, ..inputs }, &known);
     output::write(out, args.output, &status, || text::render(&status))?;
     Ok(status.verdict.exit_code())
 }

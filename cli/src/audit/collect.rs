@@ -11,6 +11,7 @@ use super::judge::Announced;
 use super::namespaces;
 use super::report::Namespace;
 use crate::api::{ApiError, Cluster};
+use crate::clustermesh;
 use crate::status::Known;
 
 /// What the API says of Nodes.
@@ -40,6 +41,21 @@ impl Nodes {
 pub async fn nodes(cluster: &Cluster) -> Result<Nodes, ApiError> {
     let nodes: Vec<NodeObject> = cluster.all_of_cluster("nodes").await?;
     Ok(Nodes::of(&nodes))
+}
+
+/// Why joined clusters are not connected, by their names: what the conditions of their ClusterPeers say.
+///
+/// # Errors
+/// They cannot be listed.
+pub async fn clusters(cluster: &Cluster) -> Result<BTreeMap<String, String>, ApiError> {
+    let asked = ("clusterpeers.hawser.dev", None);
+    let peers = match cluster.all_dynamic(&clustermesh::resource(), asked).await {
+        // Who joins no clusters may do without the kind.
+        Err(ApiError::Absent { .. }) => Vec::new(),
+        listed => listed?,
+    };
+    let apart = peers.iter().filter_map(|peer| Some((peer.name_any(), clustermesh::unconnected(peer)?)));
+    Ok(apart.collect())
 }
 
 /// What a Node announces.

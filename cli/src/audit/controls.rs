@@ -123,7 +123,7 @@ pub fn controls(summary: &Summary, counts: &Counts, settings: Option<&Configured
             "Cryptographic Key Establishment and Management",
             [&KEYS[..], &["pair-keys-differ", "pair-device-key", "pair-old-handshake"], &Fault::PSK].concat(),
             vec![keys, age, quantum],
-            key_limits(noted("rotation-on-demand"), settings),
+            key_limits(summary, noted("rotation-on-demand"), settings),
         ),
         draft(
             NIST,
@@ -223,7 +223,7 @@ fn flow_limits(summary: &Summary) -> Vec<String> {
 }
 
 /// What is not shown of keys.
-fn key_limits(on_demand: u64, settings: Option<&Configured>) -> Vec<String> {
+fn key_limits(summary: &Summary, on_demand: u64, settings: Option<&Configured>) -> Vec<String> {
     let mut limits = Vec::new();
     if on_demand > 0 {
         limits.push(format!(
@@ -233,12 +233,26 @@ fn key_limits(on_demand: u64, settings: Option<&Configured>) -> Vec<String> {
     if settings.is_some_and(|settings| settings.post_quantum == Mode::Prefer) {
         limits.push(PREFERRED.to_owned());
     }
+    let joined = &summary.joined;
+    if joined.pairs > 0 {
+        limits.push(format!(
+            "of {} pairs with nodes of joined clusters {} use a post-quantum pre-shared key, by what this side says",
+            joined.pairs, joined.post_quantum_holding
+        ));
+    }
     limits
 }
 
 /// What SC-8 and its like do not cover here.
 fn scope(summary: &Summary, noted: impl Fn(&str) -> u64) -> Vec<String> {
     let mut limits = vec!["between nodes of the cluster, for what has a pod at either end".to_owned()];
+    let joined = &summary.joined;
+    if joined.pairs > 0 {
+        limits.push(format!(
+            "of {} pairs with nodes of joined clusters this side alone was seen: {} have a WireGuard session by what it says, {} more are idle",
+            joined.pairs, joined.holding, joined.idle
+        ));
+    }
     if noted("host-traffic-off") > 0 {
         limits.push(format!(
             "what nodes send each other themselves is not encrypted ({} nodes)",

@@ -10,6 +10,7 @@ use mesh_core::evidence::{
 };
 use mesh_core::host::HostPath;
 use mesh_core::key::PublicKey;
+use mesh_core::name::NodeName;
 use mesh_core::psk::{Mode, PskId};
 use mesh_core::slot::Slot;
 
@@ -163,6 +164,7 @@ pub(crate) fn inputs(nodes: u8) -> Inputs {
         nodes: (1..=nodes).map(collected).collect(),
         nodes_unread: None,
         strangers: Vec::new(),
+        clusters: Ok(BTreeMap::new()),
         namespaces: Ok(vec![namespace("shop")]),
         shown: Shown::All,
     }
@@ -176,4 +178,9 @@ pub(crate) fn of(inputs: &mut Inputs, node: u8) -> &mut NodeEvidence {
 /// What a node says of another.
 pub(crate) fn says(inputs: &mut Inputs, node: u8, of_node: u8) -> &mut PeerEvidence {
     of(inputs, node).peers.get_mut(&name(of_node).parse().unwrap()).unwrap()
+}
+
+/// What a node says of the one node of the joined cluster `east`, which is as healthy as its own.
+pub(crate) fn says_of_east(inputs: &mut Inputs, node: u8) -> &mut PeerEvidence {
+    of(inputs, node).peers.entry(NodeName::read("gw@east").unwrap()).or_insert_with(|| peer(node, 99))
 }

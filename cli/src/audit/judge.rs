@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use mesh_core::evidence::{CniEvidence, Configured, DataPath, MAX_NUMBER, NodeEvidence, OtherNetwork};
 
 use super::controls::controls;
-use super::report::{Effect, FORMAT, Finding, Namespace, Node, Pair, Report, Shown, Summary, Verdict};
+use super::report::{Effect, FORMAT, Finding, Namespace, Node, Report, Shown, Summary, Verdict};
 
 mod walk;
 
+use walk::Written;
 pub use walk::disagreeing;
 
 /// Findings of one code that are written out; the rest is counted. Pairs with faults are in the report in any case.
@@ -58,6 +59,8 @@ pub struct Inputs {
     pub nodes_unread: Option<String>,
     /// Answers that belong to no node, and why.
     pub strangers: Vec<String>,
+    /// Why joined clusters are not connected, by their names, or why that is not known. Empty as well where nobody asks for it.
+    pub clusters: Result<BTreeMap<String, String>, String>,
     /// Namespaces, or why they are not known.
     pub namespaces: Result<Vec<Namespace>, String>,
     /// Which pairs to show.
@@ -74,7 +77,7 @@ pub struct Outcome {
     /// What all nodes that answered have configured; none: they differ, or nobody answered.
     pub settings: Option<Configured>,
     counts: BTreeMap<String, (Effect, u64)>,
-    written: Vec<Pair>,
+    written: Written,
 }
 
 /// Judges, and writes no pair down.
@@ -88,6 +91,7 @@ fn weigh(inputs: &Inputs, shown: Option<Shown>) -> Outcome {
     of_nodes(inputs, &mut findings, &mut summary);
     let settings = of_settings(inputs, &mut findings);
     let written = walk::of_pairs(inputs, shown, &mut findings, &mut summary);
+    of_clusters(inputs, &mut findings);
     of_namespaces(inputs, &mut findings, &mut summary);
     let (counts, findings) = findings.finish();
     Outcome { summary, findings, settings, counts, written }
@@ -97,6 +101,7 @@ fn weigh(inputs: &Inputs, shown: Option<Shown>) -> Outcome {
 pub fn judge(inputs: Inputs) -> Report {
     let Outcome { summary, findings, settings, counts, written } = weigh(&inputs, Some(inputs.shown));
     let controls = controls(&summary, &counts, settings.as_ref());
+    let one_side = (summary.joined.pairs > 0).then_some(ONE_SIDE);
     let nodes = inputs.nodes.into_iter().map(|(name, collected)| match collected.answer {
         Ok(mut evidence) => {
             evidence.peers.clear();
@@ -112,12 +117,13 @@ pub fn judge(inputs: Inputs) -> Report {
         summary,
         controls,
         findings,
-        statements: STATEMENTS.map(str::to_owned).to_vec(),
+        statements: STATEMENTS.into_iter().chain(one_side).map(str::to_owned).collect(),
         settings,
         namespaces: inputs.namespaces.ok(),
         nodes: nodes.collect(),
         pairs_shown: inputs.shown,
-        pairs: written,
+        pairs: written.pairs,
+        joined_pairs: written.joined,
     }
 }
 
@@ -130,6 +136,9 @@ pub const STATEMENTS: [&str; 6] = [
     "What pods exchange with the world is not encrypted by Hawser; its flows are counted. What goes to nonMasqueradeCIDRs leaves in clear by configuration.",
     "The pre-shared keys of pairs come from ML-KEM-768 (FIPS 203) in an implementation that is not FIPS-validated either.",
 ];
+
+/// The same where clusters are joined.
+pub const ONE_SIDE: &str = "Of a pair with a node of a joined cluster this side alone was asked; what the other one has, an audit of that cluster says. Its nodes that are no peers of ours are not counted.";
 
 /// What follows from effects.
 pub fn verdict(effects: impl Iterator<Item = Effect>) -> Verdict {
@@ -503,6 +512,23 @@ fn differing(a: &Configured, b: &Configured) -> Vec<&'static str> {
         ),
     ];
     fields.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+/// Joined clusters that are not connected: what agents know of their nodes is of an earlier time, or nothing.
+fn of_clusters(inputs: &Inputs, findings: &mut Findings) {
+    match &inputs.clusters {
+        Ok(apart) => {
+            for (name, why) in apart {
+                let text =
+                    format!("joined cluster {name}: {why}; what agents know of its nodes is of before");
+                findings.push(Effect::Missing, "cluster-not-connected", text);
+            }
+        }
+        Err(why) => {
+            let text = format!("whether joined clusters are connected is not known: {why}");
+            findings.push(Effect::Missing, "clusters-unread", text);
+        }
+    }
 }
 
 fn of_namespaces(inputs: &Inputs, findings: &mut Findings, summary: &mut Summary) {

@@ -1,4 +1,5 @@
-//! What two nodes say of each other, compared. A pair holds only if both say so.
+//! What two nodes say of each other, compared. A pair holds only if both say so; of one with a node of a joined cluster there is one side
+//! alone, and it holds if that one says so.
 
 use keyring::psk::Effective;
 use mesh_core::evidence::{NodeEvidence, Note, PeerEvidence, PeerSlot, PskState};
@@ -6,7 +7,7 @@ use mesh_core::name::NodeName;
 use mesh_core::psk::Mode;
 use mesh_core::slot::Slot;
 
-use super::report::{Pair, PairKey, PairState, PostQuantum};
+use super::report::{JoinedPair, Pair, PairKey, PairState, PostQuantum};
 
 /// A session older than this carries nothing any more: REJECT_AFTER_TIME (WireGuard paper, section 6.1).
 pub const SESSION_SECONDS: u64 = 180;
@@ -122,6 +123,16 @@ pub enum Fault {
         /// Where.
         slot: Slot,
     },
+    /// A device does not have the pre-shared key that was agreed.
+    #[error("{slot}: the device of {by} does not have the pre-shared key that it has agreed with {of}")]
+    PskUnused {
+        /// Whose device.
+        by: String,
+        /// With whom.
+        of: String,
+        /// Where.
+        slot: Slot,
+    },
     /// There is no pre-shared key in use, and there should be one.
     #[error("{slot}: {by} says that its pre-shared key with {of} is {state}, wanted open")]
     PskMissing {
@@ -176,7 +187,7 @@ impl Fault {
             Self::NoHandshake { .. } => "pair-without-handshake",
             Self::OldHandshake { .. } => "pair-old-handshake",
             Self::Unanswered { .. } => "pair-unanswered",
-            Self::PskDiffers { .. } => "psk-differs",
+            Self::PskDiffers { .. } | Self::PskUnused { .. } => "psk-differs",
             Self::PskMissing { .. } => "psk-missing",
             Self::PskOverdue { .. } => "psk-overdue",
         }
@@ -290,6 +301,18 @@ pub fn weigh(a: &NodeEvidence, b: &NodeEvidence) -> Judged {
     Judged::new(slot, idle, post_quantum, faults)
 }
 
+/// What follows for a node and one of a joined cluster, by what the first one says: nobody else is asked.
+pub fn weigh_alone(node: &NodeEvidence, peer: &NodeName, said: &PeerEvidence) -> Judged {
+    let (side, mut faults) = (Side { node, of: said, peer }, Vec::new());
+    for slot in Slot::ALL {
+        device(side, slot, &mut faults);
+    }
+    let slot = route(side, &mut faults);
+    let idle = slot.is_some_and(|slot| session(side, slot, &mut faults));
+    let post_quantum = pre_shared_alone(side, slot, &mut faults);
+    Judged::new(slot, idle, post_quantum, faults)
+}
+
 /// A pair as the report has it, with what both say.
 pub fn written(a: &NodeEvidence, b: &NodeEvidence, judged: &Judged) -> Pair {
     Pair {
@@ -303,6 +326,25 @@ pub fn written(a: &NodeEvidence, b: &NodeEvidence, judged: &Judged) -> Pair {
         faults: judged.faults.iter().map(note).collect(),
         a_says: a.peers.get(&b.node).cloned(),
         b_says: b.peers.get(&a.node).cloned(),
+    }
+}
+
+/// The same of a node and one of a joined cluster.
+pub fn written_alone(
+    node: &NodeEvidence,
+    peer: &NodeName,
+    said: &PeerEvidence,
+    judged: &Judged,
+) -> JoinedPair {
+    JoinedPair {
+        node: node.node.to_string(),
+        peer: peer.to_string(),
+        state: judged.state,
+        slot: judged.slot,
+        post_quantum: judged.post_quantum,
+        key: judged.slot.map(|slot| key(node, slot)),
+        faults: judged.faults.iter().map(note).collect(),
+        says: said.clone(),
     }
 }
 
@@ -443,6 +485,33 @@ fn pre_shared(a: Side<'_>, b: Side<'_>, in_use: Option<Slot>, faults: &mut Vec<F
             faults.push(Fault::PskDiffers { a: a.name(), b: b.name(), slot });
             PostQuantum::Fails
         }
+        _ => PostQuantum::Fails,
+    }
+}
+
+/// The same by one side alone.
+fn pre_shared_alone(by: Side<'_>, in_use: Option<Slot>, faults: &mut Vec<Fault>) -> PostQuantum {
+    let (before, own) = (faults.len(), by.node.settings.post_quantum);
+    let said = in_use.map(|slot| (slot, by.slot(slot)));
+    let wanted = match by.of.mode {
+        Some(theirs) => wants(own, theirs),
+        // No letter of it has come since the agent started, which knows from its announcement whether one is to be agreed.
+        None => own == Mode::Require || said.is_some_and(|(_, said)| said.psk.state != PskState::Off),
+    };
+    for slot in Slot::ALL {
+        lacks(by, slot, wanted && in_use == Some(slot), faults);
+    }
+    let open = said.filter(|(_, said)| said.psk.state == PskState::Open);
+    if let Some((slot, said)) = open {
+        let device = said.entry.as_ref().and_then(|entry| entry.psk);
+        if said.psk.id.is_none() || device != said.psk.id {
+            faults.push(Fault::PskUnused { by: by.name(), of: by.other(), slot });
+        }
+    }
+    let clean = faults.len() == before;
+    match (open, wanted) {
+        (Some(_), _) if clean => PostQuantum::Holds,
+        (None, false) if clean => PostQuantum::Off,
         _ => PostQuantum::Fails,
     }
 }

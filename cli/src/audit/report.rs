@@ -44,6 +44,9 @@ pub struct Report {
     pub pairs_shown: Shown,
     /// Pairs, each with what both sides say.
     pub pairs: Vec<Pair>,
+    /// Pairs with nodes of joined clusters, each with what this side says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub joined_pairs: Vec<JoinedPair>,
 }
 
 /// Which pairs the document has one by one.
@@ -80,6 +83,8 @@ pub struct Summary {
     pub post_quantum_off: u64,
     /// Pairs that should have one.
     pub post_quantum_failing: u64,
+    /// Pairs with nodes of joined clusters, which are in none of the numbers above.
+    pub joined: JoinedSummary,
     /// Keys in force.
     pub keys: u64,
     /// When the oldest of them was made, in seconds since 1970.
@@ -99,6 +104,28 @@ pub struct Summary {
     pub namespaces_denied: u64,
     /// Namespaces that the operator exempted from that.
     pub namespaces_exempt: u64,
+}
+
+/// Numbers of pairs with nodes of joined clusters: what the side says of them that was asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinedSummary {
+    /// All of them.
+    pub pairs: u64,
+    /// Pairs with a session.
+    pub holding: u64,
+    /// The same without a session now.
+    pub idle: u64,
+    /// Pairs with a fault.
+    pub failing: u64,
+    /// Pairs of which this side does not know enough yet.
+    pub unknown: u64,
+    /// Pairs whose slot in use has a post-quantum pre-shared key.
+    pub post_quantum_holding: u64,
+    /// Pairs that agree on none.
+    pub post_quantum_off: u64,
+    /// Pairs that should have one.
+    pub post_quantum_failing: u64,
 }
 
 impl Summary {
@@ -199,7 +226,7 @@ impl DefaultRule {
     }
 }
 
-/// What can be said of a pair.
+/// What can be said of a pair. Of one with a node of a joined cluster there is one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PairState {
@@ -213,7 +240,7 @@ pub enum PairState {
     Unknown,
 }
 
-/// What can be said of a pair's pre-shared key.
+/// What can be said of a pair's pre-shared key. Of one with a node of a joined cluster there is one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PostQuantum {
@@ -271,4 +298,28 @@ pub struct Pair {
     /// What `b` says of `a`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub b_says: Option<PeerEvidence>,
+}
+
+/// A node and one of a joined cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinedPair {
+    /// The node.
+    pub node: String,
+    /// The other one, as `NODE@CLUSTER`.
+    pub peer: String,
+    /// Whether what they send each other is encrypted, by what the node says.
+    pub state: PairState,
+    /// The slot on which the node sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
+    /// Its pre-shared key.
+    pub post_quantum: PostQuantum,
+    /// The node's key of that slot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PairKey>,
+    /// What is wrong.
+    pub faults: Vec<Note>,
+    /// What the node says of the other one.
+    pub says: PeerEvidence,
 }

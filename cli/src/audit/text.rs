@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::judge::added;
 use super::pairs::psk_words;
-use super::report::{Effect, Node, Pair, PairState, PostQuantum, Report, Summary};
+use super::report::{Effect, JoinedPair, Node, Pair, PairState, PostQuantum, Report, Summary};
 use crate::output::{duration, engine, line, section, table};
 
 /// Pairs that are listed though nothing is wrong with them; the document has all.
@@ -38,6 +38,9 @@ pub fn render(report: &Report) -> String {
     section(&mut out, "Modes", modes(report));
     section(&mut out, "Nodes", nodes(report));
     section(&mut out, "Pairs", pairs(report));
+    if report.summary.joined.pairs > 0 {
+        section(&mut out, "Pairs with nodes of joined clusters, by this side alone", joined_pairs(report));
+    }
     section(&mut out, "Namespaces", namespaces(report));
     section(&mut out, "What this does not say", report.statements.clone());
     out
@@ -59,7 +62,7 @@ pub fn seal(seal: &Value) -> String {
 
 fn summary(s: &Summary) -> Vec<String> {
     let refused = s.refused_in_all();
-    vec![
+    let mut lines = vec![
         format!("nodes: {} of {} gave evidence", s.nodes_with_evidence, s.nodes),
         format!(
             "pairs: {} encrypted, {} idle, {} with faults, {} without evidence, of {}",
@@ -78,7 +81,22 @@ fn summary(s: &Summary) -> Vec<String> {
             "namespaces: {} of {} deny by default, {} exempt",
             s.namespaces_denied, s.namespaces, s.namespaces_exempt
         ),
-    ]
+    ];
+    let j = &s.joined;
+    if j.pairs > 0 {
+        lines.push(format!(
+            "pairs with nodes of joined clusters, by this side alone: {} encrypted, {} idle, {} with faults, {} without evidence, of {}; post-quantum keys: {} use one, {} should, {} by configuration none",
+            j.holding,
+            j.idle,
+            j.failing,
+            j.unknown,
+            j.pairs,
+            j.post_quantum_holding,
+            j.post_quantum_failing,
+            j.post_quantum_off
+        ));
+    }
+    lines
 }
 
 fn controls(report: &Report) -> Vec<String> {
@@ -192,10 +210,7 @@ fn of_node(name: &str, node: &NodeEvidence) -> Vec<String> {
 fn pairs(report: &Report) -> Vec<String> {
     let head =
         ["PAIR", "STATE", "SLOT", "EPOCHS", "KEY AGES", "HANDSHAKE", "PSK", "A RX/TX", "B RX/TX", "IN CLEAR"];
-    let at = |name: &str| {
-        let node = report.nodes.iter().find(|node| node.name == name);
-        node.and_then(|node| node.evidence.as_ref()).map(|evidence| evidence.at)
-    };
+    let at = |name: &str| asked_at(report, name);
     let faulty = |pair: &&Pair| !pair.faults.is_empty() || pair.state == PairState::Unknown;
     let shown = report
         .pairs
@@ -203,25 +218,75 @@ fn pairs(report: &Report) -> Vec<String> {
         .filter(faulty)
         .chain(report.pairs.iter().filter(|pair| !faulty(pair)).take(PAIRS));
     let rows: Vec<Vec<String>> = shown.map(|pair| of_pair(pair, at(&pair.a), at(&pair.b))).collect();
+    with_the_rest(&head, &rows, report.summary.pairs)
+}
+
+/// A table of pairs, and how many there are besides.
+fn with_the_rest(head: &[&str], rows: &[Vec<String>], all: u64) -> Vec<String> {
     if rows.is_empty() {
-        return vec![format!("none with a fault, of {}", report.summary.pairs)];
+        return vec![format!("none with a fault, of {all}")];
     }
-    let mut lines = table(&head, &rows);
-    let left = usize::try_from(report.summary.pairs).unwrap_or(usize::MAX).saturating_sub(rows.len());
+    let mut lines = table(head, rows);
+    let left = usize::try_from(all).unwrap_or(usize::MAX).saturating_sub(rows.len());
     if left > 0 {
         lines.push(format!("and {left} more without a fault"));
     }
     lines
 }
 
-fn of_pair(pair: &Pair, a_at: Option<u64>, b_at: Option<u64>) -> Vec<String> {
+/// When a node was looked at.
+fn asked_at(report: &Report, name: &str) -> Option<u64> {
+    let node = report.nodes.iter().find(|node| node.name == name)?;
+    node.evidence.as_ref().map(|evidence| evidence.at)
+}
+
+fn joined_pairs(report: &Report) -> Vec<String> {
+    let head = ["PAIR", "STATE", "SLOT", "EPOCHS", "KEY AGE", "HANDSHAKE", "PSK", "RX/TX"];
+    let faulty = |pair: &&JoinedPair| !pair.faults.is_empty() || pair.state == PairState::Unknown;
+    let all = report.joined_pairs.iter();
+    let shown = all.clone().filter(faulty).chain(all.filter(|pair| !faulty(pair)).take(PAIRS));
+    let rows: Vec<Vec<String>> = shown.map(|pair| of_joined(pair, asked_at(report, &pair.node))).collect();
+    with_the_rest(&head, &rows, report.summary.joined.pairs)
+}
+
+fn of_joined(pair: &JoinedPair, at: Option<u64>) -> Vec<String> {
     let none = || "-".to_owned();
-    let state = match pair.state {
+    let said = pair.slot.map(|slot| &pair.says.slots[slot.index()]);
+    let entry = said.and_then(|said| said.entry.as_ref());
+    let handshake = entry.and_then(|entry| Some(at?.saturating_sub(entry.handshake_at?)));
+    let psk = match (pair.post_quantum, said) {
+        (PostQuantum::Holds, _) => "in use",
+        (PostQuantum::Off, _) => "off",
+        (PostQuantum::Fails, Some(said)) => psk_words(said.psk.state),
+        (PostQuantum::Fails, None) => "fault",
+        (PostQuantum::Unknown, _) => "-",
+    };
+    vec![
+        format!("{} - {}", pair.node, pair.peer),
+        state(pair.state).to_owned(),
+        pair.slot.map_or_else(none, |slot| slot.to_string()),
+        pair.key
+            .as_ref()
+            .zip(said)
+            .map_or_else(none, |(key, said)| format!("{}/{}", key.epoch.0, said.epoch.0)),
+        pair.key.as_ref().and_then(|key| key.age_seconds).map_or_else(none, duration),
+        handshake.map_or_else(none, |age| format!("{} ago", duration(age))),
+        psk.to_owned(),
+        entry.map_or_else(none, |entry| format!("{}/{}", entry.received, entry.sent)),
+    ]
+}
+
+const fn state(state: PairState) -> &'static str {
+    match state {
         PairState::Holds => "encrypted",
         PairState::Idle => "idle",
         PairState::Fails => "fault",
         PairState::Unknown => "no evidence",
-    };
+    }
+}
+
+fn of_pair(pair: &Pair, a_at: Option<u64>, b_at: Option<u64>) -> Vec<String> {
+    let none = || "-".to_owned();
     // Where they do not agree on a slot, the faults say so.
     let slot = pair.slot;
     let of = |says: &Option<mesh_core::evidence::PeerEvidence>| {
@@ -274,7 +339,7 @@ fn of_pair(pair: &Pair, a_at: Option<u64>, b_at: Option<u64>) -> Vec<String> {
     };
     vec![
         format!("{} - {}", pair.a, pair.b),
-        state.to_owned(),
+        state(pair.state).to_owned(),
         slot.map_or_else(none, |slot| slot.to_string()),
         epochs,
         if ages.is_empty() { none() } else { ages.join("/") },

@@ -97,14 +97,7 @@ pub fn examine(inputs: &Inputs, said: &Said) -> Examination {
             format!("what agents report of themselves and their hosts, {of_heard}"),
             &["problem"],
         ),
-        judged(
-            "tunnel",
-            format!(
-                "sessions of all pairs by UDP {} and {}, both sides, {of_heard}",
-                SLOT_PORTS[0], SLOT_PORTS[1]
-            ),
-            &["pair-"],
-        ),
+        judged("tunnel", tunnel(report.summary.joined.pairs, &of_heard), &["pair-", "cluster"]),
         judged("plugin", format!("whether runtimes connect new pods by Hawser {of_heard}"), &["cni-"]),
         judged("keys", format!("keys and pre-shared keys {of_heard}"), &KEYS),
         mtu(&heard),
@@ -119,6 +112,20 @@ pub fn examine(inputs: &Inputs, said: &Said) -> Examination {
     }
     let verdict = checks.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Incomplete);
     Examination { format: FORMAT, generated_at: inputs.generated_at.clone(), verdict, checks }
+}
+
+/// What was looked at of pairs; `joined`: how many there are with nodes of joined clusters.
+fn tunnel(joined: u64, of_heard: &str) -> String {
+    let mut looked = format!(
+        "sessions of all pairs by UDP {} and {}, both sides, {of_heard}",
+        SLOT_PORTS[0], SLOT_PORTS[1]
+    );
+    if joined > 0 {
+        looked.push_str(&format!(
+            "; {joined} pairs with nodes of joined clusters, by this side alone, and whether those clusters are connected"
+        ));
+    }
+    looked
 }
 
 /// Codes of the judge, by check.
@@ -155,7 +162,9 @@ fn remedy(code: &str) -> &'static str {
         "node-unsynced" | "not-settled" => {
             "ask again in some seconds; if it stays so, see the log of mesh-agent on that node"
         }
-        "nodes-unread" => "have an administrator bind you to the roles of deploy/cli.yaml",
+        "nodes-unread" | "clusters-unread" => {
+            "have an administrator bind you to the roles of deploy/cli.yaml"
+        }
         "stranger" => "two programs answer for one node: end the one that is no pod of the DaemonSet",
         "settings-differ" => {
             "give all nodes one ConfigMap hawser-config, and restart the agents that have another"
@@ -181,6 +190,9 @@ fn remedy(code: &str) -> &'static str {
         }
         "pair-device-key" | "device-key-differs" => {
             "somebody else configures hawser0 or hawser1: find who; the agent puts it back within a minute"
+        }
+        "cluster-not-connected" => {
+            "kubectl describe clusterpeer: its conditions say more, and so does the log of clustermesh here and in that cluster; TCP to its servers (spec.servers) has to pass"
         }
         code if code.starts_with("pair-") => {
             "ask again in some seconds: a rotation may be under way; if it stays so, see the logs of both agents"

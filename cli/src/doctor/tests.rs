@@ -3,8 +3,7 @@ use mesh_core::evidence::{CniEvidence, DataPath, Note, OtherNetwork, PathEvidenc
 
 use super::examine::examine;
 use super::*;
-use crate::audit::fixture::{inputs, of, says};
-use crate::audit::judge::Inputs;
+use crate::audit::fixture::{inputs, of, says, says_of_east};
 
 fn said(nodes: u8) -> Said {
     let node = |node: u8| {
@@ -331,6 +330,28 @@ fn ways_that_were_not_tried_are_named_and_a_round_that_failed_is_not_well() {
     // Who has no peer has nothing to try.
     let found = examine(&inputs(1), &said(1));
     assert_eq!(found.verdict, Verdict::Holds);
+}
+
+#[test]
+fn a_joined_cluster_that_does_not_answer_is_a_fault_of_the_tunnel() {
+    let tunnel = |inputs: &Inputs| {
+        let found = examine(inputs, &said(2));
+        let check = found.checks.into_iter().find(|check| check.name == "tunnel").unwrap();
+        let codes: Vec<String> = check.findings.iter().map(|finding| finding.code.clone()).collect();
+        (check.verdict, codes, check.looked)
+    };
+    let mut all = inputs(2);
+    says_of_east(&mut all, 1);
+    let (verdict, codes, looked) = tunnel(&all);
+    assert_eq!((verdict, codes.len()), (Verdict::Holds, 0));
+    assert!(looked.contains("; 1 pairs with nodes of joined clusters, by this side alone"), "{looked}");
+    says_of_east(&mut all, 1).slots[0].entry.as_mut().unwrap().unanswered = Some(60);
+    let (verdict, codes, _) = tunnel(&all);
+    assert_eq!((verdict, codes), (Verdict::DoesNotHold, vec!["pair-unanswered".to_owned()]));
+    let mut all = inputs(2);
+    all.clusters = Ok(BTreeMap::from([("east".to_owned(), "Refused: no route".to_owned())]));
+    let (verdict, codes, _) = tunnel(&all);
+    assert_eq!((verdict, codes), (Verdict::Incomplete, vec!["cluster-not-connected".to_owned()]));
 }
 
 #[test]

@@ -3,7 +3,7 @@ use mesh_core::evidence::Note;
 use mesh_core::slot::Slot as Which;
 
 use super::*;
-use crate::audit::fixture::{NOW, inputs, of, says};
+use crate::audit::fixture::{NOW, inputs, of, says, says_of_east};
 
 fn known(nodes: u8) -> BTreeMap<String, Known> {
     let known = Known { ready: Some(true), kubelet: Some("v1.36.0".to_owned()) };
@@ -76,6 +76,25 @@ fn silence_alone_is_no_fault_and_not_well_either() {
         "{:?}",
         status.missing
     );
+}
+
+#[test]
+fn a_joined_cluster_that_is_silent_is_not_well() {
+    let mut all = inputs(2);
+    says_of_east(&mut all, 1).slots[0].entry.as_mut().unwrap().handshake_at = None;
+    let silent = status(all, &known(2));
+    assert_eq!(silent.verdict.exit_code(), 3);
+    let found = silent.problems.iter().map(|problem| (problem.code.as_str(), problem.text.as_str()));
+    let text = "node-1 has had no handshake with gw@east on hawser0; does UDP pass between them?";
+    assert_eq!(found.collect::<Vec<_>>(), [("pair-without-handshake", text)]);
+    assert_eq!(
+        (silent.nodes[0].agent.as_ref().unwrap().peers.silent, silent.nodes[0].silent.clone()),
+        (1, None)
+    );
+    let mut all = inputs(2);
+    all.clusters = Ok(BTreeMap::from([("east".to_owned(), "Refused: no route".to_owned())]));
+    let apart = status(all, &known(2));
+    assert_eq!((apart.verdict.exit_code(), apart.missing[0].code.as_str()), (4, "cluster-not-connected"));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-use super::super::fixture::{NOW, inputs, namespace, of, says};
-use super::super::report::{DefaultRule, PairState};
+use super::super::fixture::{NOW, inputs, namespace, of, says, says_of_east};
+use super::super::report::{DefaultRule, PairState, PostQuantum};
 use super::*;
 use mesh_core::evidence::{DestroyedKey, Note, PskState};
 use mesh_core::slot::Slot;
@@ -374,11 +374,116 @@ fn host_traffic_that_is_on_is_claimed_for_peers_alone_with_whom_it_is_closed() {
 }
 
 #[test]
+fn pairs_with_a_joined_cluster_are_judged_by_the_side_that_there_is() {
+    use Verdict::{DoesNotHold, Holds, Incomplete};
+    const CARRIES: [&str; 4] = ["SC-8", "SC-8(1)", "SC-13", "4.2.1"];
+    let healthy: Change = |all| {
+        says_of_east(all, 1);
+    };
+    check("a healthy one", healthy, &[], Holds, &[]);
+    check(
+        "UDP that does not pass",
+        |all| says_of_east(all, 1).slots[0].entry.as_mut().unwrap().handshake_at = None,
+        &["pair-without-handshake"],
+        DoesNotHold,
+        &CARRIES,
+    );
+    check(
+        "one that does not answer",
+        |all| says_of_east(all, 1).slots[0].entry.as_mut().unwrap().unanswered = Some(15),
+        &["pair-unanswered"],
+        DoesNotHold,
+        &CARRIES,
+    );
+    check(
+        "one that is sent nothing",
+        |all| says_of_east(all, 1).sends_by = None,
+        &["pair-without-route"],
+        DoesNotHold,
+        &CARRIES,
+    );
+    check(
+        "one without a pre-shared key",
+        |all| says_of_east(all, 1).slots[0].psk.state = PskState::Waiting,
+        &["psk-missing"],
+        DoesNotHold,
+        &["SC-12"],
+    );
+    check(
+        "one with whom nobody talks",
+        |all| says_of_east(all, 1).slots[0].entry.as_mut().unwrap().handshake_at = Some(NOW - 5000),
+        &[],
+        Holds,
+        &[],
+    );
+    check(
+        "one that an agent which starts does not know well",
+        |all| {
+            says_of_east(all, 1).sends_by = None;
+            of(all, 1).synced = false;
+        },
+        &["node-unsynced"],
+        Incomplete,
+        &ALL,
+    );
+}
+
+#[test]
+fn a_report_says_that_of_pairs_with_joined_clusters_one_side_was_seen() {
+    let alone = judge(inputs(2));
+    assert!(alone.joined_pairs.is_empty() && !alone.statements.iter().any(|text| text == ONE_SIDE));
+    let mut all = inputs(2);
+    says_of_east(&mut all, 1);
+    says_of_east(&mut all, 2).sends_by = None;
+    let report = judge(all.clone());
+    assert!(report.statements.iter().any(|text| text == ONE_SIDE), "{:?}", report.statements);
+    let sc8 = report.controls.iter().find(|control| control.id == "SC-8").unwrap();
+    let limit = "of 2 pairs with nodes of joined clusters this side alone was seen: 1 have";
+    assert!(sc8.limits.iter().any(|text| text.starts_with(limit)), "{sc8:?}");
+    let (own, joined) = (&report.summary, &report.summary.joined);
+    assert_eq!((own.pairs, own.pairs_holding, own.pairs_failing), (1, 1, 0));
+    assert_eq!((joined.pairs, joined.holding, joined.failing, joined.post_quantum_holding), (2, 1, 1, 1));
+    let pairs: Vec<(&str, &str, PairState, PostQuantum)> = report
+        .joined_pairs
+        .iter()
+        .map(|pair| (pair.node.as_str(), pair.peer.as_str(), pair.state, pair.post_quantum))
+        .collect();
+    assert_eq!(
+        pairs,
+        [
+            ("node-1", "gw@east", PairState::Holds, PostQuantum::Holds),
+            ("node-2", "gw@east", PairState::Fails, PostQuantum::Fails)
+        ]
+    );
+    // Whoever has a fault there is asked again, and is shown where the faulty are.
+    assert_eq!(disagreeing(&all), BTreeSet::from(["node-2".to_owned()]));
+    all.shown = Shown::Faulty;
+    let report = judge(all);
+    assert_eq!((report.pairs.len(), report.joined_pairs.len()), (0, 1));
+}
+
+#[test]
 fn who_writes_no_pair_down_finds_the_same() {
     let mut all = inputs(4);
     says(&mut all, 1, 2).sends_by = Some(Slot::One);
+    says_of_east(&mut all, 3).sends_by = None;
     all.nodes.get_mut("node-4").unwrap().answer = Err("away".into());
     let (found, report) = (outcome(&all), judge(all));
     assert_eq!((&found.findings, &found.summary), (&report.findings, &report.summary));
-    assert_eq!((found.written.len(), report.pairs.len()), (0, 6));
+    assert!(found.written.pairs.is_empty() && found.written.joined.is_empty());
+    assert_eq!((report.pairs.len(), report.joined_pairs.len()), (6, 1));
+}
+
+#[test]
+fn a_joined_cluster_that_is_not_connected_is_named_with_the_reason() {
+    let missing = |clusters: Result<BTreeMap<String, String>, String>| {
+        let report = judge(Inputs { clusters, ..inputs(1) });
+        assert_eq!(report.verdict, Verdict::Incomplete);
+        let missing = report.findings.into_iter().find(|finding| finding.effect == Effect::Missing).unwrap();
+        (missing.code, missing.text)
+    };
+    let (code, text) = missing(Ok(BTreeMap::from([("east".to_owned(), "Refused: no route".to_owned())])));
+    assert!(code == "cluster-not-connected" && text.contains("cluster east: Refused: no route"), "{text}");
+    let (code, text) = missing(Err("forbidden".to_owned()));
+    assert!(code == "clusters-unread" && text.contains("forbidden"), "{text}");
 }

@@ -1,13 +1,23 @@
-//! All pairs. A thousand nodes are half a million, so each is weighed where it lies, and written down only where it is shown.
+//! All pairs: those of the cluster's own nodes, and those with nodes of joined clusters. A thousand nodes are half a million pairs, so
+//! each is weighed where it lies, and written down only where it is shown.
 
 use std::collections::BTreeSet;
 
-use mesh_core::evidence::NodeEvidence;
+use mesh_core::evidence::{NodeEvidence, PeerEvidence};
 use mesh_core::name::NodeName;
 
 use super::super::pairs::{self, Judged, SESSION_SECONDS};
-use super::super::report::{Effect, Pair, PairState, PostQuantum, Shown, Summary};
+use super::super::report::{Effect, JoinedPair, Pair, PairState, PostQuantum, Shown, Summary};
 use super::{Announced, Collected, Findings, Inputs};
+
+/// Pairs as the report has them.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// Of own nodes.
+    pub(super) pairs: Vec<Pair>,
+    /// With nodes of joined clusters.
+    pub(super) joined: Vec<JoinedPair>,
+}
 
 /// All pairs of nodes that take part: those that announce keys, and those whose agents answered. `shown`: which of them are written
 /// down; none: none.
@@ -16,7 +26,7 @@ pub(super) fn of_pairs(
     shown: Option<Shown>,
     findings: &mut Findings,
     summary: &mut Summary,
-) -> Vec<Pair> {
+) -> Written {
     let takes_part =
         |(_, node): &(&String, &Collected)| node.answer.is_ok() || node.announced == Announced::Valid;
     let nodes: Vec<(&String, &Collected)> = inputs.nodes.iter().filter(takes_part).collect();
@@ -25,28 +35,47 @@ pub(super) fn of_pairs(
         Some(Shown::All) => true,
         Some(Shown::Faulty) => !judged.is_sound(),
     };
-    let mut written = Vec::new();
+    let mut written = Written::default();
     for (place, &(name, collected)) in nodes.iter().enumerate() {
         for &(other, of_other) in &nodes[place + 1..] {
             let both = collected.complete().zip(of_other.complete());
             let judged = both.map_or_else(Judged::unknown, |(a, b)| pairs::weigh(a, b));
             tally(&judged, findings, summary);
             if wanted(&judged) {
-                written.push(match both {
+                written.pairs.push(match both {
                     Some((a, b)) => pairs::written(a, b, &judged),
                     None => half_heard((name, collected), (other, of_other)),
                 });
             }
         }
+        if let Ok(node) = &collected.answer {
+            for (peer, said, judged) in joined(node) {
+                tally_joined(&judged, findings, summary);
+                if wanted(&judged) {
+                    written.joined.push(pairs::written_alone(node, peer, said, &judged));
+                }
+            }
+        }
     }
-    if summary.pairs_idle > 0 {
-        let text = format!(
-            "{} pairs have had no handshake for {SESSION_SECONDS} s or more: nobody talks there; the next packet makes one",
-            summary.pairs_idle
-        );
-        findings.push(Effect::Note, "pair-idle", text);
-    }
+    let mut idle = |number: u64, what: &str| {
+        if number > 0 {
+            let text = format!(
+                "{number} pairs{what} have had no handshake for {SESSION_SECONDS} s or more: nobody talks there; the next packet makes one"
+            );
+            findings.push(Effect::Note, "pair-idle", text);
+        }
+    };
+    idle(summary.pairs_idle, "");
+    idle(summary.joined.idle, " with nodes of joined clusters");
     written
+}
+
+/// Nodes of joined clusters that a node has for peers, what it says of each, and what follows.
+fn joined(node: &NodeEvidence) -> impl Iterator<Item = (&NodeName, &PeerEvidence, Judged)> {
+    node.peers.iter().filter(|(peer, _)| peer.is_foreign()).map(move |(peer, said)| {
+        let judged = if node.synced { pairs::weigh_alone(node, peer, said) } else { Judged::unknown() };
+        (peer, said, judged)
+    })
 }
 
 /// A pair of which too little was heard, with what there is.
@@ -83,6 +112,9 @@ pub fn disagreeing(inputs: &Inputs) -> BTreeSet<String> {
                 found.extend([a, b].map(|node| node.node.to_string()));
             }
         }
+        if joined(a).any(|(_, _, judged)| !judged.faults.is_empty()) {
+            found.insert(a.node.to_string());
+        }
     }
     found
 }
@@ -101,6 +133,28 @@ fn tally(judged: &Judged, findings: &mut Findings, summary: &mut Summary) {
         PostQuantum::Fails => summary.post_quantum_failing += 1,
         PostQuantum::Unknown => {}
     }
+    blame(judged, findings);
+}
+
+fn tally_joined(judged: &Judged, findings: &mut Findings, summary: &mut Summary) {
+    let joined = &mut summary.joined;
+    joined.pairs += 1;
+    *match judged.state {
+        PairState::Holds => &mut joined.holding,
+        PairState::Idle => &mut joined.idle,
+        PairState::Fails => &mut joined.failing,
+        PairState::Unknown => &mut joined.unknown,
+    } += 1;
+    match judged.post_quantum {
+        PostQuantum::Holds => joined.post_quantum_holding += 1,
+        PostQuantum::Off => joined.post_quantum_off += 1,
+        PostQuantum::Fails => joined.post_quantum_failing += 1,
+        PostQuantum::Unknown => {}
+    }
+    blame(judged, findings);
+}
+
+fn blame(judged: &Judged, findings: &mut Findings) {
     for fault in &judged.faults {
         findings.push(Effect::Against, fault.code(), fault.to_string());
     }

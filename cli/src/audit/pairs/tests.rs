@@ -245,3 +245,62 @@ fn a_pair_tells_the_age_of_both_keys_and_what_goes_between_them_in_clear() {
         assert_eq!(ages, [(both[0].node.as_str(), Some(60)), (both[1].node.as_str(), Some(7200))]);
     }
 }
+
+/// What follows for a node, and the other one as if it were of a joined cluster.
+fn by_one_side(node: &NodeEvidence) -> Judged {
+    weigh_alone(node, &NodeName::read("gw@east").unwrap(), &node.peers[&other(node)])
+}
+
+/// The same as [`check`] with one side alone.
+fn alone(what: &str, broken: Break, state: PairState, post_quantum: PostQuantum, codes: &[&str]) {
+    let mut node = evidence(1, 2);
+    broken(&mut node);
+    let judged = by_one_side(&node);
+    let found: Vec<&str> = judged.faults.iter().map(Fault::code).collect();
+    assert_eq!((judged.state, judged.post_quantum), (state, post_quantum), "{what}: {:?}", judged.faults);
+    assert_eq!(found, codes, "{what}");
+    assert!(judged.faults.iter().all(|fault| !fault.to_string().contains("node-2")), "{what}");
+}
+
+#[test]
+fn of_a_pair_with_a_joined_cluster_each_thing_that_one_side_sees_has_its_verdict() {
+    use PairState::{Fails, Holds, Idle};
+    use PostQuantum as P;
+    alone("healthy", |_| {}, Holds, P::Holds, &[]);
+    alone("no route", |n| said(n).sends_by = None, Fails, P::Fails, &["pair-without-route"]);
+    alone("device without key", |n| n.slots[0].device_key = None, Fails, P::Holds, &["pair-device-key"]);
+    alone("no handshake", |n| entry(n).handshake_at = None, Fails, P::Holds, &["pair-without-handshake"]);
+    alone("old handshake", |n| entry(n).confirmed = false, Fails, P::Holds, &["pair-old-handshake"]);
+    alone("no answer", |n| entry(n).unanswered = Some(15), Fails, P::Holds, &["pair-unanswered"]);
+    alone("idle", |n| entry(n).handshake_at = Some(NOW - 180), Idle, P::Holds, &[]);
+    alone(
+        "no entry",
+        |n| said(n).slots[0].entry = None,
+        Fails,
+        P::Fails,
+        &["pair-without-entry", "psk-differs"],
+    );
+    alone(
+        "device with another psk",
+        |n| entry(n).psk = Some(PskId([3; 16])),
+        Holds,
+        P::Fails,
+        &["psk-differs"],
+    );
+    alone("waiting", |n| said(n).slots[0].psk.state = PskState::Waiting, Holds, P::Fails, &["psk-missing"]);
+    alone("idle slot waits", |n| said(n).slots[1].psk.state = PskState::Waiting, Holds, P::Holds, &[]);
+    alone("lost", |n| said(n).slots[1].psk.state = PskState::Lost, Holds, P::Fails, &["psk-overdue"]);
+    // What the other side wants is what it said, and until it has said something what the agent goes by.
+    let without = |ours: Mode, theirs: Option<Mode>| {
+        let mut node = evidence(1, 2);
+        bare(&mut node);
+        node.settings.post_quantum = ours;
+        said(&mut node).mode = theirs;
+        by_one_side(&node).post_quantum
+    };
+    assert_eq!(without(Mode::Prefer, Some(Mode::Off)), P::Off);
+    assert_eq!(without(Mode::Prefer, None), P::Off);
+    assert_eq!(without(Mode::Prefer, Some(Mode::Prefer)), P::Fails);
+    assert_eq!(without(Mode::Require, None), P::Fails);
+    assert_eq!(without(Mode::Require, Some(Mode::Off)), P::Fails);
+}

@@ -1,4 +1,4 @@
-use super::super::fixture::{NOW, inputs, of, says};
+use super::super::fixture::{NOW, inputs, of, says, says_of_east};
 use super::super::judge::judge;
 use super::super::report::{DefaultRule, Namespace};
 use super::*;
@@ -135,6 +135,32 @@ fn a_cluster_with_something_of_everything() {
               bank       open                    denied by default-deny  enforced
         "#]],
     );
+}
+
+#[test]
+fn pairs_with_joined_clusters_are_apart_since_one_side_was_seen() {
+    let mut all = inputs(2);
+    says_of_east(&mut all, 1);
+    says_of_east(&mut all, 2).slots[0].entry.as_mut().unwrap().unanswered = Some(20);
+    let text = render(&judge(all));
+    let begin = text.find("\nPairs with nodes").unwrap();
+    let (pairs, _) = text[begin + 1..].split_once("\n\n").unwrap();
+    check(
+        pairs,
+        expect![[r#"
+            Pairs with nodes of joined clusters, by this side alone
+              PAIR              STATE      SLOT     EPOCHS  KEY AGE  HANDSHAKE  PSK     RX/TX
+              node-1 - gw@east  encrypted  hawser0  10/990  1h0m     30s ago    in use  1001/2001
+              node-2 - gw@east  fault      hawser0  20/990  1h0m     30s ago    in use  1002/2002"#]],
+    );
+    for wanted in [
+        "pairs with nodes of joined clusters, by this side alone: 1 encrypted, 0 idle, 1 with faults, 0 without evidence, of 2; post-quantum keys: 2 use one, 0 should",
+        "gw@east has not answered node-2 on hawser0 for 20 s",
+        super::super::judge::ONE_SIDE,
+    ] {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
+    assert!(!render(&judge(inputs(2))).contains("joined clusters"));
 }
 
 #[test]
