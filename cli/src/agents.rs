@@ -285,18 +285,23 @@ where
         return Ok(body.to_vec());
     }
     let text = String::from_utf8_lossy(&body);
-    // The API server's own words come as an object, those of an agent as text.
-    let said = serde_json::from_str::<Value>(&text).ok();
-    let said = said.as_ref().and_then(|status| status["message"].as_str());
-    let text: String = said.unwrap_or(&text).trim().chars().take(200).collect();
-    let unreached = matches!(status.as_u16(), 502..=504);
-    let hint = match status.as_u16() {
-        403 => "; get on pods/proxy must be allowed to you (deploy/cli.yaml, deploy/audit.yaml)",
-        404 => "; its agent is older than this program",
-        _ if unreached => "; metricsAddress of its agent must be one that the API server reaches",
-        _ => "",
+    // The API server's own words come as an object, those of an agent as text: an agent that says no was reached.
+    let said = serde_json::from_str::<Value>(&text).ok().filter(|said| said["kind"] == "Status");
+    let words = said.as_ref().map_or(&*text, |said| said["message"].as_str().unwrap_or_default());
+    let words: String = words.trim().chars().take(200).collect();
+    let (unreached, hint) = match (status.as_u16(), said.is_some()) {
+        (403, true) => {
+            (false, "; get on pods/proxy must be allowed to you (deploy/cli.yaml, deploy/audit.yaml)")
+        }
+        (404, true) => (false, "; its pod has gone meanwhile: ask again"),
+        (404, false) => (false, "; its agent is older than this program"),
+        (502..=504, true) => (true, "; metricsAddress of its agent must be one that the API server reaches"),
+        (503, false) => (false, "; its agent runs: ask again in some seconds"),
+        // Of who stands between, since no agent says that.
+        (502 | 504, false) => (true, ""),
+        _ => (false, ""),
     };
-    Err(Refusal { why: format!("{status}: {text}{hint}"), unreached })
+    Err(Refusal { why: format!("{status}: {words}{hint}"), unreached })
 }
 
 /// Reads an answer; its version first, since another one need not have this one's shape.

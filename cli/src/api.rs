@@ -16,10 +16,14 @@ use serde::de::DeserializeOwned;
 /// Objects in one answer of the API.
 const PAGE: u32 = 500;
 
-/// The manifest that grants what `hawser audit` asks for.
-pub const AUDITOR: &str = "deploy/audit.yaml";
-/// The manifest that grants what everything else asks for.
-pub const OPERATOR: &str = "deploy/cli.yaml";
+/// Who may do what `hawser audit` asks for, as errors say it.
+pub const AUDITOR: &str = "deploy/audit.yaml has a role that allows it, for an administrator to bind you to";
+/// The same of making the key that signs.
+pub const KEY_MAKER: &str = "making the key is an administrator's: no role of deploy/audit.yaml allows it";
+/// The same of joining clusters.
+pub const JOINER: &str = "joining is for administrators of both clusters: no role of deploy/ allows it";
+/// The same of everything else.
+pub const OPERATOR: &str = "deploy/cli.yaml has a role that allows it, for an administrator to bind you to";
 
 /// Whose cluster.
 #[derive(Args, Clone, Debug, Default)]
@@ -104,15 +108,13 @@ pub enum ApiError {
         why: String,
     },
     /// Not allowed.
-    #[error(
-        "you may not {asked}: {why}; {grant} has a role that allows it, for an administrator to bind you to"
-    )]
+    #[error("you may not {asked}: {why}; {grant}")]
     Forbidden {
         /// What was wanted.
         asked: Asked,
         /// The server's words.
         why: String,
-        /// The manifest.
+        /// Who may.
         grant: &'static str,
     },
     /// There is no such kind or object.
@@ -153,7 +155,7 @@ impl fmt::Debug for Cluster {
 }
 
 impl Access {
-    /// The cluster. Nothing is asked of it yet. `grant`: the manifest that errors name; `deadline`: for each answer.
+    /// The cluster. Nothing is asked of it yet. `grant`: who may do all of it, for errors; `deadline`: for each answer.
     ///
     /// # Errors
     /// There is no configuration, or it cannot be used.

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use ed25519_dalek::SigningKey;
 
 use crate::agents::{self, AgentArgs, AgentError, Reply, Targets};
-use crate::api::{AUDITOR, Access, ApiError, Cluster};
+use crate::api::{AUDITOR, Access, ApiError, Cluster, KEY_MAKER};
 use crate::output::{self, EXIT_CODES, Form, Progress};
 
 pub mod canonical;
@@ -51,7 +51,7 @@ pub struct AuditArgs {
 /// What else to do.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Makes the cluster's key for audits (Secret and ConfigMap hawser-audit-key in hawser-system), once.
+    /// Makes the cluster's key for audits (Secret and ConfigMap hawser-audit-key in hawser-system), once, as an administrator.
     Init(InitArgs),
     /// Checks hash and signature of a report.
     Verify(VerifyArgs),
@@ -162,7 +162,7 @@ pub async fn run(args: &AuditArgs, out: &mut (dyn Write + Send)) -> Result<u8, A
 const KEY_DEADLINE: Duration = Duration::from_secs(20);
 
 async fn init(args: &InitArgs, out: &mut (dyn Write + Send)) -> Result<(), AuditError> {
-    let made = key::init(&args.access.cluster(AUDITOR, KEY_DEADLINE).await?).await?;
+    let made = key::init(&args.access.cluster(KEY_MAKER, KEY_DEADLINE).await?).await?;
     let what = if made.fresh { "made" } else { "was there already" };
     writeln!(
         out,

@@ -13,7 +13,7 @@ use mesh_core::numbers::NAMESPACE;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::api::{Access, ApiError, Asked, Cluster};
+use crate::api::{Access, ApiError, Asked, Cluster, JOINER};
 use crate::output::{self, EXIT_CODES, Form, Progress};
 
 mod sides;
@@ -25,8 +25,6 @@ pub use sides::{JoinProblem, Side, peers};
 const ANSWER: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_secs(1);
-/// Who is named in errors that lack a right.
-const GRANT: &str = "deploy/clustermesh: joining is for cluster administrators";
 /// Who writes ClusterPeers, for `managedFields`.
 const MANAGER: &str = "hawser-clustermesh-join";
 
@@ -154,7 +152,7 @@ struct Way {
 
 impl Way {
     async fn to(place: Place, access: &Access) -> Result<Self, JoinError> {
-        let cluster = access.cluster(GRANT, ANSWER).await;
+        let cluster = access.cluster(JOINER, ANSWER).await;
         let cluster = cluster.map_err(|source| JoinError::Api { place, source: Box::new(source) })?;
         Ok(Self { place, cluster })
     }

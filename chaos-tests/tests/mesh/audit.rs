@@ -351,7 +351,8 @@ fn an_auditor_asks_every_agent_by_the_api_server_with_the_rights_that_are_deploy
         code == 1
             && out.is_empty()
             && err.contains("you may not")
-            && err.contains("secrets in hawser-system"),
+            && err.contains("secrets in hawser-system")
+            && err.contains("administrator's"),
         "{code}: {out}{err}"
     );
     audit(&lab, &["init", "--kubeconfig", ADMIN])?;

@@ -157,3 +157,30 @@ fn an_answer_with_a_number_that_no_report_can_hold_costs_its_agent_alone() {
         assert!(why.contains(&number.to_string()), "{why}");
     }
 }
+
+/// What is made of an answer that is none.
+async fn refusal(code: u16, body: &str) -> Refusal {
+    let body = http_body_util::Full::new(bytes::Bytes::from(body.to_owned()));
+    read(http::Response::builder().status(code).body(body).unwrap()).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn what_the_api_server_says_of_an_agent_is_told_from_what_the_agent_says() {
+    let of_server = |code: u16, message: &str| {
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code})
+            .to_string()
+    };
+    // Who was not reached may be by a port-forward; who says no was asked.
+    let away = refusal(503, &of_server(503, "error trying to reach service: connection refused")).await;
+    assert!(away.unreached && away.why.contains("refused; metricsAddress of its agent"), "{away:?}");
+    let starts = refusal(503, "mesh-agent is starting: nothing has been looked at yet\n").await;
+    assert!(!starts.unreached && starts.why.contains("yet; its agent runs: ask again"), "{starts:?}");
+    let gone = refusal(404, &of_server(404, "pods \"mesh-agent-x\" not found")).await;
+    assert!(!gone.unreached && gone.why.contains("not found; its pod has gone"), "{gone:?}");
+    let older = refusal(404, "").await;
+    assert!(!older.unreached && older.why.contains("its agent is older"), "{older:?}");
+    let forbidden = refusal(403, &of_server(403, "pods is forbidden")).await;
+    assert!(!forbidden.unreached && forbidden.why.contains("pods/proxy must be allowed"), "{forbidden:?}");
+    let between = refusal(504, "<html>").await;
+    assert!(between.unreached && between.why.ends_with("<html>"), "{between:?}");
+}

@@ -44,6 +44,20 @@ async fn each_failure_names_what_was_wanted_and_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_role_is_promised_only_where_there_is_one() {
+    let said = |grant| Cluster { grant, ..cluster() }.error(ASKED, &refused(403)).to_string();
+    for (grant, words) in
+        [(AUDITOR, "deploy/audit.yaml has a role"), (OPERATOR, "deploy/cli.yaml has a role")]
+    {
+        assert!(said(grant).contains(words), "{grant}");
+    }
+    for grant in [KEY_MAKER, JOINER] {
+        let text = said(grant);
+        assert!(text.contains("administrator") && text.contains("no role of deploy/"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_does_not_come_is_not_waited_for() {
     let cluster = Cluster { deadline: Duration::ZERO, ..cluster() };
     let never = cluster.within::<()>(ASKED, std::future::pending()).await.unwrap_err();

@@ -32,7 +32,7 @@ const PUBLIC: &str = "public.pem";
 pub enum KeyError {
     /// It was never made.
     #[error(
-        "there is no Secret {NAMESPACE}/{NAME} to sign with; make it once with hawser audit init, or give --unsigned for a report that proves nothing to others"
+        "there is no Secret {NAMESPACE}/{NAME} to sign with; an administrator makes it once with hawser audit init, or give --unsigned for a report that proves nothing to others"
     )]
     Absent,
     /// Its public half is nowhere.
