@@ -5,8 +5,9 @@
 //! - In the pods runs this very program, since the image has no other: [`serve`] and [`ask`], hidden verbs.
 //! - What a pod found out travels as its termination message ([`question`]).
 //!
-//! Nothing is touched but the namespace that this run has made, and that is deleted by its UID, whatever happens: on failure, at a
-//! deadline, on SIGINT and SIGTERM. Where this program is killed, pods end by themselves (`activeDeadlineSeconds`).
+//! Nothing is touched but the namespace that this run has made, which it knows by its mark, and that is deleted by its UID, whatever
+//! happens: on failure, at a deadline, on SIGINT, SIGTERM and SIGHUP. Where this program is killed, pods end by themselves
+//! (`activeDeadlineSeconds`).
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -21,11 +22,13 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use mesh_core::numbers::{ANNOTATION_WIREGUARD, NAMESPACE};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::api::{Access, ApiError, Asked, Cluster, OPERATOR};
 use crate::output::{self, EXIT_CODES, Form, Progress};
+use crate::signals::Interrupts;
 
 pub mod ask;
 pub mod judge;
@@ -38,7 +41,7 @@ pub mod serve;
 pub mod text;
 
 use judge::{Frame, Report, Said, measures};
-use objects::{LABEL, Mould};
+use objects::{LABEL, Mould, Owner};
 use plan::{ChooseError, NodeFacts, Role, Served, Stage};
 use pods::State;
 use question::{MESSAGE_MAX, Message, Question, VERSION};
@@ -247,24 +250,11 @@ pub fn in_pod(command: &ConnectivityCommand) -> std::io::Result<()> {
     }
 }
 
-/// SIGINT and SIGTERM.
-struct Interrupts {
-    int: Signal,
-    term: Signal,
-}
-
-impl Interrupts {
-    fn new() -> Result<Self, ConnectivityError> {
-        let of = |kind| signal(kind).map_err(ConnectivityError::Signals);
-        Ok(Self { int: of(SignalKind::interrupt())?, term: of(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.int.recv() => {}
-            _ = self.term.recv() => {}
-        }
-    }
+/// So many random bytes as a token has, in hexadecimal.
+fn random() -> Result<String, ConnectivityError> {
+    let mut bytes = [0; serve::TOKEN];
+    getrandom::fill(&mut bytes).map_err(ConnectivityError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Runs the command; its exit code.
@@ -272,19 +262,18 @@ impl Interrupts {
 /// # Errors
 /// See [`ConnectivityError`].
 pub async fn test(args: &TestArgs, out: &mut (dyn Write + Send)) -> Result<u8, ConnectivityError> {
-    let mut interrupts = Interrupts::new()?;
+    let mut interrupts = Interrupts::new().map_err(ConnectivityError::Signals)?;
     let (cluster, nodes, image) = tokio::select! {
         prepared = prepare(args) => prepared?,
         () = interrupts.next() => return Err(ConnectivityError::Interrupted),
     };
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let mut bytes = [0; serve::TOKEN];
-    getrandom::fill(&mut bytes).map_err(ConnectivityError::Random)?;
-    let token = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    // Two, since everybody may read a namespace's labels, and whoever has the token is answered by the pods.
+    let (token, mark) = (random()?, random()?);
     let mould = Mould { image, token, lifetime: Duration::from_secs(2 * args.timeout) };
     let run = Run { args, cluster: &cluster, mould, nodes, deadline, progress: Progress::on_terminal() };
 
-    let uid = make_namespace(&cluster, &args.namespace).await?;
+    let uid = make_namespace(&cluster, &args.namespace, &mark).await?;
     let found = tokio::select! {
         found = run.measure() => found,
         () = interrupts.next() => Err(ConnectivityError::Interrupted),
@@ -297,7 +286,7 @@ pub async fn test(args: &TestArgs, out: &mut (dyn Write + Send)) -> Result<u8, C
         run.progress.say("removing it again");
         tokio::select! {
             removed = remove_namespace(&cluster, &args.namespace, uid) => removed,
-            () = interrupts.next() => Err("interrupted while it went".to_owned()),
+            () = interrupts.again() => Err("interrupted while it went".to_owned()),
         }
     };
     let left = removed.map_err(|why| ConnectivityError::Left { namespace: args.namespace.clone(), why });
@@ -358,25 +347,42 @@ async fn image_of_agents(cluster: &Cluster) -> Result<String, ApiError> {
 }
 
 /// Makes the namespace; its UID.
-async fn make_namespace(cluster: &Cluster, name: &str) -> Result<String, ConnectivityError> {
+///
+/// A request whose answer was lost may have been done. kube's client repeats some by itself (503, 504), and then what was made is what
+/// it is refused for. So what is there is looked at before anybody else is blamed for it.
+async fn make_namespace(cluster: &Cluster, name: &str, mark: &str) -> Result<String, ConnectivityError> {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
     let asked = |verb| Asked { verb, resource: "namespaces", namespace: None };
-    let object = objects::namespace(name);
+    let object = objects::namespace(name, mark);
+    let unsure = |why| ConnectivityError::Left { namespace: name.to_owned(), why };
     let made = tokio::time::timeout(ANSWER, api.create(&PostParams::default(), &object)).await;
-    match made {
-        Ok(Ok(made)) => Ok(made.metadata.uid.unwrap_or_default()),
-        Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
-            let found = cluster.within(asked("get"), api.get(name)).await?;
-            let ours = found.labels().get(LABEL.0).is_some_and(|value| value == LABEL.1);
-            let name = name.to_owned();
-            Err(if ours { ConnectivityError::Exists(name) } else { ConnectivityError::Foreign(name) })
+    let lost = match made {
+        Ok(Ok(made)) => return Ok(made.metadata.uid.unwrap_or_default()),
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => None,
+        Ok(Err(error)) => {
+            let refused = cluster.error(asked("create"), &error);
+            if matches!(refused, ApiError::Forbidden { .. } | ApiError::Unauthenticated { .. }) {
+                return Err(refused.into());
+            }
+            Some(if matches!(refused, ApiError::Unreachable { .. }) {
+                unsure(format!("whether it was made is not known: {refused}"))
+            } else {
+                refused.into()
+            })
         }
-        Ok(Err(error)) => Err(cluster.error(asked("create"), &error).into()),
-        // It may have been made all the same; its name says whose it is.
-        Err(_) => Err(ConnectivityError::Left {
-            namespace: name.to_owned(),
-            why: format!("the API server did not say within {} s whether it was made", ANSWER.as_secs()),
-        }),
+        Err(_) => Some(unsure(format!(
+            "the API server did not say within {} s whether it was made",
+            ANSWER.as_secs()
+        ))),
+    };
+    let found = match cluster.within(asked("get"), api.get(name)).await {
+        Ok(found) => found,
+        Err(why) => return Err(lost.unwrap_or_else(|| why.into())),
+    };
+    match objects::owner(&found, mark) {
+        Owner::ThisRun => Ok(found.metadata.uid.unwrap_or_default()),
+        Owner::AnotherRun => Err(ConnectivityError::Exists(name.to_owned())),
+        Owner::SomebodyElse => Err(ConnectivityError::Foreign(name.to_owned())),
     }
 }
 
@@ -427,12 +433,15 @@ struct Run<'a> {
 impl Run<'_> {
     async fn measure(&self) -> Result<Report, ConnectivityError> {
         for policy in objects::policies() {
-            let policies = self.api::<NetworkPolicy>();
-            self.create("networkpolicies", policies.create(&PostParams::default(), &policy)).await?;
+            self.create::<NetworkPolicy>("networkpolicies", &policy).await?;
         }
-        let services = self.api::<Service>();
-        let service = objects::service();
-        let service = self.create("services", services.create(&PostParams::default(), &service)).await?;
+        let service = match self.create::<Service>("services", &objects::service()).await? {
+            Some(made) => made,
+            None => {
+                let asked = Asked { verb: "get", resource: "services", namespace: None };
+                self.cluster.within(asked, self.api::<Service>().get(plan::SERVICE)).await?
+            }
+        };
         let ips = service.spec.and_then(|spec| spec.cluster_ips).unwrap_or_default();
         let (stage, findings) = self.stage(ips.iter().filter_map(|ip| ip.parse().ok()).collect()).await?;
         let plan = plan::plan(&stage);
@@ -467,21 +476,32 @@ impl Run<'_> {
         Api::namespaced(self.cluster.client.clone(), &self.args.namespace)
     }
 
-    async fn create<T>(
-        &self,
-        resource: &'static str,
-        work: impl Future<Output = kube::Result<T>>,
-    ) -> Result<T, ApiError> {
+    /// Makes an object in the run's namespace. `None`: it is there already, so it was made by a request that was repeated
+    /// ([`make_namespace`]).
+    async fn create<K>(&self, resource: &'static str, object: &K) -> Result<Option<K>, ApiError>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + Serialize
+            + DeserializeOwned,
+    {
+        let api = self.api::<K>();
+        let work = async {
+            match api.create(&PostParams::default(), object).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+                made => made.map(Some),
+            }
+        };
         self.cluster.within(Asked { verb: "create", resource, namespace: None }, work).await
     }
 
     /// Makes a pod. In a namespace that is new none is let in before its ServiceAccount is there.
     async fn create_pod(&self, role: Role, name: &str, node: &str, args: &[String]) -> Result<(), ApiError> {
-        let (pod, pods) = (self.mould.pod(role, name, node, args), self.api::<Pod>());
+        let pod = self.mould.pod(role, name, node, args);
         let end = Instant::now() + ACCOUNT;
         loop {
-            let made = self.create("pods", pods.create(&PostParams::default(), &pod)).await;
-            match made {
+            match self.create::<Pod>("pods", &pod).await {
                 Err(ApiError::Forbidden { why, .. })
                     if why.contains("serviceaccount") && Instant::now() < end =>
                 {

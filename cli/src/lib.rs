@@ -18,5 +18,6 @@ pub mod output;
 pub mod plan;
 pub mod policy;
 pub mod render;
+mod signals;
 pub mod status;
 pub mod sysdump;

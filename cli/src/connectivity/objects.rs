@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -14,16 +15,39 @@ use super::question::PORT;
 pub const LABEL: (&str, &str) = ("app.kubernetes.io/name", "hawser-connectivity-test");
 /// Label with a pod's role.
 const ROLE: &str = "hawser.dev/role";
+/// Label of the namespace with the mark of its run.
+const RUN: &str = "hawser.dev/run";
 
 fn made<T: DeserializeOwned>(object: Value) -> T {
     serde_json::from_value(object).expect("invariant: objects of this module are of their kinds")
 }
 
-/// The namespace. Pods in their node's network are not let in where Pod Security is stricter.
-pub fn namespace(name: &str) -> Namespace {
+/// The namespace of the run with this mark. Pods in their node's network are not let in where Pod Security is stricter.
+pub fn namespace(name: &str, mark: &str) -> Namespace {
     made(json!({"metadata": {"name": name, "labels": {
-        LABEL.0: LABEL.1, "pod-security.kubernetes.io/enforce": "privileged",
+        LABEL.0: LABEL.1, RUN: mark, "pod-security.kubernetes.io/enforce": "privileged",
     }}}))
+}
+
+/// Whose a namespace is that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The run has made it.
+    ThisRun,
+    /// Another run has.
+    AnotherRun,
+    /// It has nothing to do with this command.
+    SomebodyElse,
+}
+
+/// Says it to the run with this mark.
+pub fn owner(namespace: &Namespace, mark: &str) -> Owner {
+    let has = |label: &str, value: &str| namespace.labels().get(label).is_some_and(|found| found == value);
+    match (has(LABEL.0, LABEL.1), has(RUN, mark)) {
+        (true, true) => Owner::ThisRun,
+        (true, false) => Owner::AnotherRun,
+        (false, _) => Owner::SomebodyElse,
+    }
 }
 
 fn metadata(name: &str, role: Option<Role>) -> Value {
@@ -97,5 +121,25 @@ impl Mould {
                     "capabilities": {"drop": ["ALL"]}},
             }],
         }}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_knows_its_own_namespace_by_its_mark_and_takes_no_other_for_it() {
+        let ours = namespace("n", "aa");
+        assert_eq!(owner(&ours, "aa"), Owner::ThisRun);
+        assert_eq!(owner(&ours, "bb"), Owner::AnotherRun);
+        let of_an_earlier_release: Namespace =
+            made(json!({"metadata": {"name": "n", "labels": {LABEL.0: LABEL.1}}}));
+        assert_eq!(owner(&of_an_earlier_release, "aa"), Owner::AnotherRun);
+        let labels = [json!({}), json!({RUN: "aa"}), json!({LABEL.0: "shop", RUN: "aa"})];
+        for labels in labels {
+            let foreign: Namespace = made(json!({"metadata": {"name": "n", "labels": labels}}));
+            assert_eq!(owner(&foreign, "aa"), Owner::SomebodyElse, "{labels}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use super::{FORMAT, Index};
 use crate::agents::AT_ONCE;
 use crate::api::ApiError;
 use crate::output::Verdict;
+use crate::signals::Interrupts;
 
 /// What a file of the archive is made from.
 #[derive(Debug)]
@@ -88,16 +89,15 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    /// After this time, or at SIGINT and SIGTERM, which end the program no more.
+    /// After this time, or when somebody interrupts it, which ends the program no more.
     ///
     /// # Errors
     /// Signals cannot be waited for.
     pub(super) fn after(limit: Duration) -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut interrupts = Interrupts::new()?;
         let (tell, interrupted) = watch::channel(false);
         tokio::spawn(async move {
-            tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+            interrupts.next().await;
             tell.send_replace(true);
         });
         Ok(Self { begun: Instant::now(), limit, interrupted })
