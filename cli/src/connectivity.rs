@@ -9,7 +9,7 @@
 //! happens: on failure, at a deadline, on SIGINT, SIGTERM and SIGHUP. Where this program is killed, pods end by themselves
 //! (`activeDeadlineSeconds`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::api::{Access, ApiError, Asked, Cluster, OPERATOR};
 use crate::output::{self, EXIT_CODES, Form, Progress};
+use crate::policy::facts::cidrs_of;
 use crate::signals::Interrupts;
 
 pub mod ask;
@@ -42,7 +43,7 @@ pub mod text;
 
 use judge::{Frame, Report, Said, measures};
 use objects::{LABEL, Mould, Owner};
-use plan::{ChooseError, NodeFacts, Role, Served, Stage};
+use plan::{ChooseError, Chosen, Family, NodeFacts, Role, Served, Stage};
 use pods::State;
 use question::{MESSAGE_MAX, Message, Question, VERSION};
 
@@ -81,7 +82,8 @@ pub struct TestArgs {
     /// A node to test on; may be given up to eight times. Without it some are taken.
     #[arg(long = "node", value_name = "NAME", conflicts_with = "nodes")]
     named: Vec<String>,
-    /// How many nodes are tested, where none is named: the first by name that can run pods.
+    /// How many nodes are tested, where none is named: the first by name that can run pods. Exit code 4 where fewer can, and others are
+    /// there.
     #[arg(long, default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=8))]
     nodes: u8,
     /// An image with /hawser of this release; without it that of the DaemonSet mesh-agent, which every node has.
@@ -263,7 +265,7 @@ fn random() -> Result<String, ConnectivityError> {
 /// See [`ConnectivityError`].
 pub async fn test(args: &TestArgs, out: &mut (dyn Write + Send)) -> Result<u8, ConnectivityError> {
     let mut interrupts = Interrupts::new().map_err(ConnectivityError::Signals)?;
-    let (cluster, nodes, image) = tokio::select! {
+    let Prepared { cluster, chosen, families, image } = tokio::select! {
         prepared = prepare(args) => prepared?,
         () = interrupts.next() => return Err(ConnectivityError::Interrupted),
     };
@@ -271,7 +273,8 @@ pub async fn test(args: &TestArgs, out: &mut (dyn Write + Send)) -> Result<u8, C
     // Two, since everybody may read a namespace's labels, and whoever has the token is answered by the pods.
     let (token, mark) = (random()?, random()?);
     let mould = Mould { image, token, lifetime: Duration::from_secs(2 * args.timeout) };
-    let run = Run { args, cluster: &cluster, mould, nodes, deadline, progress: Progress::on_terminal() };
+    let progress = Progress::on_terminal();
+    let run = Run { args, cluster: &cluster, mould, chosen, families, deadline, progress };
 
     let uid = make_namespace(&cluster, &args.namespace, &mark).await?;
     let found = tokio::select! {
@@ -306,17 +309,27 @@ pub async fn test(args: &TestArgs, out: &mut (dyn Write + Send)) -> Result<u8, C
     Ok(report.verdict.exit_code())
 }
 
-/// Reads what is needed to begin: the cluster, the nodes to test on, the image.
-async fn prepare(args: &TestArgs) -> Result<(Cluster, Vec<String>, String), ConnectivityError> {
+/// What is needed to begin.
+struct Prepared {
+    cluster: Cluster,
+    chosen: Chosen,
+    families: BTreeMap<String, BTreeSet<Family>>,
+    image: String,
+}
+
+/// Reads it.
+async fn prepare(args: &TestArgs) -> Result<Prepared, ConnectivityError> {
     let cluster = args.access.cluster(OPERATOR, ANSWER).await?;
     let nodes: Vec<Node> = cluster.all_of_cluster("nodes").await?;
     let facts: Vec<NodeFacts> = nodes.iter().map(facts).collect();
-    let nodes = plan::choose(&facts, &args.named, usize::from(args.nodes))?;
+    let chosen = plan::choose(&facts, &args.named, usize::from(args.nodes))?;
+    let of_chosen = facts.into_iter().filter(|node| chosen.nodes.contains(&node.name));
+    let families = of_chosen.map(|node| (node.name, node.families)).collect();
     let image = match &args.image {
         Some(image) => image.clone(),
         None => image_of_agents(&cluster).await?,
     };
-    Ok((cluster, nodes, image))
+    Ok(Prepared { cluster, chosen, families, image })
 }
 
 fn write(out: &mut (dyn Write + Send), form: Form, report: &Report) -> std::io::Result<()> {
@@ -334,6 +347,7 @@ fn facts(node: &Node) -> NodeFacts {
         schedulable: !spec.unschedulable.unwrap_or(false),
         linux: os.is_none_or(|os| os == "linux"),
         in_mesh: node.annotations().contains_key(ANNOTATION_WIREGUARD),
+        families: cidrs_of(node).iter().map(|cidr| Family::of(cidr.addr())).collect(),
     }
 }
 
@@ -425,7 +439,8 @@ struct Run<'a> {
     args: &'a TestArgs,
     cluster: &'a Cluster,
     mould: Mould,
-    nodes: Vec<String>,
+    chosen: Chosen,
+    families: BTreeMap<String, BTreeSet<Family>>,
     deadline: Instant,
     progress: Progress,
 }
@@ -463,8 +478,9 @@ impl Run<'_> {
             generated_at: output::moment(output::now()),
             namespace: self.args.namespace.clone(),
             image: self.mould.image.clone(),
-            nodes: self.nodes.clone(),
+            nodes: self.chosen.nodes.clone(),
             pods: findings,
+            unfit: self.chosen.unfit.clone(),
         };
         Ok(judge::judge(frame, &plan, &said))
     }
@@ -525,8 +541,12 @@ impl Run<'_> {
         service: Vec<std::net::IpAddr>,
     ) -> Result<(Stage, Vec<judge::Finding>), ConnectivityError> {
         let roles = [Role::Server, Role::Guarded];
-        self.progress.say(&format!("starting {} pods from {}", 2 * self.nodes.len(), self.mould.image));
-        for (place, node) in self.nodes.iter().enumerate() {
+        self.progress.say(&format!(
+            "starting {} pods from {}",
+            2 * self.chosen.nodes.len(),
+            self.mould.image
+        ));
+        for (place, node) in self.chosen.nodes.iter().enumerate() {
             for role in roles {
                 let name = role.pod(place);
                 self.create_pod(role, &name, node, &[format!("--name={name}")]).await?;
@@ -544,12 +564,13 @@ impl Run<'_> {
         let mut stage = Stage {
             namespace: self.args.namespace.clone(),
             service,
+            families: self.families.clone(),
             throughput: self.args.throughput_seconds > 0.0,
             host: !self.args.no_host,
             ..Stage::default()
         };
         let mut findings = Vec::new();
-        for (place, node) in self.nodes.iter().enumerate() {
+        for (place, node) in self.chosen.nodes.iter().enumerate() {
             let absent = State::Starting("the API does not have it".to_owned());
             let of = |role: Role| {
                 let name = role.pod(place);

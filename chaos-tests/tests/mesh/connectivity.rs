@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use chaos_tests::kubelet::Kubelet;
 use chaos_tests::objects::apply;
 use chaos_tests::{Lab, LabOptions};
-use kubeapi::User;
+use kubeapi::{Patch, User};
 use mesh_core::numbers::NAMESPACE;
 use netlab::{Output, Process, Signal, eventually};
 use serde_json::{Value, json};
@@ -117,6 +117,7 @@ fn a_test_of_connectivity_passes_fails_as_it_should_and_leaves_nothing() -> Resu
     well(&lab)?;
     policy_is_gone(&lab)?;
     a_link_is_cut(&lab)?;
+    a_node_is_not_ready(&lab)?;
     interrupted(&lab)?;
     kept(&lab)?;
     ensure!(before == others(&lab)?, "something of others was touched");
@@ -231,6 +232,24 @@ fn a_link_is_cut(lab: &Lab) -> Result<()> {
     }
     ensure!(failed == 16 && unknown == 8, "{failed} failed, {unknown} unknown: {out}");
     Ok(())
+}
+
+/// Who cannot be tested is named, and that the other one is well is not all that was asked for.
+fn a_node_is_not_ready(lab: &Lab) -> Result<()> {
+    let set = |ready: &str| -> Result<()> {
+        let conditions = json!([{"type": "Ready", "status": ready, "reason": "Lab",
+            "lastHeartbeatTime": null, "lastTransitionTime": null}]);
+        let patch = Patch::Merge(json!({"status": {"conditions": conditions}}));
+        lab.api()
+            .store()
+            .patch_status("nodes", None, "node-2", &patch)
+            .map_err(|error| anyhow!("{error}"))?;
+        Ok(())
+    };
+    set("False")?;
+    let found = run(lab, &["--throughput-seconds", "0", "--no-host"], |_| Ok(()));
+    set("True")?;
+    answered(&found?, 4, &["0 failed, 0 not known", "not tested: node node-2 is not ready", "--nodes"])
 }
 
 /// SIGINT in the midst, and rights that are missing.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::plan::{Asker, Check, Family, Kind, Plan, Role};
+use super::plan::{Asker, Check, Family, Kind, Lacking, Plan, Role, Unfit};
 use super::question::{Answer, Ask, Fault, PORT, Question, Times};
 use super::text;
 use crate::output::Verdict;
@@ -121,6 +121,8 @@ pub struct Report {
     pub kept: bool,
     /// What could not be started.
     pub pods: Vec<Finding>,
+    /// What should have been tested, and could not be.
+    pub not_tested: Vec<Finding>,
     /// What there is not in this cluster.
     pub skipped: Vec<String>,
     /// What was looked at.
@@ -140,6 +142,8 @@ pub struct Frame {
     pub nodes: Vec<String>,
     /// What could not be started.
     pub pods: Vec<Finding>,
+    /// Nodes that were asked for, and cannot run pods.
+    pub unfit: Vec<Unfit>,
 }
 
 /// Judges what was said; `said` by the names of the pods that asked.
@@ -176,12 +180,15 @@ pub fn judge(frame: Frame, plan: &Plan, said: &BTreeMap<String, Said>) -> Report
     if checks.iter().any(|check| check.kind == Kind::Name && check.outcome == Outcome::Skipped) {
         skipped.push("names: kubelets give pods no DNS of the cluster".to_owned());
     }
-    let Frame { generated_at, namespace, image, nodes, pods } = frame;
+    let Frame { generated_at, namespace, image, nodes, pods, unfit } = frame;
+    let not_tested: Vec<Finding> =
+        unfit.iter().map(node_unfit).chain(plan.lacking.iter().map(family_missing)).collect();
     let worst = checks.iter().map(|check| check.outcome).max().unwrap_or(Outcome::Unknown);
     let verdict = match worst {
         _ if !pods.is_empty() => Verdict::DoesNotHold,
         Outcome::Failed => Verdict::DoesNotHold,
         Outcome::Unknown => Verdict::Incomplete,
+        Outcome::Passed | Outcome::Skipped if !not_tested.is_empty() => Verdict::Incomplete,
         Outcome::Passed | Outcome::Skipped => Verdict::Holds,
     };
     Report {
@@ -193,8 +200,31 @@ pub fn judge(frame: Frame, plan: &Plan, said: &BTreeMap<String, Said>) -> Report
         nodes,
         kept: false,
         pods,
+        not_tested,
         skipped,
         checks,
+    }
+}
+
+fn node_unfit(Unfit { node, why }: &Unfit) -> Finding {
+    Finding {
+        code: "node-unfit".to_owned(),
+        text: format!("node {node} {why}"),
+        remedy: format!(
+            "kubectl describe node {node} and hawser status say more; where it shall stay so, ask for fewer nodes with --nodes"
+        ),
+    }
+}
+
+fn family_missing(Lacking { node, pods, family }: &Lacking) -> Finding {
+    let (pods, family) = (pods.join(", "), family.word());
+    Finding {
+        code: "family-missing".to_owned(),
+        text: format!("{pods} on {node}: no {family} address, though the Node has an {family} pod CIDR"),
+        remedy: format!(
+            "podCIDRs of the configuration has to contain all of the Node's (kubectl get node {node} -o yaml); see the Events of the Node, \
+             and the log of mesh-agent there"
+        ),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which nodes, which pods, and who asks whom what: pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
@@ -62,6 +62,8 @@ pub struct NodeFacts {
     pub linux: bool,
     /// Whether an agent has announced its keys there.
     pub in_mesh: bool,
+    /// Families of its pod CIDRs, of all of which its pods have addresses.
+    pub families: BTreeSet<Family>,
 }
 
 impl NodeFacts {
@@ -74,6 +76,24 @@ impl NodeFacts {
             Self { .. } => None,
         }
     }
+}
+
+/// The nodes to test on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// Their names.
+    pub nodes: Vec<String>,
+    /// Where they are fewer than were asked for: those that could not be taken.
+    pub unfit: Vec<Unfit>,
+}
+
+/// A node that cannot be tested, though it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// Its name.
+    pub node: String,
+    /// Why.
+    pub why: &'static str,
 }
 
 /// Why there are no nodes to test on.
@@ -104,7 +124,7 @@ pub enum ChooseError {
 ///
 /// # Errors
 /// There are none, or one of those named cannot be used.
-pub fn choose(nodes: &[NodeFacts], named: &[String], count: usize) -> Result<Vec<String>, ChooseError> {
+pub fn choose(nodes: &[NodeFacts], named: &[String], count: usize) -> Result<Chosen, ChooseError> {
     if named.len() > NODES_MAX {
         return Err(ChooseError::TooMany(named.len()));
     }
@@ -120,18 +140,27 @@ pub fn choose(nodes: &[NodeFacts], named: &[String], count: usize) -> Result<Vec
         }
         chosen.push(name.clone());
     }
+    let mut unfit: Vec<(String, &'static str)> = Vec::new();
     if named.is_empty() {
         let fit = nodes.iter().filter(|node| node.obstacle().is_none()).map(|node| node.name.clone());
         chosen = fit.collect();
         chosen.sort();
-        chosen.truncate(count.min(NODES_MAX));
+        let wanted = count.min(NODES_MAX);
+        if chosen.len() < wanted {
+            // Those of other systems never have pods of ours.
+            let others = nodes.iter().filter(|node| node.linux);
+            unfit = others.filter_map(|node| Some((node.name.clone(), node.obstacle()?))).collect();
+            unfit.sort();
+        }
+        chosen.truncate(wanted);
     }
     if chosen.is_empty() {
         let why = nodes.iter().filter_map(|node| Some(format!("{} {}", node.name, node.obstacle()?)));
         let why: Vec<String> = why.take(5).collect();
         return Err(ChooseError::None(if why.is_empty() { "there is none".into() } else { why.join(", ") }));
     }
-    Ok(chosen)
+    let unfit = unfit.into_iter().map(|(node, why)| Unfit { node, why }).collect();
+    Ok(Chosen { nodes: chosen, unfit })
 }
 
 /// What is looked at.
@@ -169,7 +198,8 @@ pub enum Family {
 }
 
 impl Family {
-    const fn of(ip: IpAddr) -> Self {
+    /// That of an address.
+    pub const fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Self::IPv4 } else { Self::IPv6 }
     }
 
@@ -221,6 +251,19 @@ pub struct Plan {
     pub checks: Vec<Check>,
     /// What there is not in this cluster, and is not looked at.
     pub skipped: Vec<String>,
+    /// What should be there, and cannot be looked at.
+    pub lacking: Vec<Lacking>,
+}
+
+/// Pods without an address of a family of which their node has a pod CIDR.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// The node.
+    pub node: String,
+    /// The pods.
+    pub pods: Vec<String>,
+    /// The family.
+    pub family: Family,
 }
 
 impl Plan {
@@ -259,6 +302,8 @@ pub struct Stage {
     pub guarded: Vec<Served>,
     /// Addresses of the Service in front of the servers.
     pub service: Vec<IpAddr>,
+    /// Of which families each node has a pod CIDR.
+    pub families: BTreeMap<String, BTreeSet<Family>>,
     /// Whether throughput is measured.
     pub throughput: bool,
     /// Whether pods in their node's network ask, too.
@@ -348,11 +393,29 @@ pub fn plan(stage: &Stage) -> Plan {
         plan.skipped.push("from node to node: only one node is tested".to_owned());
     }
     for family in [Family::IPv4, Family::IPv6] {
-        if stage.servers.iter().all(|server| server.ip(family).is_none()) {
+        let intended = stage.families.values().any(|families| families.contains(&family));
+        if !intended && stage.servers.iter().all(|server| server.ip(family).is_none()) {
             plan.skipped.push(format!("{}: pods of this cluster have no such addresses", family.word()));
         }
     }
+    plan.lacking = lacking(stage);
     plan
+}
+
+/// What the nodes' pod CIDRs promise, and their pods do not have.
+fn lacking(stage: &Stage) -> Vec<Lacking> {
+    let mut all = Vec::new();
+    for (node, families) in &stage.families {
+        for family in families {
+            let own = stage.servers.iter().chain(&stage.guarded).filter(|pod| pod.node == *node);
+            let without = own.filter(|pod| pod.ip(*family).is_none());
+            let pods: Vec<String> = without.map(|pod| pod.name.clone()).collect();
+            if !pods.is_empty() {
+                all.push(Lacking { node: node.clone(), pods, family: *family });
+            }
+        }
+    }
+    all
 }
 
 fn push(

@@ -125,6 +125,9 @@ pub fn render(report: &Report) -> String {
     for finding in &report.pods {
         found("a pod did not start".to_owned(), finding);
     }
+    for finding in &report.not_tested {
+        found("not tested".to_owned(), finding);
+    }
     for check in &report.checks {
         for finding in &check.findings {
             let family = check.family.map_or(String::new(), |family| format!(", {}", family.word()));

@@ -17,6 +17,7 @@ fn stage(nodes: usize) -> Stage {
         servers: served(Role::Server, 2),
         guarded: served(Role::Guarded, 3),
         service: vec!["10.96.0.9".parse().unwrap()],
+        families: BTreeMap::new(),
         throughput: true,
         host: true,
     }
@@ -176,6 +177,28 @@ fn a_pod_that_did_not_start_is_a_failure_whatever_passed() {
     let report = judge(frame, &plan, &said(&plan, |_, _| None));
     assert_eq!(report.verdict, Verdict::DoesNotHold);
     assert!(text::render(&report).contains("a pod did not start: server-1 on node-1"));
+}
+
+#[test]
+fn what_should_have_been_tested_and_could_not_be_is_named_and_not_known() {
+    let told = |unfit: &[&str], families: &[Family], answer: Option<Answer>| {
+        let families = BTreeMap::from([("node-0".to_owned(), families.iter().copied().collect())]);
+        let plan = plan(&Stage { families, ..stage(1) });
+        let unfit =
+            unfit.iter().map(|node| Unfit { node: (*node).to_owned(), why: "is not ready" }).collect();
+        let frame = Frame { unfit, ..Frame::default() };
+        let report = judge(frame, &plan, &said(&plan, |_, _| answer));
+        (report.verdict.exit_code(), text::render(&report))
+    };
+    let (code, shown) = told(&["node-1"], &[Family::IPv4], None);
+    assert!(code == 4 && shown.contains("not tested: node node-1 is not ready"), "{code} {shown}");
+    let (code, shown) = told(&[], &[Family::IPv4, Family::IPv6], None);
+    let words = "not tested: server-0, guarded-0 on node-0: no IPv6 address";
+    assert!(code == 4 && shown.contains(words), "{code} {shown}");
+    assert!(!shown.contains("IPv6: pods of this cluster"), "{shown}");
+    assert_eq!(told(&[], &[Family::IPv4], None).0, 0);
+    // It hides nothing that is known.
+    assert_eq!(told(&["node-1"], &[Family::IPv4], Some(Answer::Fault(Fault::Silent))).0, 3);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 use crate::connectivity::question::{Answer, Fault, MESSAGE_MAX, Message, Times, VERSION};
 
 fn node(name: &str, [ready, schedulable, linux]: [bool; 3]) -> NodeFacts {
-    NodeFacts { name: name.to_owned(), ready, schedulable, linux, in_mesh: true }
+    NodeFacts { name: name.to_owned(), ready, schedulable, linux, in_mesh: true, families: BTreeSet::new() }
 }
 
 fn stage(nodes: usize, families: &[bool]) -> Stage {
@@ -31,6 +31,7 @@ fn stage(nodes: usize, families: &[bool]) -> Stage {
         servers: served(Role::Server, 2),
         guarded: served(Role::Guarded, 3),
         service: service.map(|ip| ip.parse().unwrap()).collect(),
+        families: BTreeMap::new(),
         throughput: true,
         host: true,
     }
@@ -49,7 +50,7 @@ fn the_first_nodes_that_can_run_pods_are_taken_or_those_that_are_named() {
     ];
     let choose = |named: &[&str], count| {
         let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
-        choose(&nodes, &named, count).map_err(|error| error.to_string())
+        choose(&nodes, &named, count).map(|chosen| chosen.nodes).map_err(|error| error.to_string())
     };
     assert_eq!(choose(&[], 1).unwrap(), ["a"]);
     assert_eq!(choose(&[], 8).unwrap(), ["a", "c"]);
@@ -70,6 +71,55 @@ fn the_first_nodes_that_can_run_pods_are_taken_or_those_that_are_named() {
         super::choose(&nodes[2..], &[], 2).unwrap_err().to_string().contains("b is not ready, d is cordoned")
     );
     assert!(super::choose(&[], &[], 2).unwrap_err().to_string().contains("there is none"));
+}
+
+#[test]
+fn where_fewer_nodes_are_fit_than_were_asked_for_the_others_are_named() {
+    let fit = [true; 3];
+    let nodes = [
+        node("d", [true, false, true]),
+        node("a", fit),
+        node("b", [false, true, true]),
+        node("w", [true, true, false]),
+        NodeFacts { in_mesh: false, ..node("c", fit) },
+    ];
+    let unfit = |nodes: &[NodeFacts], named: &[String], count| -> Vec<String> {
+        let chosen = choose(nodes, named, count).unwrap();
+        chosen.unfit.iter().map(|unfit| format!("{} {}", unfit.node, unfit.why)).collect()
+    };
+    assert_eq!(
+        unfit(&nodes, &[], 2),
+        ["b is not ready", "c announces no keys (mesh-agent has not run there)", "d is cordoned"]
+    );
+    // As many as were asked for, or all that there are.
+    assert!(unfit(&nodes, &[], 1).is_empty());
+    assert!(unfit(&nodes, &["a".to_owned()], 2).is_empty());
+    assert!(unfit(&[node("a", fit), node("w", [true, true, false])], &[], 2).is_empty());
+    assert!(unfit(&[node("a", fit)], &[], NODES_MAX).is_empty());
+}
+
+#[test]
+fn a_family_that_nodes_have_and_pods_do_not_is_not_skipped() {
+    let both = BTreeSet::from([Family::IPv4, Family::IPv6]);
+    let families: BTreeMap<String, BTreeSet<Family>> =
+        (0..2).map(|at| (format!("node-{at}"), both.clone())).collect();
+    let of = |stage: Stage| {
+        let plan = plan(&Stage { families: families.clone(), ..stage });
+        let text = |lacking: &Lacking| {
+            format!("{} {} {}", lacking.node, lacking.family.word(), lacking.pods.join(" "))
+        };
+        (plan.skipped, plan.lacking.iter().map(text).collect::<Vec<String>>())
+    };
+    assert_eq!(of(stage(2, &[true, false])), (vec![], vec![]));
+    let (skipped, lacking) = of(stage(2, &[true]));
+    assert!(skipped.is_empty(), "{skipped:?}");
+    assert_eq!(lacking, ["node-0 IPv6 server-0 guarded-0", "node-1 IPv6 server-1 guarded-1"]);
+    // Not of one pod alone.
+    let mut one = stage(2, &[true, false]);
+    one.guarded[1].ips.truncate(1);
+    assert_eq!(of(one).1, ["node-1 IPv6 guarded-1"]);
+    // What did not start is told elsewhere.
+    assert!(of(Stage::default()).1.is_empty());
 }
 
 #[test]
