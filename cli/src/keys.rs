@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -73,13 +73,13 @@ pub enum KeysError {
     /// The API gives nothing.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// One node could not be asked.
-    #[error("node {node}: {source}")]
-    Patch {
-        /// Which.
-        node: String,
-        /// Why.
-        source: Box<ApiError>,
+    /// No node could be asked.
+    #[error("none of {count} nodes could be asked: {why}")]
+    Nobody {
+        /// How many.
+        count: usize,
+        /// Why the first could not be.
+        why: String,
     },
     /// There is no such node.
     #[error("there is no node {0}; `kubectl get nodes` has their names")]
@@ -97,7 +97,7 @@ pub enum KeysError {
     },
     /// The output cannot be written.
     #[error("could not write: {0}")]
-    Output(#[from] std::io::Error),
+    Output(#[from] io::Error),
 }
 
 /// How far a node is.
@@ -185,8 +185,8 @@ async fn not_ready(cluster: &Cluster) -> Result<BTreeSet<String>, ApiError> {
     Ok(dead.map(|node| node.name_any()).collect())
 }
 
-/// Asks every node; false: it is gone.
-async fn ask(cluster: &Cluster, node: &str, request: &str) -> Result<bool, KeysError> {
+/// Asks a node; false: it is gone.
+async fn ask(cluster: &Cluster, node: &str, request: &str) -> Result<bool, ApiError> {
     let api: Api<Node> = Api::all(cluster.client.clone());
     let asked = Asked { verb: "patch", resource: "nodes", namespace: None };
     let patch = Patch::Merge(json!({"metadata": {"annotations": {ROTATE: request}}}));
@@ -194,8 +194,47 @@ async fn ask(cluster: &Cluster, node: &str, request: &str) -> Result<bool, KeysE
         Ok(_) => Ok(true),
         // It has gone since the nodes were listed.
         Err(ApiError::Absent { .. }) => Ok(false),
-        Err(source) => Err(KeysError::Patch { node: node.to_owned(), source: Box::new(source) }),
+        Err(why) => Err(why),
     }
+}
+
+/// So often in a row the API server may not serve before nobody else is asked: each of thousands would be waited for.
+const IN_VAIN: usize = 3;
+
+/// Asks nodes, one after the other; those that could not be asked, each with the reason. A node that is refused is no reason not to ask
+/// the next one.
+async fn ask_all(
+    nodes: &[&str],
+    ask: impl AsyncFn(&str) -> Result<bool, ApiError>,
+    mut asked: impl FnMut(&str, Option<&str>) -> io::Result<()>,
+) -> io::Result<BTreeMap<String, String>> {
+    let (mut unasked, mut in_vain) = (BTreeMap::new(), 0);
+    for (at, &node) in nodes.iter().enumerate() {
+        let why = match ask(node).await {
+            Ok(there) => {
+                in_vain = 0;
+                if there {
+                    asked(node, None)?;
+                }
+                continue;
+            }
+            Err(why) => why,
+        };
+        let away = matches!(
+            why,
+            ApiError::Unreachable { .. } | ApiError::Silent { .. } | ApiError::Unauthenticated { .. }
+        );
+        in_vain = if away { in_vain + 1 } else { 0 };
+        let why = why.to_string();
+        asked(node, Some(&why))?;
+        unasked.insert(node.to_owned(), why.clone());
+        if in_vain == IN_VAIN {
+            let rest = nodes[at + 1..].iter();
+            unasked.extend(rest.map(|node| ((*node).to_owned(), format!("not asked any more: {why}"))));
+            break;
+        }
+    }
+    Ok(unasked)
 }
 
 /// Runs the command; its exit code.
@@ -204,7 +243,7 @@ async fn ask(cluster: &Cluster, node: &str, request: &str) -> Result<bool, KeysE
 /// See [`KeysError`].
 pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<u8, KeysError> {
     let cluster = args.access.cluster(OPERATOR, ANSWER).await?;
-    let before = chosen(args, &list(&cluster).await?)?;
+    let mut before = chosen(args, &list(&cluster).await?)?;
     let dead = not_ready(&cluster).await?;
     let running =
         agents::pods(&cluster).await.map(|pods| agents::running(&pods)).map_err(|why| why.to_string());
@@ -227,18 +266,23 @@ pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<u
     if let Err(why) = &running {
         say(&format!("warning: whether agents run on the nodes is not known: {why}"))?;
     }
+    let unasked = {
+        let names: Vec<&str> = before.keys().map(String::as_str).collect();
+        let asking = async |node: &str| ask(&cluster, node, &request).await;
+        let told = |node: &str, why: Option<&str>| match why {
+            None => say(&format!("{node}: asked ({ROTATE}={request})")),
+            Some(why) => say(&format!("warning: {node}: could not be asked: {why}")),
+        };
+        ask_all(&names, asking, told).await?
+    };
+    before.retain(|node, _| !unasked.contains_key(node));
     let mut tracker = Tracker::new(before);
-    for node in tracker.names() {
-        if ask(&cluster, &node, &request).await? {
-            say(&format!("{node}: asked ({ROTATE}={request})"))?;
-        }
-    }
     // Why the last look saw nothing.
     let mut blind: Option<String> = None;
     let (begun, limit) = (Instant::now(), Duration::from_secs(args.timeout));
     let mut word = begun;
     loop {
-        if args.no_wait {
+        if args.no_wait || tracker.count() == 0 {
             break;
         }
         let left = limit.saturating_sub(begun.elapsed());
@@ -303,14 +347,25 @@ pub async fn rotate(args: &RotateArgs, out: &mut (dyn Write + Send)) -> Result<u
     if let Some(blind) = &blind {
         say(&format!("the last look failed, so they may be further than that: {blind}"))?;
     }
-    let verdict = if late.is_empty() { Verdict::Holds } else { Verdict::Incomplete };
+    if !unasked.is_empty() {
+        let names: Vec<String> = unasked.keys().cloned().collect();
+        say(&format!("{} nodes could not be asked: {}", names.len(), some(&names)))?;
+    }
+    let all = late.is_empty() && unasked.is_empty();
+    let verdict = if all { Verdict::Holds } else { Verdict::Incomplete };
     if form != Form::Text {
         let document = json!({
-            "request": request, "verdict": verdict, "nodes": tracker.told(), "warnings": warnings, "late": why, "lastLook": blind,
+            "request": request, "verdict": verdict, "nodes": tracker.told(), "warnings": warnings, "unasked": unasked, "late": why,
+            "lastLook": blind,
         });
         output::write(out, form, &document, String::new)?;
     }
-    Ok(verdict.exit_code())
+    match unasked.values().next() {
+        Some(why) if tracker.count() == 0 => {
+            Err(KeysError::Nobody { count: unasked.len(), why: why.clone() })
+        }
+        Some(_) | None => Ok(verdict.exit_code()),
+    }
 }
 
 /// Nodes that are named in one line.
@@ -344,6 +399,43 @@ mod tests {
             kem_required: false,
             host_traffic: false,
         }
+    }
+
+    const NODES: Asked = Asked { verb: "patch", resource: "nodes", namespace: None };
+
+    #[tokio::test]
+    async fn a_node_that_is_refused_costs_no_other_one_its_turn() {
+        let refused = || ApiError::Refused { asked: NODES, why: "the webhook said no".to_owned() };
+        let answers = async |node: &str| match node {
+            "b" => Err(refused()),
+            "gone" => Ok(false),
+            _ => Ok(true),
+        };
+        let mut told = Vec::new();
+        let tell = |node: &str, why: Option<&str>| {
+            told.push(format!("{node}: {}", why.unwrap_or("asked")));
+            Ok(())
+        };
+        let unasked = ask_all(&["a", "b", "gone", "z"], answers, tell).await.unwrap();
+        assert_eq!(told, ["a: asked", "b: could not patch nodes: the webhook said no", "z: asked"]);
+        assert_eq!(unasked.into_iter().collect::<Vec<_>>(), [("b".to_owned(), refused().to_string())]);
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_away_is_not_waited_for_once_for_each_of_thousands() {
+        let tries = std::cell::Cell::new(0);
+        let answers = async |node: &str| {
+            tries.set(tries.get() + 1);
+            if node == "b" {
+                return Ok(true);
+            }
+            Err(ApiError::Silent { asked: NODES, server: "s".to_owned(), after: ANSWER })
+        };
+        let unasked = ask_all(&["a", "b", "c", "d", "e", "f", "g"], answers, |_, _| Ok(())).await.unwrap();
+        assert_eq!(tries.get(), 5);
+        assert_eq!(unasked.keys().collect::<Vec<_>>(), ["a", "c", "d", "e", "f", "g"]);
+        assert!(unasked["e"].starts_with("could not patch nodes: no answer"), "{unasked:?}");
+        assert!(unasked["g"].starts_with("not asked any more: could not patch nodes"), "{unasked:?}");
     }
 
     #[test]

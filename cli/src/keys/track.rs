@@ -38,10 +38,6 @@ impl Tracker {
         Self { before, told }
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
-        self.before.keys().cloned().collect()
-    }
-
     pub(super) fn count(&self) -> usize {
         self.before.len()
     }
