@@ -46,7 +46,7 @@ pub struct JoinArgs {
     #[arg(long, value_name = "NAME", required_unless_present = "remote_kubeconfig")]
     remote_context: Option<String>,
     /// Where the other cluster reaches this one's clustermesh, host:port, best first; without it by its Service: the load
-    /// balancer, else the node port on three nodes.
+    /// balancer, else the node port on nodes that are Ready.
     #[arg(long = "address", value_name = "HOST:PORT")]
     addresses: Vec<ServerAddress>,
     /// The same of the other cluster.
@@ -162,7 +162,10 @@ impl Way {
         asked: Asked,
         work: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, JoinError> {
-        let answer = self.cluster.within(asked, work).await;
+        self.said(self.cluster.within(asked, work).await)
+    }
+
+    fn said<T>(&self, answer: Result<T, ApiError>) -> Result<T, JoinError> {
         answer.map_err(|source| JoinError::Api { place: self.place, source: Box::new(source) })
     }
 
@@ -170,27 +173,19 @@ impl Way {
     async fn read(&self, addresses: &[ServerAddress]) -> Result<Side, JoinError> {
         let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
         let services: Api<Service> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
-        let nodes: Api<Node> = Api::all(self.cluster.client.clone());
-        let peers: Api<DynamicObject> = Api::all_with(self.cluster.client.clone(), &resource());
         let config = self.within(asked("get", "configmaps", true), maps.get_opt("hawser-config")).await?;
         let trust =
             self.within(asked("get", "configmaps", true), maps.get_opt("hawser-clustermesh-trust")).await?;
         let service = self.within(asked("get", "services", true), services.get_opt("clustermesh")).await?;
-        let nodes =
-            self.within(asked("list", "nodes", false), nodes.list(&kube::api::ListParams::default())).await?;
-        let peers = self
-            .within(
-                asked("list", "clusterpeers.hawser.dev", false),
-                peers.list(&kube::api::ListParams::default()),
-            )
-            .await?;
+        let nodes: Vec<Node> = self.said(self.cluster.all_of_cluster("nodes").await)?;
+        let peers = self.cluster.all_dynamic(&resource(), ("clusterpeers.hawser.dev", None)).await;
         Ok(Side::read(
             self.place,
             config.as_ref(),
             trust.as_ref(),
             service.as_ref(),
-            &nodes.items,
-            &peers.items,
+            &nodes,
+            &self.said(peers)?,
             addresses,
         ))
     }

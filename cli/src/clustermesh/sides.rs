@@ -15,13 +15,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Place, object};
+use crate::status::Known;
 
 /// The ConfigMap of agents' configuration.
 const CONFIG: &str = "hawser-config";
 /// Port of `clustermesh` behind a load balancer.
 const PORT: u16 = mesh_core::numbers::PORT_CLUSTERMESH;
-/// Nodes that are named where there is a node port.
-const NODES: usize = 3;
 
 /// Something that is missing or does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +95,11 @@ impl Side {
                 Place::Here => "--address",
                 Place::Remote => "--remote-address",
             };
-            problems.push(format!("its clustermesh has no address for others: Service clustermesh in hawser-system has neither a load balancer nor a node port; give {flag} HOST:PORT"));
+            let has = match service.and_then(node_port) {
+                Some(_) => "a node port, and no node with an address of its families is Ready",
+                None => "neither a load balancer nor a node port",
+            };
+            problems.push(format!("its clustermesh has no address for others: Service clustermesh in hawser-system has {has}; give {flag} HOST:PORT"));
         }
         let read = |object: &DynamicObject| {
             let spec = serde_json::from_value::<ClusterPeerSpec>(object.data["spec"].clone()).ok()?;
@@ -181,7 +184,7 @@ fn internal_ips(node: &Node) -> impl Iterator<Item = IpAddr> + '_ {
         .filter_map(|address| address.address.parse().ok())
 }
 
-/// Where the Service leads to from outside.
+/// Where the Service leads to from outside: its load balancer, else its node port on nodes that are Ready, in each family.
 fn found(service: Option<&Service>, nodes: &[Node]) -> Vec<ServerAddress> {
     let Some(service) = service else { return Vec::new() };
     let ingress = service
@@ -195,16 +198,27 @@ fn found(service: Option<&Service>, nodes: &[Node]) -> Vec<ServerAddress> {
         (None, None) => None,
     });
     let mut addresses: Vec<ServerAddress> = balanced.collect();
-    if addresses.is_empty() {
-        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-        let port = ports.filter_map(|port| u16::try_from(port.node_port?).ok()).find(|port| *port != 0);
-        let firsts = nodes.iter().filter_map(|node| internal_ips(node).next()).take(NODES);
-        addresses.extend(port.into_iter().flat_map(|port| {
-            firsts.clone().map(move |address| ServerAddress { host: Host::Address(address), port })
-        }));
+    if let (true, Some(port)) = (addresses.is_empty(), node_port(service)) {
+        // A node port is open in the families of its Service alone.
+        let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone()).unwrap_or_default();
+        let served = |ip: &IpAddr| {
+            let own = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+            families.is_empty() || families.iter().any(|family| family == own)
+        };
+        for node in nodes.iter().filter(|node| Known::of(node).ready == Some(true)) {
+            for v4 in [true, false] {
+                let ip = internal_ips(node).find(|ip| ip.is_ipv4() == v4 && served(ip));
+                addresses.extend(ip.map(|ip| ServerAddress { host: Host::Address(ip), port }));
+            }
+        }
     }
     addresses.truncate(MAX_ADDRESSES);
     addresses
+}
+
+fn node_port(service: &Service) -> Option<u16> {
+    let mut ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    ports.find_map(|port| u16::try_from(port.node_port?).ok().filter(|port| *port != 0))
 }
 
 /// The ClusterPeers: of the second cluster in the first, and of the first in the second.

@@ -23,13 +23,17 @@ fn world(name: &'static str, cidrs: &'static [&'static str]) -> World {
     }
 }
 
+fn node(name: &str, ips: &[&str], ready: &str) -> Node {
+    let addresses: Vec<Value> = ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    let status = json!({"addresses": addresses, "conditions": [{"type": "Ready", "status": ready}]});
+    read(json!({"metadata": {"name": name}, "status": status}))
+}
+
 fn side(place: Place, world: &World, given: &[&str]) -> Side {
     let text = format!("clusterName: {}\npodCIDRs: {:?}\nmtu: null\n", world.name, world.cidrs);
     let config: ConfigMap = read(json!({"data": {"config.yaml": text}}));
     let trust: ConfigMap = read(json!({"data": {"ca.crt": "-----BEGIN CERTIFICATE-----\nx\n"}}));
-    let node: Node = read(
-        json!({"metadata": {"name": "n1"}, "status": {"addresses": [{"type": "InternalIP", "address": world.node}]}}),
-    );
+    let node = node("n1", &[world.node], "True");
     let peers: Vec<DynamicObject> = world.peers.iter().cloned().map(read).collect();
     let given: Vec<ServerAddress> = given.iter().map(|text| text.parse().unwrap()).collect();
     let service: Service = read(world.service.clone());
@@ -63,6 +67,36 @@ fn a_load_balancer_goes_before_nodes_and_what_is_given_before_both() {
     let addresses = |side: &Side| side.spec()["addresses"].clone();
     assert_eq!(addresses(&side(Place::Here, &west, &[])), json!(["203.0.113.9:51893", "lb.example:51893"]));
     assert_eq!(addresses(&side(Place::Here, &west, &["[2001:db8::1]:1"])), json!(["[2001:db8::1]:1"]));
+}
+
+#[test]
+fn of_a_node_port_only_what_answers_is_told_in_each_family() {
+    let found = |families: &[&str], nodes: &[Node]| -> Vec<String> {
+        let service: Service =
+            read(json!({"spec": {"ipFamilies": families, "ports": [{"port": 51893, "nodePort": 30893}]}}));
+        found(Some(&service), nodes).iter().map(ToString::to_string).collect()
+    };
+    let nodes = [
+        node("dead", &["192.0.2.1", "2001:db8::1"], "Unknown"),
+        node("both", &["192.0.2.2", "2001:db8::2", "192.0.2.102"], "True"),
+        node("starts", &["192.0.2.3"], "False"),
+        node("six", &["2001:db8::4"], "True"),
+    ];
+    let all = ["192.0.2.2:30893", "[2001:db8::2]:30893", "[2001:db8::4]:30893"];
+    assert_eq!(found(&["IPv4", "IPv6"], &nodes), all);
+    assert_eq!(found(&[], &nodes), all);
+    assert_eq!(found(&["IPv4"], &nodes), all[..1]);
+    assert_eq!(found(&["IPv6"], &nodes), all[1..]);
+    let many: Vec<Node> = (0..40)
+        .map(|at| node(&format!("n{at}"), &[&format!("192.0.2.{at}"), &format!("2001:db8::{at}")], "True"))
+        .collect();
+    let told = found(&["IPv4", "IPv6"], &many);
+    assert_eq!((told.len(), told[15].as_str()), (MAX_ADDRESSES, "[2001:db8::7]:30893"));
+    // Who has a port and nobody who answers there is told which of the two is missing.
+    let mut west = world("west", &["10.1.0.0/16"]);
+    west.service = json!({"spec": {"ipFamilies": ["IPv6"], "ports": [{"port": 51893, "nodePort": 30893}]}});
+    let text = both(&west, &world("east", &["10.2.0.0/16"])).unwrap_err();
+    assert!(text.contains("no node with an address of its families is Ready; give --address"), "{text}");
 }
 
 #[test]
