@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::{Access, ApiError, Asked, Cluster, JOINER};
-use crate::output::{self, EXIT_CODES, Form, Progress};
+use crate::output::{self, EXIT_CODES, Form, Progress, Verdict, line, section};
 
 mod sides;
 
@@ -55,7 +55,7 @@ pub struct JoinArgs {
     /// Print both ClusterPeers, write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Seconds to wait until both are connected; 0: not at all.
+    /// Seconds to wait until both are connected; 0: not at all. Exit code 4 where they are not by then.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
     #[command(flatten)]
@@ -89,14 +89,6 @@ pub enum JoinError {
         /// Why.
         source: Box<JoinError>,
     },
-    /// They were written, and are not connected yet.
-    #[error("written, but not connected after {seconds} s: {}; clustermesh goes on trying; see kubectl describe clusterpeer", .waiting.join("; "))]
-    Waiting {
-        /// How long it was waited.
-        seconds: u64,
-        /// What the conditions say.
-        waiting: Vec<String>,
-    },
     /// The output cannot be written.
     #[error("could not write: {0}")]
     Output(#[from] std::io::Error),
@@ -127,6 +119,8 @@ struct Joined {
     format: &'static str,
     written: bool,
     connected: bool,
+    /// Why they are not connected, where that was waited for in vain.
+    waiting: Vec<String>,
     /// The ClusterPeer in each cluster, by the name of the cluster that it is in.
     cluster_peers: std::collections::BTreeMap<String, Value>,
 }
@@ -228,7 +222,16 @@ fn waiting(conditions: &[Value], generation: Option<i64>) -> Option<String> {
     })
 }
 
-/// Joins two clusters. 0: both are connected, or nothing was to be waited for.
+/// Why two clusters are not connected, as far as it is known; empty: they are. An API that does not answer for a moment has taken nothing
+/// back of what was written.
+fn not_yet(looked: [Result<Option<String>, JoinError>; 2]) -> Vec<String> {
+    let why = |looked: Result<Option<String>, JoinError>| {
+        looked.unwrap_or_else(|error| Some(format!("{error}; how far it is there is not known")))
+    };
+    looked.into_iter().filter_map(why).collect()
+}
+
+/// Joins two clusters. 0: both are connected, or nothing was to be waited for; 4: both know each other, and are not connected in time.
 ///
 /// # Errors
 /// See [`JoinError`].
@@ -245,6 +248,7 @@ pub async fn join(args: &JoinArgs, out: &mut (dyn Write + Send)) -> Result<u8, J
         format: "hawser.dev/join/v1",
         written: false,
         connected: false,
+        waiting: Vec::new(),
         cluster_peers: [(a.name(), for_here.clone()), (b.name(), for_there.clone())].into(),
     };
     let names = [&for_here, &for_there]
@@ -261,27 +265,39 @@ pub async fn join(args: &JoinArgs, out: &mut (dyn Write + Send)) -> Result<u8, J
         let begun = Instant::now();
         let progress = Progress::on_terminal();
         loop {
-            let waiting = [here.waiting(&names[0]).await?, there.waiting(&names[1]).await?];
-            let waiting: Vec<String> = waiting.into_iter().flatten().collect();
-            if waiting.is_empty() {
-                joined.connected = true;
+            let looked = futures::future::join(here.waiting(&names[0]), there.waiting(&names[1])).await;
+            joined.waiting = not_yet(looked.into());
+            joined.connected = joined.waiting.is_empty();
+            if joined.connected || begun.elapsed() >= Duration::from_secs(args.timeout) {
                 break;
             }
-            if begun.elapsed() >= Duration::from_secs(args.timeout) {
-                return Err(JoinError::Waiting { seconds: args.timeout, waiting });
-            }
-            progress.say(&waiting.join("; "));
+            progress.say(&joined.waiting.join("; "));
             tokio::time::sleep(LOOK).await;
         }
     }
-    output::write(out, args.output, &joined, || {
-        if args.dry_run {
-            return joined.cluster_peers.iter().map(|(cluster, object)| manifest(cluster, object)).collect();
-        }
-        let state = if joined.connected { "are joined and connected" } else { "know each other" };
-        format!("Clusters {} and {} {state}.\n", a.name(), b.name())
-    })?;
-    Ok(0)
+    output::write(out, args.output, &joined, || render(&joined, [&a.name(), &b.name()], args.timeout))?;
+    let verdict = if joined.waiting.is_empty() { Verdict::Holds } else { Verdict::Incomplete };
+    Ok(verdict.exit_code())
+}
+
+/// What was done, for people; `seconds`: for so long it was waited.
+fn render(joined: &Joined, [a, b]: [&str; 2], seconds: u64) -> String {
+    if !joined.written {
+        return joined.cluster_peers.iter().map(|(cluster, object)| manifest(cluster, object)).collect();
+    }
+    let mut out = String::new();
+    let state = if joined.connected { "are joined and connected" } else { "know each other" };
+    line(&mut out, &format!("Clusters {a} and {b} {state}."));
+    if !joined.waiting.is_empty() {
+        let title = format!("Not connected after {seconds} s");
+        section(&mut out, &title, joined.waiting.clone());
+        line(&mut out, "");
+        line(
+            &mut out,
+            "Both ClusterPeers are written, and clustermesh goes on trying; see kubectl describe clusterpeer.",
+        );
+    }
+    out
 }
 
 /// For `kubectl apply` in that cluster.
@@ -320,5 +336,45 @@ mod tests {
         for (conditions, expected) in cases {
             assert_eq!(waiting(&conditions, Some(2)), *expected, "{conditions:?}");
         }
+    }
+
+    #[test]
+    fn an_api_that_hiccups_while_it_is_waited_is_not_known_yet_and_no_failure() {
+        let hiccup = || {
+            let asked = asked("get", "clusterpeers.hawser.dev", false);
+            let source = ApiError::Refused { asked, why: "etcd leader changed".to_owned() };
+            JoinError::Api { place: Place::Remote, source: Box::new(source) }
+        };
+        assert!(not_yet([Ok(None), Ok(None)]).is_empty());
+        assert_eq!(not_yet([Ok(Some("R: m".to_owned())), Ok(None)]), ["R: m"]);
+        assert_eq!(
+            not_yet([Ok(None), Err(hiccup())]),
+            [
+                "the other cluster: could not get clusterpeers.hawser.dev: etcd leader changed; how far it is there is not known"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_told_whether_it_is_connected_or_not() {
+        let mut joined = Joined {
+            format: "f",
+            written: true,
+            connected: true,
+            waiting: Vec::new(),
+            cluster_peers: [("west".to_owned(), json!({"kind": "ClusterPeer"}))].into(),
+        };
+        let shown = |joined: &Joined| render(joined, ["west", "east"], 60);
+        assert_eq!(shown(&joined), "Clusters west and east are joined and connected.\n");
+        joined.connected = false;
+        assert_eq!(shown(&joined), "Clusters west and east know each other.\n");
+        joined.waiting = vec!["this cluster, ClusterPeer east: R: m".to_owned()];
+        let text = shown(&joined);
+        for words in ["know each other.", "Not connected after 60 s", "ClusterPeer east: R: m", "are written"]
+        {
+            assert!(text.contains(words), "no {words:?} in {text}");
+        }
+        joined.written = false;
+        assert!(shown(&joined).starts_with("# In cluster west:\nkind: ClusterPeer"), "{}", shown(&joined));
     }
 }
