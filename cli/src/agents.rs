@@ -408,6 +408,21 @@ impl Targets {
         if self.not_ready.contains(node) { deadline.min(NOT_READY) } else { deadline }
     }
 
+    /// Asks the agents of some nodes, and those of which it is not known whose they are: an answer of each of the nodes, or why there is
+    /// none.
+    pub async fn of_nodes(&self, nodes: BTreeSet<String>, deadline: Duration) -> BTreeMap<String, Answer> {
+        if nodes.is_empty() {
+            return BTreeMap::new();
+        }
+        let named = self.ways.iter().filter(|(node, _)| nodes.contains(*node));
+        let named = named.map(|(node, way)| (node.clone(), way.clone(), self.patience(node, deadline)));
+        let unnamed = self.unnamed.iter().map(|way| (format!("{way:?}"), way.clone(), deadline));
+        let (named, unnamed) = futures::future::join(ask(named.collect()), ask(unnamed.collect())).await;
+        let targets = Self { nodes: Some(nodes), nobody: self.nobody.clone(), ..Self::default() };
+        let replies = assign(&targets, named, unnamed).nodes.into_iter();
+        replies.map(|(node, reply)| (node, reply.answer)).collect()
+    }
+
     /// Agents of known nodes in the order in which they are asked, and how long each is waited for.
     pub fn in_turn(&self, deadline: Duration) -> Vec<(String, Way, Duration)> {
         let all = self.ways.iter();

@@ -17,15 +17,17 @@ use mesh_core::policy::model::{Direction, Flow, ObjectName, Verdict as PolicyVer
 use mesh_core::psk::ClusterName;
 use serde::Serialize;
 
-use crate::agents::{AgentArgs, AgentError};
+use crate::agents::{AgentArgs, AgentError, Targets};
 use crate::api::{Access, ApiError, Cluster};
 use crate::output::{self, Form, Verdict, line, section};
 
 pub mod clusters;
+pub mod enforcement;
 pub mod facts;
 mod party;
 
 use clusters::Worlds;
+use enforcement::Enforcement;
 use facts::World;
 pub use party::{End, EndError, Party, PartyError, Transport, TransportError};
 
@@ -41,7 +43,7 @@ pub enum PolicyCommand {
 /// Which flow.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Ask for what policy sees: for a Service one of its pods, since policy is judged on the real backend. Each end is judged by the policies of its own cluster: of a joined one they are read with --remote-context.\n\nExit codes: 0 it may pass; 1 it could not be explained; 2 the command line is wrong; 3 it is denied; 4 it may pass as far as is known, and what is not known is named."
+    after_help = "Ask for what policy sees: for a Service one of its pods, since policy is judged on the real backend. Each end is judged by the policies of its own cluster: of a joined one they are read with --remote-context. Whether they are in force is asked of the agents of both ends' nodes: what nothing enforces denies nothing.\n\nExit codes: 0 it may pass; 1 it could not be explained; 2 the command line is wrong; 3 it is denied; 4 it may pass as far as is known, and what is not known is named."
 )]
 pub struct ExplainArgs {
     /// Who opens it; of a joined cluster with @CLUSTER behind it.
@@ -212,13 +214,23 @@ pub struct ExplainedFlow {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedSide {
-    /// It lets the flow pass, be it only since its namespace is audited or its own node asks.
+    /// It lets the flow pass, be it only since its namespace is audited, its own node asks or nothing enforces it.
     pub passes: bool,
     /// In words.
     pub text: String,
+    /// Whether that is in force on the pod's node; none: nobody was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enforcement: Option<Enforcement>,
     /// The verdict and its reason.
     #[serde(flatten)]
     pub explanation: Explanation,
+}
+
+impl ExplainedSide {
+    /// It denies the flow, but for what lets it pass all the same.
+    fn denies(&self) -> bool {
+        self.explanation.verdict == PolicyVerdict::Deny && !self.explanation.audit
+    }
 }
 
 /// Runs the command; its exit code.
@@ -232,17 +244,24 @@ pub async fn explain(args: &ExplainArgs, out: &mut (dyn Write + Send)) -> Result
         (Transport::Ports(_), Some(_)) | (Transport::Icmp | Transport::Number(_), None) => {}
     }
     let remote = clusters::remote(args);
-    let here =
+    let (here, agents_here) =
         clusters::read(&args.access, args, &args.agents.agents, &args.pod_cidr, remote.is_some()).await?;
-    let there = match &remote {
-        None => None,
-        Some(access) => Some(
-            clusters::read(access, args, &[], &[], true)
-                .await
-                .map_err(|error| ExplainError::Remote(Box::new(error)))?,
-        ),
+    let (there, agents_there) = match &remote {
+        None => (None, Targets::default()),
+        Some(access) => {
+            let read = clusters::read(access, args, &[], &[], true).await;
+            let (read, agents) = read.map_err(|error| ExplainError::Remote(Box::new(error)))?;
+            (Some(read), agents)
+        }
     };
-    let worlds = Worlds::new(here, there)?;
+    let mut worlds = Worlds::new(here, there)?;
+    let [nodes_here, nodes_there] = worlds.enforcers([&args.from, &args.to])?;
+    let deadline = args.agents.deadline();
+    let answers = futures::future::join(
+        agents_here.of_nodes(nodes_here, deadline),
+        agents_there.of_nodes(nodes_there, deadline),
+    );
+    worlds.told(answers.await.into());
     let explained = explained(&worlds, (&args.from, &args.to), args.protocol, args.port)?;
     output::write(out, args.output, &explained, || render(&explained))?;
     Ok(explained.verdict.exit_code())
@@ -332,6 +351,8 @@ fn compiler(world: &World) -> Compiler {
 struct Side<'a> {
     world: &'a World,
     subject: Option<(ObjectName, Compiler)>,
+    /// Its node, and whether policy is in force there.
+    enforced: Option<(&'a str, Enforcement)>,
 }
 
 impl<'a> Side<'a> {
@@ -342,7 +363,9 @@ impl<'a> Side<'a> {
             compiler.commit();
             (pod, compiler)
         });
-        Self { world, subject }
+        let node = subject.as_ref().and_then(|(pod, _)| world.node_of.get(pod));
+        let enforced = node.and_then(|node| Some((node.as_str(), *world.enforcement.get(node)?)));
+        Self { world, subject, enforced }
     }
 
     fn explain(&self, flow: Flow, direction: Direction) -> Result<Option<ExplainedSide>, ExplainError> {
@@ -353,21 +376,45 @@ impl<'a> Side<'a> {
         }
         // What the node of a pod generates itself passes: probes of the kubelet.
         let own_node = direction == Direction::Ingress && self.world.is_own_node(subject, flow.source);
-        let text = if own_node {
-            format!("{explanation}; it passes all the same, since it comes from the pod's own node")
-        } else {
-            explanation.to_string()
+        let mut side = ExplainedSide {
+            passes: true,
+            text: explanation.to_string(),
+            enforcement: self.enforced.map(|(_, enforcement)| enforcement),
+            explanation,
         };
-        let passes = own_node || explanation.audit || explanation.verdict == PolicyVerdict::Allow;
-        Ok(Some(ExplainedSide { passes, text, explanation }))
+        let besides = match self.enforced {
+            _ if own_node => "it passes all the same, since it comes from the pod's own node".to_owned(),
+            _ if !side.denies() => return Ok(Some(side)),
+            Some((node, Enforcement::Nothing)) => {
+                format!("it passes all the same, since nothing enforces that on node {node}")
+            }
+            Some((node, Enforcement::NotKnown)) => {
+                side.passes = false;
+                format!("whether that is in force on node {node} is not known")
+            }
+            Some((_, Enforcement::InForce)) | None => {
+                side.passes = false;
+                return Ok(Some(side));
+            }
+        };
+        side.text = format!("{}; {besides}", side.text);
+        Ok(Some(side))
     }
 }
 
 fn render(explained: &Explained) -> String {
     let mut out = String::new();
+    let all = explained.flows.iter().flat_map(|flow| [&flow.egress, &flow.ingress]).flatten();
+    let denying: Vec<&ExplainedSide> = all.filter(|side| side.denies()).collect();
+    let unenforced = denying.iter().any(|side| side.enforcement == Some(Enforcement::Nothing));
+    let unsure = denying.iter().all(|side| side.passes || side.enforcement == Some(Enforcement::NotKnown));
     let verdict = match explained.verdict {
         Verdict::Holds => "it may pass",
+        Verdict::Incomplete if unenforced => {
+            "policy denies it, and nothing enforces that: it may pass, as far as is known"
+        }
         Verdict::Incomplete => "it may pass, as far as is known",
+        Verdict::DoesNotHold if unsure => "policy denies it, and whether that is in force is not known",
         Verdict::DoesNotHold => "it is denied",
     };
     line(&mut out, &format!("{} to {}: {verdict}", explained.from, explained.to));

@@ -315,7 +315,12 @@ fn an_audit_says_what_the_devices_say_and_names_who_is_silent_and_what_was_chang
 
 /// The agents as the DaemonSet's pods, as the API has them in a cluster that is no lab.
 pub(super) fn pods_of_agents(lab: &Lab) -> Result<()> {
-    for node in NODES {
+    pods_of_agents_on(lab, &NODES)
+}
+
+/// The same on some nodes.
+pub(super) fn pods_of_agents_on(lab: &Lab, nodes: &[u8]) -> Result<()> {
+    for &node in nodes {
         let (name, address) = (format!("mesh-agent-{node}"), ipv4(lab, node)?.to_string());
         apply(
             lab,

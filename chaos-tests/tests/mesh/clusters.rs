@@ -22,6 +22,7 @@ use mesh_core::numbers::PORT_CLUSTERMESH;
 use netlab::eventually;
 use serde_json::{Value, json};
 
+use crate::audit::pods_of_agents_on;
 use crate::{MESH, lab, none, options};
 
 /// West with `nodes` nodes, and east beside it, which has to be dropped first.
@@ -251,7 +252,10 @@ fn policy_of_the_target_cluster_holds_and_names_pods_of_the_other_by_their_clust
         }
     })?;
     println!("a pod of the other cluster was let in {:?} after it got its label", begun.elapsed());
-    // What is explained from both clusters' objects is what packets met.
+    // What is explained from both clusters' objects is what packets met, and in force as agents say.
+    for lab in [&west, &east] {
+        pods_of_agents_on(lab, &[1])?;
+    }
     let port = BACKEND_PORT.to_string();
     for (pod, wanted, rule) in [
         ("default/a", 0, "NetworkPolicy default/west ingress[0]"),

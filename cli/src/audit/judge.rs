@@ -15,6 +15,10 @@ pub use walk::disagreeing;
 /// Findings of one code that are written out; the rest is counted. Pairs with faults are in the report in any case.
 const NAMED: usize = 50;
 
+/// Problems of a node by which policy is not in force there as it is written.
+pub(crate) const NOT_IN_FORCE: [&str; 4] =
+    ["policy-not-applied", "policy-too-large", "services-not-applied", "pod-without-data-path"];
+
 /// What the API says of a node's announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Announced {
@@ -447,9 +451,7 @@ fn of_node(name: &str, node: &NodeEvidence, now: u64, findings: &mut Findings, s
     for problem in &node.problems {
         let text = format!("{}: {}", problem.code, problem.text);
         match problem.code.as_str() {
-            "policy-not-applied" | "policy-too-large" | "services-not-applied" | "pod-without-data-path" => {
-                push(Against, "policy-not-in-force", text);
-            }
+            code if NOT_IN_FORCE.contains(&code) => push(Against, "policy-not-in-force", text),
             "uplink-without-data-path" | "slot-without-data-path" | "data-path-links" => {
                 push(Against, "data-path-incomplete", text);
             }

@@ -3,6 +3,7 @@
 //! Agents know a pod of a joined cluster only where policy asks for it. To policy that is the same as knowing all of them
 //! (`AskedClusters`), so here each cluster is told of every pod that the other's ClusterPeer allows it to have.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -18,7 +19,7 @@ use mesh_core::psk::ClusterName;
 
 use super::facts::{self, Objects, World};
 use super::{End, ExplainArgs, ExplainError, Party, cluster_policies, compiler};
-use crate::agents::{AgentAddress, Targets};
+use crate::agents::{AgentAddress, Answer, Targets};
 use crate::api::{Access, ApiError, Cluster, OPERATOR};
 use crate::clustermesh;
 
@@ -60,6 +61,29 @@ impl Worlds {
         pods_there.to(&mut here.world, cidrs_there);
         pods_here.to(&mut there.world, cidrs_here);
         Ok(Self { here: here.world, there: Some(there.world) })
+    }
+
+    /// The nodes on which policy about these ends is in force or is not: of this cluster, and of the joined one.
+    ///
+    /// # Errors
+    /// An end is nobody.
+    pub fn enforcers(&self, ends: [&End; 2]) -> Result<[BTreeSet<String>; 2], ExplainError> {
+        let mut nodes = [BTreeSet::new(), BTreeSet::new()];
+        let worlds = [self.of(ends[0])?, self.of(ends[1])?];
+        for (world, end) in worlds.into_iter().zip(ends) {
+            let pod = world.pod_at(&world.addresses(&end.party)?);
+            let joined = self.there.as_ref().is_some_and(|there| std::ptr::eq(there, world));
+            nodes[usize::from(joined)].extend(pod.and_then(|pod| world.node_of.get(&pod).cloned()));
+        }
+        Ok(nodes)
+    }
+
+    /// Takes in what the agents of those nodes say.
+    pub fn told(&mut self, [here, there]: [BTreeMap<String, Answer>; 2]) {
+        self.here.told(&here);
+        if let Some(world) = &mut self.there {
+            world.told(&there);
+        }
     }
 
     /// The cluster of an end.
@@ -182,7 +206,7 @@ pub(super) fn remote(args: &ExplainArgs) -> Option<Access> {
     })
 }
 
-/// Reads a cluster; `joined`: with its name and its ClusterPeers.
+/// Reads a cluster, and where its agents are; `joined`: with its name and its ClusterPeers.
 ///
 /// # Errors
 /// What cannot be read.
@@ -192,12 +216,14 @@ pub(super) async fn read(
     agents: &[AgentAddress],
     pod_cidrs: &[IpNet],
     joined: bool,
-) -> Result<Read, ExplainError> {
+) -> Result<(Read, Targets), ExplainError> {
     let cluster = access.cluster(OPERATOR, args.agents.deadline()).await?;
     let nodes: Vec<Node> = cluster.all_of_cluster("nodes").await?;
+    let mut targets = Targets::named_by_hand(agents)?;
+    targets.find(&cluster, args.agents.agent_port).await;
     let mut known = Known::default();
     if joined || pod_cidrs.is_empty() {
-        known = asked(args, agents, &cluster, &nodes).await?;
+        known = asked(args, &targets, &cluster, &nodes).await;
     }
     if !pod_cidrs.is_empty() {
         known.pod_cidrs = pod_cidrs.to_vec();
@@ -218,7 +244,7 @@ pub(super) async fn read(
     let mut world = facts::world(&objects);
     world.doubts.extend(known.doubt);
     let peers = if joined { peers(&cluster).await? } else { Vec::new() };
-    Ok(Read { world, peers })
+    Ok((Read { world, peers }, targets))
 }
 
 /// ClusterPeers that can be read; none where the kind is not installed.
@@ -245,31 +271,24 @@ struct Known {
 }
 
 /// An agent says with what it runs; without one the ConfigMap says what was configured, and the Nodes what they have.
-async fn asked(
-    args: &ExplainArgs,
-    agents: &[AgentAddress],
-    cluster: &Cluster,
-    nodes: &[Node],
-) -> Result<Known, ExplainError> {
-    let mut targets = Targets::named_by_hand(agents)?;
-    targets.find(cluster, args.agents.agent_port).await;
+async fn asked(args: &ExplainArgs, targets: &Targets, cluster: &Cluster, nodes: &[Node]) -> Known {
     let mut why = targets.nobody.clone();
     for way in targets.ways.values().chain(&targets.unnamed).take(AGENTS) {
         match way.ask(args.agents.deadline()).await {
             Ok(evidence) => {
                 let (name, pod_cidrs) = (evidence.settings.cluster.parse().ok(), evidence.settings.pod_cidrs);
-                return Ok(Known { name, pod_cidrs, doubt: None });
+                return Known { name, pod_cidrs, doubt: None };
             }
             Err(said) => why = said,
         }
     }
     let maps = cluster.all::<ConfigMap>(("configmaps", Some(NAMESPACE)), None).await.unwrap_or_default();
     if let Some((name, pod_cidrs)) = maps.iter().find_map(clustermesh::configured) {
-        return Ok(Known { name: Some(name), pod_cidrs, doubt: None });
+        return Known { name: Some(name), pod_cidrs, doubt: None };
     }
     let doubt = format!(
         "the cluster's pod CIDRs are not known ({why}): an address in none of its nodes' CIDRs is taken for the world's; give --pod-cidr"
     );
     let pod_cidrs = nodes.iter().flat_map(facts::cidrs_of).collect();
-    Ok(Known { name: None, pod_cidrs, doubt: Some(doubt) })
+    Known { name: None, pod_cidrs, doubt: Some(doubt) }
 }

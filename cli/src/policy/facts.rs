@@ -24,7 +24,9 @@ use mesh_core::psk::ClusterName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::enforcement::{Enforcement, enforcement};
 use super::{Addresses, ExplainError, Party};
+use crate::agents::Answer;
 
 /// Everything that was read.
 #[derive(Debug, Default)]
@@ -66,6 +68,8 @@ pub struct World {
     pub services: BTreeMap<IpAddr, String>,
     /// Ports at which every node serves one.
     pub node_ports: BTreeMap<(Protocol, u16), String>,
+    /// Whether policy is in force on the nodes whose agents were asked.
+    pub enforcement: BTreeMap<String, Enforcement>,
     /// What is not known, and what follows.
     pub doubts: Vec<String>,
 }
@@ -137,6 +141,15 @@ impl World {
     pub fn pod_at(&self, addresses: &Addresses) -> Option<ObjectName> {
         let mut own = self.facts.pods.iter().filter(|(name, _)| !is_foreign_namespace(&name.namespace));
         own.find(|(_, pod)| addresses.is_subset(&pod.ips)).map(|(name, _)| name.clone())
+    }
+
+    /// Takes in what agents say of policy on their nodes.
+    pub fn told(&mut self, answers: &BTreeMap<String, Answer>) {
+        for (node, answer) in answers {
+            let (enforced, doubt) = enforcement(node, answer);
+            self.enforcement.insert(node.clone(), enforced);
+            self.doubts.extend(doubt);
+        }
     }
 
     /// Is this an address of the node on which the pod runs?

@@ -1,13 +1,18 @@
+use std::collections::BTreeMap;
+
 use expect_test::expect;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use mesh_core::clusters::{ClusterPeer, ClusterPeerSpec};
+use mesh_core::evidence::{DataPath, NodeEvidence};
 use mesh_core::policy::model::Protocol;
 
 use super::clusters::Read;
 use super::facts::Objects;
 use super::*;
+use crate::agents::Answer;
+use crate::audit::fixture::evidence;
 
 fn objects<T: DeserializeOwned>(values: Vec<Value>) -> Vec<T> {
     values.into_iter().map(|value| serde_json::from_value(value).unwrap()).collect()
@@ -309,6 +314,91 @@ fn both_sides_are_explained_with_the_rule_that_decides() {
           egress of shop/web to 10.244.2.77 (unknown), TCP port 80: allowed: no policy says anything of it
           destination: no pod that is known, so no policy of its own
     "#]].assert_eq(&all.join("\n"));
+}
+
+/// The shop, where agents have said something: a change of the evidence of each of both nodes, or why it is silent.
+fn enforced(agents: [Result<fn(&mut NodeEvidence), &str>; 2], from: &str, to: &str) -> Explained {
+    let mut worlds = alone(&shop());
+    let ends = (&from.parse().unwrap(), &to.parse().unwrap());
+    let [asked, _] = worlds.enforcers([ends.0, ends.1]).unwrap();
+    let answer = |number: u8, agent: Result<fn(&mut NodeEvidence), &str>| -> Answer {
+        let mut evidence = evidence(number, 2);
+        agent.map_err(str::to_owned)?(&mut evidence);
+        Ok(Box::new(evidence))
+    };
+    let answers = (1..).zip(agents).map(|(number, agent)| (format!("node-{number}"), answer(number, agent)));
+    worlds.told([answers.filter(|(node, _)| asked.contains(node)).collect(), BTreeMap::new()]);
+    explained(&worlds, ends, Transport::Ports(Protocol::Tcp), Some(5432)).unwrap()
+}
+
+#[test]
+fn what_policy_denies_is_denied_only_where_its_node_is_known_to_enforce_it() {
+    let well: Result<fn(&mut NodeEvidence), &str> = Ok(|_| {});
+    let off: Result<fn(&mut NodeEvidence), &str> = Ok(|all| {
+        all.settings.data_path = false;
+        all.guard.data_path = DataPath::Off;
+    });
+    let silent = Err("no answer in 20 s");
+    let told = |agents, from: &str, to: &str| {
+        let explained = enforced(agents, from, to);
+        (explained.verdict.exit_code(), render(&explained))
+    };
+    let check = |(code, text): (u8, String), wanted: u8, words: &[&str]| {
+        let missing: Vec<&&str> = words.iter().filter(|word| !text.contains(**word)).collect();
+        assert!(code == wanted && missing.is_empty(), "wanted {wanted} and {missing:?}, got {code}: {text}");
+        text
+    };
+    let text =
+        check(told([well, well], "shop/cron", "shop/db"), 3, &["shop/cron to shop/db: it is denied\n"]);
+    assert!(!text.contains("Not known"), "{text}");
+    check(
+        told([well, off], "shop/cron", "shop/db"),
+        4,
+        &[
+            "policy denies it, and nothing enforces that: it may pass",
+            "and no rule allows; it passes all the same, since nothing enforces that on node node-2\n",
+            "Not known\n  node node-2: no policy is enforced",
+        ],
+    );
+    check(
+        told([well, silent], "shop/cron", "shop/db"),
+        3,
+        &[
+            "policy denies it, and whether that is in force is not known",
+            "and no rule allows; whether that is in force on node node-2 is not known\n",
+            "its agent is silent: no answer in 20 s",
+        ],
+    );
+    // Of the node that denies it is known; what is not known of the other does not let it pass.
+    let text =
+        check(told([silent, well], "shop/cron", "shop/db"), 3, &["it is denied\n", "node node-1: whether"]);
+    assert!(!text.contains("whether that is in force"), "{text}");
+    // What may pass may be held up by what is in force in place of policy.
+    check(told([well, silent], "shop/web", "shop/db"), 4, &["it may pass, as far as is known\n"]);
+    check(told([well, well], "shop/web", "shop/db"), 0, &["it may pass\n"]);
+    // Who is no pod has no policy, and his node nothing to enforce.
+    check(told([silent, well], "node:node-1", "shop/db"), 3, &["it is denied\n"]);
+    let json = serde_json::to_value(enforced([well, off], "shop/cron", "shop/db")).unwrap();
+    let side = &json["flows"][0]["ingress"];
+    assert_eq!((&side["enforcement"], &side["passes"]), (&json!("nothing"), &json!(true)), "{side}");
+    assert_eq!(side["verdict"], "Deny", "{side}");
+}
+
+#[test]
+fn the_agents_of_both_ends_nodes_are_asked_each_in_its_own_cluster() {
+    let nodes = |worlds: &Worlds, from: &str, to: &str| {
+        let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+        worlds.enforcers([&from, &to]).unwrap().map(|nodes| nodes.into_iter().collect::<Vec<_>>().join(" "))
+    };
+    let here = alone(&shop());
+    assert_eq!(nodes(&here, "shop/web", "shop/db"), ["node-1 node-2", ""]);
+    assert_eq!(nodes(&here, "shop/web", "shop/cron"), ["node-1", ""]);
+    assert_eq!(nodes(&here, "shop/monitor", "10.244.2.3"), ["node-2", ""]);
+    assert_eq!(nodes(&here, "node:node-1", "198.51.100.7"), ["", ""]);
+    let both = joined(&west_and_east()).unwrap();
+    assert_eq!(nodes(&both, "shop/db", "make/tool@east"), ["node-2", "node-1"]);
+    assert_eq!(nodes(&both, "10.245.1.2", "shop/db@west"), ["node-2", "node-1"]);
+    assert!(here.enforcers([&"shop/nobody".parse().unwrap(), &"shop/db".parse().unwrap()]).is_err());
 }
 
 #[test]
