@@ -468,7 +468,7 @@ fn who_writes_no_pair_down_finds_the_same() {
     says(&mut all, 1, 2).sends_by = Some(Slot::One);
     says_of_east(&mut all, 3).sends_by = None;
     all.nodes.get_mut("node-4").unwrap().answer = Err("away".into());
-    let (found, report) = (outcome(&all), judge(all));
+    let (found, report) = (super::outcome(&all), judge(all));
     assert_eq!((&found.findings, &found.summary), (&report.findings, &report.summary));
     assert!(found.written.pairs.is_empty() && found.written.joined.is_empty());
     assert_eq!((report.pairs.len(), report.joined_pairs.len()), (6, 1));

@@ -150,8 +150,8 @@ fn pairs_with_joined_clusters_are_apart_since_one_side_was_seen() {
         expect![[r#"
             Pairs with nodes of joined clusters, by this side alone
               PAIR              STATE      SLOT     EPOCHS  KEY AGE  HANDSHAKE  PSK     RX/TX
-              node-1 - gw@east  encrypted  hawser0  10/990  1h0m     30s ago    in use  1001/2001
-              node-2 - gw@east  fault      hawser0  20/990  1h0m     30s ago    in use  1002/2002"#]],
+              node-2 - gw@east  fault      hawser0  20/990  1h0m     30s ago    in use  1002/2002
+              node-1 - gw@east  encrypted  hawser0  10/990  1h0m     30s ago    in use  1001/2001"#]],
     );
     for wanted in [
         "pairs with nodes of joined clusters, by this side alone: 1 encrypted, 0 idle, 1 with faults, 0 without evidence, of 2; post-quantum keys: 2 use one, 0 should",
