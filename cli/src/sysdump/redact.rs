@@ -1,14 +1,23 @@
 //! What must not leave a cluster is taken out of what does: pure.
 //!
 //! Taken out is by shape whatever looks like a secret: PEM blocks with private keys, in base64 once more, too, tokens (JWT,
-//! `Bearer`, `Basic`), who and with what in URLs, values beside a name that says secret, and 32 bytes or more in padded base64, which
-//! is how WireGuard writes keys, but for public keys that are known as such. Of objects all values of environment variables
-//! besides, and what others wrote there for themselves (`managedFields`, copies of the whole object). Rather too much than too little.
+//! `Bearer`, `Basic`), who and with what in URLs, values beside a name that says secret and all beneath it, and 32 bytes or more in
+//! padded base64, which is how WireGuard writes keys, but for public keys that are known as such. JSON is cleaned as what it says,
+//! also where it stands in a string of JSON, or in a line of a log; other text as [`walk`] reads it. Of objects all values of
+//! environment variables besides, and what others wrote there for themselves (`managedFields`, copies of the whole object). Rather
+//! too much than too little, but names stay, and what says where a secret comes from.
+//!
+//! Not found is a secret that nothing tells from other words: no name beside it, no shape.
 
 use std::collections::BTreeSet;
 
 use regex::{Captures, Regex};
 use serde_json::Value;
+
+mod extent;
+mod walk;
+
+use walk::Words;
 
 /// In its place.
 pub const REDACTED: &str = "REDACTED";
@@ -16,17 +25,37 @@ pub const REDACTED: &str = "REDACTED";
 /// Names that say that what is beside them is secret.
 const NAMES: &str = r"password|passwd|passphrase|secret|token|private[_.-]?key|preshared[_.-]?key|api[_.-]?key|access[_.-]?key|key[_.-]?data|tls\.key|pwd|credential|authorization";
 
+/// What an object of the API says of a Secret that it uses, and of its parts under `items`.
+const REFERENCE: [&str; 9] = [
+    "name",
+    "namespace",
+    "secretName",
+    "secretNamespace",
+    "defaultMode",
+    "optional",
+    "path",
+    "audience",
+    "expirationSeconds",
+];
+const REFERENCE_ITEM: [&str; 3] = ["key", "path", "mode"];
+
+fn expression(text: &str) -> Regex {
+    Regex::new(text).expect("invariant: a constant expression")
+}
+
 /// Is it an annotation that holds a whole object once more, maybe packed? Of kubectl, k3s and Rancher, kapp, and others like them.
 fn is_copy(name: &str) -> bool {
     name.contains("last-applied") || name.ends_with("/applied") || name.ends_with("/original")
 }
 
 /// Takes secrets out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Redactor {
-    shapes: [(Regex, &'static str); 9],
+    colour: Regex,
+    pem: Regex,
+    shapes: [(Regex, &'static str); 4],
     key: Regex,
-    name: Regex,
+    words: Words,
     public: BTreeSet<String>,
 }
 
@@ -36,52 +65,39 @@ impl Redactor {
     /// # Panics
     /// Never: the expressions are constants.
     pub fn new(public: BTreeSet<String>) -> Self {
-        let regex = |text: &str| Regex::new(text).expect("invariant: a constant expression");
         Self {
+            colour: expression(r"\x1b\[[0-9;]*m"),
+            pem: expression(
+                r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\z)",
+            ),
             shapes: [
                 (
-                    regex(
-                        r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\z)",
-                    ),
+                    expression(r"LS0tLS1CRUdJTi[A-Za-z0-9+/=_-]*(?:(?:\\[nr]|\s)+[A-Za-z0-9+/=_-]{60,})*"),
                     REDACTED,
                 ),
-                (regex(r"LS0tLS1CRUdJTi[A-Za-z0-9+/=_-]*"), REDACTED),
-                (regex(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*)?"), REDACTED),
-                (regex(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), "$1 REDACTED"),
-                (regex(r#"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@"']+@"#), "${1}REDACTED@"),
-                // YAML: a block with all that is indented after it, and a line to its end.
-                (
-                    regex(&format!(
-                        r"(?im)^([ \t-]*[A-Za-z0-9_.-]*(?:{NAMES})[A-Za-z0-9_.-]*:[ \t]*)[|>][0-9+-]*[ \t]*(?:\n[ \t]+[^\n]*)+"
-                    )),
-                    "${1}REDACTED",
-                ),
-                (
-                    regex(&format!(
-                        r#"(?im)^([ \t-]*[A-Za-z0-9_.-]*(?:{NAMES})[A-Za-z0-9_.-]*:[ \t]+)[^\s"'{{\[|>&][^\n]*$"#
-                    )),
-                    "${1}REDACTED",
-                ),
-                (
-                    regex(&format!(r"(?i)(--?[A-Za-z0-9-]*(?:{NAMES})[A-Za-z0-9-]*)[ \t]+[^\s-]\S*")),
-                    "${1} REDACTED",
-                ),
-                (
-                    regex(&format!(
-                        r#"(?i)([A-Za-z0-9_.-]*(?:{NAMES})[A-Za-z0-9_.-]*\\?["']?\s*[=:]\s*)(\\?"[^"\\]*\\?"|'[^']*'|[^\s"',;&}}]+)"#
-                    )),
-                    "${1}REDACTED",
-                ),
+                (expression(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*)?"), REDACTED),
+                (expression(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), "${1} REDACTED"),
+                // How Go's driver of MySQL is told whom to ask.
+                (expression(r#"[^\s:/"'=(]+:\S+@((?:tcp|udp|unix)\()"#), "REDACTED@${1}"),
             ],
-            key: regex(r"[A-Za-z0-9+/]{43,}={1,2}"),
-            name: regex(&format!("(?i)(?:{NAMES})")),
+            key: expression(r"[A-Za-z0-9+/]{43,}={1,2}"),
+            words: Words::new(),
             public,
         }
     }
 
     /// Text without secrets.
     pub fn text(&self, text: &str) -> String {
-        let mut clean = text.to_owned();
+        // Agents colour what they say, even between a name and its value.
+        let plain = self.colour.replace_all(text, "");
+        if plain.trim_start().starts_with(['{', '['])
+            && let Ok(value) = serde_json::from_str::<Value>(&plain)
+        {
+            return self.structure(value, &plain);
+        }
+        // First: it goes over many lines, of which a name in front would take one.
+        let whole = self.pem.replace_all(&plain, REDACTED);
+        let mut clean = self.walk(&whole);
         for (shape, instead) in &self.shapes {
             if shape.is_match(&clean) {
                 clean = shape.replace_all(&clean, *instead).into_owned();
@@ -92,6 +108,17 @@ impl Redactor {
             if self.public.contains(key) { key.to_owned() } else { REDACTED.to_owned() }
         };
         self.key.replace_all(&clean, key).into_owned()
+    }
+
+    /// JSON that was read from `text`, without secrets: as it was written if there are none.
+    fn structure(&self, value: Value, text: &str) -> String {
+        let mut clean = value.clone();
+        self.value(&mut clean);
+        // What says a thing twice lost one of them when it was read.
+        if clean == value && extent::members(&value) == extent::colons(text) {
+            return text.to_owned();
+        }
+        if text.contains('\n') { format!("{clean:#}") } else { clean.to_string() }
     }
 
     /// An object of the API without secrets.
@@ -116,7 +143,7 @@ impl Redactor {
                     match item {
                         Value::String(text) if flag && !text.starts_with('-') => *text = REDACTED.to_owned(),
                         Value::String(text) => {
-                            flag = text.starts_with('-') && !text.contains('=') && self.is_secret(text);
+                            flag = self.is_flag(text);
                             *text = self.text(text);
                             continue;
                         }
@@ -132,12 +159,17 @@ impl Redactor {
                 }
             }
             Value::Object(fields) => {
+                let of_secret =
+                    fields.get("name").and_then(Value::as_str).is_some_and(|name| self.is_secret(name));
                 for (name, field) in fields {
                     if self.is_secret(name) {
-                        beneath(field);
+                        self.beneath(name, field);
+                        continue;
+                    }
+                    if of_secret && name == "value" {
+                        self.blank(field);
                     }
                     match field {
-                        Value::String(text) if self.is_secret(name) => *text = REDACTED.to_owned(),
                         Value::Array(variables) if name == "env" => {
                             variables.iter_mut().for_each(environment)
                         }
@@ -155,27 +187,68 @@ impl Redactor {
         }
     }
 
-    /// Is what stands under this name secret? A name of a Secret is none.
+    /// What stands under a secret's name: all of it is secret, but for a count of such, and what only says which Secret it is.
+    fn beneath(&self, name: &str, field: &mut Value) {
+        if may_refer(name) && is_reference(field) {
+            self.value(field);
+        } else if !field.is_number() || self.words.is_one(name) {
+            self.blank(field);
+        }
+    }
+
+    /// Takes out all that it says; names stay, and what says where a secret comes from.
+    fn blank(&self, value: &mut Value) {
+        match value {
+            Value::String(text) => {
+                if !text.is_empty() {
+                    *text = REDACTED.to_owned();
+                }
+            }
+            Value::Number(_) => *value = Value::String(REDACTED.to_owned()),
+            Value::Array(items) => {
+                for item in items {
+                    self.blank(item);
+                }
+            }
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    if self.words.points_to_secret(name) { self.value(field) } else { self.blank(field) }
+                }
+            }
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+
+    /// Is what stands under this name secret?
     fn is_secret(&self, name: &str) -> bool {
-        let names_one = ["Name", "Ref", "Path"].iter().any(|end| name.ends_with(end));
-        self.name.is_match(name) && !names_one
+        self.words.is_secret(name)
+    }
+
+    /// Is it a program's flag whose value, which is secret, comes after it?
+    fn is_flag(&self, text: &str) -> bool {
+        text.starts_with('-') && !text.contains('=') && self.is_secret(text)
     }
 }
 
-/// What stands in a list under a secret's name, or there as `value` or `data`.
-fn beneath(field: &mut Value) {
-    let blank = |value: &mut Value| {
-        if let Value::String(text) = value {
-            *text = REDACTED.to_owned();
-        }
+/// May there be a reference to a Secret under this name?
+fn may_refer(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["secret", "secrets", "serviceaccounttoken"].iter().any(|end| name.ends_with(end))
+}
+
+/// Does it say which Secret it is, and nothing that is in it?
+fn is_reference(value: &Value) -> bool {
+    let is_item = |item: &Value| {
+        item.as_object()
+            .is_some_and(|fields| fields.keys().all(|name| REFERENCE_ITEM.contains(&name.as_str())))
     };
-    if let Value::Array(items) = field {
-        items.iter_mut().for_each(blank);
-    }
-    for name in ["value", "data"] {
-        if let Some(value) = field.get_mut(name) {
-            blank(value);
-        }
+    match value {
+        Value::Array(all) => all.iter().all(is_reference),
+        Value::Object(fields) => fields.iter().all(|(name, field)| match name.as_str() {
+            "items" => field.as_array().is_some_and(|items| items.iter().all(is_item)),
+            name => REFERENCE.contains(&name) && !field.is_array() && !field.is_object(),
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 

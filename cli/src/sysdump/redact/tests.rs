@@ -1,13 +1,28 @@
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use expect_test::expect;
 use proptest::prelude::*;
+use proptest::sample::select;
 use serde_json::json;
 
 use super::*;
 
+/// Its expressions are read once: that takes longer than a test.
+static STRICT: LazyLock<Redactor> = LazyLock::new(|| Redactor::new(BTreeSet::new()));
+
 fn redactor(public: &[&str]) -> Redactor {
-    Redactor::new(public.iter().map(|key| (*key).to_owned()).collect())
+    Redactor { public: public.iter().map(|key| (*key).to_owned()).collect(), ..STRICT.clone() }
+}
+
+/// Each text turns_intos the one beside it, which stays as it is.
+fn turns_into(all: &[(&str, &str)]) {
+    for (text, wanted) in all {
+        assert_eq!(STRICT.text(text), *wanted, "of {text:?}");
+        assert_eq!(STRICT.text(wanted), *wanted, "of what was cleaned");
+    }
 }
 
 #[test]
@@ -22,6 +37,24 @@ fn what_is_no_secret_stays_and_a_known_public_key_does() {
         "fingerprint SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU",
         "{\"psk\":\"00112233445566778899aabbccddeeff\"}",
         public.as_str(),
+        "open /var/run/secrets/kubernetes.io/serviceaccount/token: no such file or directory",
+        r#"MountVolume.SetUp failed for volume "x" : secret "y" not found"#,
+        "docker-pullable://nginx@sha256:abcdef",
+        "https://192.0.2.1:443/a@b",
+        "https://[2001:db8::1]:443/a@b",
+        "https://host/@scope/package",
+        "2026-11-30T00:00:00.123Z INFO clustermesh::daemon::tokens: all well",
+        "imagePullSecrets:\n- name: pull\nvolumes:\n- secret:\n    secretName: kept\n    items:\n    - key: k\n      path: p\n",
+        "secretKeyRef: {name: a, key: b}",
+        "secret: {secretName: x, optional: true}",
+        "imagePullSecrets: [{name: pull}]",
+        "token: null\nautomountServiceAccountToken: false\ntokenCount: 7\n",
+        r#"kubernetes [1.10] {"version": 1.10, "a": ":"}"#,
+        "token_controller.go:95: failed",
+        "--token-file /var/run/token",
+        "tokenFile: /var/run/token",
+        r#"{"imagePullSecrets":[{"name":"pull"}],"volumes":[{"secret":{"secretName":"s","items":[{"key":"k","path":"p"}],"defaultMode":420}},{"serviceAccountToken":{"path":"token","expirationSeconds":3600}}]}"#,
+        r#"it's a "quoted" word, "don't" [x] {y}"#,
     ] {
         assert_eq!(redactor(&[&public]).text(text), text);
     }
@@ -30,9 +63,9 @@ fn what_is_no_secret_stays_and_a_known_public_key_does() {
 
 #[test]
 fn lists_and_values_under_a_secrets_name_are_taken_out_and_long_base64_is_whole() {
-    let mut object = json!({"passwords": ["a", "b"], "credentials": {"value": "c", "kind": "kept"}, "tokenCount": 7, "x": null});
+    let mut object = json!({"passwords": ["a", "b"], "credentials": {"value": "c", "kind": "d"}, "tokenCount": 7, "password": 8, "x": null});
     redactor(&[]).value(&mut object);
-    let wanted = json!({"passwords": [REDACTED, REDACTED], "credentials": {"value": REDACTED, "kind": "kept"}, "tokenCount": 7, "x": null});
+    let wanted = json!({"passwords": [REDACTED, REDACTED], "credentials": {"value": REDACTED, "kind": REDACTED}, "tokenCount": 7, "password": REDACTED, "x": null});
     assert_eq!(object, wanted);
     assert_eq!(redactor(&[]).text(&BASE64_STANDARD.encode([9; 64])), REDACTED);
 }
@@ -50,6 +83,177 @@ fn objects_keep_their_shape_and_lose_their_secrets() {
     });
     redactor(&[]).object(&mut object);
     expect![[r#"{"data":{"apiToken":"REDACTED","config.yaml":"clusterName: lab\npassword: REDACTED\n"},"metadata":{"annotations":{"hawser.dev/ips":"10.0.0.1"},"name":"p"},"spec":{"containers":[{"args":["--token=REDACTED","--v=1","--password","REDACTED","kept"],"env":[{"name":"LEVEL","value":"REDACTED"},{"name":"FROM","valueFrom":{"secretKeyRef":{"key":"k","name":"s"}}}]}],"imagePullSecrets":[{"name":"pull"}],"volumes":[{"secret":{"secretName":"kept"}}]}}"#]].assert_eq(&serde_json::to_string(&object).unwrap());
+}
+
+#[test]
+fn json_is_cleaned_as_what_it_says_wherever_it_stands() {
+    turns_into(&[
+        (r#"{"password":"hunter\u0026two99"}"#, r#"{"password":"REDACTED"}"#),
+        (r#"{"password":"ab\\cd"}"#, r#"{"password":"REDACTED"}"#),
+        (r#"{"password":"ab\"cd","user":"kept"}"#, r#"{"password":"REDACTED","user":"kept"}"#),
+        (
+            r#"{"secrets":{"db":"x","list":["y",{"z":1}],"off":false,"secretName":"kept"}}"#,
+            r#"{"secrets":{"db":"REDACTED","list":["REDACTED",{"z":"REDACTED"}],"off":false,"secretName":"kept"}}"#,
+        ),
+        (
+            r#"{"a":"{\"b\":\"{\\\"password\\\":\\\"x\\\\\\\"y\\\",\\\"user\\\":\\\"kept\\\"}\"}"}"#,
+            r#"{"a":"{\"b\":\"{\\\"password\\\":\\\"REDACTED\\\",\\\"user\\\":\\\"kept\\\"}\"}"}"#,
+        ),
+        (r#"{"password":"twice","password":"","user":"kept"}"#, r#"{"password":"","user":"kept"}"#),
+        (
+            r#"[{"name":"DB_PASSWORD","value":"two words"},{"name":"LEVEL","value":"kept"}]"#,
+            r#"[{"name":"DB_PASSWORD","value":"REDACTED"},{"name":"LEVEL","value":"kept"}]"#,
+        ),
+        (
+            r#"2026-11-30T00:00:00.123Z {"password":"ab\"cd","user":"kept"} kept"#,
+            r#"2026-11-30T00:00:00.123Z {"password":"REDACTED","user":"kept"} kept"#,
+        ),
+        (
+            r#"2026-11-30T00:00:00.123Z INFO got {"a":"{\"password\":\"ab\\\"cd\"}"} kept"#,
+            r#"2026-11-30T00:00:00.123Z INFO got {"a":"{\"password\":\"REDACTED\"}"} kept"#,
+        ),
+        (
+            r#"cut off {"a":"{\"password\":\"ab\\\"cd ef\",\"user\":\"kept\""#,
+            r#"cut off {"a":"{\"password\":\"REDACTED\",\"user\":\"kept\""#,
+        ),
+        (
+            r#"cut off {"a":1,"passwords":["ab\"]cd","ef"],"user":"kept"#,
+            r#"cut off {"a":1,"passwords":["REDACTED","REDACTED"],"user":"kept"#,
+        ),
+        (
+            r#"cut off {"a":[{"name":"TOKEN","value":"ab\"cd"},{"name":"kept""#,
+            r#"cut off {"a":[{"name":"TOKEN","value":"REDACTED"},{"name":"kept""#,
+        ),
+        (
+            "{\n  \"password\": \"x\",\n  \"user\": \"kept\"\n}",
+            "{\n  \"password\": \"REDACTED\",\n  \"user\": \"kept\"\n}",
+        ),
+    ]);
+}
+
+#[test]
+fn values_go_on_to_where_their_form_ends_them() {
+    turns_into(&[
+        (r#"password: "ab\ncd""#, r#"password: "REDACTED""#),
+        ("password: \"ab\n  cd\"\nuser: kept", "password: \"REDACTED\"\nuser: kept"),
+        (r#"password: "ab\"cd" # kept"#, r#"password: "REDACTED" # kept"#),
+        ("password: 'it''s \\'\nuser: kept", "password: 'REDACTED'\nuser: kept"),
+        (r#"PASSWORD='it'\''s' kept"#, "PASSWORD='REDACTED' kept"),
+        (r#"{'password': 'ab\'cd', 'user': 'kept'}"#, "{'password': 'REDACTED', 'user': 'kept'}"),
+        ("db-password: two words\nuser: kept", "db-password: REDACTED\nuser: kept"),
+        (
+            "2026-11-30T00:00:00.123Z db-password: two words\n2026-11-30T00:00:00.123Z user: kept",
+            "2026-11-30T00:00:00.123Z db-password: REDACTED\n2026-11-30T00:00:00.123Z user: kept",
+        ),
+        (
+            "2026-11-30T00:00:00.123Z stdout F   db-password: two words",
+            "2026-11-30T00:00:00.123Z stdout F   db-password: REDACTED",
+        ),
+        (
+            r#"2026-11-30T00:00:00.123Z INFO mesh_agent: said password="ab\"cd" user=kept"#,
+            r#"2026-11-30T00:00:00.123Z INFO mesh_agent: said password="REDACTED" user=kept"#,
+        ),
+        (
+            "2026-11-30T00:00:00.123Z INFO with password: two words",
+            "2026-11-30T00:00:00.123Z INFO with password: REDACTED",
+        ),
+        ("password: two\n  words\nuser: kept", "password: REDACTED\nuser: kept"),
+        ("a:\n  password: |\n    one\n\n    two\n  user: kept", "a:\n  password: REDACTED\n  user: kept"),
+        (
+            "2026-11-30T00:00:00.123Z - password: >-\n2026-11-30T00:00:00.123Z     one\n2026-11-30T00:00:00.123Z     two\n2026-11-30T00:00:00.123Z   user: kept",
+            "2026-11-30T00:00:00.123Z - password: REDACTED\n2026-11-30T00:00:00.123Z   user: kept",
+        ),
+        ("passwords:\n- one\n- \"two\"\nuser: kept", "passwords:\n- REDACTED\n- REDACTED\nuser: kept"),
+        (
+            "secrets:\n  db: x y\n  more:\n    deep: |\n      a: b\n    - z\nuser: kept",
+            "secrets:\n  db: REDACTED\n  more:\n    deep: REDACTED\n    - REDACTED\nuser: kept",
+        ),
+        (
+            "- name: DB_PASSWORD\n  value: two words\n- name: LEVEL\n  value: kept",
+            "- name: DB_PASSWORD\n  value: REDACTED\n- name: LEVEL\n  value: kept",
+        ),
+        (r#"secrets: {db: "x}y", more: [z]} kept"#, "secrets: {REDACTED} kept"),
+        ("{password: two words, user: kept}", "{password: REDACTED, user: kept}"),
+        ("{Password:two words User:kept}", "{Password:REDACTED User:kept}"),
+        (
+            r#"Config { password: Some("ab\"cd"), user: "kept" }"#,
+            r#"Config { password: REDACTED, user: "kept" }"#,
+        ),
+        (
+            "password = \"\"\"\none\ntwo\"\"\"\nuser = \"kept\"",
+            "password = \"\"\"REDACTED\"\"\"\nuser = \"kept\"",
+        ),
+        ("DB_PASSWORD=two words\nuser=kept", "DB_PASSWORD=REDACTED\nuser=kept"),
+        ("said password=a&b, user=kept", "said password=REDACTED, user=kept"),
+        ("client-secret=abc&user=kept", "client-secret=REDACTED&user=kept"),
+        (r#"said "password=ab\"cd" kept"#, r#"said "password=REDACTED" kept"#),
+        ("run --password 'two words' --user kept", "run --password 'REDACTED' --user kept"),
+        ("args:\n- --token\n- two words\n- --user\n- kept", "args:\n- --token\n- REDACTED\n- --user\n- kept"),
+        (r#"["--password", "two \"words", "--v=1", "kept""#, r#"["--password", "REDACTED", "--v=1", "kept""#),
+        (
+            "\u{1b}[3mtoken\u{1b}[0m\u{1b}[2m=\u{1b}[0mabc \u{1b}[3muser\u{1b}[0m\u{1b}[2m=\u{1b}[0mkept",
+            "token=REDACTED user=kept",
+        ),
+        (r#"5" of disk, password: "ab\"cd" kept"#, r#"5" of disk, password: "REDACTED" kept"#),
+        ("password=\"not closed\nuser=kept", "password=\"REDACTED\nuser=kept"),
+        ("token: 1234\npasswords: 7\ntoken: \"\"\n", "token: REDACTED\npasswords: 7\ntoken: \"\"\n"),
+        (
+            "tls.key: -----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----\nuser: kept",
+            "tls.key: REDACTED\nuser: kept",
+        ),
+        (
+            "-----BEGIN PGP PRIVATE KEY BLOCK-----\nabc\n-----END PGP PRIVATE KEY BLOCK----- kept",
+            "REDACTED kept",
+        ),
+        (r#"Authorization: Digest username="x", response="y""#, "Authorization: REDACTED"),
+    ]);
+}
+
+#[test]
+fn urls_lose_who_and_with_what_whatever_is_written_there() {
+    turns_into(&[
+        ("postgres://u:pa/ss@h/kept", "postgres://REDACTED@h/kept"),
+        ("https://user:p@ss@host/kept", "https://REDACTED@host/kept"),
+        (r#"https://user:p"a?s#s@host/kept"#, "https://REDACTED@host/kept"),
+        ("https://token@host/kept", "https://REDACTED@host/kept"),
+        ("redis://:12/34@host kept", "redis://REDACTED@host kept"),
+        ("https://a:1,https://u:p@b:2/kept", "https://a:1,https://REDACTED@b:2/kept"),
+        ("root:p@ss@tcp(db:3306)/kept", "REDACTED@tcp(db:3306)/kept"),
+        (r#""https://u:a\"b@h/kept""#, r#""https://REDACTED@h/kept""#),
+    ]);
+}
+
+#[test]
+fn annotations_and_settings_that_are_json_are_cleaned_in_their_objects() {
+    let mut object = json!({
+        "metadata": {"annotations": {"example.dev/settings": r#"{"password":"hunter\u0026two99","secrets":{"db":"x"},"user":"kept"}"#}},
+        "data": {"a.json": r#"{"outer":"{\"token\":\"ab\\\"cd\",\"user\":\"kept\"}"}"#, "b.yaml": "db-password: two words\nuser: kept\n"},
+    });
+    STRICT.object(&mut object);
+    let wanted = json!({
+        "metadata": {"annotations": {"example.dev/settings": r#"{"password":"REDACTED","secrets":{"db":"REDACTED"},"user":"kept"}"#}},
+        "data": {"a.json": r#"{"outer":"{\"token\":\"REDACTED\",\"user\":\"kept\"}"}"#, "b.yaml": "db-password: REDACTED\nuser: kept\n"},
+    });
+    assert_eq!(object, wanted);
+}
+
+#[test]
+fn what_nobody_closes_takes_no_longer() {
+    let many = 20_000;
+    for text in [
+        "{\"password\":".repeat(many),
+        "[".repeat(many),
+        "password=\"".repeat(many),
+        "secrets: {".repeat(many),
+        "\\\"token\\\":\\\"x\\\",".repeat(many),
+        "https://u:p@h/,".repeat(many),
+        format!("{}password: |", "password:\n".repeat(many)),
+    ] {
+        let begun = Instant::now();
+        assert!(!STRICT.text(&text).is_empty());
+        // Looking at all that follows for each of them would take minutes.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", &text[..20]);
+    }
 }
 
 /// Where secrets are found in practice; `@` is the secret.
@@ -77,7 +281,91 @@ const PLACES: [&str; 21] = [
     "eyJhbGciOiJSUzI1NiJ9.@.signature",
 ];
 
+/// Parts of a secret, none of which may be left, and what is between them: all that means something in one form or another.
+const PART: &str = "[A-C][0-9][G-N0-9]{6}";
+const BETWEEN: &[&str] = &[
+    "\"", "\\", "&", "@", "/", " ", "ä", "€😀", "'", ":", "#", "=", ",", "}", "{", "]", "; ", ": ", "%", "<",
+    "\\\"", "\\'", "\\n", "$", "!", "|", "?",
+];
+
+/// As Go writes it.
+fn go(value: &Value) -> String {
+    value.to_string().replace('&', "\\u0026").replace('<', "\\u003c")
+}
+
+/// A secret in all forms that can hold it, with what is to be kept beside it.
+fn forms(secret: &str) -> Vec<String> {
+    const STAMP: &str = "2026-11-30T00:00:00.123456789Z";
+    let double = go(&json!(secret));
+    let single = format!("'{}'", secret.replace('\'', "''"));
+    let word: String = secret.split_whitespace().collect();
+    let object = go(&json!({"a": 1, "db-password": secret, "user": "kept"}));
+    let once = go(&json!({"spec": object, "x": 1}));
+    let twice = go(&json!({"y": once}));
+    let nested = go(&json!({"secrets": {"db": secret, "list": [secret, {"more": secret}]}, "user": "kept"}));
+    let pair = go(&json!([{"name": "DB_PASSWORD", "value": secret}, {"name": "kept"}]));
+    let settings = |value: &str| go(&json!({"data": {"c.yaml": format!("password: {value}\nuser: kept\n")}}));
+    let url = format!("https://admin:{word}@db.example:5432/kept");
+    let cut = |text: &str, end: usize| format!("{STAMP} got {}", &text[..text.len() - end]);
+    let mut all = vec![
+        format!("{STAMP} {object}"),
+        format!("{STAMP} INFO got {once} and more"),
+        format!("{STAMP} WARN got: {twice}"),
+        format!("{STAMP} got {nested}"),
+        cut(&object, 3),
+        cut(&once, 6),
+        cut(&twice, 9),
+        cut(&nested, 2),
+        cut(&go(&json!({"z": nested})), 5),
+        cut(&pair, 4),
+        format!("a:\n  client_secret: {secret}\n  user: kept\n"),
+        format!("a:\n  client_secret: {single}\n  user: kept\n"),
+        format!("a:\n  client_secret: {double}\n  user: kept\n"),
+        format!("a:\n  client_secret: |\n    {secret}\n    {secret}\n  user: kept\n"),
+        format!("{STAMP} a:\n{STAMP}   apiKey: |\n{STAMP}     {secret}\n{STAMP}   user: kept\n"),
+        format!("a:\n  secrets:\n    a: {secret}\n    b: {double}\n    c: {single}\n  user: kept\n"),
+        format!("passwords:\n- {double}\n- {single}\nuser: kept\n"),
+        format!("- name: DB_PASSWORD\n  value: {secret}\n- name: user\n  value: kept\n"),
+        settings(secret),
+        settings(&single),
+        format!("{STAMP} got {}", settings(&double)),
+        cut(&settings(&double), 4),
+        format!("could not dial postgres://admin:{word}@db.example:5432/kept: no route"),
+        format!("{STAMP} dial {url}"),
+        go(&json!({"url": url})),
+        go(&json!({"a": go(&json!({"url": url}))})),
+        format!("{STAMP} dial url={}", go(&json!(url))),
+        format!("{STAMP} accessToken: {secret}\n{STAMP} user: kept\n"),
+        format!("{STAMP}  INFO agent::x: got accessToken: {secret}\n{STAMP} user: kept\n"),
+        format!("{STAMP}  INFO agent::x: got accessToken={double} user=kept\n"),
+        format!("{STAMP}  INFO message={} user=kept\n", go(&json!(format!("password: {secret}")))),
+        format!("{STAMP}  INFO message={} user=kept\n", go(&json!(format!("a password={double} b")))),
+        format!("run --api-key {double} --user kept"),
+        format!("run --api-key {single} --user kept"),
+        format!("args:\n- --api-key\n- {double}\n- --user\n- kept\n"),
+        go(&json!(["run", "--api-key", secret, "--kept"])),
+        format!("Config {{ user: \"kept\", password: {double}, x: 1 }}"),
+        format!("user = 'kept'\npassword = {double}\n"),
+        format!("admin:{word}@tcp(db:3306)/kept"),
+    ];
+    all.extend([object, once, twice, nested, pair]);
+    all
+}
+
 proptest! {
+    #[test]
+    fn no_part_of_a_secret_is_left_in_any_form(first in PART, one in select(BETWEEN), second in PART, other in select(BETWEEN), third in PART) {
+        let secret = format!("{first}{one}{second}{other}{third}");
+        for planted in forms(&secret) {
+            let clean = STRICT.text(&planted);
+            for part in [&first, &second, &third] {
+                prop_assert!(!clean.contains(part), "{planted:?} became {clean:?}");
+            }
+            prop_assert!(!planted.contains("kept") || clean.contains("kept"), "{planted:?} became {clean:?}");
+            prop_assert_eq!(STRICT.text(&clean), clean);
+        }
+    }
+
     #[test]
     fn no_planted_secret_is_left(secret in "[A-Za-z0-9]{12,60}", place in 0..PLACES.len(), before in "[a-z \n]{0,20}", after in "[a-z \n]{0,20}") {
         let planted = format!("{before} {} {after}", PLACES[place].replacen('@', &secret, 1));
