@@ -316,12 +316,15 @@ fn both_sides_are_explained_with_the_rule_that_decides() {
     "#]].assert_eq(&all.join("\n"));
 }
 
-/// The shop, where agents have said something: a change of the evidence of each of both nodes, or why it is silent.
-fn enforced(agents: [Result<fn(&mut NodeEvidence), &str>; 2], from: &str, to: &str) -> Explained {
+/// A change of an agent's evidence, or why it is silent.
+type Agent<'a> = Result<fn(&mut NodeEvidence), &'a str>;
+
+/// The shop, where the agents of both nodes have said something.
+fn enforced(agents: [Agent<'_>; 2], from: &str, to: &str) -> Explained {
     let mut worlds = alone(&shop());
     let ends = (&from.parse().unwrap(), &to.parse().unwrap());
     let [asked, _] = worlds.enforcers([ends.0, ends.1]).unwrap();
-    let answer = |number: u8, agent: Result<fn(&mut NodeEvidence), &str>| -> Answer {
+    let answer = |number: u8, agent: Agent<'_>| -> Answer {
         let mut evidence = evidence(number, 2);
         agent.map_err(str::to_owned)?(&mut evidence);
         Ok(Box::new(evidence))

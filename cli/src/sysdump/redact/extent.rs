@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
 use serde_json::Value;
 
 /// How far back a word is looked at: a line may be megabytes without a blank.
@@ -187,4 +189,11 @@ pub(super) fn is_in_path(text: &str, at: usize) -> bool {
     let word = before.char_indices().rev().take(WORD_MAX).take_while(|&(_, c)| is_of_word(c)).last();
     let word = word.map_or("", |(place, _)| &before[place..]);
     ["/", "./", "../"].iter().any(|start| word.starts_with(start))
+}
+
+/// Does it end with 32 bytes in base64, but for the `=` after them? A word of 43 letters says nothing beside.
+pub(super) fn is_key(text: &str) -> bool {
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
+    let length = text.bytes().rev().take(44).take_while(is_letter).count();
+    length == 43 && BASE64_STANDARD_NO_PAD.decode(&text[text.len() - 43..]).is_ok()
 }

@@ -68,6 +68,16 @@ fn lists_and_values_under_a_secrets_name_are_taken_out_and_long_base64_is_whole(
     let wanted = json!({"passwords": [REDACTED, REDACTED], "credentials": {"value": REDACTED, "kind": REDACTED}, "tokenCount": 7, "password": REDACTED, "x": null});
     assert_eq!(object, wanted);
     assert_eq!(redactor(&[]).text(&BASE64_STANDARD.encode([9; 64])), REDACTED);
+    let public = BASE64_STANDARD.encode([7; 32]);
+    // By chance it has letters that say secret.
+    let mut named = [0; 32];
+    named[21..24].copy_from_slice(&[61, 96, 192]);
+    let named = BASE64_STANDARD.encode(named);
+    assert!(named.contains("PWD"), "{named}");
+    assert_eq!(
+        redactor(&[&public]).text(&format!("{named} and {public}")),
+        format!("{REDACTED} and {public}")
+    );
 }
 
 #[test]

@@ -200,11 +200,12 @@ impl<'a> Walk<'a> {
         if let (Some(name), Some(separator)) = (found.name("name"), found.name("separator")) {
             self.out.push_str(whole.as_str());
             let (at, separator, spaced) = (name.start(), separator.as_str(), is_there("gap"));
-            // A module of a program, or a file that cannot be read.
+            // A module of a program, a file that cannot be read, or the end of a key that has letters of such a name.
             let is_other = separator == ":"
                 && (!spaced && text[end..].starts_with(':')
                     || text[..at].ends_with("::")
-                    || extent::is_in_path(text, at));
+                    || extent::is_in_path(text, at))
+                || separator.starts_with('=') && extent::is_key(&text[..name.end()]);
             let key = Key { at, name: name.as_str(), separator, spaced };
             return if is_other { end } else { self.hide_if_secret(end, key) };
         }
