@@ -338,8 +338,9 @@ pub async fn service_cidrs(watching: Watching, tell: channel::Sender<ServiceCidr
                 }
                 tokio::time::sleep(ABSENT_WITH_SERVER).await;
             }
-            Ok(_) | Err(kube::Error::Api(_)) => break,
-            // Nobody answers, and says what is allowed.
+            Ok(_) => break,
+            Err(kube::Error::Api(status)) if status.code == 404 => break,
+            // Nobody has said yet what is allowed.
             Err(_) if !tell.is_closed() => tokio::time::sleep(Duration::from_secs(1)).await,
             Err(_) => return,
         }
@@ -375,7 +376,8 @@ async fn optional<V: Clone + PartialEq>(
             return;
         }
         // Said by two sides, since it takes all of them out of force: by the resource itself and by the list of resources.
-        if is_served(&watching.client, resource).await == Some(false) {
+        let is_absent = is_served(&watching.client, resource).await == Some(false);
+        if is_absent {
             if !missed {
                 tracing::info!(
                     watch = what,
@@ -388,7 +390,8 @@ async fn optional<V: Clone + PartialEq>(
                 return;
             }
         }
-        tokio::time::sleep(again_after).await;
+        // An agent that starts waits for it.
+        tokio::time::sleep(if is_absent { again_after } else { ABSENT }).await;
     }
 }
 

@@ -159,8 +159,15 @@ fn nft_lists_every_chain_set_and_comment_and_our_own_reading_finds_no_difference
     assert_eq!(named("table"), ["hawser"]);
     let mut chains = named("chain");
     chains.sort();
-    let all =
-        ["refuse_forwarded", "refuse_host_in", "refuse_host_out", "refuse_in", "refuse_out", "translate"];
+    let all = [
+        "refuse_host_in",
+        "refuse_host_out",
+        "refuse_in",
+        "refuse_out",
+        "refuse_to_node",
+        "refuse_to_service",
+        "translate",
+    ];
     assert_eq!(chains, all);
     let mut sets = named("set");
     sets.sort();
@@ -435,7 +442,7 @@ fn drift_is_seen_and_repaired_and_counters_go_on_across_repair_flush_and_agent()
         ("nft chain inet hawser refuse_in {policy drop;}", Difference::ChainBase("refuse_in".into())),
         ("nft add chain inet hawser extra", Difference::ChainForeign("extra".into())),
         ("nft add set inet hawser extra {type mark;}", Difference::SetForeign("extra".into())),
-        ("nft flush chain inet hawser refuse_forwarded", Difference::Rules("refuse_forwarded".into(), 0)),
+        ("nft flush chain inet hawser refuse_to_node", Difference::Rules("refuse_to_node".into(), 0)),
         ("nft flush ruleset", Difference::TableMissing),
     ];
     for (command, difference) in strangers {

@@ -85,6 +85,8 @@ pub(crate) struct Pack {
 pub(crate) fn pack(workspace: &Workspace, pack: &Pack, progress: Progress) -> Result<()> {
     deps::check(&[Need::Build])?;
     check_target(pack.architecture)?;
+    // Before minutes of building.
+    let (given_away, licenses) = bill(workspace, pack.architecture)?;
     let triple = pack.architecture.triple();
     // The plugin by itself: the others would add features to what it shares with them, and an async runtime with those. And the
     // daemon, whose features agents do without.
@@ -120,7 +122,6 @@ pub(crate) fn pack(workspace: &Workspace, pack: &Pack, progress: Progress) -> Re
         content: b"hosts: files dns\n".to_vec(),
     });
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let (given_away, licenses) = bill(workspace, pack.architecture)?;
     files.extend(given_away);
     let place = pack.output.clone().unwrap_or_else(|| {
         let name = format!("hawser-{version}-{}.tar", pack.architecture.name());
@@ -232,7 +233,9 @@ fn bill(workspace: &Workspace, architecture: Architecture) -> Result<(Vec<ImageF
     let mut system = Vec::new();
     for (file, license) in SYSTEM {
         let one = system_package(file, license, architecture)?;
-        let its = read(&Path::new("/usr/share/doc").join(&one.package).join("copyright"))?;
+        let its = read(&Path::new("/usr/share/doc").join(&one.package).join("copyright")).with_context(|| {
+            format!("the licence of {}: where dpkg was told to leave documents out (path-exclude), or they were deleted, reinstall it with them", one.package)
+        })?;
         let note = "This is linked into the programs of the image. With the sources of Hawser anybody can link them with another one: make image.";
         files.push(text(&format!("licenses/{}.txt", one.package), format!("{note}\n\n{its}")));
         system.push(one);
@@ -266,7 +269,12 @@ fn system_package(file: &str, license: &str, architecture: Architecture) -> Resu
     };
     let path = found.canonicalize().with_context(|| format!("{file} is not here"))?;
     let owner = output(Command::new("dpkg-query").arg("--search").arg(&path))
-        .with_context(|| format!("whose {} is says a Debian or Ubuntu", path.display()))?;
+        .with_context(|| {
+            format!(
+                "{}: the image has the licences of what is linked in, and no package says whose this is; build with Debian's or Ubuntu's gcc and libc6-dev",
+                path.display()
+            )
+        })?;
     let (package, _) = owner.split_once(": ").with_context(|| format!("dpkg-query says {owner:?}"))?;
     let version = output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", package]))?;
     let package = package.split(':').next().unwrap_or(package).to_owned();

@@ -233,7 +233,6 @@ fn without_tunnel_peer_or_agent_nothing_leaves_in_clear_even_where_somebody_lead
     Ok(())
 }
 
-/// Sends datagrams past every check of the sender's own: from this address, to a pod.
 #[test]
 fn what_pods_send_to_a_service_that_is_nobodys_stays_on_their_node_and_is_counted() -> Result<()> {
     let options = LabOptions {
@@ -316,6 +315,7 @@ fn an_agent_whose_role_is_of_a_time_before_service_cidrs_goes_on_without_them_an
     Ok(())
 }
 
+/// Sends datagrams past every check of the sender's own: from this address, to a pod.
 fn intrude(from: &Namespace, source: IpAddr, to: SocketAddr, payload: &[u8]) -> Result<()> {
     let payload = payload.to_vec();
     from.run(move || -> std::io::Result<()> {

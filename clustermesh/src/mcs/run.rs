@@ -381,7 +381,8 @@ impl<P: FnMut(Vec<Change>) + Send> Running<P> {
         self.parked.remove(name);
         self.queued.remove(name);
         self.pace.begin(name);
-        let writer = write(self.client.clone(), name.clone(), ops, self.metrics.clone());
+        let subject = (name.clone(), self.refused.contains_key(name));
+        let writer = write(self.client.clone(), subject, ops, self.metrics.clone());
         self.writing.insert(self.writers.spawn(writer).id(), name.clone());
     }
 

@@ -81,8 +81,14 @@ impl From<kube::Error> for Hurdle {
     }
 }
 
-/// Does what is to be done about a name.
-pub(super) async fn write(client: Client, name: ObjectName, ops: Vec<Op>, metrics: Metrics) -> Written {
+/// Does what is to be done about a name. Where something new of a cluster's slices is refused, what it would stand for is not deleted,
+/// if it is so for the first time: under a quota there may be no room before.
+pub(super) async fn write(
+    client: Client,
+    (name, refused_before): (ObjectName, bool),
+    ops: Vec<Op>,
+    metrics: Metrics,
+) -> Written {
     let mut written = Written { name, wrote: Vec::new(), outcome: Outcome::Done, refused: None };
     // Clusters of whose slices one was refused: what it would have had is in those that go.
     let mut short: BTreeSet<ClusterName> = BTreeSet::new();
@@ -114,7 +120,7 @@ pub(super) async fn write(client: Client, name: ObjectName, ops: Vec<Op>, metric
             }
             Err(Hurdle::Refused(reason)) => {
                 metrics.did_not_write(kind, verb, false);
-                short.extend(op.source.filter(|_| !deletes));
+                short.extend(op.source.filter(|_| !deletes && !refused_before));
                 let reason = reason.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect();
                 // What comes after it may be allowed, and other clusters' backends among it.
                 let problem = Problem::WriteRefused {

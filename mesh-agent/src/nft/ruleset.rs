@@ -1,8 +1,9 @@
 //! The desired ruleset: source translation into the mesh and to the world, and the plaintext guard of the uplinks.
 //!
 //! ```text
-//!             prerouting -300        forward 0            postrouting 95 (nat)       postrouting 110
-//!             refuse_in              refuse_forwarded     translate                  refuse_out
+//!             prerouting -300        forward 0, 10        postrouting 95 (nat)       postrouting 110
+//!             refuse_in              refuse_to_node,      translate                  refuse_out
+//!                                    refuse_to_service
 //!  uplink ──► guarded address? ─┐                                                ┌─► guarded address? ──► uplink
 //!                               ├──► pod to a node or ──► slot: snat to mesh ────┤
 //!  pod    ──► (not looked at) ──┘    a Service's          uplink: masquerade     └─► (not looked at)  ──► slot, pod
@@ -44,6 +45,8 @@ const PRIORITY_REFUSE_OUT: i32 = 110;
 /// `raw`: before connection tracking (-200) and any destination NAT, after defragmentation (-400).
 const PRIORITY_REFUSE_IN: i32 = -300;
 const PRIORITY_REFUSE_TO_NODE: i32 = 0;
+/// After kube-proxy's at 0, which answers for Services without endpoints that it knows.
+const PRIORITY_REFUSE_TO_SERVICE: i32 = 10;
 
 /// Names of counters (the comments of the rules that count).
 pub mod counter {
@@ -174,15 +177,17 @@ pub fn ruleset(input: &NftInput) -> Table {
     }];
     let mut chains = [
         base("refuse_in", ChainType::Filter, Hook::Prerouting, PRIORITY_REFUSE_IN),
-        base("refuse_forwarded", ChainType::Filter, Hook::Forward, PRIORITY_REFUSE_TO_NODE),
+        base("refuse_to_node", ChainType::Filter, Hook::Forward, PRIORITY_REFUSE_TO_NODE),
+        base("refuse_to_service", ChainType::Filter, Hook::Forward, PRIORITY_REFUSE_TO_SERVICE),
         base("translate", ChainType::Nat, Hook::Postrouting, PRIORITY_TRANSLATE),
         base("refuse_out", ChainType::Filter, Hook::Postrouting, PRIORITY_REFUSE_OUT),
     ];
     for side in &sides {
         sets.extend(side.sets());
-        let [refuse_in, refuse_forwarded, translate, refuse_out] = &mut chains;
+        let [refuse_in, refuse_to_node, refuse_to_service, translate, refuse_out] = &mut chains;
         refuse_in.rules.extend(side.guard(Direction::In, &input.pod_veth_prefix));
-        refuse_forwarded.rules.extend(side.forwarded(&input.pod_veth_prefix));
+        refuse_to_node.rules.extend(side.to_node(&input.pod_veth_prefix));
+        refuse_to_service.rules.extend(side.to_service(&input.pod_veth_prefix));
         translate.rules.extend(side.translate(&input.pod_veth_prefix));
         refuse_out.rules.extend(side.guard(Direction::Out, &input.pod_veth_prefix));
     }
@@ -348,22 +353,24 @@ impl Side {
     }
 
     /// Of pods. Must stand before the masquerade, which would make it look like traffic of the node itself.
-    ///
-    /// To a Service it is dropped and not refused: who has just made it is not told that nobody is there, and tries again.
-    fn forwarded(&self, veths: &str) -> Vec<Rule> {
-        let refused = [
-            ("peers", &self.peers, counter::LEAK_REFUSED_TO_NODE),
-            ("services", &self.services, counter::SERVICE_UNKNOWN),
-        ];
-        let refused = refused.into_iter().filter(|(_, ranges, _)| !ranges.is_empty());
-        let rules = refused.map(|(set, _, comment)| {
-            let mut matches =
-                vec![Match::Interface(Direction::In, Is::Yes, InterfaceName::Prefix(veths.to_owned()))];
-            matches.extend(foreign_interface(Direction::Out, veths));
-            matches.push(self.inside(End::Destination, set));
-            rule(comment, matches, Verdict::Drop)
-        });
-        rules.collect()
+    fn to_node(&self, veths: &str) -> Option<Rule> {
+        let refused = || self.forwarded("peers", counter::LEAK_REFUSED_TO_NODE, veths);
+        (!self.peers.is_empty()).then(refused)
+    }
+
+    /// Dropped and not refused: who speaks to a Service that was just made is not told that nobody is there, and tries again.
+    fn to_service(&self, veths: &str) -> Option<Rule> {
+        let refused = || self.forwarded("services", counter::SERVICE_UNKNOWN, veths);
+        (!self.services.is_empty()).then(refused)
+    }
+
+    /// Drops what pods would send by an uplink to what is in a set.
+    fn forwarded(&self, set: &str, comment: &str, veths: &str) -> Rule {
+        let mut matches =
+            vec![Match::Interface(Direction::In, Is::Yes, InterfaceName::Prefix(veths.to_owned()))];
+        matches.extend(foreign_interface(Direction::Out, veths));
+        matches.push(self.inside(End::Destination, set));
+        rule(comment, matches, Verdict::Drop)
     }
 
     /// From an address that the peer would accept out of the tunnel, so what is sent from others is none of ours.
@@ -395,7 +402,7 @@ impl Side {
     fn translate(&self, veths: &str) -> Vec<Rule> {
         let mut rules = Vec::new();
         if !self.peers.is_empty() && !self.guarded.is_empty() {
-            // What `refuse_forwarded` does not see: kube-proxy's IPVS sends a pod's packets as if they were the node's own, and what comes
+            // What `refuse_to_node` does not see: kube-proxy's IPVS sends a pod's packets as if they were the node's own, and what comes
             // out of the tunnel for a port of this node may have its backend at another one. The last moment before the source is
             // translated, here or by others, and nothing tells any more that a pod has sent it.
             let mut matches = foreign_interface(Direction::Out, veths);

@@ -130,11 +130,16 @@ impl Promise<'_> {
         self.refused(&packet.iif, "refused_in", packet)
     }
 
-    fn forwarded(&self, packet: &Packet) -> Outcome {
+    fn to_node(&self, packet: &Packet) -> Outcome {
         let pod = packet.iif.starts_with("hw") && self.is_foreign(&packet.oif);
         if pod && self.0.peer_node_ips.contains(&packet.destination) {
             return Outcome::Dropped("leak_refused_to_node".to_owned());
         }
+        Outcome::Passes
+    }
+
+    fn to_service(&self, packet: &Packet) -> Outcome {
+        let pod = packet.iif.starts_with("hw") && self.is_foreign(&packet.oif);
         let services = || self.0.service_cidrs.iter();
         let opened = self.0.non_masquerade.iter().any(|net| {
             net.contains(&packet.destination) && services().any(|services| services.contains(net))
@@ -290,7 +295,8 @@ proptest! {
             prop_assert_eq!(
                 chain("refuse_out"), promise.refused(&packet.oif, "leak_refused_out", &packet), "{:?}", packet
             );
-            prop_assert_eq!(chain("refuse_forwarded"), promise.forwarded(&packet), "{:?}", packet);
+            prop_assert_eq!(chain("refuse_to_node"), promise.to_node(&packet), "{:?}", packet);
+            prop_assert_eq!(chain("refuse_to_service"), promise.to_service(&packet), "{:?}", packet);
             prop_assert_eq!(chain("translate"), promise.translate(&packet), "{:?}", packet);
             prop_assert_eq!(chain("refuse_host_in"), promise.host_in(&packet), "{:?}", packet);
             prop_assert_eq!(chain("refuse_host_out"), promise.host_out(&packet), "{:?}", packet);
