@@ -372,7 +372,7 @@ async fn make_namespace(cluster: &Cluster, name: &str, mark: &str) -> Result<Str
     let made = tokio::time::timeout(ANSWER, api.create(&PostParams::default(), &object)).await;
     let lost = match made {
         Ok(Ok(made)) => return Ok(made.metadata.uid.unwrap_or_default()),
-        Ok(Err(kube::Error::Api(status))) if status.code == 409 => None,
+        Ok(Err(kube::Error::Api(status))) if status.reason == "AlreadyExists" => None,
         Ok(Err(error)) => {
             let refused = cluster.error(asked("create"), &error);
             if matches!(refused, ApiError::Forbidden { .. } | ApiError::Unauthenticated { .. }) {
@@ -505,7 +505,8 @@ impl Run<'_> {
         let api = self.api::<K>();
         let work = async {
             match api.create(&PostParams::default(), object).await {
-                Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+                // Of a quota that has just changed it says 409, too.
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(None),
                 made => made.map(Some),
             }
         };

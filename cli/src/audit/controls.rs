@@ -17,7 +17,7 @@ const NIST: &str = "NIST SP 800-53 rev. 5";
 const PCI: &str = "PCI DSS v4";
 
 /// Codes that concern each control.
-const CARRIES: [&str; 11] = [
+const CARRIES: [&str; 12] = [
     "cni-unused",
     "cni-unknown",
     "data-path-incomplete",
@@ -29,6 +29,7 @@ const CARRIES: [&str; 11] = [
     "counters-unread",
     "device-key-differs",
     "stranger",
+    "joined-node-silent",
 ];
 const KEYS: [&str; 5] =
     ["device-key-differs", "announcement-differs", "key-over-age", "key-age-unknown", "record-unread"];
@@ -129,7 +130,7 @@ pub fn controls(summary: &Summary, counts: &Counts, settings: Option<&Configured
             NIST,
             "SC-13",
             "Cryptographic Protection",
-            [&Fault::ENCRYPTION[..], &["device-key-differs"]].concat(),
+            [&Fault::ENCRYPTION[..], &["device-key-differs", "joined-node-silent"]].concat(),
             vec![ALGORITHMS, pairs],
             fips.clone(),
         ),

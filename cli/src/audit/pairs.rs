@@ -232,6 +232,19 @@ impl Judged {
         Self { state, slot: None, post_quantum, faults: Vec::new() }
     }
 
+    /// Does the other one leave questions unanswered?
+    pub fn is_unanswered(&self) -> bool {
+        self.faults.iter().any(|fault| matches!(fault, Fault::Unanswered { .. }))
+    }
+
+    /// The same of one that answers nobody at all: what follows from its silence is not known, what is wrong here besides is.
+    pub fn of_silent(self) -> Self {
+        let of_silence =
+            |code: &str| matches!(code, "pair-unanswered" | "pair-without-handshake" | "pair-old-handshake");
+        let faults: Vec<Fault> = self.faults.into_iter().filter(|fault| !of_silence(fault.code())).collect();
+        if faults.is_empty() { Self { slot: self.slot, ..Self::unknown() } } else { Self { faults, ..self } }
+    }
+
     fn new(slot: Option<Slot>, idle: bool, post_quantum: PostQuantum, faults: Vec<Fault>) -> Self {
         let state = match faults.iter().any(Fault::is_of_encryption) {
             true => PairState::Fails,

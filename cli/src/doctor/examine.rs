@@ -97,7 +97,7 @@ pub fn examine(inputs: &Inputs, said: &Said) -> Examination {
             format!("what agents report of themselves and their hosts, {of_heard}"),
             &["problem"],
         ),
-        judged("tunnel", tunnel(report.summary.joined.pairs, &of_heard), &["pair-", "cluster"]),
+        judged("tunnel", tunnel(report.summary.joined.pairs, &of_heard), &["pair-", "cluster", "joined-"]),
         judged("plugin", format!("whether runtimes connect new pods by Hawser {of_heard}"), &["cni-"]),
         judged("keys", format!("keys and pre-shared keys {of_heard}"), &KEYS),
         mtu(&heard),
@@ -184,6 +184,9 @@ fn remedy(code: &str) -> &'static str {
         }
         "pair-without-handshake" | "pair-unanswered" | "pair-old-handshake" => {
             "let UDP 51880 and 51881 pass between the two nodes, both ways (firewalls, security groups); where one is behind NAT, set hawser.dev/endpoint on it"
+        }
+        "joined-node-silent" => {
+            "look at it in its own cluster (hawser status there): delete its Node if the machine is gone; else let UDP 51880 and 51881 pass between the clusters"
         }
         "pair-not-a-peer" => {
             "see the problems that the agents of the two report: one refuses what the other announces"

@@ -389,10 +389,24 @@ fn pairs_with_a_joined_cluster_are_judged_by_the_side_that_there_is() {
         &CARRIES,
     );
     check(
-        "one that does not answer",
-        |all| says_of_east(all, 1).slots[0].entry.as_mut().unwrap().unanswered = Some(15),
+        "one that does not answer one node of two",
+        |all| {
+            says_of_east(all, 2);
+            says_of_east(all, 1).slots[0].entry.as_mut().unwrap().unanswered = Some(15);
+        },
         &["pair-unanswered"],
         DoesNotHold,
+        &CARRIES,
+    );
+    check(
+        "one that answers nobody: it may be off",
+        |all| {
+            for node in [1, 2] {
+                says_of_east(all, node).slots[0].entry.as_mut().unwrap().unanswered = Some(15);
+            }
+        },
+        &["joined-node-silent"],
+        Incomplete,
         &CARRIES,
     );
     check(

@@ -1,7 +1,7 @@
 //! All pairs: those of the cluster's own nodes, and those with nodes of joined clusters. A thousand nodes are half a million pairs, so
 //! each is weighed where it lies, and written down only where it is shown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::evidence::{NodeEvidence, PeerEvidence};
 use mesh_core::name::NodeName;
@@ -36,6 +36,13 @@ pub(super) fn of_pairs(
         Some(Shown::Faulty) => !judged.is_sound(),
     };
     let mut written = Written::default();
+    let dark = dark(inputs);
+    for (peer, asking) in &dark {
+        let text = format!(
+            "node {peer} of a joined cluster answers none of the {asking} nodes here that speak to it: it is off, or cut off, and from here nobody can say which; look at it there, and delete its Node if it is gone"
+        );
+        findings.push(Effect::Missing, "joined-node-silent", text);
+    }
     for (place, &(name, collected)) in nodes.iter().enumerate() {
         for &(other, of_other) in &nodes[place + 1..] {
             let both = collected.complete().zip(of_other.complete());
@@ -50,6 +57,7 @@ pub(super) fn of_pairs(
         }
         if let Ok(node) = &collected.answer {
             for (peer, said, judged) in joined(node) {
+                let judged = if dark.contains_key(peer) { judged.of_silent() } else { judged };
                 tally_joined(&judged, findings, summary);
                 if wanted(&judged) {
                     written.joined.push(pairs::written_alone(node, peer, said, &judged));
@@ -76,6 +84,22 @@ fn joined(node: &NodeEvidence) -> impl Iterator<Item = (&NodeName, &PeerEvidence
         let judged = if node.synced { pairs::weigh_alone(node, peer, said) } else { Judged::unknown() };
         (peer, said, judged)
     })
+}
+
+/// Nodes of joined clusters that answer nobody, and how many speak to them in vain.
+fn dark(inputs: &Inputs) -> BTreeMap<NodeName, usize> {
+    let (mut dark, mut heard) = (BTreeMap::<NodeName, usize>::new(), BTreeSet::new());
+    for node in inputs.nodes.values().filter_map(|node| node.answer.as_deref().ok()) {
+        for (peer, _, judged) in joined(node) {
+            if judged.is_unanswered() {
+                *dark.entry(peer.clone()).or_default() += 1;
+            } else if judged.state == PairState::Holds {
+                heard.insert(peer);
+            }
+        }
+    }
+    dark.retain(|peer, _| !heard.contains(peer));
+    dark
 }
 
 /// A pair of which too little was heard, with what there is.
