@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use regex::{Captures, Regex};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 mod extent;
 mod walk;
@@ -53,7 +53,9 @@ fn is_copy(name: &str) -> bool {
 pub struct Redactor {
     colour: Regex,
     pem: Regex,
-    shapes: [(Regex, &'static str); 4],
+    packed: Regex,
+    shapes: [(Regex, &'static str); 3],
+    scheme: Regex,
     key: Regex,
     words: Words,
     public: BTreeSet<String>,
@@ -70,16 +72,17 @@ impl Redactor {
             pem: expression(
                 r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\z)",
             ),
+            // Its last line is a short one: it is told by how it ends, as the next word may be a name.
+            packed: expression(
+                r"LS0tLS1CRUdJTi[A-Za-z0-9+/=_-]*(?:(?:\\+[nr]|\s)+[A-Za-z0-9+/=_-]{60,})*(?:(?:\\+[nr]|\s)+[A-Za-z0-9+/]*(?:LS0t|LS0=|LQ==|LS0K|LQo=|Cg==))?",
+            ),
             shapes: [
-                (
-                    expression(r"LS0tLS1CRUdJTi[A-Za-z0-9+/=_-]*(?:(?:\\[nr]|\s)+[A-Za-z0-9+/=_-]{60,})*"),
-                    REDACTED,
-                ),
                 (expression(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*)?"), REDACTED),
                 (expression(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), "${1} REDACTED"),
                 // How Go's driver of MySQL is told whom to ask.
                 (expression(r#"[^\s:/"'=(]+:\S+@((?:tcp|udp|unix)\()"#), "REDACTED@${1}"),
             ],
+            scheme: expression(r"[A-Za-z][A-Za-z0-9+.-]*://"),
             key: expression(r"[A-Za-z0-9+/]{43,}={1,2}"),
             words: Words::new(),
             public,
@@ -95,9 +98,18 @@ impl Redactor {
         {
             return self.structure(value, &plain);
         }
-        // First: it goes over many lines, of which a name in front would take one.
-        let whole = self.pem.replace_all(&plain, REDACTED);
-        let mut clean = self.walk(&whole);
+        self.shapes(self.walk(&self.blocks(&plain)))
+    }
+
+    /// Text without private keys in PEM. First: they go over many lines, of which a name in front would take one.
+    fn blocks(&self, text: &str) -> String {
+        let whole = self.pem.replace_all(text, REDACTED);
+        self.packed.replace_all(&whole, REDACTED).into_owned()
+    }
+
+    /// Text without what looks like a secret in itself. Last: after `basic` there may be a name, whose value is not to lose it.
+    fn shapes(&self, text: String) -> String {
+        let mut clean = text;
         for (shape, instead) in &self.shapes {
             if shape.is_match(&clean) {
                 clean = shape.replace_all(&clean, *instead).into_owned();
@@ -108,6 +120,30 @@ impl Redactor {
             if self.public.contains(key) { key.to_owned() } else { REDACTED.to_owned() }
         };
         self.key.replace_all(&clean, key).into_owned()
+    }
+
+    /// The name of a field in JSON, in which there may be a secret, too: that it says secret hides nothing in itself.
+    fn name(&self, name: &str) -> String {
+        let whole = self.blocks(name);
+        let (mut clean, mut at) = (String::with_capacity(whole.len()), 0);
+        while let Some(scheme) = self.scheme.find_at(&whole, at) {
+            clean.push_str(&whole[at..scheme.end()]);
+            at = scheme.end();
+            if let Some(host) = extent::userinfo(&whole, at, scheme.as_str().trim_end_matches("://")) {
+                clean.push_str(REDACTED);
+                at = host;
+            }
+        }
+        clean.push_str(&whole[at..]);
+        self.shapes(clean)
+    }
+
+    /// Cleans the names of fields; of those that are the same then, one is left.
+    fn names(&self, fields: &mut Map<String, Value>) {
+        if fields.keys().any(|name| self.name(name) != *name) {
+            let all = std::mem::take(fields);
+            *fields = all.into_iter().map(|(name, field)| (self.name(&name), field)).collect();
+        }
     }
 
     /// JSON that was read from `text`, without secrets: as it was written if there are none.
@@ -159,14 +195,15 @@ impl Redactor {
                 }
             }
             Value::Object(fields) => {
-                let of_secret =
-                    fields.get("name").and_then(Value::as_str).is_some_and(|name| self.is_secret(name));
-                for (name, field) in fields {
+                let of_secret = fields.iter().any(|(name, field)| {
+                    name.eq_ignore_ascii_case("name") && field.as_str().is_some_and(|of| self.is_secret(of))
+                });
+                for (name, field) in fields.iter_mut() {
                     if self.is_secret(name) {
                         self.beneath(name, field);
                         continue;
                     }
-                    if of_secret && name == "value" {
+                    if of_secret && name.eq_ignore_ascii_case("value") {
                         self.blank(field);
                     }
                     match field {
@@ -182,6 +219,7 @@ impl Redactor {
                     }
                     self.value(field);
                 }
+                self.names(fields);
             }
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
@@ -196,7 +234,7 @@ impl Redactor {
         }
     }
 
-    /// Takes out all that it says; names stay, and what says where a secret comes from.
+    /// Takes out all that it says; names stay but for secrets in them, and what says where a secret comes from.
     fn blank(&self, value: &mut Value) {
         match value {
             Value::String(text) => {
@@ -211,9 +249,10 @@ impl Redactor {
                 }
             }
             Value::Object(fields) => {
-                for (name, field) in fields {
+                for (name, field) in fields.iter_mut() {
                     if self.words.points_to_secret(name) { self.value(field) } else { self.blank(field) }
                 }
+                self.names(fields);
             }
             Value::Null | Value::Bool(_) => {}
         }

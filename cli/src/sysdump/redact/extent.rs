@@ -126,6 +126,8 @@ fn closes(mut slashes: usize, level: u32) -> bool {
 pub(super) fn bracketed(text: &str, at: usize, end: usize) -> Option<usize> {
     let bytes = &text.as_bytes()[..end];
     let (mut place, mut depth, mut before) = (at, 0_usize, b' ');
+    // Those that nothing closes up to the end: to look for each again would take as long as it is, as many times.
+    let mut unclosed: Vec<(Option<u8>, u32)> = Vec::new();
     while let Some(&byte) = bytes.get(place) {
         let opens = byte != b'\'' || b"[{,:= (".contains(&before);
         match byte {
@@ -137,13 +139,20 @@ pub(super) fn bracketed(text: &str, at: usize, end: usize) -> Option<usize> {
                 }
             }
             b'"' | b'\'' | b'\\' if opens => {
-                if let Some((_, after)) = quoted(text, place, end) {
-                    place = after;
-                    before = b'"';
-                    continue;
+                let run = bytes[place..].iter().take_while(|byte| **byte == b'\\').count();
+                let quote = (bytes.get(place + run).copied(), (run + 1).ilog2());
+                if !unclosed.contains(&quote) {
+                    if let Some((_, after)) = quoted(text, place, end) {
+                        place = after;
+                        before = b'"';
+                        continue;
+                    }
+                    if matches!(quote.0, Some(b'"' | b'\'')) {
+                        unclosed.push(quote);
+                    }
                 }
                 // What is escaped here counts for nothing.
-                place += bytes[place..].iter().take_while(|byte| **byte == b'\\').count();
+                place += run;
             }
             _ => {}
         }
@@ -185,7 +194,8 @@ pub(super) fn userinfo(text: &str, at: usize, scheme: &str) -> Option<usize> {
 /// Is what ends here the last part of a file's path?
 pub(super) fn is_in_path(text: &str, at: usize) -> bool {
     let before = &text[..at];
-    let is_of_word = |c: char| !c.is_whitespace() && !"\"'(=".contains(c);
+    // What follows a colon is no longer of the path: a line of that file.
+    let is_of_word = |c: char| !c.is_whitespace() && !"\"'(=:".contains(c);
     let word = before.char_indices().rev().take(WORD_MAX).take_while(|&(_, c)| is_of_word(c)).last();
     let word = word.map_or("", |(place, _)| &before[place..]);
     ["/", "./", "../"].iter().any(|start| word.starts_with(start))

@@ -138,7 +138,92 @@ fn json_is_cleaned_as_what_it_says_wherever_it_stands() {
             "{\n  \"password\": \"x\",\n  \"user\": \"kept\"\n}",
             "{\n  \"password\": \"REDACTED\",\n  \"user\": \"kept\"\n}",
         ),
+        (
+            r#"[{"Name":"DB_PASSWORD","Value":"hunter2"},{"Name":"LEVEL","Value":"kept"}]"#,
+            r#"[{"Name":"DB_PASSWORD","Value":"REDACTED"},{"Name":"LEVEL","Value":"kept"}]"#,
+        ),
     ]);
+}
+
+#[test]
+fn names_of_fields_lose_what_is_secret_in_themselves() {
+    turns_into(&[
+        (r#"{"auths":{"https://user:hunter2@reg/":{}}}"#, r#"{"auths":{"https://REDACTED@reg/":{}}}"#),
+        (r#"{"seen":{"eyJhbGciOiJSUzI1NiJ9.hunter2hunter2.kept":1}}"#, r#"{"seen":{"REDACTED":1}}"#),
+        (r#"{"secrets":{"https://u:hunter2@h/":"x"}}"#, r#"{"secrets":{"https://REDACTED@h/":"REDACTED"}}"#),
+        (r#"{"db password":"hunter2","user":"kept"}"#, r#"{"db password":"REDACTED","user":"kept"}"#),
+    ]);
+    let (secret, public) = (BASE64_STANDARD.encode([9; 32]), BASE64_STANDARD.encode([7; 32]));
+    let wanted = json!({"peers": {REDACTED: 1, public.as_str(): 2}});
+    let mut object = json!({"peers": {secret.as_str(): 1, public.as_str(): 2}});
+    redactor(&[&public]).value(&mut object);
+    assert_eq!(object, wanted);
+}
+
+#[test]
+fn names_in_quotes_may_have_anything_in_them() {
+    turns_into(&[
+        (
+            "2026-11-30T00:00:00.123Z   \"db password\": \"hunter2\",\n2026-11-30T00:00:00.123Z   \"user\": \"kept\"",
+            "2026-11-30T00:00:00.123Z   \"db password\": \"REDACTED\",\n2026-11-30T00:00:00.123Z   \"user\": \"kept\"",
+        ),
+        (
+            r#"cut off {"$token": "hunter2", "a@b:secret[0]": "hunter2", "user": "kept""#,
+            r#"cut off {"$token": "REDACTED", "a@b:secret[0]": "REDACTED", "user": "kept""#,
+        ),
+        (
+            r#"cut off {"said password=hunter2 x": "hunter2", "user": "kept""#,
+            r#"cut off {"said password=REDACTED x": "REDACTED", "user": "kept""#,
+        ),
+    ]);
+}
+
+#[test]
+fn quotes_are_closed_on_other_lines_whatever_these_are_indented() {
+    turns_into(&[
+        ("PASSWORD=\"\nhunter2\n\"\nuser=kept", "PASSWORD=\"REDACTED\"\nuser=kept"),
+        (
+            "2026-11-30T00:00:00.123Z INFO x: password: \"a\n2026-11-30T00:00:00.123Z hunter2\" kept\n2026-11-30T00:00:00.123Z user: kept",
+            "2026-11-30T00:00:00.123Z INFO x: password: \"REDACTED\" kept\n2026-11-30T00:00:00.123Z user: kept",
+        ),
+        // The next quote opens another string.
+        ("password=\"cut\ntoken=\"$hunter2\" x\nuser=kept", "password=\"REDACTED\"\nuser=kept"),
+        // A program says something else.
+        (
+            "2026-11-30T00:00:00.123Z ERROR password: \"cut\n2026-11-30T00:00:00.123Z  INFO \"kept\" x",
+            "2026-11-30T00:00:00.123Z ERROR password: \"REDACTED\n2026-11-30T00:00:00.123Z  INFO \"kept\" x",
+        ),
+    ]);
+}
+
+#[test]
+fn values_have_more_words_after_one_that_says_how_they_are_written() {
+    turns_into(&[
+        (
+            "INFO x: sent authorization=Bearer hunter2abc user=kept",
+            "INFO x: sent authorization=REDACTED user=kept",
+        ),
+        ("authorization=Basic YTpi= user=kept", "authorization=REDACTED user=kept"),
+        ("Authorization:Basic YTpi= user=kept", "Authorization:REDACTED user=kept"),
+        ("{Authorization: Basic YTpi=, user: kept}", "{Authorization: REDACTED, user: kept}"),
+        ("map[Authorization:Bearer hunter2abc User:kept]", "map[Authorization:REDACTED User:kept]"),
+        ("run --authorization Bearer hunter2abc kept", "run --authorization REDACTED kept"),
+        ("token:Bearer hunter2abc kept", "token:REDACTED kept"),
+        ("said token=Some(Bearer hunter2abc) kept", "said token=REDACTED) kept"),
+        // What comes after such a word is a name once: its value must not get lost.
+        ("type: basic\npassword: hunter2\nuser: kept", "type: basic REDACTED: REDACTED\nuser: kept"),
+    ]);
+}
+
+#[test]
+fn private_keys_in_base64_go_on_over_lines_and_other_strings() {
+    let (head, line) = ("LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t", "QUJD".repeat(19));
+    for end in ["\n", "\\n", "\\\\n"] {
+        let key = [head, line.as_str(), line.as_str(), "QUJDQUJDLS0tLQo="].join(end);
+        let planted = format!("client_key_data={key}\nuser=kept");
+        assert_eq!(STRICT.text(&planted), "client_key_data=REDACTED\nuser=kept", "of {planted:?}");
+        assert_eq!(STRICT.text(&format!("got {key}\nkept")), "got REDACTED\nkept");
+    }
 }
 
 #[test]
@@ -216,6 +301,13 @@ fn values_go_on_to_where_their_form_ends_them() {
             "REDACTED kept",
         ),
         (r#"Authorization: Digest username="x", response="y""#, "Authorization: REDACTED"),
+        ("/etc/app.yaml:3:password: hunter2", "/etc/app.yaml:3:password: REDACTED"),
+        ("parse error in ./c.yaml:password: hunter2", "parse error in ./c.yaml:password: REDACTED"),
+        (
+            "2026-11-30T00:00:00.123Z ERROR secret: x\n2026-11-30T00:00:00.123Z  INFO kept\n2026-11-30T00:00:00.123Z [WARN] kept",
+            "2026-11-30T00:00:00.123Z ERROR secret: REDACTED\n2026-11-30T00:00:00.123Z  INFO kept\n2026-11-30T00:00:00.123Z [WARN] kept",
+        ),
+        ("password: |\n  INFO hunter2\nuser: kept", "password: REDACTED\nuser: kept"),
     ]);
 }
 
@@ -255,6 +347,7 @@ fn what_nobody_closes_takes_no_longer() {
         "[".repeat(many),
         "password=\"".repeat(many),
         "secrets: {".repeat(many),
+        format!("secrets: {{{}", "\"a".repeat(many)),
         "\\\"token\\\":\\\"x\\\",".repeat(many),
         "https://u:p@h/,".repeat(many),
         format!("{}password: |", "password:\n".repeat(many)),
@@ -267,7 +360,7 @@ fn what_nobody_closes_takes_no_longer() {
 }
 
 /// Where secrets are found in practice; `@` is the secret.
-const PLACES: [&str; 21] = [
+const PLACES: [&str; 31] = [
     "Authorization: Bearer @",
     "password=@ user=x",
     "\"password\": \"@\",",
@@ -289,6 +382,16 @@ const PLACES: [&str; 21] = [
     "a:\n  db-password: |\n    one\n    @\nb: 1",
     "tls.key: \"LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t@\"",
     "eyJhbGciOiJSUzI1NiJ9.@.signature",
+    "INFO x: sent authorization=Bearer @",
+    "Authorization:Basic @",
+    "map[Authorization:Bearer @]",
+    "--authorization Bearer @",
+    "token:Bearer @",
+    "client_key_data=LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA@\n",
+    "PASSWORD=\"\n@\n\"",
+    "\"db password\": \"@\",",
+    "\"$token\": \"@\"",
+    "/etc/app.yaml:3:password: @",
 ];
 
 /// Parts of a secret, none of which may be left, and what is between them: all that means something in one form or another.

@@ -2,8 +2,8 @@
 //!
 //! It is read once, from its start. What is JSON, and what stands between quotes, is taken out of its escapes, cleaned as what it is,
 //! and escaped again. What is left is cut off, or of another form: YAML, an assignment, what programs print of their structures.
-//! There a value goes on for as long as it may: a quote to the one that closes it, whatever is escaped between them, after a colon
-//! and a blank to the end of the line, and in YAML over the lines that are indented deeper.
+//! There a value goes on for as long as it may: a quote to the one that closes it, whatever is escaped between them and however many
+//! lines, after a colon and a blank to the end of the line, and in YAML over the lines that are indented deeper.
 
 use regex::{Captures, Match, Regex};
 use serde_json::Value;
@@ -16,7 +16,15 @@ const SEPARATOR: &str = ":=|=>|==?|:";
 const QUOTE: &str = r#"(?:\\*["'])?"#;
 /// What kubelets and runtimes write before a line of a log, and programs once more.
 const STAMPS: &str =
-    r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}\S* )*(?:std(?:out|err) [FP] )?";
+    r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}\S{0,32} )*(?:std(?:out|err) [FP] )?";
+/// What programs write then.
+const LEVELS: &str = r"\[?(?:TRACE|DEBUG|INFO|WARN|WARNING|ERROR)\]?";
+
+/// What is longer between quotes is no name.
+const NAME_MAX: usize = 128;
+/// How far it is to the quote that closes one on another line: lines and bytes.
+const REACH_LINES: usize = 64;
+const REACH: usize = 16 * 1024;
 
 /// The expressions.
 #[derive(Clone, Debug)]
@@ -28,6 +36,8 @@ pub(super) struct Words {
     /// Whatever there is to be looked at in a text.
     event: Regex,
     stamps: Regex,
+    /// A line that a program begins with how bad it is.
+    record: Regex,
     /// What may be before a name in YAML.
     head: Regex,
     /// After a string: of its value, of the next one in a list.
@@ -35,8 +45,9 @@ pub(super) struct Words {
     comma: Regex,
     /// A string with a name and no value is not one: it is what is between two strings.
     dangling: Regex,
-    plain_name: Regex,
     block: Regex,
+    /// What of a value says only how it is written, and what is written so.
+    scheme: Regex,
     /// What comes after a value: between braces, after an assignment, after a colon without a blank.
     next_in_braces: Regex,
     next_assigned: Regex,
@@ -50,7 +61,7 @@ impl Words {
     pub(super) fn new() -> Self {
         let name = format!("[A-Za-z0-9_.-]*(?i:{NAMES})[A-Za-z0-9_.-]*");
         let filled = |text: &str| {
-            let text = text.replace("%N", &name).replace("%Q", QUOTE);
+            let text = text.replace("%N", &name).replace("%Q", QUOTE).replace("%L", LEVELS);
             expression(&text.replace("%S", SEPARATOR).replace("%T", STAMPS))
         };
         let event = [
@@ -66,14 +77,15 @@ impl Words {
             points: expression(r"(?:Names?|Refs?|Path|File)$|(?i:[_.-](?:names?|refs?|path|file)$)"),
             event: filled(&event.join("|")),
             stamps: filled("^%T"),
-            head: filled(
-                r#"^%T(?: *\[?(?:TRACE|DEBUG|INFO|WARN|WARNING|ERROR)\]?:? +)?(?P<indent>[ \t]*(?:-[ \t]+)*)["']?$"#,
-            ),
+            record: filled(r"^%T[ \t]*%L(?:[:\s]|$)"),
+            head: filled(r#"^%T(?: *%L:? +)?(?P<indent>[ \t]*(?:-[ \t]+)*)["']?$"#),
             separator: filled(r"^[ \t]*(?P<separator>%S)(?P<gap>[ \t]*)"),
             comma: expression(r#"^[ \t]*,[ \t]*["']"#),
             dangling: filled(r"%N%Q[ \t]*(?:%S)[ \t]*$"),
-            plain_name: expression(r"^[A-Za-z0-9_-][A-Za-z0-9_./-]*$"),
             block: expression(r"^[|>][0-9+-]*[ \t]*(?:#[^\n]*)?\r?(?:\n|$)"),
+            scheme: expression(
+                r#"^(?:[A-Za-z]*[(<])*(?i:bearer|basic|digest|negotiate|token)[ \t]+[^\s"',;&]+"#,
+            ),
             next_in_braces: expression(
                 r#"(?:[,;]?[ \t]+|[,;])["']?[A-Za-z_][A-Za-z0-9_./-]*["']?[ \t]*[:=]"#,
             ),
@@ -105,6 +117,11 @@ impl Words {
 
     fn without_stamps<'t>(&self, line: &'t str) -> &'t str {
         self.stamps.find(line).map_or(line, |stamps| &line[stamps.end()..])
+    }
+
+    /// Does a program say something else from this line on? Without a stamp it may be of a value.
+    fn is_record(&self, line: &str) -> bool {
+        self.record.is_match(line) && self.without_stamps(line).len() < line.len()
     }
 
     /// Is it a word that is no secret under this name?
@@ -246,17 +263,6 @@ impl<'a> Walk<'a> {
         let (inner, after) = (&text[at + 1..close], &text[close + 1..]);
         let unescaped =
             if inner.contains('\\') { serde_json::from_str::<String>(&text[at..=close]).ok() } else { None };
-        let name = unescaped.as_deref().unwrap_or(inner);
-        if let Some(found) = words.separator.captures(after)
-            && words.plain_name.is_match(name)
-            && words.is_secret(name)
-        {
-            let value = close + 1 + found[0].len();
-            self.out.push_str(&text[at..value]);
-            let key =
-                Key { at: at + 1, name, separator: &found["separator"], spaced: !found["gap"].is_empty() };
-            return self.hide(value, key);
-        }
         if let Some(found) = words.comma.find(after)
             && self.redactor.is_flag(inner)
         {
@@ -283,7 +289,14 @@ impl<'a> Walk<'a> {
                 self.out.push('"');
             }
         }
-        close + 1
+        // Whatever is in it: it stands where a name does.
+        let name = unescaped.as_deref().unwrap_or(inner);
+        let is_name = name.len() < NAME_MAX && words.is_secret(name);
+        let Some(found) = words.separator.captures(after).filter(|_| is_name) else { return close + 1 };
+        let value = close + 1 + found[0].len();
+        self.out.push_str(&text[close + 1..value]);
+        let key = Key { at: at + 1, name, separator: &found["separator"], spaced: !found["gap"].is_empty() };
+        self.hide(value, key)
     }
 
     fn hide_if_secret(&mut self, at: usize, key: Key<'_>) -> usize {
@@ -333,12 +346,12 @@ impl<'a> Walk<'a> {
         self.plain(at, column, key)
     }
 
-    /// Between quotes, over lines that are indented deeper if need be. Without a quote that closes it, all that it may be.
+    /// Between quotes, over lines if need be, whatever they are indented. Without a quote that closes it, all that it may be.
     fn quoted(&mut self, at: usize, inner: usize, column: Option<usize>) -> usize {
         let text = self.text;
-        let on_line = extent::quoted(text, at, self.end);
-        let end = if on_line.is_some() { self.end } else { self.deeper(column, "") };
-        let found = on_line.or_else(|| extent::quoted(text, at, end));
+        let near = extent::quoted(text, at, self.end).or_else(|| extent::quoted(text, at, self.reach()));
+        let end = if near.is_some() { self.end } else { self.deeper(column, "") };
+        let found = near.or_else(|| extent::quoted(text, at, end));
         self.out.push_str(&text[at..inner]);
         let Some((value, after)) = found else {
             if inner < end {
@@ -350,7 +363,36 @@ impl<'a> Walk<'a> {
             self.out.push_str(REDACTED);
         }
         self.out.push_str(&text[value.end..after]);
+        if after > self.end {
+            // If that one opens another string, nobody closed this one: what on its line is secret cannot be told.
+            let line = text[at..value.end].rsplit('\n').next().unwrap_or_default();
+            let before = self.redactor.words.without_stamps(line).trim_start();
+            if before.ends_with([' ', '\t', '=', ':', ',', '(', '[', '{']) {
+                return extent::line_end(text, after);
+            }
+        }
         after
+    }
+
+    /// Up to where a quote is looked for that closes one on this line.
+    fn reach(&self) -> usize {
+        let text = self.text;
+        let mut furthest = text.len().min(self.end + REACH);
+        while !text.is_char_boundary(furthest) {
+            furthest -= 1;
+        }
+        let mut end = self.end;
+        for _ in 0..REACH_LINES {
+            if end >= furthest {
+                break;
+            }
+            let next = extent::line_end(&text[..furthest], end + 1);
+            if self.redactor.words.is_record(&text[end + 1..next]) {
+                break;
+            }
+            end = next;
+        }
+        end
     }
 
     /// Between brackets.
@@ -450,19 +492,22 @@ impl<'a> Walk<'a> {
             return at;
         }
         let is_colon = key.separator == ":";
+        // What comes next is looked for after it: `abc=` is no assignment there.
+        let lead = words.scheme.find(line).map_or(0, |scheme| scheme.end());
+        let rest = &line[lead..];
         let end = if self.braces > 0 && (key.spaced || is_colon) {
             let brace = || line.rfind('}').filter(|brace| extent::is_over(line, brace + 1));
-            let next = words.next_in_braces.find(line).map(|next| next.start());
+            let next = words.next_in_braces.find(rest).map(|next| lead + next.start());
             at + next.or_else(brace).unwrap_or(line.len())
         } else if key.spaced || line.starts_with('\\') {
             let deeper = if is_colon { self.deeper(column, "") } else { self.end };
             if deeper > self.end { deeper } else { at + line.len() }
         } else if column.is_some() && !is_colon && key.separator != " " {
-            at + words.next_assigned.find(line).map_or(line.len(), |next| next.start())
+            at + words.next_assigned.find(rest).map_or(line.len(), |next| lead + next.start())
         } else {
-            let word = line.find(char::is_whitespace).map_or(line, |length| &line[..length]);
+            let word = rest.find(char::is_whitespace).map_or(line, |length| &line[..lead + length]);
             let next = if is_colon { &words.next } else { &words.next_assigned };
-            let word = next.find(word).map_or(word, |next| &word[..next.start()]);
+            let word = next.find(&word[lead..]).map_or(word, |next| &word[..lead + next.start()]);
             at + word.trim_end_matches([',', ';', ')', '}', ']', '"', '\'']).len()
         };
         if end > at {
@@ -472,13 +517,17 @@ impl<'a> Walk<'a> {
     }
 
     /// The end of the lines after this one that are indented deeper than a column, or as deep and begin with one of these; without
-    /// a column, of this line.
+    /// a column, of this line. A line with which a program begins anew belongs to none: it is indented to be as wide as others.
     fn deeper(&self, column: Option<usize>, or_with: &str) -> usize {
         let Some(column) = column else { return self.end };
         let (mut at, mut end) = (self.end, self.end);
         while at < self.text.len() {
             let next = extent::line_end(self.text, at + 1);
-            let body = self.redactor.words.without_stamps(&self.text[at + 1..next]);
+            let line = &self.text[at + 1..next];
+            if self.redactor.words.is_record(line) {
+                break;
+            }
+            let body = self.redactor.words.without_stamps(line);
             if !body.trim_start().is_empty() {
                 let indent = indent(body);
                 let is_with = body[indent..].starts_with(|first: char| or_with.contains(first));
