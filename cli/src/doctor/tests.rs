@@ -333,7 +333,7 @@ fn ways_that_were_not_tried_are_named_and_a_round_that_failed_is_not_well() {
 }
 
 #[test]
-fn a_joined_cluster_that_does_not_answer_is_a_fault_of_the_tunnel() {
+fn a_joined_cluster_that_does_not_answer_is_a_fault_of_the_tunnel_where_it_answers_others() {
     let tunnel = |inputs: &Inputs| {
         let found = examine(inputs, &said(2));
         let check = found.checks.into_iter().find(|check| check.name == "tunnel").unwrap();
@@ -346,6 +346,9 @@ fn a_joined_cluster_that_does_not_answer_is_a_fault_of_the_tunnel() {
     assert_eq!((verdict, codes.len()), (Verdict::Holds, 0));
     assert!(looked.contains("; 1 pairs with nodes of joined clusters, by this side alone"), "{looked}");
     says_of_east(&mut all, 1).slots[0].entry.as_mut().unwrap().unanswered = Some(60);
+    let (verdict, codes, _) = tunnel(&all);
+    assert_eq!((verdict, codes), (Verdict::Incomplete, vec!["joined-node-silent".to_owned()]));
+    says_of_east(&mut all, 2);
     let (verdict, codes, _) = tunnel(&all);
     assert_eq!((verdict, codes), (Verdict::DoesNotHold, vec!["pair-unanswered".to_owned()]));
     let mut all = inputs(2);
