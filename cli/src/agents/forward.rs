@@ -1,5 +1,5 @@
 //! A pod's port by a port-forward, as kubectl opens one. The kubelet connects inside of the pod, so an agent that answers on its node alone is
-//! reached as well. It needs a right that only administrators have by default (`create` on `pods/portforward`): on a pod in
+//! reached as well. It needs a right that only administrators have by default (`get` on `pods/portforward`, `create` since Kubernetes 1.35): on a pod in
 //! the node's network it opens every port of the node.
 
 use bytes::Bytes;

@@ -195,7 +195,7 @@ fn remedy(code: &str) -> &'static str {
             "somebody else configures hawser0 or hawser1: find who; the agent puts it back within a minute"
         }
         "cluster-not-connected" => {
-            "kubectl describe clusterpeer: its conditions say more, and so does the log of clustermesh here and in that cluster; TCP to its servers (spec.servers) has to pass"
+            "kubectl describe clusterpeer: its conditions say more, and so does the log of clustermesh here and in that cluster; TCP to its servers (spec.addresses) has to pass"
         }
         code if code.starts_with("pair-") => {
             "ask again in some seconds: a rotation may be under way; if it stays so, see the logs of both agents"
