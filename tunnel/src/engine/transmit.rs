@@ -8,7 +8,7 @@ use super::peer::{Encapsulated, Peer, PeerInner};
 use super::{Engine, SCRATCH, Sink, lock, read};
 use crate::counters::Counter;
 use crate::offload::split::{self, Plan, Segments};
-use crate::offload::train::Yard;
+use crate::offload::train::{Train, Yard};
 use crate::offload::vnet::Header;
 use crate::{packet, path};
 
@@ -61,6 +61,12 @@ impl Outbox {
     #[must_use]
     pub fn is_due(&self) -> bool {
         self.yard.waiting() >= OUTBOX / 2
+    }
+
+    /// Whether nothing waits in it.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.yard.waiting() == 0
     }
 }
 
@@ -134,15 +140,16 @@ impl Engine {
             return;
         }
         let needed = (cut.longest() + PADDING + OVERHEAD).max(INITIATION);
+        let owner = Owner(peer, Counter::DataSent);
         while cut.remaining() > 0 {
             // Not with the lock held: sending may wait.
             if outbox.yard.room().len() < needed {
                 self.flush(outbox, sink);
             }
-            let mut inner = lock(&peer.inner);
+            let mut inner = lock(&owner.0.inner);
             while outbox.yard.room().len() >= needed {
                 let Some(at) = cut.next_in(buffer) else { break };
-                self.encrypt(&peer, &mut inner, buffer, at, outbox);
+                self.encrypt(&owner, &mut inner, buffer, at, outbox);
             }
         }
     }
@@ -163,13 +170,13 @@ impl Engine {
     /// Encrypts `buffer[at]` into the outbox. What lies behind it in `buffer` stays as it is.
     fn encrypt(
         &self,
-        peer: &Arc<Peer>,
+        owner: &Owner,
         inner: &mut PeerInner,
         buffer: &mut [u8],
         at: Range<usize>,
         outbox: &mut Outbox,
     ) {
-        let padded = packet::padded_len(at.len(), self.mtu.load(Ordering::Relaxed).min(peer.room()));
+        let padded = packet::padded_len(at.len(), self.mtu.load(Ordering::Relaxed).min(owner.0.room()));
         let end = (at.start + padded).min(buffer.len());
         let padding = at.end..end;
         let mut behind = [0; PADDING];
@@ -178,11 +185,10 @@ impl Engine {
         buffer[padding.clone()].fill(0);
         let outcome = inner.encapsulate(&buffer[at.start..end], outbox.yard.room());
         buffer[padding].copy_from_slice(behind);
-        let owner = |counter| Owner(Arc::clone(peer), counter);
         match outcome {
-            Encapsulated::Send(to, n) => outbox.yard.commit(to, &owner(Counter::DataSent), n),
+            Encapsulated::Send(to, n) => outbox.yard.commit(to, owner, n),
             Encapsulated::Queued(Some((to, n))) => {
-                outbox.yard.commit(to, &owner(Counter::InitiationSent), n);
+                outbox.yard.commit(to, &Owner(Arc::clone(&owner.0), Counter::InitiationSent), n);
             }
             Encapsulated::Queued(None) => {}
             Encapsulated::Dropped(counter) => self.counters.add(counter),
@@ -191,14 +197,22 @@ impl Engine {
 
     /// Sends what lies in the outbox.
     pub fn flush(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
-        outbox.yard.drain(|train, datagrams| {
-            let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
-            let Owner(peer, counter) = &train.owner;
-            peer.add_tx((sent * train.segment).min(datagrams.len()));
-            self.counters.add_many(*counter, sent as u64);
-            if sent < train.count {
-                self.counters.add_many(Counter::UdpSend, (train.count - sent) as u64);
-            }
-        });
+        outbox.yard.drain(|train, datagrams| self.send(train, datagrams, sink));
+    }
+
+    /// Sends what lies in the outbox, but for a last train that more datagrams may join: for who has more, and will
+    /// call [`Engine::flush`] as soon as there is none. A super-packet is a little more than a train.
+    pub fn flush_full(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
+        outbox.yard.drain_full(|train, datagrams| self.send(train, datagrams, sink));
+    }
+
+    fn send(&self, train: &Train<Owner>, datagrams: &[u8], sink: &mut impl Sink) {
+        let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
+        let Owner(peer, counter) = &train.owner;
+        peer.add_tx((sent * train.segment).min(datagrams.len()));
+        self.counters.add_many(*counter, sent as u64);
+        if sent < train.count {
+            self.counters.add_many(Counter::UdpSend, (train.count - sent) as u64);
+        }
     }
 }

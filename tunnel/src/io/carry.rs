@@ -109,6 +109,9 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             |full| if full && left.is_some() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let wanted = full.map(wanted);
         let host = if left.is_some() { PollFlags::empty() } else { PollFlags::IN };
+        // What was kept for more to join it goes when there is none.
+        let kept = !outbound.outbox.is_empty();
+        let wait = if kept && since.is_none() { Some(Duration::ZERO) } else { left };
         let fds = [
             (stop, PollFlags::IN),
             (lane.called.as_fd(), PollFlags::IN),
@@ -117,7 +120,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             poll_for(v6, wanted[1], stop),
             (pulse.as_fd(), PollFlags::IN),
         ];
-        let [stopped, called, from_host, from_v4, from_v6, asked] = ready_for(&fds, left)?;
+        let [stopped, called, from_host, from_v4, from_v6, asked] = ready_for(&fds, wait)?;
         if stopped {
             return Ok(());
         }
@@ -137,7 +140,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
         for socket in [v4.filter(|_| from_v4), v6.filter(|_| from_v6)].into_iter().flatten() {
             inbound.burst(shared, lane, socket)?;
         }
-        if from_host || full.contains(&true) {
+        if from_host || kept || full.contains(&true) {
             let known = sockets.as_ref().is_some_and(|sockets| sockets.has_credit());
             if full.contains(&true) || !known {
                 let room = [poll_for(v4, PollFlags::OUT, stop), poll_for(v6, PollFlags::OUT, stop)];
@@ -194,13 +197,17 @@ impl Outbound {
     /// Sends what the host has, up to a burst.
     fn burst(&mut self, shared: &Shared, lane: &Lane) -> io::Result<()> {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
+        let mut more = true;
         for _ in 0..burst(shared) {
             match rustix::io::read(&shared.tun, &mut self.frame) {
                 Ok(n) => {
                     self.errors = 0;
                     encrypt(shared, lane, &mut self.frame, at, n, &mut self.outbox);
                 }
-                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::AGAIN) => {
+                    more = false;
+                    break;
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::BADFD) => return Err(io::Error::other("the interface was deleted")),
                 // A packet that the kernel cannot describe is gone already; the next one may be in order.
@@ -218,19 +225,33 @@ impl Outbound {
                 break;
             }
         }
-        shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
+        self.send(shared, lane, more);
         Ok(())
+    }
+
+    /// Sends what is encrypted; if there may be more, but for what that may join.
+    fn send(&mut self, shared: &Shared, lane: &Lane, more: bool) {
+        let wire = &mut Wire(shared, lane);
+        if more {
+            shared.engine.flush_full(&mut self.outbox, wire);
+        } else {
+            shared.engine.flush(&mut self.outbox, wire);
+        }
     }
 
     /// Sends what was read for this lane, up to a burst.
     fn parcels(&mut self, shared: &Shared, lane: &Lane, queue: &Queue) {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
+        let mut more = true;
         // What is answered to its sender fills no outbox, and may come without end.
         for _ in 0..burst(shared) {
             if self.outbox.is_due() {
                 break;
             }
-            let Some(mut parcel) = queue.pop() else { break };
+            let Some(mut parcel) = queue.pop() else {
+                more = false;
+                break;
+            };
             let Parcel { bytes, packets, .. } = &mut parcel;
             for Packet { at: place, .. } in packets.iter() {
                 // With the room behind it, for padding.
@@ -241,7 +262,7 @@ impl Outbound {
                 shared.room.raise();
             }
         }
-        shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
+        self.send(shared, lane, more);
     }
 }
 
