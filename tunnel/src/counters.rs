@@ -94,6 +94,10 @@ impl Counters {
 
     /// Adds `n`.
     pub fn add_many(&self, counter: Counter, n: u64) {
+        // Most that could be counted for a burst is not there, and a locked addition costs more than a look.
+        if n == 0 {
+            return;
+        }
         self.0[counter as usize].fetch_add(n, Ordering::Relaxed);
     }
 

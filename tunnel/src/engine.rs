@@ -330,11 +330,17 @@ impl Engine {
             Some(2) => Counter::ResponseSent,
             _ => Counter::DataSent,
         };
-        if sink.send_datagram(to, datagram).is_ok() {
-            peer.add_tx(datagram.len());
-            self.counters.add(counter);
-        } else {
-            self.counters.add(Counter::UdpSend);
+        match sink.send_datagram(to, datagram) {
+            Ok(()) => {
+                peer.add_tx(datagram.len());
+                self.counters.add(counter);
+            }
+            Err(e) => {
+                self.counters.add(Counter::UdpSend);
+                if counter == Counter::InitiationSent && e.kind() == std::io::ErrorKind::WouldBlock {
+                    lock(&peer.inner).note_unsent(Instant::now());
+                }
+            }
         }
     }
 
@@ -346,10 +352,14 @@ impl Engine {
         self.limiter.tick(now);
         let peers: Vec<Arc<Peer>> = read(&self.registry).by_key.values().cloned().collect();
         for peer in peers {
-            // Two turns: the protocol's timers, then the persistent keepalive.
+            // Three turns: the protocol's timers, the persistent keepalive, and what was not sent.
             self.run_timers(&peer, scratch, sink);
             let second = lock(&peer.inner).persistent_keepalive(now, scratch);
             if let Some((to, n)) = second {
+                self.send(&peer, to, &scratch[..n], sink);
+            }
+            let third = lock(&peer.inner).again(now, scratch);
+            if let Some((to, n)) = third {
                 self.send(&peer, to, &scratch[..n], sink);
             }
         }

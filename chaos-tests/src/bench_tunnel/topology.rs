@@ -73,6 +73,8 @@ fn node(dir: &LabDir, n: u8) -> Result<Node> {
 /// Somebody behind a node.
 fn end(dir: &LabDir, node: &Node) -> Result<Namespace> {
     let end = Namespace::net_only(format!("end-{}", node.n)).lab(dir).build()?;
+    // Linux' default, whatever this machine's is.
+    end.sysctl("net.ipv4.tcp_congestion_control", "cubic")?;
     let address = |last| IpNet::new(host_of(node.n, last).into(), 24);
     let near = Endpoint::new("end").address(address(1)?).mtu(MTU);
     veth_pair(&node.place, &near, &end, &Endpoint::new("eth0").address(address(2)?).mtu(MTU))?;

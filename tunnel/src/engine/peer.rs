@@ -17,6 +17,8 @@ use crate::keys::PublicKey;
 pub(super) const QUEUE_LIMIT: u64 = 256;
 /// The room of a path of which nothing is known.
 pub(super) const NO_LIMIT: usize = usize::MAX;
+/// How long after an initiation that found no room another is made.
+const AGAIN: Duration = Duration::from_millis(500);
 /// First byte of a data message.
 pub(super) const TYPE_DATA: u8 = 4;
 
@@ -76,6 +78,8 @@ pub(super) struct PeerInner {
     pub(super) announce: bool,
     /// The last tick that saw an authenticated packet; none makes a keepalive due at once.
     last_active: Option<Instant>,
+    /// When an initiation found no room at the socket. `Tunn` believes that it left, and would wait for an answer for five seconds.
+    unsent: Option<Instant>,
 }
 
 impl Peer {
@@ -95,6 +99,7 @@ impl Peer {
                 active: false,
                 announce: false,
                 last_active: None,
+                unsent: None,
             }),
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
@@ -159,6 +164,7 @@ impl PeerInner {
         self.places = Places::default();
         self.renewal = Renewal::default();
         self.queued = 0;
+        self.unsent = None;
     }
 
     pub(super) fn start(&mut self, tunn: Tunn, index: u32) {
@@ -252,6 +258,7 @@ impl PeerInner {
 
     /// The initiation of ours with this index was answered.
     pub(super) fn answered(&mut self, index: u32) {
+        self.unsent = None;
         self.places.answered(index);
         self.renewal = Renewal::begun(Instant::now());
     }
@@ -314,6 +321,23 @@ impl PeerInner {
                 Ticked { send: self.renew(scratch), discarded: 0 }
             }
         }
+    }
+
+    /// An initiation found no room at the socket.
+    pub(super) const fn note_unsent(&mut self, now: Instant) {
+        self.unsent = Some(now);
+    }
+
+    /// Makes the initiation anew that was not sent, after a while: each costs key exchanges, and a full socket stays full for some time.
+    pub(super) fn again(&mut self, now: Instant, scratch: &mut [u8]) -> Option<Outgoing> {
+        let since = self.unsent?;
+        if now.saturating_duration_since(since) < AGAIN {
+            return None;
+        }
+        self.unsent = None;
+        let to = self.endpoint?;
+        let n = self.begin(scratch)?;
+        Some((to, self.begun(n, scratch)))
     }
 
     /// Begins a handshake where the session in use wants renewal and none is under way.

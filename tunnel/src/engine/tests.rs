@@ -56,10 +56,15 @@ struct Out {
     picky: bool,
     /// What its device has at present, if that is to be had.
     mtu: Option<usize>,
+    /// Its socket has no room.
+    full: bool,
 }
 
 impl Sink for Out {
     fn send_datagram(&mut self, to: SocketAddr, datagram: &[u8]) -> std::io::Result<()> {
+        if self.full {
+            return Err(std::io::ErrorKind::WouldBlock.into());
+        }
         self.udp.push((to, datagram.to_vec()));
         Ok(())
     }
@@ -410,6 +415,30 @@ fn a_keepalive_interval_set_on_a_living_peer_is_kept() {
     assert_eq!(tick(2200), 1);
     a.peer(b.public(), |p| p.persistent_keepalive = Some(0));
     assert_eq!(tick(9000), 0);
+}
+
+#[test]
+fn an_initiation_that_found_no_room_is_made_anew_within_a_second() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    a.knows(&b, &["10.0.0.2/32"]);
+    b.knows(&a, &["10.0.0.1/32"]);
+    a.peer(b.public(), |p| p.persistent_keepalive = Some(25));
+    let start = Instant::now();
+    let tick = |at: u64, full: bool| {
+        let mut out = Out { full, ..Out::default() };
+        a.engine.handle_timers(start + Duration::from_millis(at), &mut vec![0; SCRATCH], &mut out);
+        out.udp
+    };
+    assert!(tick(0, true).is_empty());
+    assert_eq!(a.count(Counter::UdpSend), 1);
+    assert!(tick(100, false).is_empty(), "a full socket stays full for a while");
+    assert!(tick(900, true).is_empty());
+    assert_eq!(a.count(Counter::UdpSend), 2);
+    let again = tick(1800, false).remove(0).1;
+    let answer = b.receive(&again, a.addr).udp.remove(0).1;
+    a.receive(&answer, b.addr);
+    assert_eq!(a.count(Counter::HandshakeDone), 1);
+    assert!(tick(3000, false).is_empty(), "it was answered");
 }
 
 #[test]

@@ -63,6 +63,12 @@ impl Outbox {
         self.yard.waiting() >= OUTBOX / 2
     }
 
+    /// Whether one datagram is all that waits in it.
+    #[must_use]
+    pub fn has_one(&self) -> bool {
+        self.yard.has_one()
+    }
+
     /// Whether nothing waits in it.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

@@ -28,8 +28,8 @@ use rustix::event::PollFlags;
 use super::device::{Lane, Shared};
 use super::pulse::Pulse;
 use super::queue::{PADDING, Packet, Parcel, Queue, Stray};
+use super::ready_for;
 use super::udp::{self, Sockets};
-use super::{link, ready_for};
 use crate::counters::Counter;
 use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, lock, read};
 use crate::offload::coalesce::MAX_RUN;
@@ -46,6 +46,9 @@ const MTU_HOLDS: Duration = Duration::from_millis(100);
 /// Gbit/s makes room in that time, and its connections are not to lose anything. A path that takes longer (a slow one, or neighbours that
 /// do not answer, whose packets the kernel keeps for seconds) must not stop all others.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// Turns without asking which descriptors have something, while each turn ends with more to come. They take a few milliseconds, and so
+/// long everything else waits that this thread is asked for.
+const UNASKED: u32 = 16;
 /// Failing calls in a row after which a descriptor is given up.
 const MAX_ERRORS: u32 = 1000;
 
@@ -84,7 +87,7 @@ impl Sink for Wire<'_> {
         {
             return Some(mtu);
         }
-        let mtu = link::mtu_of(self.0.index).ok()?;
+        let mtu = self.0.mtu().ok()?;
         *asked = Some((Instant::now(), mtu));
         Some(mtu)
     }
@@ -99,6 +102,8 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
     // Which socket has no room, and since when any has none.
     let mut full = [false; 2];
     let mut since: Option<Instant> = None;
+    // Whether the last turn ended with more to come, turns since somebody was asked, and whether there was IPv6 then.
+    let (mut more, mut unasked, mut six) = (false, 0, false);
     loop {
         let stop = shared.stop.as_fd();
         let v4 = sockets.as_ref().and_then(|s| s.v4.as_ref());
@@ -109,9 +114,6 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             |full| if full && left.is_some() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let wanted = full.map(wanted);
         let host = if left.is_some() { PollFlags::empty() } else { PollFlags::IN };
-        // What was kept for more to join it goes when there is none.
-        let kept = !outbound.outbox.is_empty();
-        let wait = if kept && since.is_none() { Some(Duration::ZERO) } else { left };
         let fds = [
             (stop, PollFlags::IN),
             (lane.called.as_fd(), PollFlags::IN),
@@ -120,7 +122,20 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             poll_for(v6, wanted[1], stop),
             (pulse.as_fd(), PollFlags::IN),
         ];
-        let [stopped, called, from_host, from_v4, from_v6, asked] = ready_for(&fds, wait)?;
+        // What was kept for more to join it goes when there is none.
+        let kept = !outbound.outbox.is_empty();
+        let busy = since.is_none() && (more || kept);
+        let [stopped, called, from_host, from_v4, from_v6, asked] = if busy && unasked < UNASKED {
+            unasked += 1;
+            // To try in vain costs a fraction of asking.
+            [false, false, true, true, six, false]
+        } else {
+            unasked = 0;
+            let ready = ready_for(&fds, if busy { Some(Duration::ZERO) } else { left })?;
+            six = ready[4];
+            ready
+        };
+        more = false;
         if stopped {
             return Ok(());
         }
@@ -138,7 +153,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             }
         }
         for socket in [v4.filter(|_| from_v4), v6.filter(|_| from_v6)].into_iter().flatten() {
-            inbound.burst(shared, lane, socket)?;
+            more |= inbound.burst(shared, lane, socket)?;
         }
         if from_host || kept || full.contains(&true) {
             let known = sockets.as_ref().is_some_and(|sockets| sockets.has_credit());
@@ -156,10 +171,10 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
                 queue.set_blocked(waits);
             }
             if !waits {
-                match &lane.queue {
+                more |= match &lane.queue {
                     None => outbound.burst(shared, lane)?,
                     Some(queue) => outbound.parcels(shared, lane, queue),
-                }
+                };
             }
         }
     }
@@ -184,6 +199,8 @@ struct Outbound {
     /// The header, then the packet.
     frame: Vec<u8>,
     outbox: Outbox,
+    /// Whether the last burst was of several packets. Else the first one goes before anybody looks for another: it is likely alone.
+    several: bool,
     errors: u32,
 }
 
@@ -191,18 +208,22 @@ impl Outbound {
     /// With a frame if it is to read by itself.
     fn new(lane: usize, reads: bool) -> Self {
         let frame = if reads { vnet::LEN + MAX_PACKET } else { 0 };
-        Self { frame: vec![0; frame], outbox: Outbox::of_lane(lane), errors: 0 }
+        Self { frame: vec![0; frame], outbox: Outbox::of_lane(lane), several: false, errors: 0 }
     }
 
-    /// Sends what the host has, up to a burst.
-    fn burst(&mut self, shared: &Shared, lane: &Lane) -> io::Result<()> {
+    /// Sends what the host has, up to a burst; whether there may be more.
+    fn burst(&mut self, shared: &Shared, lane: &Lane) -> io::Result<bool> {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
-        let mut more = true;
+        let (mut more, mut read) = (true, 0);
         for _ in 0..burst(shared) {
             match rustix::io::read(&shared.tun, &mut self.frame) {
                 Ok(n) => {
                     self.errors = 0;
+                    read += 1;
                     encrypt(shared, lane, &mut self.frame, at, n, &mut self.outbox);
+                    if read == 1 && !self.several && self.outbox.has_one() {
+                        shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
+                    }
                 }
                 Err(rustix::io::Errno::AGAIN) => {
                     more = false;
@@ -225,8 +246,9 @@ impl Outbound {
                 break;
             }
         }
+        self.several = read > 1;
         self.send(shared, lane, more);
-        Ok(())
+        Ok(more)
     }
 
     /// Sends what is encrypted; if there may be more, but for what that may join.
@@ -239,8 +261,8 @@ impl Outbound {
         }
     }
 
-    /// Sends what was read for this lane, up to a burst.
-    fn parcels(&mut self, shared: &Shared, lane: &Lane, queue: &Queue) {
+    /// Sends what was read for this lane, up to a burst; whether there may be more.
+    fn parcels(&mut self, shared: &Shared, lane: &Lane, queue: &Queue) -> bool {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
         let mut more = true;
         // What is answered to its sender fills no outbox, and may come without end.
@@ -263,6 +285,7 @@ impl Outbound {
             }
         }
         self.send(shared, lane, more);
+        more
     }
 }
 
@@ -282,6 +305,8 @@ struct Inbound {
     datagrams: Vec<u8>,
     control: Vec<u8>,
     inbox: Inbox,
+    /// As of [`Outbound`].
+    several: bool,
     errors: u32,
 }
 
@@ -292,13 +317,15 @@ impl Inbound {
             datagrams: vec![0; MAX_PACKET],
             control: udp::control_room(),
             inbox: Inbox::of_lane(lane, offloads),
+            several: false,
             errors: 0,
         }
     }
 
-    /// Receives what a socket has, up to a burst.
-    fn burst(&mut self, shared: &Shared, lane: &Lane, socket: &UdpSocket) -> io::Result<()> {
+    /// Receives what a socket has, up to a burst; whether there may be more.
+    fn burst(&mut self, shared: &Shared, lane: &Lane, socket: &UdpSocket) -> io::Result<bool> {
         let mut left = DATAGRAMS;
+        let (mut more, mut calls) = (true, 0);
         for _ in 0..burst(shared) {
             match udp::receive(socket, &mut self.datagrams, &mut self.control) {
                 Ok(received) => {
@@ -310,12 +337,19 @@ impl Inbound {
                         let wire = &mut Wire(shared, lane);
                         engine.handle_datagrams(datagrams, segment, from, &mut self.inbox, wire);
                     }
+                    calls += 1;
+                    if !self.several && calls == 1 && len <= segment {
+                        shared.engine.deliver(&mut self.inbox, &mut Wire(shared, lane));
+                    }
                     left = left.saturating_sub(len.div_ceil(segment.max(1)));
                     if left == 0 || self.inbox.is_due() {
                         break;
                     }
                 }
-                Err(Errno::EAGAIN) => break,
+                Err(Errno::EAGAIN) => {
+                    more = false;
+                    break;
+                }
                 Err(Errno::EINTR) => {}
                 Err(e) => {
                     self.errors += 1;
@@ -327,8 +361,9 @@ impl Inbound {
                 }
             }
         }
+        self.several = calls > 1;
         shared.engine.deliver(&mut self.inbox, &mut Wire(shared, lane));
-        Ok(())
+        Ok(more)
     }
 
     /// Handles what came to other threads.

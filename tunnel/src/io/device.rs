@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -16,7 +17,7 @@ use super::carry::{self, Wire};
 use super::listen::{ListenError, Listener};
 use super::pulse::{Pulse, Pulses};
 use super::queue::{Queue, Strays};
-use super::tun::{TunError, open_tun};
+use super::tun::{TunError, mtu_by_name, open_tun};
 use super::udp::{Paths, Sockets};
 use super::{Stop, link, read as reader, ready, server};
 use crate::engine::lanes::Lanes;
@@ -98,8 +99,18 @@ pub(super) struct Shared {
     pub(super) lanes: Box<[Lane]>,
     /// Raised when a lane has room again and somebody waits for that.
     pub(super) room: Stop,
+    /// To ask about interfaces by.
+    asker: UnixDatagram,
     fwmark: AtomicU32,
     failure: Mutex<Option<String>>,
+}
+
+impl Shared {
+    /// The interface's present MTU in bytes.
+    pub(super) fn mtu(&self) -> io::Result<usize> {
+        // By its index where it has another name now.
+        mtu_by_name(&self.asker, &self.name).or_else(|_| link::mtu_of(self.index))
+    }
 }
 
 /// What the thread of a lane has for itself.
@@ -168,6 +179,7 @@ impl Device {
             techniques: *techniques,
             lanes: own.map_err(resources)?,
             room: Stop::new().map_err(resources)?,
+            asker: UnixDatagram::unbound().map_err(resources)?,
             fwmark: AtomicU32::new(0),
             failure: Mutex::new(None),
         });
@@ -277,7 +289,7 @@ fn run_timers(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
         if !ticks.is_multiple_of(TICKS_PER_LOOK) {
             continue;
         }
-        match link::mtu_of(shared.index) {
+        match shared.mtu() {
             Ok(mtu) => shared.engine.set_mtu(mtu),
             Err(e) => tracing::debug!(interface = shared.name, error = %e, "MTU not read"),
         }

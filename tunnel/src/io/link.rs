@@ -26,7 +26,8 @@ pub(super) fn configure(index: u32, mtu: u32) -> io::Result<()> {
     }
 }
 
-/// The present MTU in bytes.
+/// The present MTU in bytes, asked by the lock that all changes of links take: who carries packets does not wait for that
+/// ([`mtu_by_name`](super::tun::mtu_by_name)).
 pub(super) fn mtu_of(index: u32) -> io::Result<usize> {
     let mut message = LinkMessage::default();
     message.header.index = index;

@@ -1,8 +1,9 @@
 //! Opening a TUN device.
-#![allow(unsafe_code, reason = "ioctls of /dev/net/tun, which no safe wrapper covers")]
+#![allow(unsafe_code, reason = "ioctls of /dev/net/tun and of interfaces, which no safe wrapper covers")]
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 
 use nix::libc;
 use rustix::fs::{Mode, OFlags, open};
@@ -14,6 +15,7 @@ mod ioctl {
     nix::ioctl_write_int_bad!(set_persist, nix::libc::TUNSETPERSIST);
     nix::ioctl_write_int_bad!(set_offload, nix::libc::TUNSETOFFLOAD);
     nix::ioctl_write_ptr_bad!(set_header_size, nix::libc::TUNSETVNETHDRSZ, nix::libc::c_int);
+    nix::ioctl_read_bad!(mtu, nix::libc::SIOCGIFMTU, nix::libc::ifreq);
 }
 
 /// Why an interface could not be opened.
@@ -84,10 +86,7 @@ pub(super) fn open_tun(name: &str, techniques: Techniques) -> Result<(OwnedFd, O
     }
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = open("/dev/net/tun", flags, Mode::empty()).map_err(|e| TunError::Open(e.into()))?;
-    let mut ifr_name = [0; libc::IFNAMSIZ];
-    for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
+    let ifr_name = ifr_name(name);
     let vnet = techniques.cut || techniques.join;
     let vnet_hdr = if vnet { libc::IFF_VNET_HDR } else { 0 };
     let iff = libc::IFF_TUN | libc::IFF_NO_PI | vnet_hdr;
@@ -129,6 +128,27 @@ pub(super) fn open_tun(name: &str, techniques: Techniques) -> Result<(OwnedFd, O
     }
     leave_nothing_to_us(&fd);
     Ok((fd, ONLY_HEADERS))
+}
+
+/// The present MTU of an interface in bytes. The kernel answers at once, whatever else is done to links meanwhile.
+pub(super) fn mtu_by_name(socket: &UnixDatagram, name: &str) -> io::Result<usize> {
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 };
+    let mut request = libc::ifreq { ifr_name: ifr_name(name), ifr_ifru };
+    // SAFETY: `socket` is an open socket, of which any kind will do, and `request` is a complete `ifreq` with a NUL-terminated name
+    // that lives until the call returns, and may be written to.
+    unsafe { ioctl::mtu(socket.as_raw_fd(), &raw mut request) }?;
+    // SAFETY: the kernel has written this member, and every value of an int is one.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    usize::try_from(mtu).map_err(io::Error::other)
+}
+
+/// A name as the kernel takes it, of at most 15 bytes and a NUL.
+fn ifr_name(name: &str) -> [libc::c_char; libc::IFNAMSIZ] {
+    let mut ifr_name = [0; libc::IFNAMSIZ];
+    for (to, from) in ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    ifr_name
 }
 
 /// An interface that somebody left behind has what was asked of it then. A kernel that refuses has no such thing.

@@ -61,6 +61,12 @@ impl<T: Clone + PartialEq> Yard<T> {
         self.used
     }
 
+    /// Whether one datagram is all that waits.
+    #[must_use]
+    pub fn has_one(&self) -> bool {
+        matches!(&self.trains[..], [only] if only.count == 1)
+    }
+
     /// Takes the first `len` bytes of [`Yard::room`] in, as a datagram.
     pub fn commit(&mut self, to: SocketAddr, owner: &T, len: usize) {
         let bytes = self.used..self.used + len;
