@@ -4,10 +4,13 @@
 //! ([`steering`]). The first of a group is bound alone, so that a port in use is found to be in use; who binds it afterwards with
 //! that option, too, must be root as we are, and gets nothing.
 
+use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -21,6 +24,7 @@ use rustix::net::sockopt::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::engine::lanes::{Lanes, steering};
+use crate::engine::lock;
 use crate::offload::Techniques;
 
 /// Room for about 60 ms of a 1 Gbit/s stream while the receiving thread waits for a processor.
@@ -32,6 +36,8 @@ const SEND_BUFFER: usize = 1 << 20;
 const CREDIT: i64 = (SEND_BUFFER / 2) as i64;
 /// What the kernel counts for a datagram at most beside its bytes.
 const PER_DATAGRAM: usize = 1024;
+/// How long an endpoint gets no trains after one was refused: routes and devices change.
+const SINGLE: Duration = Duration::from_mins(10);
 /// Attempts to find a port that is free in both families.
 const PORT_ATTEMPTS: usize = 32;
 
@@ -41,8 +47,12 @@ pub(super) struct Sockets {
     pub(super) v4: Option<UdpSocket>,
     pub(super) v6: Option<UdpSocket>,
     pub(super) port: u16,
-    /// Whether a train leaves in one call; not any more where a device cannot sum what it would cut.
-    trains: AtomicBool,
+    /// Whether trains leave in one call at all.
+    trains: bool,
+    /// Whether any of these have been found.
+    some_single: AtomicBool,
+    /// Who gets no trains, and since when: the way there is by a device that cannot sum what it would cut.
+    singles: Mutex<HashMap<SocketAddr, Instant>>,
     /// What may be sent before somebody looks again whether there is room: a look costs as much as sending a small packet does.
     credit: AtomicI64,
     /// After a look; 0 where the buffers are smaller than was asked for.
@@ -117,13 +127,14 @@ impl Sockets {
         }
         let port = port_of(&v4)?.or(port_of(&v6)?).unwrap_or(port);
         let (mut v4, mut v6) = (v4.into_iter(), v6.into_iter());
-        let trains = || AtomicBool::new(techniques.trains_out);
+        let trains = techniques.trains_out;
         let lanes = (0..lanes.count()).map(|_| {
             let (v4, v6) = (v4.next(), v6.next());
             let size = |socket: &UdpSocket| socket2::SockRef::from(socket).send_buffer_size();
             let large = v4.iter().chain(&v6).all(|s| size(s).is_ok_and(|size| size >= 2 * SEND_BUFFER));
             let whole = if large { CREDIT } else { 0 };
-            Self { v4, v6, port, trains: trains(), credit: AtomicI64::new(whole), whole }
+            let (some_single, singles) = (AtomicBool::new(false), Mutex::default());
+            Self { v4, v6, port, trains, some_single, singles, credit: AtomicI64::new(whole), whole }
         });
         Ok(lanes.collect())
     }
@@ -169,7 +180,7 @@ impl Sockets {
         let one_by_one = || datagrams.chunks(segment).filter(|d| self.send(to, d).is_ok()).count();
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
         let (Some(socket), Ok(bytes)) = (socket, u16::try_from(segment)) else { return one_by_one() };
-        if datagrams.len() <= segment || !self.trains.load(Ordering::Relaxed) {
+        if datagrams.len() <= segment || !self.trains || self.is_single(to) {
             return one_by_one();
         }
         // One buffer for all until they are cut.
@@ -181,9 +192,8 @@ impl Sockets {
             Ok(_) => datagrams.len().div_ceil(segment),
             Err(Errno::EIO) => {
                 // The device cannot sum what the kernel would cut.
-                if self.trains.swap(false, Ordering::Relaxed) {
-                    tracing::info!("the underlay takes no trains of datagrams (EIO): sending one by one");
-                }
+                tracing::info!(endpoint = %to, "the way there takes no trains of datagrams (EIO): sending one by one for a while");
+                self.note_single(to);
                 one_by_one()
             }
             // A datagram is longer than the path takes: by itself it is fragmented. That is so until the next look at paths, and
@@ -191,6 +201,20 @@ impl Sockets {
             Err(Errno::EINVAL | Errno::EMSGSIZE) => one_by_one(),
             Err(_) => 0,
         }
+    }
+}
+
+impl Sockets {
+    fn note_single(&self, to: SocketAddr) {
+        let mut singles = lock(&self.singles);
+        singles.retain(|_, since| since.elapsed() < SINGLE);
+        singles.insert(to, Instant::now());
+        self.some_single.store(true, Ordering::Relaxed);
+    }
+
+    fn is_single(&self, to: SocketAddr) -> bool {
+        self.some_single.load(Ordering::Relaxed)
+            && lock(&self.singles).get(&to).is_some_and(|since| since.elapsed() < SINGLE)
     }
 }
 
@@ -310,4 +334,38 @@ fn bind_one(addr: SocketAddr, fwmark: u32, techniques: Techniques, shared: bool)
     }
     socket.bind(&addr.into())?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_no_trains_gets_datagrams_one_by_one_and_others_get_trains() {
+        let bound = || {
+            let loopback = (Ipv4Addr::LOCALHOST, 0).into();
+            let socket = bind_one(loopback, 0, Techniques::ALL, false).unwrap();
+            let at = socket.local_addr().unwrap();
+            (socket, at)
+        };
+        let sockets = Sockets::bind(0, 0, Techniques::ALL, Lanes::ONE).unwrap().remove(0);
+        let [(one, to_one), (other, to_other)] = [bound(), bound()];
+        let lengths = |socket: &UdpSocket, to| {
+            assert_eq!(sockets.send_train(to, &[7; 950], 100), 10);
+            let (mut buffer, mut control) = (vec![0; 2000], control_room());
+            let mut lengths = Vec::new();
+            while lengths.iter().sum::<usize>() < 950 {
+                socket.set_nonblocking(true).unwrap();
+                match receive(socket, &mut buffer, &mut control) {
+                    Ok(received) => lengths.push(received.unwrap().len),
+                    Err(e) => panic!("after {lengths:?}: {e}"),
+                }
+            }
+            lengths
+        };
+        assert_eq!(lengths(&one, to_one), [950]);
+        sockets.note_single(to_one);
+        assert_eq!(lengths(&one, to_one).len(), 10);
+        assert_eq!(lengths(&other, to_other), [950]);
+    }
 }
