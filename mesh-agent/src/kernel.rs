@@ -25,7 +25,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{
-    AddressMessageBuilder, Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkWireguard,
+    AddressMessageBuilder, Handle, IpVersion, LinkGetRequest, LinkMessageBuilder, LinkUnspec, LinkWireguard,
     RouteMessageBuilder,
 };
 use tokio::sync::Mutex;
@@ -227,13 +227,32 @@ impl Kernel {
     }
 
     /// One device, or that there is none: not the same as not knowing.
-    async fn find_link(&self, name: &str) -> Result<Option<Link>, KernelError> {
-        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
-        match found.try_next().await {
-            Ok(message) => Ok(message.as_ref().and_then(link).map(|(_, link)| link)),
-            Err(error) if errno(&error) == Some(rustix::io::Errno::NODEV) => Ok(None),
-            Err(error) => Err(error).or_else(asked(|| format!("Could not look for link {name}"))),
+    pub(crate) async fn find_link(&self, name: &str) -> Result<Option<Link>, KernelError> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        only(request, || format!("Could not look for link {name}")).await
+    }
+
+    /// The same where a list of all devices is at hand. What that lacks is asked for alone: before Linux 6.9 a list leaves out
+    /// devices that are there, if others go while it is made.
+    pub(crate) async fn find_in(
+        &self,
+        links: &BTreeMap<String, Link>,
+        name: &str,
+    ) -> Result<Option<Link>, KernelError> {
+        match links.get(name) {
+            Some(link) => Ok(Some(link.clone())),
+            None => self.find_link(name).await,
         }
+    }
+
+    /// Is there a device with this number? It is asked for alone ([`Self::find_in`] says why).
+    ///
+    /// # Errors
+    /// The kernel did not say.
+    pub(crate) async fn has_link(&self, index: u32) -> Result<bool, KernelError> {
+        let request = self.handle.link().get().match_index(index);
+        let found = only(request, || format!("Could not look for link number {index}")).await?;
+        Ok(found.is_some())
     }
 
     /// Adds a route, or replaces the one to the same prefix in the same table with the same metric.
@@ -376,6 +395,18 @@ impl Kernel {
         tolerate(result, &[rustix::io::Errno::NODEV], what)?;
         Ok(true)
     }
+}
+
+/// The device that a request names, or that there is none.
+async fn only(request: LinkGetRequest, what: impl FnOnce() -> String) -> Result<Option<Link>, KernelError> {
+    let mut found = request.execute();
+    let seen = match found.try_next().await {
+        // No word at all, where the connection has ended, does not mean that there is none.
+        Ok(message) => message.as_ref().and_then(link).ok_or(rtnetlink::Error::RequestFailed),
+        Err(error) if errno(&error) == Some(rustix::io::Errno::NODEV) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    seen.map(|(_, link)| Some(link)).or_else(asked(what))
 }
 
 fn host_length(address: IpAddr) -> u8 {
@@ -540,4 +571,27 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     attributes.push(RuleAttribute::Priority(rule.priority));
     attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn that_there_is_no_link_is_said_by_the_kernel_and_not_by_a_list_or_a_failure() {
+        let kernel = Kernel::connect().expect("netlink");
+        // Every namespace has it, and this list lacks it.
+        let lo = kernel.find_in(&BTreeMap::new(), LOOPBACK).await.expect("an answer").expect("a link");
+        assert!(kernel.has_link(lo.index).await.expect("an answer"));
+        let links = BTreeMap::from([("listed".to_owned(), lo.clone())]);
+        assert_eq!(kernel.find_in(&links, "listed").await.expect("an answer"), Some(lo));
+
+        assert_eq!(kernel.find_in(&links, "nobody").await.expect("an answer"), None);
+        assert!(!kernel.has_link(0x7fff_ffff).await.expect("an answer"));
+
+        // The kernel refuses to look for what no link can be called.
+        let long = "no-link-has-a-name-as-long-as-this";
+        assert!(kernel.find_in(&links, long).await.is_err());
+        assert!(kernel.has_link(u32::MAX).await.is_err());
+    }
 }

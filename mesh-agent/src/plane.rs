@@ -13,7 +13,7 @@ use datapath::{Capacities, Datapath, Endpoint, LinkKind, LoadOptions, Local};
 use ipnet::IpNet;
 
 use crate::devices;
-use crate::kernel::{Kernel, Link};
+use crate::kernel::{Kernel, KernelError, Link};
 use crate::names::Register;
 use crate::nft::NftInput;
 use crate::policy::Attached;
@@ -180,8 +180,13 @@ impl Plane {
     /// Puts the guard on every uplink and the programs on slots and on pods' links that lack them, and forgets links that are
     /// gone. A pod's link without an endpoint is left to the request that makes it.
     ///
-    /// `endpoints` were there before `links` were looked at, so that one without a link is one whose link is gone.
-    fn keep_links(&self, endpoints: &BTreeSet<u32>, links: &BTreeMap<String, Link>) -> Findings {
+    /// `endpoints` were there before `links` were looked at; `gone` are those of them whose links do not exist any more.
+    fn keep_links(
+        &self,
+        endpoints: &BTreeSet<u32>,
+        gone: &BTreeSet<u32>,
+        links: &BTreeMap<String, Link>,
+    ) -> Findings {
         let _one = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         let mut findings = Findings::new();
         let name = |index: u32| {
@@ -191,8 +196,7 @@ impl Plane {
                 .map_or("", |(name, _)| name.as_str())
                 .to_owned()
         };
-        let here: BTreeSet<u32> = links.values().map(|link| link.index).collect();
-        for index in endpoints.difference(&here) {
+        for index in gone {
             if let Err(error) = self.datapath.remove_endpoint(*index) {
                 findings.push(("data-path-endpoints".to_owned(), error.to_string()));
             }
@@ -374,22 +378,42 @@ impl Plane {
 ///
 /// # Errors
 /// The links cannot be listed.
-pub async fn look(
-    plane: &Plane,
-    kernel: &Kernel,
-    register: &Arc<Register>,
-) -> Result<Findings, crate::kernel::KernelError> {
+pub async fn look(plane: &Plane, kernel: &Kernel, register: &Arc<Register>) -> Result<Findings, KernelError> {
     let first = plane.clone();
     let endpoints = tokio::task::spawn_blocking(move || first.datapath.endpoints()).await;
-    let endpoints = endpoints.ok().and_then(Result::ok).unwrap_or_default().into_keys().collect();
+    let endpoints: BTreeSet<u32> =
+        endpoints.ok().and_then(Result::ok).unwrap_or_default().into_keys().collect();
     let links = kernel.links().await?;
+    let mut answers = Vec::new();
+    for index in unlisted(&endpoints, &links) {
+        answers.push((index, kernel.has_link(index).await));
+    }
+    let gone = gone(answers);
     let (plane, register) = (plane.clone(), Arc::clone(register));
     let work = move || {
         let names = links.iter().map(|(name, link)| (link.index, name.clone())).collect();
         register.write(|all| all.links = names);
-        plane.keep_links(&endpoints, &links)
+        plane.keep_links(&endpoints, &gone, &links)
     };
     Ok(tokio::task::spawn_blocking(work).await.unwrap_or_default())
+}
+
+/// Endpoints that a list of links lacks. Their links may be there all the same ([`Kernel::find_in`] says why).
+fn unlisted(endpoints: &BTreeSet<u32>, links: &BTreeMap<String, Link>) -> BTreeSet<u32> {
+    let listed: BTreeSet<u32> = links.values().map(|link| link.index).collect();
+    endpoints.difference(&listed).copied().collect()
+}
+
+/// Endpoints whose links are gone, by what the kernel answered of each: not to know it of a running pod's must not cut it off.
+fn gone(answers: Vec<(u32, Result<bool, KernelError>)>) -> BTreeSet<u32> {
+    let is_gone = |(index, has_link): (u32, Result<bool, KernelError>)| match has_link {
+        Ok(has_link) => (!has_link).then_some(index),
+        Err(error) => {
+            tracing::warn!(index, err = %error, "Could not see whether a pod's link is gone; its endpoint stays");
+            None
+        }
+    };
+    answers.into_iter().filter_map(is_gone).collect()
 }
 
 fn endpoint(pod: &Attached) -> Endpoint {
@@ -404,4 +428,19 @@ fn endpoint(pod: &Attached) -> Endpoint {
     let (ip4, ip6): (Option<Ipv4Addr>, Option<Ipv6Addr>) =
         (pod.ips.iter().find_map(v4), pod.ips.iter().find_map(v6));
     Endpoint { ip4, ip6, pod_mac: pod.pod_mac, host_mac: pod.host_mac, slow: pod.slow }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_goes_only_when_the_kernel_says_that_its_link_does_not_exist() {
+        let link = |index| Link { index, mtu: 1400, up: true, mac: Vec::new(), received: 0 };
+        let links = BTreeMap::from([("eth0".to_owned(), link(2)), ("hw0123456789abc".to_owned(), link(7))]);
+        assert_eq!(unlisted(&BTreeSet::from([7, 8, 9, 10]), &links), BTreeSet::from([8, 9, 10]));
+        let unknown = KernelError::socket(std::io::Error::other("no answer"));
+        let answers = vec![(8, Ok(true)), (9, Ok(false)), (10, Err(unknown))];
+        assert_eq!(gone(answers), BTreeSet::from([9]));
+    }
 }

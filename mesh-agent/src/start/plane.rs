@@ -169,10 +169,10 @@ async fn attachments(shared: &Shared) -> anyhow::Result<Vec<Attached>> {
     let all = shared.table.lock().unwrap_or_else(PoisonError::into_inner).attachments.clone();
     let mut attached = Vec::new();
     for (veth, attachment) in all {
-        let Some(link) = links.get(&veth) else { continue };
+        let Some(link) = shared.kernel.find_in(&links, &veth).await? else { continue };
         let asked = attachment.mac.as_deref().and_then(|text| cni::parse_mac(text).ok());
         let pod = PodLink {
-            host_mac: link.mac.clone().try_into().unwrap_or_else(|_| podlink::mac(&veth, "host")),
+            host_mac: link.mac.try_into().unwrap_or_else(|_| podlink::mac(&veth, "host")),
             pod_mac: asked.unwrap_or_else(|| podlink::mac(&veth, "pod")),
             ifname: attachment.id.ifname.clone(),
             mtu: link.mtu,
