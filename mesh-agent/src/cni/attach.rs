@@ -476,13 +476,16 @@ impl Attacher {
         let links = self.kernel.links().await.map_err(|error| io_failure(&error))?;
         for veth in known.iter().filter(|veth| !links.contains_key(*veth)) {
             // Looked at again under the lock: a DEL and an ADD may have passed since.
-            if let Some(_busy) = self.busy(veth)
-                && self.kernel.link(veth).await.is_err()
-            {
-                match self.release(veth).await {
+            let Some(_busy) = self.busy(veth) else { continue };
+            match self.kernel.find_link(veth).await {
+                Ok(None) => match self.release(veth).await {
                     Ok(()) => tracing::info!(veth, "Freed an attachment whose pod is gone"),
                     // One that cannot be freed must not keep the others.
                     Err(failure) => tracing::warn!(veth, err = %failure, "Could not free an attachment"),
+                },
+                Ok(Some(_)) => {}
+                Err(error) => {
+                    tracing::warn!(veth, err = %error, "Could not see whether a pod is gone; its attachment stays");
                 }
             }
         }
