@@ -308,17 +308,19 @@ impl Plane {
             Some(Local::Node) | None => None,
         };
         let indexes: BTreeSet<u32> = ips.iter().filter_map(place).collect();
+        // Those that have no place any more, too: packets may have passed since they lost it.
+        let is_theirs = |address: &IpAddr| locals.get(address) != Some(&Local::Node);
+        let theirs: BTreeSet<IpAddr> = ips.iter().copied().filter(is_theirs).collect();
         let forget = || -> datapath::Result<()> {
             for index in indexes {
                 self.datapath.remove_endpoint(index)?;
                 self.datapath.detach(index)?;
             }
-            for address in ips.iter().filter(|address| place(address).is_some()) {
+            for address in &theirs {
                 self.datapath.remove_local(*address)?;
-                // Whoever gets the address next has nothing to do with its flows.
-                self.datapath.forget_flows_of(*address)?;
             }
-            Ok(())
+            // Whoever gets the addresses next has nothing to do with their flows.
+            self.datapath.forget_flows_of(&theirs).map(drop)
         };
         if let Err(error) = forget() {
             tracing::warn!(err = %error, "Could not take a pod out of the data path");
@@ -334,12 +336,16 @@ impl Plane {
             self.datapath.remove_endpoint(*index)?;
             self.datapath.detach(*index)?;
         }
+        let mut vacant = BTreeSet::new();
         for (address, local) in self.datapath.locals()? {
             let Local::Pod(index) = local else { continue };
             if !here.get(&index).is_some_and(|pod| pod.ips.contains(&address)) {
                 self.datapath.remove_local(address)?;
+                vacant.insert(address);
             }
         }
+        // Of pods that vanished while no agent ran: whoever gets their addresses next has nothing to do with their flows.
+        self.datapath.forget_flows_of(&vacant)?;
         let mut missing = Vec::new();
         for (index, pod) in here {
             match found.get(&index) {

@@ -42,8 +42,13 @@ fn what_is_over_is_deleted_and_the_rest_stays() {
 
     let of = datapath.flows_of(address(1).ip()).unwrap();
     assert_eq!(of.iter().map(|(tuple, _)| *tuple).collect::<Vec<_>>(), [tuple(1)]);
-    assert_eq!(datapath.forget_flows_of(address(1).ip()).unwrap(), 1);
-    assert_eq!(datapath.flows_of(address(1).ip()).unwrap(), []);
+    let forgotten = [1, 2, 5, 1000].map(|number| address(number).ip());
+    assert_eq!(datapath.forget_flows_of(&BTreeSet::from(forgotten)).unwrap(), 3);
+    for ip in forgotten {
+        assert_eq!(datapath.flows_of(ip).unwrap(), []);
+    }
+    assert_eq!(datapath.forget_flows_of(&BTreeSet::new()).unwrap(), 0);
+    assert_eq!(datapath.flow_usage(now).unwrap().entries, 747);
 }
 
 #[test]
