@@ -1,12 +1,13 @@
 //! The agent dies under policy and service traffic, and comes back to an API that says nothing.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use chaos_tests::node::Attached;
 use chaos_tests::pod::{PodSpec, make_namespace};
 use chaos_tests::runtime::{Runtime, Sandbox, code};
@@ -15,6 +16,7 @@ use chaos_tests::{Lab, Node, Pod};
 use kubeapi::{Fault, Filter, Verb};
 use netlab::probe::{Stream, StreamOptions, Transport};
 use netlab::{Namespace, eventually};
+use proto::cni::PENDING_DELETES;
 use serde_json::json;
 
 use crate::support::ask::{datagrams, exchange};
@@ -22,7 +24,7 @@ use crate::support::objects::{
     BACKEND_PORT, Endpoint, SERVICE_PORT, apply, cluster_ips, ingress_only, network_policy, service,
     set_endpoints, with_cluster_ips,
 };
-use crate::support::{Counts, Namer, settle};
+use crate::support::{Ask, Counts, Namer, settle};
 use crate::{MESH, SOON, lab};
 
 /// Where the servers of new flows listen; the streams have the backend's port.
@@ -160,6 +162,30 @@ fn attached(lab: &Lab) -> Result<Vec<(String, Attached)>> {
     lab.nodes.iter().map(|node| Ok((node.name.clone(), node.attached()?))).collect()
 }
 
+/// How many flows with this address at either end a node's data path remembers.
+fn flows_of(node: &Node, ip: IpAddr) -> Result<usize> {
+    /// `struct hw_tuple`, which begins with both addresses.
+    type Tuple = [u8; 40];
+    /// `struct hw_flow`.
+    type Flow = [u8; 64];
+    let address = match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let pins = node.pins().to_owned();
+    node.namespace.run(move || -> Result<usize> {
+        let mut count = 0;
+        for layout in std::fs::read_dir(&pins)? {
+            let map = Map::from_map_data(MapData::from_pin(layout?.path().join("flows"))?)?;
+            let flows: HashMap<MapData, Tuple, Flow> = HashMap::try_from(map)?;
+            for tuple in flows.keys() {
+                count += usize::from(tuple?[..32].chunks(16).any(|end| end == address));
+            }
+        }
+        Ok(count)
+    })
+}
+
 #[test]
 fn an_agent_that_is_killed_is_not_missed_by_policy_or_services() -> Result<()> {
     let mut stage = Stage::new("killed")?;
@@ -262,5 +288,40 @@ fn before_the_first_snapshot_old_pods_keep_what_they_had_and_new_ones_are_closed
     );
     ensure!(answered == asked && strangers == 0, "{answered} of {asked}; {strangers} of {strange}");
     ensure!(json!(tried) != json!(0), "the new pod has tried");
+    Ok(())
+}
+
+#[test]
+fn flows_of_a_pod_that_ends_while_no_agent_runs_are_forgotten() -> Result<()> {
+    let mut lab = lab("forgotten", 1)?;
+    let [server, gone] = [lab.add_pod(1, "server")?, lab.add_pod(1, "gone")?];
+    let _server = Namer::new(&server.namespace, "server", &server.ips, PORT)?;
+    for ip in &server.ips {
+        let answer = Ask::Udp.once(&gone.namespace, SocketAddr::new(*ip, PORT), PATIENCE)?;
+        ensure!(answer == "server", "{answer} has answered");
+    }
+    let ips = gone.ips.clone();
+    for ip in &ips {
+        ensure!(flows_of(lab.node(1), *ip)? > 0, "the test sees no flow of {ip}");
+    }
+    let veth = gone.result["interfaces"][0]["name"].as_str().context("a name")?.to_owned();
+    lab.node_mut(1).kill_agent()?;
+    // DEL is only written down.
+    gone.remove(&lab)?;
+    eventually(SOON, "the pod's link goes with its namespace", || match lab.node(1).sh("ip -o link show") {
+        Ok(links) if !links.contains(&veth) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    lab.node_mut(1).start_agent()?;
+    ready(lab.node(1))?;
+    eventually(MESH, "the note is executed", || match lab.node(1).sh(&format!("ls {PENDING_DELETES}")) {
+        Ok(notes) if notes.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    for ip in &ips {
+        // Whoever gets the address next could go on with them; by themselves they end after three minutes.
+        let left = flows_of(lab.node(1), *ip)?;
+        ensure!(left == 0, "{left} flows of {ip} are left");
+    }
     Ok(())
 }
