@@ -40,6 +40,13 @@ pub struct Attachment {
     pub bandwidth: Option<Bandwidth>,
 }
 
+impl Attachment {
+    /// Its file could not be read, so nothing but its addresses is known ([`Table::recover`]): a runtime names every sandbox.
+    pub fn is_recovered(&self) -> bool {
+        self.id.container_id.is_empty()
+    }
+}
+
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachmentsError {

@@ -31,6 +31,7 @@ use rustix::io::Errno;
 
 pub use bucket::Bucket;
 
+use crate::attachments::Attachment;
 use crate::host::{Host, Sysctl, SysctlError};
 use crate::kernel::{Kernel, KernelError, asked, tolerate};
 
@@ -136,8 +137,8 @@ pub async fn check(
     Ok((!leads).then(|| format!("what the pod sends is not led through {name}")))
 }
 
-/// Puts right what somebody changed on links that are there, and removes devices of pods that are gone. `wanted` are all pods
-/// with a rate, by link, with what they asked for; `busy` says whose links somebody is working on.
+/// Puts right what somebody changed on links that are there. `wanted` are all pods with a rate, by link, with what they asked
+/// for; `busy` says whose links somebody is working on. Returns the links whose devices none of `wanted` sends through.
 ///
 /// # Errors
 /// The links cannot be listed; what fails besides is reported and left for the next time.
@@ -145,7 +146,7 @@ pub async fn keep(
     kernel: &Kernel,
     wanted: &BTreeMap<String, Bandwidth>,
     busy: impl Fn(&str) -> bool,
-) -> Result<(), KernelError> {
+) -> Result<Vec<String>, KernelError> {
     let links = kernel.links().await?;
     for (veth, bandwidth) in wanted {
         let Some(link) = links.get(veth).filter(|_| !busy(veth)) else { continue };
@@ -155,17 +156,16 @@ pub async fn keep(
             Err(error) => tracing::error!(veth, err = %error, "A pod's rates are not in force"),
         }
     }
-    for (name, veth) in links.keys().filter_map(|name| Some((name, shaped(name)?))) {
-        let stays = wanted.get(&veth).is_some_and(|bandwidth| bandwidth.egress_rate != 0);
-        if stays || busy(&veth) {
-            continue;
-        }
-        match kernel.remove_link(name).await {
-            Ok(_) => tracing::info!(device = name, "Removed a device that no pod sends through"),
-            Err(error) => tracing::warn!(device = name, err = %error, "Could not remove a device"),
-        }
-    }
-    Ok(())
+    let sends = |veth: &String| wanted.get(veth).is_some_and(|bandwidth| bandwidth.egress_rate != 0);
+    Ok(links.keys().filter_map(|name| shaped(name)).filter(|veth| !sends(veth)).collect())
+}
+
+/// Does nobody send through the device of a link? `attachment` is what is known of the pod behind it; `is_there`: it exists.
+/// What is led to a device that is gone is lost, so of a file that cannot be read the worst is taken: that it asked for a rate.
+pub fn is_unused(attachment: Option<&Attachment>, is_there: bool) -> bool {
+    let Some(attachment) = attachment.filter(|_| is_there) else { return true };
+    let rate = attachment.bandwidth.map_or(0, |bandwidth| bandwidth.egress_rate);
+    rate == 0 && !attachment.is_recovered()
 }
 
 /// The device, up and with nothing to say itself; and whether it was not.
@@ -320,4 +320,43 @@ async fn redirect(kernel: &Kernel, name: &str, link: u32, device: u32) -> Result
     let filter = kernel.handle().traffic_filter(index(link)).add().ingress();
     let filter = filter.priority(PRIORITY).protocol(ALL_PROTOCOLS).redirect(device).or_else(asked(what))?;
     filter.execute().await.or_else(asked(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attachments::{Loaded, Table};
+    use mesh_core::ipam::{Ipam, Millis};
+    use proto::cni::AttachmentId;
+
+    #[test]
+    fn a_device_is_unused_only_where_it_is_known_that_no_pod_sends_through_it() {
+        let of = |bandwidth| Attachment {
+            v: 1,
+            id: AttachmentId { container_id: "c".into(), ifname: "eth0".into() },
+            network: "hawser".into(),
+            pod: None,
+            netns: "/run/netns/c".into(),
+            ips: Vec::new(),
+            mac: None,
+            port_mappings: Vec::new(),
+            bandwidth,
+        };
+        let slow = of(Some(Bandwidth { egress_rate: 1_000_000, ..Bandwidth::default() }));
+        let receives = of(Some(Bandwidth { ingress_rate: 1_000_000, ..Bandwidth::default() }));
+        let free = of(None);
+        let ipam = Ipam::new("node-1".parse().unwrap(), &[]);
+        let mut table = Table::new(ipam, Loaded::default(), Millis(0));
+        table.recover("hw0123456789abc", Vec::new());
+        let unread = table.attachments.get("hw0123456789abc");
+        assert!(unread.is_some());
+
+        assert!(is_unused(None, true), "nobody is behind that link");
+        assert!(!is_unused(Some(&slow), true));
+        assert!(is_unused(Some(&receives), true) && is_unused(Some(&free), true));
+        assert!(!is_unused(unread, true), "its file may have asked for a rate");
+        for attachment in [None, Some(&slow), Some(&free), unread] {
+            assert!(is_unused(attachment, false), "without a link nobody sends");
+        }
+    }
 }

@@ -4,13 +4,27 @@ use std::time::Duration;
 
 use chaos_tests::pod::addresses;
 use netlab::eventually;
+use serde_json::json;
 
 use crate::common::{
     ATTACHMENTS, LONG, Prepared, answers, await_pool, await_traces, files, lab, refused, restart, traces,
 };
 
+/// A device as shaped pods have it, of nobody: the last one by its name, and so the last that the agent looks at.
+const NOBODYS: &str = "hsfffffffffffff";
+
+/// Waits until an agent has removed every device that, as it sees it, no pod sends through.
+fn await_look_at_shapers(node: &chaos_tests::Node) {
+    node.sh(&format!("ip link add {NOBODYS} type ifb")).unwrap();
+    eventually(LONG, "the agent removes a device of nobody", || match node.sh("ip -o link") {
+        Ok(links) if !links.contains(NOBODYS) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+}
+
 #[test]
-fn a_damaged_attachment_keeps_its_address_and_troubles_nobody_else() {
+fn a_damaged_attachment_keeps_its_address_and_its_way_out_and_troubles_nobody_else() {
     let mut lab = lab("damage", 1);
     let before = traces(&lab, 1);
     for (case, content) in
@@ -19,7 +33,10 @@ fn a_damaged_attachment_keeps_its_address_and_troubles_nobody_else() {
         let kept = Prepared::new(&lab, 1, &format!("kept-{case}"));
         let kept_result = kept.add(&lab).unwrap();
         let others = files(&lab, 1, ATTACHMENTS);
-        let hurt = Prepared::new(&lab, 1, &format!("hurt-{case}"));
+        let mut hurt = Prepared::new(&lab, 1, &format!("hurt-{case}"));
+        // What it sends goes through a device, which nothing tells of but its file.
+        hurt.sandbox.runtime_config =
+            json!({"bandwidth": {"egressRate": 12_000_000, "egressBurst": u32::MAX}});
         let hurt_result = hurt.add(&lab).unwrap();
         let now = files(&lab, 1, ATTACHMENTS);
         let file = now.difference(&others).next().unwrap();
@@ -31,6 +48,7 @@ fn a_damaged_attachment_keeps_its_address_and_troubles_nobody_else() {
             log.lines().any(|line| line.contains("ERROR") && line.contains(file)),
             "{case}: the log names no {file}"
         );
+        await_look_at_shapers(lab.node(1));
         // Both still run, and no address of theirs is given to anybody.
         let taken = [addresses(&kept_result), addresses(&hurt_result)].concat();
         answers(&lab.node(1).namespace, &taken).unwrap();

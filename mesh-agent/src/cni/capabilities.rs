@@ -81,6 +81,32 @@ impl Attacher {
             rated.collect()
         };
         let busy = |veth: &str| self.table().busy.contains(veth);
-        shaping::keep(&self.kernel, &wanted, busy).await.map_err(|error| io_failure(&error))
+        let idle = shaping::keep(&self.kernel, &wanted, busy).await.map_err(|error| io_failure(&error))?;
+        for veth in idle {
+            self.remove_unused_shaper(&veth).await;
+        }
+        Ok(())
+    }
+
+    /// Removes the device behind a link that seemed to be nobody's, if it is. What fails is left for the next time.
+    async fn remove_unused_shaper(&self, veth: &str) {
+        // Looked at again under the lock: an ADD with a rate may have passed since.
+        let Some(_busy) = self.busy(veth) else { return };
+        let attachment = self.table().attachments.get(veth).cloned();
+        let device = shaping::shaper(veth);
+        let is_there = match self.kernel.find_link(veth).await {
+            Ok(link) => link.is_some(),
+            Err(error) => {
+                tracing::warn!(device, err = %error, "Could not see whether a pod sends through a device; it stays");
+                return;
+            }
+        };
+        if !shaping::is_unused(attachment.as_ref(), is_there) {
+            return;
+        }
+        match self.kernel.remove_link(&device).await {
+            Ok(_) => tracing::info!(device, "Removed a device that no pod sends through"),
+            Err(error) => tracing::warn!(device, err = %error, "Could not remove a device"),
+        }
     }
 }
