@@ -176,13 +176,14 @@ impl Config {
     /// Code 7 when neither key is there, so that a runtime which says nothing deletes nothing, or an entry is malformed.
     pub fn valid_attachments(&self) -> Result<Vec<AttachmentId>, Error> {
         let root = self.root();
-        let lists = ["cni.dev/valid-attachments", "cni.dev/attachments"].map(|key| root.get(key));
-        if lists.iter().all(Option::is_none) {
+        let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+        // Null is said, too: Go writes a list that was never filled so, as for a node without pods.
+        if !keys.iter().any(|key| root.has(key)) {
             let remedy = "pass the list of attachments to keep; an empty list removes all of this network";
             return Err(Error::Missing { key: "cni.dev/valid-attachments".to_owned(), remedy });
         }
         let mut valid = Vec::new();
-        for field in lists.into_iter().flatten() {
+        for field in keys.into_iter().filter_map(|key| root.get(key)) {
             for entry in field.array()? {
                 let entry = entry.object()?;
                 let text =

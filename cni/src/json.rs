@@ -1,7 +1,8 @@
 //! Values out of JSON, with the path of each key for the message when it is wrong.
 //!
 //! Keys are matched as Go's decoder matches them, in any letter case with an exact match first, because
-//! containerd passes capability arguments under Go field names (`HostPort` for `hostPort`). `null` is absent.
+//! containerd passes capability arguments under Go field names (`HostPort` for `hostPort`). `null` is absent,
+//! but for who asks whether a key is there.
 
 use std::net::IpAddr;
 
@@ -29,10 +30,19 @@ impl<'a> Object<'a> {
         Self { path: String::new(), map }
     }
 
+    fn value(&self, key: &str) -> Option<&'a Value> {
+        let folded = || self.map.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, v)| v);
+        self.map.get(key).or_else(folded)
+    }
+
+    /// Is `key` there, be it as null?
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
     /// The value of `key`, unless it is absent or null.
     pub(crate) fn get(&self, key: &str) -> Option<Field<'a>> {
-        let folded = || self.map.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, v)| v);
-        let value = self.map.get(key).or_else(folded)?;
+        let value = self.value(key)?;
         (!value.is_null()).then(|| Field { path: self.path_of(key), value })
     }
 

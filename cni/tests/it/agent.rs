@@ -176,11 +176,26 @@ fn gc_keeps_the_union_of_both_spellings() {
 }
 
 #[test]
-fn gc_with_an_empty_list_is_legal() {
-    let agent = Agent::good();
-    let stdin = with(agent.config("1.1.0"), json!({"cni.dev/attachments": []}));
-    assert_eq!(call(BINARY, &[("CNI_COMMAND", "GC")], stdin.to_string().as_bytes()).exit, 0);
-    assert_eq!(agent.got().len(), 1);
+fn gc_with_an_empty_list_is_legal_and_null_is_one() {
+    for (lists, wanted) in [
+        (json!({"cni.dev/attachments": []}), 0),
+        (json!({"cni.dev/attachments": null}), 0),
+        (json!({"cni.dev/valid-attachments": null}), 0),
+        (json!({"cni.dev/valid-attachments": null, "cni.dev/attachments": null}), 0),
+        (
+            json!({
+                "cni.dev/valid-attachments": null,
+                "cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}],
+            }),
+            1,
+        ),
+    ] {
+        let agent = Agent::good();
+        let stdin = with(agent.config("1.1.0"), lists.clone());
+        assert_eq!(call(BINARY, &[("CNI_COMMAND", "GC")], stdin.to_string().as_bytes()).exit, 0, "{lists}");
+        let Verb::Gc(gc) = agent.got().remove(0).verb else { panic!("a GC") };
+        assert_eq!(gc.valid.len(), wanted, "{lists}");
+    }
 }
 
 /// Code and message of every verb but DEL against an agent of this behaviour.
