@@ -265,6 +265,12 @@ impl Table {
         self.attachments.entry(veth.to_owned()).or_insert(attachment);
     }
 
+    /// Another interface of the same container.
+    pub fn sibling(&self, id: &AttachmentId) -> Option<&AttachmentId> {
+        let mut ids = self.attachments.values().map(|attachment| &attachment.id);
+        ids.find(|other| other.container_id == id.container_id && other.ifname != id.ifname)
+    }
+
     /// Addresses by veth, for plans.
     pub fn addresses(&self) -> BTreeMap<String, BTreeSet<IpAddr>> {
         self.attachments.iter().map(|(veth, a)| (veth.clone(), a.ips.iter().copied().collect())).collect()

@@ -31,6 +31,31 @@ fn a_second_add_is_refused_by_name_and_the_first_one_stays_whole() {
     answers(&lab.node(1).namespace, &addresses(&second)).unwrap();
 }
 
+/// What Multus does with a secondary network of our type.
+#[test]
+fn a_second_interface_of_a_sandbox_is_refused_by_name_and_the_first_one_stays_whole() {
+    let lab = lab("second", 1);
+    let peer = lab.add_pod(1, "peer").unwrap();
+    let mut pod = Prepared::new(&lab, 1, "pod");
+    let first = pod.add(&lab).unwrap();
+    let before = traces(&lab, 1);
+    for _ in 0..2 {
+        pod.sandbox.ifname = "net1".to_owned();
+        let (error, _) = refused(|| pod.add(&lab));
+        assert_eq!(error.code, 7, "{error}");
+        assert!(error.msg.contains("eth0") && error.msg.contains("net1"), "{error}");
+        assert!(error.details.contains("another plugin"), "{error}");
+        // A runtime unmakes what was refused.
+        pod.del(&lab, None).unwrap();
+        await_traces(&lab, 1, &before);
+        pod.sandbox.ifname = "eth0".to_owned();
+        pod.check(&lab, &first).unwrap();
+        // From the pod, too: its policy is in force and has not closed.
+        answers(&lab.node(1).namespace, &addresses(&first)).unwrap();
+        answers(&pod.namespace, &peer.ips).unwrap();
+    }
+}
+
 /// An interface that somebody else made under our name: refused, and no address is taken for it.
 #[test]
 fn an_add_onto_a_foreign_interface_takes_nothing() {

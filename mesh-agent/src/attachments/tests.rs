@@ -41,3 +41,20 @@ fn a_half_written_file_is_reported_and_costs_only_itself() {
     assert_eq!(loaded.unreadable.len(), 1);
     assert!(!dir.path().join(".hw3.tmp").exists());
 }
+
+#[test]
+fn another_interface_of_the_same_container_is_found() {
+    let attachments = [("hw1", attachment("a", "10.0.0.2")), ("hw2", attachment("b", "10.0.0.3"))];
+    let attachments = attachments.into_iter().map(|(veth, a)| (veth.to_owned(), a)).collect();
+    let loaded = Loaded { attachments, ..Loaded::default() };
+    let mut table = Table::new(Ipam::new("n".parse().unwrap(), &[]), loaded, Millis(0));
+    // One whose file was lost belongs to no container that is known.
+    table.recover("hw3", vec!["10.0.0.4".parse().unwrap()]);
+    for (container, ifname, found) in
+        [("b", "net1", Some("hw2")), ("b", "eth0", None), ("c", "net1", None), ("c", "eth0", None)]
+    {
+        let id = AttachmentId { container_id: container.into(), ifname: ifname.into() };
+        let wanted = found.map(|veth| &table.attachments[veth].id);
+        assert_eq!(table.sibling(&id), wanted, "{container} {ifname}");
+    }
+}

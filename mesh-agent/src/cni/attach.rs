@@ -213,6 +213,10 @@ impl Attacher {
         if let Some(present) = table.attachments.get(veth) {
             return Ok((present.clone(), false));
         }
+        // Policy, annotation and services know one link and its addresses for a pod; a second would take them from the first.
+        if let Some(first) = table.sibling(&attach.id) {
+            return Err(second_interface(first, &attach.id));
+        }
         let ports = mapped(&attach.port_mappings)?;
         host_ports::claim(&ports, attach.pod.as_ref(), &table.attachments)
             .map_err(|taken| port_taken(&taken))?;
@@ -564,6 +568,13 @@ fn mapped(mappings: &[PortMapping]) -> Result<Vec<HostPort>, Failure> {
         HostPort::mapped(mapping).ok_or_else(wrong)
     };
     mappings.iter().map(read).collect()
+}
+
+fn second_interface(first: &AttachmentId, second: &AttachmentId) -> Failure {
+    let (container, has, wants) = (&first.container_id, &first.ifname, &second.ifname);
+    let msg =
+        format!("container {container} has interface {has} of Hawser already, and {wants} would be a second");
+    Failure::new(code::INVALID_CONFIG, msg, "use another plugin for secondary interfaces")
 }
 
 fn port_taken(taken: &host_ports::Taken) -> Failure {
