@@ -13,7 +13,8 @@
 //! # Chaining
 //! Hawser is a main plugin. A `prevResult` on ADD that already has the interface `CNI_IFNAME` in a sandbox is refused
 //! with code 7. Any other is kept, and our interfaces, addresses and routes are appended to it with their indexes
-//! shifted. Plugins that adjust (portmap, bandwidth, tuning) come after us.
+//! shifted. Plugins that adjust (portmap, bandwidth, tuning) come after us; what they added or took away stands in the
+//! `prevResult` of CHECK, whose addresses and routes the agent gets.
 //!
 //! # Configuration
 //! Besides the well-known keys: `agentSocket` (absolute path, default [`proto::cni::SOCKET`]), `pendingDeletes`

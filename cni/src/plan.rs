@@ -126,6 +126,7 @@ pub fn plan(environment: &Environment, stdin: &[u8]) -> Result<Plan, Error> {
             let previous = Previous::parse(&config.previous()?.ok_or_else(missing)?)?;
             let (mut attach, _) = attach(environment, &config)?;
             attach.expected_ips = previous.addresses_of(&attach.id.ifname)?;
+            attach.expected_routes = Some(previous.routes().to_vec());
             let own_netns_permitted = environment.own_netns_permitted();
             Ok(Plan::Check(Box::new(Check { agent, attach, own_netns_permitted })))
         }
@@ -156,6 +157,7 @@ fn attach(environment: &Environment, config: &Config) -> Result<(Attach, Map<Str
         bandwidth: wishes.bandwidth,
         pod_annotations: wishes.pod_annotations,
         expected_ips: Vec::new(),
+        expected_routes: None,
     };
     Ok((attach, wishes.dns))
 }

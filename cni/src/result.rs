@@ -3,19 +3,20 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use proto::cni::Attached;
+use proto::cni::{Attached, ExpectedRoute};
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::json::Field;
 use crate::version::SpecVersion;
 
-/// A `prevResult` whose interfaces and addresses we understand. Everything else in it is kept as it is.
+/// A `prevResult` whose interfaces, addresses and routes we understand. Everything else in it is kept as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Previous {
     raw: Map<String, Value>,
     interfaces: Vec<PreviousInterface>,
     ips: Vec<PreviousIp>,
+    routes: Vec<ExpectedRoute>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +63,20 @@ impl Previous {
             });
             ips.push(PreviousIp { address: net.addr(), interface: interface.transpose()? });
         }
-        list("routes")?;
-        Ok(Self { raw: object.map().clone(), interfaces, ips })
+        let mut routes = Vec::new();
+        for entry in list("routes")? {
+            let entry = entry.object()?;
+            let destination = entry.required("dst", remedy)?;
+            let dst: IpNet = destination
+                .string()?
+                .parse()
+                .map_err(|_| destination.wrong("a destination with prefix length, such as 0.0.0.0/0"))?;
+            let gateway = entry.get("gw").filter(|field| !field.is_empty());
+            let gw = gateway
+                .map(|field| field.string()?.parse::<IpAddr>().map_err(|_| field.wrong("an IP address")));
+            routes.push(ExpectedRoute { dst, gw: gw.transpose()? });
+        }
+        Ok(Self { raw: object.map().clone(), interfaces, ips, routes })
     }
 
     /// Refuses a result in which an earlier plugin has made our interface: one namespace cannot have two, and a
@@ -94,6 +107,11 @@ impl Previous {
             None => self.interfaces.is_empty(),
         };
         Ok(self.ips.iter().filter(attributed).map(|ip| ip.address).collect())
+    }
+
+    /// Its routes.
+    pub fn routes(&self) -> &[ExpectedRoute] {
+        &self.routes
     }
 
     /// The result as a later plugin returns it unchanged.

@@ -1,5 +1,6 @@
 //! The veth pair between a pod and its node, made, checked and removed. Nothing here chooses addresses.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -307,11 +308,16 @@ async fn neighbour(kernel: &Kernel, index: u32, address: IpAddr, mac: [u8; 6]) -
     request.execute().await.map_err(refused(|| format!("set the neighbour {address}")))
 }
 
-/// Is everything that [`connect`] made still there?
+/// Is everything that [`connect`] made still there? Of default routes those by the gateways in `defaults`.
 ///
 /// # Errors
 /// [`PodLinkError::Changed`] says what is not.
-pub async fn check(kernel: &Kernel, netns: OwnedFd, link: &PodLink) -> Result<(), PodLinkError> {
+pub async fn check(
+    kernel: &Kernel,
+    netns: OwnedFd,
+    link: &PodLink,
+    defaults: BTreeSet<IpAddr>,
+) -> Result<(), PodLinkError> {
     let changed = |text: String| Err(PodLinkError::Changed(text));
     let state = kernel.observe().await?;
     let Some(host) = state.links.get(&link.veth) else {
@@ -327,10 +333,10 @@ pub async fn check(kernel: &Kernel, netns: OwnedFd, link: &PodLink) -> Result<()
         }
     }
     let inside = link.clone();
-    within(netns, async move || check_inside(&inside).await).await?
+    within(netns, async move || check_inside(&inside, &defaults).await).await?
 }
 
-async fn check_inside(link: &PodLink) -> Result<(), PodLinkError> {
+async fn check_inside(link: &PodLink, defaults: &BTreeSet<IpAddr>) -> Result<(), PodLinkError> {
     let changed = |text: String| Err(PodLinkError::Changed(text));
     let kernel = Kernel::connect().map_err(KernelError::socket)?;
     let state = kernel.observe().await?;
@@ -344,7 +350,7 @@ async fn check_inside(link: &PodLink) -> Result<(), PodLinkError> {
         if !state.addresses.contains(&(own.index, IpNet::from(*address))) {
             return changed(format!("address {address} is gone from {} in the pod", link.ifname));
         }
-        if !has_default_route(&kernel, own.index, *gateway).await? {
+        if defaults.contains(gateway) && !has_default_route(&kernel, own.index, *gateway).await? {
             return changed(format!("the default route by {gateway} is gone from the pod"));
         }
     }

@@ -156,6 +156,33 @@ pub struct Attach {
     /// CHECK: the addresses that `prevResult` attributes to our interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expected_ips: Vec<IpAddr>,
+    /// CHECK: the routes of `prevResult`; none: an older plugin, which does not tell them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_routes: Option<Vec<ExpectedRoute>>,
+}
+
+impl Attach {
+    /// CHECK: is the pod to have a default route by `gateway`? A later plugin may have taken ours away or led it elsewhere,
+    /// and `prevResult` says so. Where it is not told, ADD made one.
+    pub fn expects_default(&self, gateway: IpAddr) -> bool {
+        let is = |route: &ExpectedRoute| {
+            route.dst.prefix_len() == 0
+                && route.dst.addr().is_ipv4() == gateway.is_ipv4()
+                && route.gw.is_none_or(|gw| gw == gateway)
+        };
+        self.expected_routes.as_ref().is_none_or(|routes| routes.iter().any(is))
+    }
+}
+
+/// A route of `prevResult`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExpectedRoute {
+    /// Where it leads.
+    pub dst: IpNet,
+    /// By which gateway; none: that of the addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gw: Option<IpAddr>,
 }
 
 /// DEL, also the content of a pending-delete note.

@@ -70,18 +70,20 @@ fn an_add_onto_a_foreign_interface_takes_nothing() {
     assert_eq!(now.difference(&before).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
+/// Runs a command in a pod's namespace.
+fn inside(pod: &Prepared, words: &str) {
+    let mut words = words.split(' ');
+    let mut command = std::process::Command::new(words.next().unwrap());
+    command.args(words);
+    let output = pod.namespace.exec(command, LONG).unwrap();
+    assert!(output.status.success(), "{}", output.stderr_text());
+}
+
 #[test]
 fn check_names_what_is_missing() {
     let lab = lab("check", 1);
     let node = lab.node(1);
     type Break = fn(&Prepared, &[IpAddr], &str, &chaos_tests::Node);
-    fn inside(pod: &Prepared, words: &str) {
-        let mut words = words.split(' ');
-        let mut command = std::process::Command::new(words.next().unwrap());
-        command.args(words);
-        let output = pod.namespace.exec(command, LONG).unwrap();
-        assert!(output.status.success(), "{}", output.stderr_text());
-    }
     let cases: [(&str, Break, &str); 6] = [
         ("host-link", |_, _, veth, node| drop(node.sh(&format!("ip link del {veth}")).unwrap()), "link hw"),
         (
@@ -120,6 +122,44 @@ fn check_names_what_is_missing() {
         "ips": [{"address": "10.244.1.77/32", "interface": 0}]});
     let (error, _) = refused(|| stranger.check(&lab, &result));
     assert_eq!(error.code, 100, "{error}");
+}
+
+/// What plugins after ours change stands in the result that CHECK gets.
+#[test]
+fn check_goes_by_the_result_that_later_plugins_have_left() {
+    let lab = lab("later", 1);
+    let pod = Prepared::new(&lab, 1, "pod");
+    let result = pod.add(&lab).unwrap();
+    let fails = |result: &Value, named: &str| {
+        let (error, _) = refused(|| pod.check(&lab, result));
+        assert_eq!(error.code, 100, "{error}");
+        assert!(error.msg.contains(named), "{error}");
+    };
+    let with = |key: &str, value: Value| {
+        let mut changed = result.clone();
+        changed[key] = value;
+        changed
+    };
+    let foreign = json!({"address": "192.0.2.7/32", "interface": result["ips"][0]["interface"]});
+
+    inside(&pod, "ip addr add 192.0.2.7/32 dev eth0");
+    let all = json!([result["ips"][0], result["ips"][1], foreign]);
+    pod.check(&lab, &with("ips", all)).unwrap();
+    pod.check(&lab, &result).unwrap();
+    // Ours have to be among them.
+    fails(&with("ips", json!([foreign])), "prevResult names [192.0.2.7]");
+    fails(&with("ips", json!([result["ips"][0], foreign])), "the attachment has fd00:10:244:1::");
+
+    let routes = result["routes"].as_array().unwrap();
+    let v6: Vec<Value> = routes.iter().filter(|route| route["dst"] == "::/0").cloned().collect();
+    let elsewhere = json!([{"dst": "0.0.0.0/0", "gw": "192.0.2.1"}, v6[0]]);
+    inside(&pod, "ip route del default");
+    fails(&result, "default route by 10.244.1.1");
+    pod.check(&lab, &with("routes", json!(v6))).unwrap();
+    pod.check(&lab, &with("routes", elsewhere)).unwrap();
+    inside(&pod, "ip -6 route del default");
+    fails(&with("routes", json!(v6)), "default route by fd00:10:244:1::1");
+    pod.check(&lab, &with("routes", json!([]))).unwrap();
 }
 
 /// The route of a pod is put back by the agent, which sees it go; CHECK says so as long as it is gone.

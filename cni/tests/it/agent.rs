@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use expect_test::expect;
-use proto::cni::{self, Outcome, Verb};
+use proto::cni::{self, ExpectedRoute, Outcome, Verb};
 use serde_json::{Value, json};
 
 use crate::support::{Agent, BINARY, Netns, Reply, call, success, verb, with};
@@ -142,6 +142,37 @@ fn check_passes_namespace_and_the_addresses_of_our_interface_alone() {
     let Verb::Check(attach) = got.verb else { panic!("a CHECK") };
     let expected: Vec<std::net::IpAddr> = vec!["10.1.0.7".parse().unwrap(), "fd00:1::7".parse().unwrap()];
     assert_eq!(attach.expected_ips, expected);
+}
+
+#[test]
+fn check_passes_the_routes_that_the_result_has() {
+    let netns = Netns::new();
+    let interfaces = json!([{"name": "eth0", "sandbox": netns.path}]);
+    let asked = |routes: Value| {
+        let agent = Agent::good();
+        let previous = with(json!({"interfaces": interfaces}), routes);
+        let stdin = with(agent.config("1.1.0"), json!({"prevResult": previous}));
+        let output = verb("CHECK", &netns.path, &stdin);
+        assert_eq!(output.exit, 0, "{output:?}");
+        let Verb::Check(attach) = agent.got().remove(0).verb else { panic!("a CHECK") };
+        attach.expected_routes
+    };
+    let route = |dst: &str, gw: Option<&str>| ExpectedRoute {
+        dst: dst.parse().unwrap(),
+        gw: gw.map(|gw| gw.parse().unwrap()),
+    };
+    // None would mean a plugin that does not tell them.
+    for nothing in [json!({}), json!({"routes": null}), json!({"routes": []})] {
+        assert_eq!(asked(nothing), Some(Vec::new()));
+    }
+    let routes = json!([
+        {"dst": "0.0.0.0/0", "gw": "10.1.0.1"},
+        {"dst": "::/0", "gw": "", "mtu": 1400},
+        {"dst": "198.51.100.0/24"},
+    ]);
+    let wanted =
+        vec![route("0.0.0.0/0", Some("10.1.0.1")), route("::/0", None), route("198.51.100.0/24", None)];
+    assert_eq!(asked(json!({"routes": routes})), Some(wanted));
 }
 
 #[test]

@@ -509,6 +509,20 @@ fn a_wrong_configuration_is_code_7() {
         {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"prevResult.ips[0].interface is 0: it must be an index into interfaces"}
     "#]],
     );
+    add(
+        r#","prevResult":{"routes":[{"dst":"default"}]}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"prevResult.routes[0].dst is \"default\": it must be a destination with prefix length, such as 0.0.0.0/0"}
+        "#]],
+    );
+    add(
+        r#","prevResult":{"routes":[{"dst":"0.0.0.0/0","gw":"10.1"}]}"#,
+        &expect![[r#"
+            exit 1
+            {"cniVersion":"1.0.0","code":7,"details":"correct this key of the network configuration","msg":"prevResult.routes[0].gw is \"10.1\": it must be an IP address"}
+        "#]],
+    );
     check(
         &format!("CNI_COMMAND=CHECK {POD}"),
         &conf("1.0.0", ""),

@@ -413,11 +413,12 @@ impl Attacher {
         let Some(attachment) = attachment else {
             return Err(failed(format!("no attachment for container {}", attach.id.container_id)));
         };
-        if let Some(foreign) = attach.expected_ips.iter().find(|ip| !attachment.ips.contains(ip)) {
-            return Err(failed(format!(
-                "prevResult names {foreign}, the attachment has {:?}",
-                attachment.ips
-            )));
+        // Later plugins may have added addresses and changed routes: prevResult says what is to be there.
+        let expected = &attach.expected_ips;
+        if let Some(missing) = attachment.ips.iter().find(|ip| !expected.contains(ip))
+            && !expected.is_empty()
+        {
+            return Err(failed(format!("prevResult names {expected:?}, the attachment has {missing}")));
         }
         if attach.port_mappings != attachment.port_mappings {
             let (has, wants) = (&attachment.port_mappings, &attach.port_mappings);
@@ -434,7 +435,9 @@ impl Attacher {
         if let Some(text) = self.check_rates(&veth, &attachment).await? {
             return Err(failed(text));
         }
-        podlink::check(&self.kernel, netns, &link).await.map_err(|error| match error {
+        let gateways = link.ips.iter().map(|(_, gateway)| *gateway);
+        let defaults = gateways.filter(|gateway| attach.expects_default(*gateway)).collect();
+        podlink::check(&self.kernel, netns, &link, defaults).await.map_err(|error| match error {
             PodLinkError::Changed(text) => failed(text),
             PodLinkError::Kernel(_)
             | PodLinkError::Request { .. }

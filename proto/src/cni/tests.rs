@@ -46,6 +46,29 @@ fn the_veth_of_an_attachment_is_stable() {
     assert_eq!(id.note_name(), "hwd72e032fedd94.json");
 }
 
+#[test]
+fn check_expects_the_default_routes_that_the_result_has_and_all_where_it_does_not_say() {
+    let gateways: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd00:1::1".parse().unwrap()];
+    for (routes, expected) in [
+        // A plugin of before.
+        ("", [true, true]),
+        (r#","expectedRoutes":[]"#, [false, false]),
+        (
+            r#","expectedRoutes":[{"dst":"0.0.0.0/0","gw":"10.1.0.1"},{"dst":"fd00::/8","gw":"fd00:1::1"}]"#,
+            [true, false],
+        ),
+        // The first leads elsewhere, the second by the gateway of its address.
+        (r#","expectedRoutes":[{"dst":"0.0.0.0/0","gw":"192.0.2.1"},{"dst":"::/0"}]"#, [false, true]),
+    ] {
+        let text = format!(
+            r#"{{"id":{{"containerId":"c","ifname":"eth0"}},"network":"n","netns":"/n","pod":null{routes}}}"#
+        );
+        let attach: Attach = decode(text.as_bytes()).unwrap();
+        assert_eq!(gateways.map(|gateway| attach.expects_default(gateway)), expected, "{routes}");
+        assert_eq!(serde_json::to_string(&attach).unwrap(), text, "written as it was read");
+    }
+}
+
 proptest! {
     #[test]
     fn no_bytes_panic_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
