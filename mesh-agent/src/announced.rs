@@ -57,6 +57,7 @@ pub fn annotations(wanted: &Announced) -> serde_json::Value {
 /// are left to it.
 fn differences(pods: &Pods, table: &Table) -> BTreeMap<ObjectName, Difference> {
     let mut differences = BTreeMap::new();
+    let attachments = table.newest_first();
     for (name, pod) in pods.pods.iter().filter(|(_, pod)| pods.synced && !pod.host_network) {
         let is = |a: &crate::attachments::Attachment| {
             let known = a.pod.as_ref();
@@ -64,7 +65,7 @@ fn differences(pods: &Pods, table: &Table) -> BTreeMap<ObjectName, Difference> {
                 p.namespace == name.namespace && p.name == name.name && pod.meta.is(p.uid.as_deref())
             })
         };
-        let of_pod = || table.attachments.iter().filter(|(_, a)| is(a));
+        let of_pod = || attachments.iter().copied().filter(|(_, a)| is(a));
         let seen = Announced { ips: pod.announced_ips.clone(), ports: pod.announced_ports.clone() };
         // Whose file was lost may be this pod.
         let text = seen.ips.as_deref().unwrap_or_default();
@@ -75,8 +76,12 @@ fn differences(pods: &Pods, table: &Table) -> BTreeMap<ObjectName, Difference> {
         if of_pod().any(|(veth, _)| table.busy.contains(veth)) || table.attachments.values().any(orphan) {
             continue;
         }
-        let attached = of_pod().next().map(|(_, a)| Announced::of(&a.ips, &pod.ports));
-        let wanted = attached.unwrap_or_default();
+        let mut attached = of_pod().map(|(_, a)| Announced::of(&a.ips, &pod.ports));
+        // Of two one is a dead sandbox's, and the last ADD has said which: it is not undone for that one.
+        if attached.any(|one| one == seen) {
+            continue;
+        }
+        let wanted = of_pod().next().map(|(_, a)| Announced::of(&a.ips, &pod.ports)).unwrap_or_default();
         if seen != wanted {
             let uid = pod.meta.uid.clone();
             differences.insert(name.clone(), Difference { uid, seen, wanted });

@@ -3,11 +3,13 @@
 //! Writes are atomic and synced before anything of the attachment is in force. A freed attachment's file is renamed to
 //! `<veth>-<milliseconds>.freed` and stays until its addresses have rested, so that the quarantine survives a restart.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use mesh_core::ipam::{Ipam, Millis, QUARANTINE};
 use proto::cni::{AttachmentId, Bandwidth, PodRef, PortMapping};
@@ -72,6 +74,8 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Attachme
 pub struct Loaded {
     /// Attachments by veth.
     pub attachments: BTreeMap<String, Attachment>,
+    /// When their files were written, which says no more than which is newer.
+    pub written: BTreeMap<String, SystemTime>,
     /// Addresses at rest and since when, in milliseconds since boot.
     pub resting: Vec<(IpAddr, Millis)>,
     /// Files that could not be read, with the reason: left where they are, their addresses unknown.
@@ -109,6 +113,9 @@ impl Directory {
             if let Some(veth) = name.strip_suffix(".json") {
                 match read(&path) {
                     Ok(attachment) => {
+                        if let Ok(at) = fs::metadata(&path).and_then(|file| file.modified()) {
+                            loaded.written.insert(veth.to_owned(), at);
+                        }
                         loaded.attachments.insert(veth.to_owned(), attachment);
                     }
                     Err(reason) => loaded.unreadable.push((path, reason)),
@@ -226,6 +233,8 @@ pub struct Table {
     pub attachments: BTreeMap<String, Attachment>,
     /// Veths that a request is working on: nobody else touches them.
     pub busy: BTreeSet<String>,
+    /// Which is newer: by veth a number that grows.
+    made: BTreeMap<String, u64>,
 }
 
 impl Table {
@@ -241,7 +250,31 @@ impl Table {
         for (address, at) in loaded.resting {
             ipam.rest(address, at.min(now));
         }
-        Self { ipam, attachments: loaded.attachments, busy: BTreeSet::new() }
+        let mut written: Vec<_> = loaded.written.into_iter().map(|(veth, at)| (at, veth)).collect();
+        written.sort();
+        let made = (0_u64..).zip(written).map(|(number, (_, veth))| (veth, number)).collect();
+        Self { ipam, attachments: loaded.attachments, busy: BTreeSet::new(), made }
+    }
+
+    /// Takes note of an attachment that is being made.
+    pub fn insert(&mut self, veth: &str, attachment: Attachment) {
+        let next = self.made.values().max().map_or(0, |last| last + 1);
+        self.made.insert(veth.to_owned(), next);
+        self.attachments.insert(veth.to_owned(), attachment);
+    }
+
+    /// Forgets an attachment. Returns what it was.
+    pub fn remove(&mut self, veth: &str) -> Option<Attachment> {
+        self.made.remove(veth);
+        self.attachments.remove(veth)
+    }
+
+    /// The attachments, the newest first. A pod has two where its former sandbox was never taken down, as after a reboot,
+    /// until the reaper finds that its link is gone.
+    pub fn newest_first(&self) -> Vec<(&String, &Attachment)> {
+        let mut all: Vec<_> = self.attachments.iter().collect();
+        all.sort_by_key(|(veth, _)| Reverse(self.made.get(*veth).copied()));
+        all
     }
 
     /// Takes note of a veth whose file cannot be read, by the addresses that are routed to it: they stay taken until the

@@ -34,13 +34,12 @@ fn attachment(pod: Option<(&str, &str)>, ip: &str) -> Attachment {
     }
 }
 
-/// What would be corrected: `uid: ips`.
+/// What would be corrected: `uid: ips`. Of the attachments each is newer than those before it.
 fn check(pods: &[(&str, Arc<OwnPod>)], attachments: &[(&str, Attachment)], busy: &[&str], expect: &[&str]) {
     let name = |name: &str| ObjectName { namespace: "a".into(), name: name.into() };
     let pods = Pods { pods: pods.iter().map(|(n, pod)| (name(n), Arc::clone(pod))).collect(), synced: true };
-    let attachments = attachments.iter().map(|(veth, a)| ((*veth).to_owned(), a.clone())).collect();
-    let loaded = Loaded { attachments, ..Loaded::default() };
-    let mut table = Table::new(Ipam::new("n".parse().unwrap(), &[]), loaded, Millis(0));
+    let mut table = Table::new(Ipam::new("n".parse().unwrap(), &[]), Loaded::default(), Millis(0));
+    attachments.iter().for_each(|(veth, a)| table.insert(veth, a.clone()));
     table.busy = busy.iter().map(|veth| (*veth).to_owned()).collect();
     let found = differences(&pods, &table);
     let text = |d: &Difference| format!("{}: {}", d.uid, d.wanted.ips.clone().unwrap_or_default());
@@ -69,4 +68,18 @@ fn a_pod_that_a_request_works_on_or_whose_file_was_lost_is_left_alone() {
     check(&[("p", pod("u", None))], &[on], &["hw1"], &[]);
     let lost = ("hw2", attachment(None, "10.1.0.3"));
     check(&[("q", pod("u", Some("10.1.0.3")))], &[lost], &[], &[]);
+}
+
+/// After a reboot the runtime makes a new sandbox, and nobody has taken down the former one.
+#[test]
+fn of_a_pods_two_sandboxes_either_may_be_announced_and_else_the_newer_one_is() {
+    let (old, new) = (attachment(Some(("p", "u")), "10.1.0.2"), attachment(Some(("p", "u")), "10.1.0.3"));
+    for veths in [["hw1", "hw2"], ["hw2", "hw1"]] {
+        let both = [(veths[0], old.clone()), (veths[1], new.clone())];
+        for said in ["10.1.0.2", "10.1.0.3"] {
+            check(&[("p", pod("u", Some(said)))], &both, &[], &[]);
+        }
+        check(&[("p", pod("u", None))], &both, &[], &["u: 10.1.0.3"]);
+        check(&[("p", pod("u", Some("10.9.9.9")))], &both, &[], &["u: 10.1.0.3"]);
+    }
 }

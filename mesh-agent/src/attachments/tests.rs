@@ -58,3 +58,27 @@ fn another_interface_of_the_same_container_is_found() {
         assert_eq!(table.sibling(&id), wanted, "{container} {ifname}");
     }
 }
+
+#[test]
+fn the_newest_attachment_comes_first_and_those_of_before_by_the_age_of_their_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::open(dir.path()).unwrap();
+    for (veth, seconds) in [("hw1", 1), ("hw2", 3), ("hw3", 2)] {
+        directory.write(veth, &attachment(veth, "10.0.0.2")).unwrap();
+        let file = File::options().write(true).open(dir.path().join(format!("{veth}.json"))).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
+    }
+    let loaded = directory.load().unwrap();
+    let mut table = Table::new(Ipam::new("n".parse().unwrap(), &[]), loaded, Millis(0));
+    let veths = |table: &Table| -> Vec<String> {
+        table.newest_first().into_iter().map(|(veth, _)| veth.clone()).collect()
+    };
+    assert_eq!(veths(&table), ["hw2", "hw3", "hw1"]);
+    table.insert("hw0", attachment("a", "10.0.0.3"));
+    // Nobody knows how old it is.
+    table.recover("hw4", vec![]);
+    assert_eq!(veths(&table), ["hw0", "hw2", "hw3", "hw1", "hw4"]);
+    assert!(table.remove("hw3").is_some());
+    table.insert("hw3", attachment("b", "10.0.0.4"));
+    assert_eq!(veths(&table), ["hw3", "hw0", "hw2", "hw1", "hw4"]);
+}

@@ -233,7 +233,7 @@ impl Attacher {
             port_mappings: attach.port_mappings.clone(),
             bandwidth: attach.bandwidth,
         };
-        table.attachments.insert(veth.to_owned(), attachment.clone());
+        table.insert(veth, attachment.clone());
         Ok((attachment, true))
     }
 
@@ -384,7 +384,7 @@ impl Attacher {
         }
         let mut table = self.table();
         self.unannounced.notify_one();
-        if let Some(attachment) = table.attachments.remove(veth) {
+        if let Some(attachment) = table.remove(veth) {
             self.pool(&mut table, |ipam| attachment.ips.iter().for_each(|ip| ipam.release(*ip, now())));
         }
         Ok(())
