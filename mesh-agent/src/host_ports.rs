@@ -136,7 +136,8 @@ impl Work {
     fn ensure(&mut self, attachments: &Mutex<attachments::Table>) -> Result<Turn, NftError> {
         let published: Vec<Published> = {
             let attachments = attachments.lock().unwrap_or_else(PoisonError::into_inner);
-            attachments.attachments.values().flat_map(published).collect()
+            // Of two for one port the first counts: a pod's new sandbox and not its former one.
+            attachments.newest_first().into_iter().flat_map(|(_, attachment)| published(attachment)).collect()
         };
         let wanted = ruleset(&published, POD_VETH_PREFIX);
         let same = self.ensured.as_ref() == Some(&wanted);

@@ -56,6 +56,29 @@ fn a_second_interface_of_a_sandbox_is_refused_by_name_and_the_first_one_stays_wh
     }
 }
 
+/// As after a reboot, when the runtime makes new sandboxes and the agent still knows the former ones.
+#[test]
+fn a_pods_next_sandbox_has_its_host_ports_though_nobody_has_taken_down_the_former_one() {
+    let lab = lab("successor", 1);
+    let mut former = Prepared::new(&lab, 1, "pod");
+    let mut next = Prepared::of_uid(&lab, 1, "pod", &former.uid);
+    let mut other = Prepared::new(&lab, 1, "other");
+    for pod in [&mut former, &mut next, &mut other] {
+        pod.sandbox.runtime_config = json!({"portMappings": [
+            {"hostPort": 8088, "containerPort": 8080, "protocol": "tcp"}]});
+    }
+    let first = former.add(&lab).unwrap();
+    former.check(&lab, &first).unwrap();
+    let second = next.add(&lab).unwrap();
+    // CHECK says, too, where the port leads.
+    next.check(&lab, &second).unwrap();
+    let (error, _) = refused(|| other.add(&lab));
+    assert_eq!(error.code, 11, "{error}");
+    former.del(&lab, Some(&first)).unwrap();
+    next.check(&lab, &second).unwrap();
+    answers(&lab.node(1).namespace, &addresses(&second)).unwrap();
+}
+
 /// An interface that somebody else made under our name: refused, and no address is taken for it.
 #[test]
 fn an_add_onto_a_foreign_interface_takes_nothing() {

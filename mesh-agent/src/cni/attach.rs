@@ -218,7 +218,7 @@ impl Attacher {
             return Err(second_interface(first, &attach.id));
         }
         let ports = mapped(&attach.port_mappings)?;
-        host_ports::claim(&ports, attach.pod.as_ref(), &table.attachments)
+        host_ports::claim(&ports, attach.pod.as_ref(), &attach.id, &table.attachments)
             .map_err(|taken| port_taken(&taken))?;
         let ips = self.pool(&mut table, |ipam| ipam.allocate(&attach.requested_ips, now()));
         let ips = ips.map_err(|error| pool_failure(&error))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_core::prefix::same_family;
-use proto::cni::PodRef;
+use proto::cni::{AttachmentId, PodRef};
 
 use crate::attachments::Attachment;
 use crate::facts::pod::HostPort;
@@ -43,13 +43,21 @@ fn name(pod: Option<&PodRef>) -> String {
     pod.map_or_else(|| "a pod without a name".to_owned(), |pod| format!("pod {}/{}", pod.namespace, pod.name))
 }
 
-/// Is every one of `wanted` free among those of `attachments`? The same port twice for the same port of the pod is one.
+/// A former sandbox of this very pod, which nobody has taken down yet, as after a reboot. Its hostPorts are its successor's.
+fn is_former(attachment: &Attachment, id: &AttachmentId, pod: Option<&PodRef>) -> bool {
+    let same_pod = pod.is_some_and(|pod| pod.uid.is_some()) && attachment.pod.as_ref() == pod;
+    same_pod && attachment.id.container_id != id.container_id
+}
+
+/// Is every one of `wanted` free for the sandbox `id` among those of `attachments`? The same port twice for the same port of
+/// the pod is one.
 ///
 /// # Errors
 /// The first that is not, with who has it.
 pub fn claim(
     wanted: &[HostPort],
     by: Option<&PodRef>,
+    id: &AttachmentId,
     attachments: &BTreeMap<String, Attachment>,
 ) -> Result<(), Taken> {
     let taken = |wanted: &HostPort, held: &HostPort, holder: Option<&PodRef>, own| Taken {
@@ -66,7 +74,7 @@ pub fn claim(
         {
             return Err(taken(port, held, by, true));
         }
-        for attachment in attachments.values() {
+        for attachment in attachments.values().filter(|attachment| !is_former(attachment, id, by)) {
             let mut held = attachment.port_mappings.iter().filter_map(HostPort::mapped);
             if let Some(held) = held.find(|held| overlap(port, held)) {
                 return Err(taken(port, &held, attachment.pod.as_ref(), false));
@@ -80,7 +88,7 @@ pub fn claim(
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use proto::cni::{AttachmentId, PortMapping};
+    use proto::cni::PortMapping;
 
     fn mapping(text: &str) -> PortMapping {
         // protocol@address:port>port
@@ -114,7 +122,8 @@ mod tests {
         let held = BTreeMap::from([("hw1".to_owned(), attachment(held))]);
         let wanted: Vec<HostPort> =
             wanted.iter().map(|port| HostPort::mapped(&mapping(port)).unwrap()).collect();
-        claim(&wanted, Some(&pod), &held).map_err(|taken| taken.to_string())
+        let id = AttachmentId { container_id: "d".into(), ifname: "eth0".into() };
+        claim(&wanted, Some(&pod), &id, &held).map_err(|taken| taken.to_string())
     }
 
     #[test]
@@ -146,6 +155,30 @@ mod tests {
             ask(&["udp@:53>53"], &["tcp@:53>53", "udp@192.0.2.1:53>5353"]).unwrap_err(),
             "hostPort 192.0.2.1:53/UDP of pod x/second is taken: pod x/first has hostPort 53/UDP on this node"
         );
+    }
+
+    #[test]
+    fn a_former_sandbox_does_not_stand_in_the_way_of_the_same_pods_next_one() {
+        let pod = |uid: Option<&str>| PodRef {
+            namespace: "x".into(),
+            name: "p".into(),
+            uid: uid.map(str::to_owned),
+        };
+        let port = "tcp@:80>80";
+        for (held_in, holder, wanted_in, by, free) in [
+            ("before", Some("u"), "now", Some("u"), true),
+            // Another pod of that name, which may still run.
+            ("before", Some("u"), "now", Some("v"), false),
+            ("before", None, "now", None, false),
+            ("now", Some("u"), "now", Some("u"), false),
+        ] {
+            let id = |container: &str| AttachmentId { container_id: container.into(), ifname: "eth0".into() };
+            let former = Attachment { id: id(held_in), pod: Some(pod(holder)), ..attachment(&[port]) };
+            let held = BTreeMap::from([("hw1".to_owned(), former)]);
+            let wanted = [HostPort::mapped(&mapping(port)).unwrap()];
+            let claimed = claim(&wanted, Some(&pod(by)), &id(wanted_in), &held);
+            assert_eq!(claimed.is_ok(), free, "{holder:?} in {held_in}, {by:?} in {wanted_in}");
+        }
     }
 
     fn ports() -> impl Strategy<Value = Vec<String>> {
