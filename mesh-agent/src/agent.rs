@@ -471,9 +471,7 @@ impl Agent {
             table.ipam.set_cidrs(&desired.own_pod_cidrs);
         }
         let now = crate::cni::now();
-        for usage in table.ipam.usage(now) {
-            self.metrics.set_pool(&usage);
-        }
+        self.metrics.set_pools(&table.ipam.usage(now));
         table.ipam.problems(now)
     }
 

@@ -287,12 +287,15 @@ impl Metrics {
         self.cni_seconds.get_or_create(&word(verb)).observe(took.as_secs_f64());
     }
 
-    /// How full a pool is.
-    pub fn set_pool(&self, usage: &mesh_core::ipam::Usage) {
-        let states = [("used", usage.used), ("resting", usage.resting), ("capacity", usage.capacity)];
-        for (state, value) in states {
-            let label = PoolLabel { cidr: usage.cidr.to_string(), state: state.to_owned() };
-            self.pool.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));
+    /// How full all pools of this node are. A Node that is made anew may have others than before.
+    pub fn set_pools(&self, usages: &[mesh_core::ipam::Usage]) {
+        self.pool.clear();
+        for usage in usages {
+            let states = [("used", usage.used), ("resting", usage.resting), ("capacity", usage.capacity)];
+            for (state, value) in states {
+                let label = PoolLabel { cidr: usage.cidr.to_string(), state: state.to_owned() };
+                self.pool.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
         }
     }
 
@@ -319,5 +322,33 @@ impl Metrics {
     /// Our annotation was overwritten.
     pub fn announcement_overwritten(&self) {
         self.overwritten.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::ipam::Usage;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_cidr_that_the_node_has_no_more_is_not_shown() {
+        let metrics = Metrics::new();
+        let usage = |cidr: &str| Usage { cidr: cidr.parse().unwrap(), used: 3, resting: 1, capacity: 253 };
+        metrics.set_pools(&[usage("10.1.0.0/24"), usage("fd01::/64")]);
+        assert!(metrics.render().contains("hawser_pool_addresses{cidr=\"10.1.0.0/24\",state=\"used\"} 3"));
+        metrics.set_pools(&[usage("10.2.0.0/24")]);
+        let text = metrics.render();
+        let mut shown: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("hawser_pool_addresses{")).collect();
+        shown.sort_unstable();
+        assert_eq!(
+            shown,
+            [
+                "hawser_pool_addresses{cidr=\"10.2.0.0/24\",state=\"capacity\"} 253",
+                "hawser_pool_addresses{cidr=\"10.2.0.0/24\",state=\"resting\"} 1",
+                "hawser_pool_addresses{cidr=\"10.2.0.0/24\",state=\"used\"} 3",
+            ]
+        );
     }
 }

@@ -395,7 +395,7 @@ impl Attacher {
         let troubled = |table: &Table| table.ipam.problems(now()).len();
         let before = troubled(table);
         let result = change(&mut table.ipam);
-        table.ipam.usage(now()).iter().for_each(|usage| self.metrics.set_pool(usage));
+        self.metrics.set_pools(&table.ipam.usage(now()));
         if troubled(table) != before {
             // A full queue is a nudge that is already there.
             let _ = self.nudge.try_send(());
