@@ -95,6 +95,8 @@ pub struct View {
     pods: BTreeMap<ObjectName, Arc<RemotePod>>,
     found: BTreeMap<ObjectName, (Arc<RemotePod>, Instant)>,
     own: BTreeMap<ObjectName, Arc<OwnPod>>,
+    /// Those of them that an ADD had from the API, and the watch not yet, or no more: it need not tell of their end.
+    asked: BTreeSet<ObjectName>,
     attached: BTreeMap<String, (u64, Attached)>,
     attachments_made: u64,
     unread: BTreeMap<(&'static str, Option<String>, String), Unread>,
@@ -139,6 +141,7 @@ impl View {
             pods: BTreeMap::new(),
             found: BTreeMap::new(),
             own: BTreeMap::new(),
+            asked: BTreeSet::new(),
             attached: BTreeMap::new(),
             attachments_made: 0,
             unread: BTreeMap::new(),
@@ -269,7 +272,10 @@ impl View {
             match (known, &attached.own) {
                 (Some(known), _) => attached.own = Some(Arc::clone(known)),
                 // The API itself was asked for this pod, after the watch had told of another one of its name or of none.
-                (None, Some(asked)) => drop(self.own.insert(name.clone(), Arc::clone(asked))),
+                (None, Some(asked)) => {
+                    self.own.insert(name.clone(), Arc::clone(asked));
+                    self.asked.insert(name.clone());
+                }
                 (None, None) => {}
             }
         }
@@ -282,6 +288,14 @@ impl View {
     pub fn detach(&mut self, veth: &str, facts: &mut Vec<Fact>) -> Option<Attached> {
         let (_, attached) = self.attached.remove(veth)?;
         let name = attached.pod.as_ref().map(|(name, _)| name.clone());
+        if let Some(name) = &name {
+            let bears = |(_, other): &(u64, Attached)| other.pod.as_ref().is_some_and(|(n, _)| n == name);
+            // The watch may have told of its deletion before the ADD did of it. Whoever gets the name next, on another node,
+            // would never be believed.
+            if !self.attached.values().any(bears) && self.asked.remove(name) {
+                self.own.remove(name);
+            }
+        }
         self.settle(&name.into_iter().collect(), facts);
         Some(attached)
     }
@@ -310,6 +324,8 @@ impl View {
                 }
             }
         }
+        // From now on the watch tells what becomes of it.
+        self.asked.remove(name);
         match pod {
             Some(pod) => self.own.insert(name.clone(), pod),
             None => self.own.remove(name),

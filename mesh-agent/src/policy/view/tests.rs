@@ -201,6 +201,59 @@ fn what_the_api_said_to_an_add_counts_more_than_a_watch_that_stands_still() {
 }
 
 #[test]
+fn a_pod_that_an_add_alone_knew_of_does_not_keep_its_name_from_the_next_one_elsewhere() {
+    let mut view = view();
+    with_nodes(&mut view);
+    let asked = |veth: &str, uid: &str, address: &str| Attached {
+        own: Some(own(uid, "x")),
+        ..attached(veth, "a/p-0", uid, address)
+    };
+    let elsewhere = |view: &mut View, address: &str| {
+        let mut mail = Mail::default();
+        mail.pods.changes.insert(name("a/p-0"), Some(remote(&[address])));
+        said(&view.fold(mail, Instant::now()), "a/p-0")
+    };
+    // Taken together: the watch tells of its beginning and its end, then the ADD has it from the API.
+    let mut mail = Mail::default();
+    mail.own.changes.insert(name("a/p-0"), None);
+    view.fold(mail, Instant::now());
+    let mut facts = Vec::new();
+    view.attach(asked("hw1", "u1", "10.1.0.5"), &mut facts);
+    assert_eq!(said(&facts, "a/p-0"), ips(&["10.1.0.5"]));
+    assert_eq!(elsewhere(&mut view, "10.2.0.5"), ips(&["10.1.0.5"]), "it is here until its link is gone");
+    facts.clear();
+    view.detach("hw1", &mut facts);
+    assert_eq!(said(&facts, "a/p-0"), ips(&["10.2.0.5"]));
+    assert_eq!(elsewhere(&mut view, "10.2.0.6"), ips(&["10.2.0.6"]));
+    // One that the watch knows stays this node's own: what is written at it says nothing.
+    view.attach(asked("hw2", "u2", "10.1.0.6"), &mut facts);
+    let mut mail = Mail::default();
+    mail.own.changes.insert(name("a/p-0"), Some(own("u2", "x")));
+    view.fold(mail, Instant::now());
+    view.detach("hw2", &mut facts);
+    assert_eq!(elsewhere(&mut view, "10.2.0.7"), Some(None));
+    let mut mail = Mail::default();
+    mail.own.changes.insert(name("a/p-0"), None);
+    assert_eq!(said(&view.fold(mail, Instant::now()), "a/p-0"), ips(&["10.2.0.7"]));
+}
+
+#[test]
+fn of_two_links_of_an_asked_pod_the_first_that_goes_leaves_the_other_what_it_was() {
+    let mut view = view();
+    with_nodes(&mut view);
+    let mut facts = Vec::new();
+    view.attach(attached("hw1", "a/p", "old", "10.1.0.5"), &mut facts);
+    let new = Attached { own: Some(own("new", "y")), ..attached("hw2", "a/p", "new", "10.1.0.6") };
+    view.attach(new, &mut facts);
+    facts.clear();
+    view.detach("hw2", &mut facts);
+    assert_eq!(said(&facts, "a/p"), Some(None), "the old one is nobody");
+    assert!(view.current(&name("a/p")).is_none());
+    view.detach("hw1", &mut facts);
+    assert_eq!(said(&facts, "a/p"), Some(None));
+}
+
+#[test]
 fn a_pod_that_was_deleted_by_force_and_still_runs_keeps_what_was_known_of_it() {
     let mut view = view();
     with_nodes(&mut view);
