@@ -296,11 +296,10 @@ fn removals(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
         Target::Device { device, .. } => observed.links.contains(device),
         Target::Unreachable => true,
     };
-    for old in replaced {
-        let makes_way = desired.routes.iter().any(|new| key(new) == key(old) && possible(new));
-        if !makes_way {
-            ops.push(Op::RemoveRoute(old.clone()));
-        }
+    if !replaced.is_empty() {
+        let made: BTreeSet<_> = desired.routes.iter().filter(|new| possible(new)).map(key).collect();
+        let astray = replaced.into_iter().filter(|old| !made.contains(&key(old)));
+        ops.extend(astray.cloned().map(Op::RemoveRoute));
     }
     for (slot, have) in &observed.devices {
         let Some(want) = desired.devices.get(slot) else { continue };

@@ -6,6 +6,7 @@
 //! another one takes its place, or when this node's own key does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -419,19 +420,15 @@ impl Psks {
         view: &ClusterView,
         unput: &BTreeSet<(Slot, PublicKey)>,
     ) {
-        let mesh: Vec<_> = desired.mesh.iter().copied().collect();
-        for ((name, _), message, reply) in self.sayable(view, observed, unput) {
+        let sayings = self.sayable(view, observed, unput);
+        let ways = if sayings.is_empty() { BTreeMap::new() } else { ways(&desired.mesh, &desired.peer_mesh) };
+        for ((name, _), message, reply) in sayings {
             let letter = Letter { mode: self.mode, message: Some(message) };
             if let Some(reply) = reply {
                 drop(reply.send(letter));
                 continue;
             }
-            let theirs = desired.peer_mesh.iter().filter(|(_, of)| **of == name).map(|(address, _)| *address);
-            let ways = theirs.filter_map(|at| {
-                let from = mesh.iter().find(|from| mesh_core::prefix::same_family(**from, at))?;
-                Some((*from, at))
-            });
-            if let Some(way) = ways.into_iter().next() {
+            if let Some(way) = ways.get(&name).copied() {
                 self.courier.send(name, way, &letter);
             }
         }
@@ -486,6 +483,21 @@ impl Psks {
         };
         (open, self.pacts.iter().map(waiting).sum())
     }
+}
+
+/// From which of our mesh addresses to which of theirs letters to each peer go: the first of theirs that is of a family of
+/// ours.
+fn ways<'a>(
+    mesh: &BTreeSet<IpAddr>,
+    peers: &'a BTreeMap<IpAddr, NodeName>,
+) -> BTreeMap<&'a NodeName, (IpAddr, IpAddr)> {
+    let mut ways = BTreeMap::new();
+    for (at, name) in peers {
+        if let Some(from) = mesh.iter().find(|from| mesh_core::prefix::same_family(**from, *at)) {
+            ways.entry(name).or_insert((*from, *at));
+        }
+    }
+    ways
 }
 
 /// What a turn sees of the pair with a node.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::numbers::TABLE_PODS;
 use crate::plan::TABLE_MAIN;
 use crate::plan::tests::{world, world_strategy};
 use crate::psk::SlotPsk;
@@ -191,6 +192,62 @@ proptest! {
                 prop_assert!(now.is_empty(), "{op:?} loses {now:?}");
             }
         }
+    }
+}
+
+/// Routes that share places and devices.
+fn routes() -> impl Strategy<Value = BTreeSet<Route>> {
+    let route = (any::<bool>(), 0_u8..3, 0_usize..4).prop_map(|(pods, number, target)| {
+        let devices = ["hawser0", "hawser1", "hw0123456789abc"];
+        let into = |device: &&str| Target::Device { device: (*device).to_owned(), source: None };
+        Route {
+            table: if pods { TABLE_PODS } else { TABLE_HOSTS },
+            prefix: format!("10.1.{number}.0/24").parse().unwrap(),
+            target: devices.get(target).map_or(Target::Unreachable, into),
+        }
+    });
+    prop::collection::btree_set(route, 0..12)
+}
+
+/// What [`removals`] takes of routes, in its order, by comparing each with all.
+fn removed_one_by_one(desired: &Desired, observed: &Observed) -> Vec<Route> {
+    let same_place =
+        |a: &Route, b: &Route| a.table == b.table && a.prefix == b.prefix && a.metric() == b.metric();
+    let possible = |route: &Route| match &route.target {
+        Target::Device { device, .. } => observed.links.contains(device),
+        Target::Unreachable => true,
+    };
+    let mut removed = [Vec::new(), Vec::new(), Vec::new()];
+    for old in observed.routes.iter().filter(|old| !desired.routes.contains(*old)) {
+        let instead: Vec<&Route> = desired.routes.iter().filter(|new| same_place(new, old)).collect();
+        let place = if instead.is_empty() {
+            usize::from(old.table == TABLE_HOSTS && old.target != Target::Unreachable)
+        } else {
+            2
+        };
+        if !instead.into_iter().any(possible) {
+            removed[place].push(old.clone());
+        }
+    }
+    removed.concat()
+}
+
+proptest! {
+    #[test]
+    fn routes_go_as_by_comparing_each_with_all(
+        wanted in routes(), present in routes(), is_missing in any::<bool>(),
+    ) {
+        let (mut desired, _) = crate::plan::plan(&world(&["a 10.1.1.0/24 192.0.2.1"]));
+        desired.routes = wanted;
+        let mut observed = Observed { routes: present, ..empty() };
+        if is_missing {
+            observed.links.remove("hawser1");
+        }
+        let mut ops = Vec::new();
+        removals(&desired, &observed, &mut ops);
+        let route = |op: Op| if let Op::RemoveRoute(route) = op { Some(route) } else { None };
+        let removed: Vec<Route> = ops.into_iter().filter_map(route).collect();
+        prop_assert_eq!(removed, removed_one_by_one(&desired, &observed));
     }
 }
 

@@ -279,3 +279,32 @@ fn what_both_had_agreed_outlives_a_false_announcement_and_an_absence() {
     turn(&mut a, &name_b, &of_b);
     assert_eq!(Slot::ALL.map(|slot| a.id(slot, &b)), before);
 }
+
+#[test]
+fn letters_go_the_way_that_looking_through_all_addresses_finds() {
+    let read = |text: &str| -> Vec<IpAddr> {
+        text.split_whitespace().map(|address| address.parse().unwrap()).collect()
+    };
+    let all = read("10.1.1.1 10.1.2.1 fd01:0:0:1::1 fd01:0:0:2::1");
+    let names: [NodeName; 2] = ["b", "c"].map(|name| name.parse().unwrap());
+    for ours in ["", "10.1.9.1", "fd01:0:0:9::1", "10.1.9.1 fd01:0:0:9::1"] {
+        let mesh: BTreeSet<IpAddr> = read(ours).into_iter().collect();
+        // Each of the four is that of one of the two, or nobody's.
+        for number in 0_usize..81 {
+            let owned = |(at, weight): (&IpAddr, usize)| {
+                let owner = names.get(number / weight % 3)?;
+                Some((*at, owner.clone()))
+            };
+            let peers: BTreeMap<IpAddr, NodeName> = all.iter().zip([1, 3, 9, 27]).filter_map(owned).collect();
+            let found = ways(&mesh, &peers);
+            for name in &names {
+                let theirs = peers.iter().filter(|(_, of)| *of == name).map(|(at, _)| *at);
+                let mut each = theirs.filter_map(|at| {
+                    let from = mesh.iter().find(|from| mesh_core::prefix::same_family(**from, at))?;
+                    Some((*from, at))
+                });
+                assert_eq!(found.get(name).copied(), each.next(), "{ours}: {peers:?}");
+            }
+        }
+    }
+}
