@@ -42,6 +42,7 @@ use crate::watch::mail::Mailbox;
 use crate::wireguard::{Caller, Implementation, WireGuard};
 use crate::{cni, facts, http, monitor, publish};
 
+mod covered;
 mod plane;
 
 /// What the command line gives.
@@ -91,6 +92,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
+    covered::check(&options.config, &config, &kernel).await?;
     let joined_register = joined::Register::load(
         &config.state_dir,
         (node.clone(), crate::container::proc_sys().join("net/ipv6").is_dir()),

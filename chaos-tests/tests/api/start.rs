@@ -77,6 +77,22 @@ const CASES: &[Case] = &[
         &["field podCIDRs", "covers every address"],
     ),
     case(
+        "pods that run are in no pod CIDR",
+        "cp -rp /var/lib/hawser/attachments state/; sed -i 's/10.244.0.0/10.242.0.0/' config.yaml",
+        &[
+            "configuration /run/bad/config.yaml",
+            "field podCIDRs",
+            "[10.242.0.0/16, fd00:10:244::/48] does not cover 10.244.1.",
+            "of pod default/steady-1-2",
+            "name their prefix there",
+        ],
+    ),
+    case(
+        "pods that run are in no pod CIDR, and their files are lost",
+        "sed -i \"s/, 'fd00:10:244::.48'//\" config.yaml",
+        &["field podCIDRs", "[10.244.0.0/16] does not cover fd00:10:244:1::", "of the pod on link hw"],
+    ),
+    case(
         "exempt pods",
         "printf 'podCIDRs: [10.244.0.0/16]\\nnonMasqueradeCIDRs: [10.0.0.0/8]\\n' > config.yaml",
         &["field nonMasqueradeCIDRs", "10.244.0.0/16", "remove it"],
