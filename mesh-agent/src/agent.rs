@@ -324,7 +324,11 @@ impl Agent {
             }
         }
         self.ledger.note(self.psks.at_work());
-        let (desired, mut problems) = plan(&view);
+        let (mut desired, mut problems) = plan(&view);
+        // Asked anew each time: it may be a module that comes later.
+        if !crate::container::has_ipv6() {
+            desired.without_ipv6();
+        }
         problems.extend(refused);
         let mode = if view.synced { Mode::Full } else { Mode::AddOnly };
         problems.extend(self.pool(&desired, view.synced));

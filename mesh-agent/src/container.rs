@@ -24,6 +24,17 @@ pub(crate) fn proc_sys() -> &'static Path {
     WRITABLE.get_or_init(|| PathBuf::from(PROC_SYS))
 }
 
+/// Whether the kernel has IPv6: not where it was booted with `ipv6.disable=1`.
+pub(crate) fn has_ipv6() -> bool {
+    shows_ipv6(proc_sys())
+}
+
+/// Where no settings are seen at all nothing is known, and nothing may be left unguarded for that.
+fn shows_ipv6(proc_sys: &Path) -> bool {
+    let net = proc_sys.join("net");
+    net.join("ipv6").is_dir() || !net.join("ipv4").is_dir()
+}
+
 /// Fails, with the remedy, where no BPF file system is at or above `pins`. An agent would mount one; in a container that ended
 /// with the container, and with it every program that is pinned there: pods without policy, uplinks without guard.
 ///
@@ -48,6 +59,17 @@ pub(crate) fn bpffs_is_mounted(pins: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_has_no_ipv6_only_where_its_settings_are_seen_without_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str| std::fs::create_dir_all(folder.path().join("net").join(name)).unwrap();
+        assert!(shows_ipv6(folder.path()), "nothing is seen");
+        make("ipv4");
+        assert!(!shows_ipv6(folder.path()));
+        make("ipv6");
+        assert!(shows_ipv6(folder.path()));
+    }
 
     #[test]
     fn pins_on_an_ordinary_file_system_are_refused_with_the_remedy() {

@@ -1,8 +1,12 @@
 //! Firewall and host environment, once per turn: puts them right where that is allowed and says what it found.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
+use mesh_core::host::HostTraffic;
 use mesh_core::numbers::{POD_VETH_PREFIX, SLOT_PORTS};
-use mesh_core::plan::Desired;
+use mesh_core::plan::{self, Desired};
+use mesh_core::prefix::Family;
 use mesh_core::slot::Slot;
 
 use crate::config::Config;
@@ -156,6 +160,7 @@ impl Guard {
             tunnel_ports: SLOT_PORTS,
             ipv4: own.iter().any(|cidr| cidr.addr().is_ipv4()),
             ipv6: own.iter().any(|cidr| cidr.addr().is_ipv6()),
+            ipv6_guarded: config.settings.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6()),
             loose: desired.own_node_ips.iter().copied().filter(|_| on).collect(),
         };
         let state_dir = config.state_dir.clone();
@@ -213,19 +218,42 @@ fn set(host: &Host, fix: &HostFix) -> Option<String> {
     }
 }
 
+/// Of what is guarded, what a kernel can have. One without IPv6 refuses such routes, and no packet of that family comes or leaves
+/// there: an agent that insisted would guard nothing at all.
+pub fn possible(mut guarded: Vec<IpNet>, has_ipv6: bool) -> Vec<IpNet> {
+    guarded.retain(|cidr| has_ipv6 || cidr.addr().is_ipv4());
+    guarded
+}
+
+/// Routes and rules that are in force before anybody is asked for anything.
+fn first(
+    guarded: &[IpNet],
+    host_traffic: &HostTraffic,
+    has_ipv6: bool,
+) -> (BTreeSet<plan::Route>, BTreeSet<plan::Rule>) {
+    let (routes, mut rules) = plan::closing(guarded);
+    rules.extend(mesh_core::host::exemptions(host_traffic));
+    rules.retain(|rule| has_ipv6 || rule.family == Family::V4);
+    (routes, rules)
+}
+
 /// Puts in force what refuses, from files alone and before anybody is asked for anything: from the boot of a node on, nothing
 /// of a pod finds the uplink. `guarded` are the cluster's pod CIDRs, and those of clusters that were joined to it when this
-/// node last heard of them.
+/// node last heard of them; what is [`possible`] of them.
 ///
 /// # Errors
 /// The kernel refused a route, a rule or the table.
-pub async fn close(config: &Config, guarded: &[IpNet], kernel: &Kernel) -> anyhow::Result<()> {
-    let (routes, rules) = mesh_core::plan::closing(guarded);
+pub async fn close(
+    config: &Config,
+    guarded: &[IpNet],
+    has_ipv6: bool,
+    kernel: &Kernel,
+) -> anyhow::Result<()> {
+    let (routes, rules) = first(guarded, &config.settings.host_traffic, has_ipv6);
     for route in &routes {
         kernel.put_route(route).await?;
     }
-    let exempt = mesh_core::host::exemptions(&config.settings.host_traffic);
-    for rule in rules.iter().chain(&exempt) {
+    for rule in &rules {
         kernel.put_rule(rule).await?;
     }
     let input = NftInput {
@@ -292,5 +320,27 @@ pub(crate) fn nft_input(config: &Config, desired: &Desired) -> NftInput {
             require: config.settings.host_traffic.require,
             exempt_tcp: config.settings.host_traffic.exempt_tcp.clone(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_ipv6_closes_what_it_can_have_of_both_families() {
+        let host_traffic = HostTraffic { on: true, exempt_tcp: [6443].into(), ..HostTraffic::default() };
+        let both: Vec<IpNet> =
+            ["10.1.0.0/16", "fd01::/48"].iter().map(|cidr| cidr.parse().unwrap()).collect();
+        let closed = |has_ipv6| first(&possible(both.clone(), has_ipv6), &host_traffic, has_ipv6);
+        let (all_routes, all_rules) = closed(true);
+        let (routes, rules) = closed(false);
+        // In the pods' table and in main, for each family.
+        assert_eq!((all_routes.len(), routes.len()), (4, 2));
+        assert!(routes.iter().all(|route| route.prefix == both[0]) && routes.is_subset(&all_routes));
+        let of_four: BTreeSet<plan::Rule> =
+            all_rules.iter().filter(|rule| rule.family == Family::V4).cloned().collect();
+        assert_eq!(rules, of_four);
+        assert_eq!(all_rules.len(), 2 * rules.len());
     }
 }

@@ -41,6 +41,8 @@ pub struct HostWant {
     pub ipv4: bool,
     /// Whether the node has IPv6 pods.
     pub ipv6: bool,
+    /// Whether there are IPv6 prefixes among those that are to be guarded.
+    pub ipv6_guarded: bool,
     /// Addresses whose interfaces must not check the way back strictly: peers' packets come in by them while this node's
     /// own go into the tunnel, and so do WireGuard's and ARP.
     pub loose: Vec<IpAddr>,

@@ -93,16 +93,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let kernel = Kernel::connect().context("Could not open a netlink socket")?;
     covered::check(&options.config, &config, &kernel).await?;
+    let has_ipv6 = crate::container::has_ipv6();
     let joined_register = joined::Register::load(
         &config.state_dir,
-        (node.clone(), crate::container::proc_sys().join("net/ipv6").is_dir()),
+        (node.clone(), has_ipv6),
         config.cluster_name.clone(),
         config.settings.pod_cidrs.clone(),
     );
     let (believed, disputed) = (joined_register.believed().clone(), joined_register.disputed().clone());
     let joined = Joined { believed, disputed, ..Joined::default() };
-    let guarded = joined.settings(&config.settings).guarded();
-    crate::guard::close(&config, &guarded, &kernel).await.context("Could not refuse plaintext of pods")?;
+    let guarded = crate::guard::possible(joined.settings(&config.settings).guarded(), has_ipv6);
+    let closed = crate::guard::close(&config, &guarded, has_ipv6, &kernel).await;
+    closed.context("Could not refuse plaintext of pods")?;
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
     let opened = plane::open(&config, &guarded, &kernel, &register).await;
     let _claim = claim?;

@@ -14,6 +14,7 @@ fn want() -> HostWant {
         tunnel_ports: [51880, 51881],
         ipv4: true,
         ipv6: true,
+        ipv6_guarded: true,
         loose: Vec::new(),
     }
 }

@@ -74,6 +74,27 @@ pub struct Desired {
     pub rules: BTreeSet<Rule>,
 }
 
+impl Desired {
+    /// Leaves out what a kernel without IPv6 refuses: no packet of that family comes or leaves there, so nothing is opened by it.
+    /// Own pod CIDRs stay, since pods that are to have them cannot be connected, and somebody has to be told.
+    pub fn without_ipv6(&mut self) {
+        let is_ipv4 = |net: &IpNet| net.addr().is_ipv4();
+        self.guarded.retain(is_ipv4);
+        self.service_cidrs.retain(is_ipv4);
+        for addresses in [
+            &mut self.mesh,
+            &mut self.own_node_ips,
+            &mut self.peer_node_ips,
+            &mut self.closed_hosts,
+            &mut self.host_sources,
+        ] {
+            addresses.retain(IpAddr::is_ipv4);
+        }
+        self.routes.retain(|route| is_ipv4(&route.prefix));
+        self.rules.retain(|rule| rule.family == Family::V4);
+    }
+}
+
 /// One slot's device.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -90,6 +90,7 @@ mod tests {
             tunnel_ports: [1, 2],
             ipv4: true,
             ipv6: true,
+            ipv6_guarded: true,
             loose: Vec::new(),
         };
         let fixes =

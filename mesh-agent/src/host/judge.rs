@@ -54,14 +54,13 @@ pub fn judge(facts: &HostFacts, want: &HostWant) -> (Vec<HostFix>, Vec<HostFindi
     if want.ipv4 {
         wanted.push(Sysctl::new(FORWARD_V4, "1"));
     }
-    if want.ipv6 {
-        if facts.has_ipv6() {
-            // A host that forwards ignores router advertisements, unless told otherwise first.
-            wanted.extend(accept_ra(facts, want));
-            wanted.push(Sysctl::new(FORWARD_V6, "1"));
-        } else {
-            findings.push(no_ipv6());
-        }
+    if want.ipv6 && facts.has_ipv6() {
+        // A host that forwards ignores router advertisements, unless told otherwise first.
+        wanted.extend(accept_ra(facts, want));
+        wanted.push(Sysctl::new(FORWARD_V6, "1"));
+    }
+    if !facts.has_ipv6() {
+        findings.extend(no_ipv6(want));
     }
     let present = |slot: &&String| facts.links.iter().any(|link| link.name == **slot);
     wanted.extend(want.slots.iter().filter(present).flat_map(|slot| slot_sysctls(slot, facts.has_ipv6())));
@@ -137,16 +136,32 @@ fn interface_of<'a>(key: &'a str, setting: &str) -> Option<&'a str> {
     (name != "all" && name != "default").then_some(name)
 }
 
-fn no_ipv6() -> HostFinding {
-    HostFinding {
+fn no_ipv6(want: &HostWant) -> Option<HostFinding> {
+    let (severity, wanted, remedy) = if want.ipv6 {
+        (
+            Severity::Error,
+            "present: the node has an IPv6 pod CIDR",
+            "boot without ipv6.disable=1, or have the Node made anew with IPv4 pod CIDRs only (they cannot be changed)",
+        )
+    } else if want.ipv6_guarded {
+        (
+            Severity::Warning,
+            "present: podCIDRs has IPv6 prefixes",
+            "this node leaves them out, and no IPv6 packet leaves or reaches it; before it is given an IPv6 pod CIDR, boot without \
+             ipv6.disable=1",
+        )
+    } else {
+        return None;
+    };
+    Some(HostFinding {
         code: "ipv6-unavailable",
-        severity: Severity::Error,
+        severity,
         object: "kernel".to_owned(),
         field: "/proc/sys/net/ipv6".to_owned(),
         found: "absent (IPv6 is disabled at boot)".to_owned(),
-        wanted: "present: the node has an IPv6 pod CIDR".to_owned(),
-        remedy: "boot without ipv6.disable=1, or give the node IPv4 pod CIDRs only".to_owned(),
-    }
+        wanted: wanted.to_owned(),
+        remedy: remedy.to_owned(),
+    })
 }
 
 fn not_settable(sysctl: &Sysctl, found: Option<&String>, writable: bool) -> HostFinding {

@@ -10,6 +10,7 @@ fn want() -> HostWant {
         tunnel_ports: [51880, 51881],
         ipv4: true,
         ipv6: true,
+        ipv6_guarded: true,
         loose: Vec::new(),
     }
 }
@@ -114,12 +115,17 @@ fn slots_that_exist_check_the_reverse_path_loosely_whatever_all_says() {
 }
 
 #[test]
-fn a_kernel_without_ipv6_is_an_error_only_where_pods_have_it() {
+fn a_kernel_without_ipv6_is_an_error_where_pods_have_it_and_a_warning_where_others_have() {
     let mut without = facts(&[]);
     without.sysctls.remove("net/ipv6/conf/all/forwarding");
     assert!(!without.has_ipv6());
-    check(&without, &want(), &[], &["ipv6-unavailable"]);
-    check(&without, &HostWant { ipv6: false, ..want() }, &[], &[]);
+    let elsewhere = HostWant { ipv6: false, ..want() };
+    for (want, severity) in [(want(), Severity::Error), (elsewhere.clone(), Severity::Warning)] {
+        check(&without, &want, &[], &["ipv6-unavailable"]);
+        assert_eq!(judge(&without, &want).1[0].severity, severity);
+    }
+    check(&without, &HostWant { ipv6_guarded: false, ..elsewhere.clone() }, &[], &[]);
+    check(&facts(&[]), &elsewhere, &[], &[]);
 }
 
 #[test]

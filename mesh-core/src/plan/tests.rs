@@ -121,6 +121,34 @@ fn check_some(lines: &[&str], heads: &[&str], want: Expect) {
     want.assert_eq(&some);
 }
 
+#[test]
+fn a_kernel_without_ipv6_has_what_a_cluster_without_it_would_have() {
+    let planned = |lines: &[&str], pod_cidrs: &[&str]| {
+        let mut view = world(lines);
+        view.settings.pod_cidrs = pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        view.settings.host_traffic.on = true;
+        view.settings.host_traffic.exempt_tcp = [6443].into();
+        plan(&view).0
+    };
+    let mut both = planned(
+        &[
+            "a 10.1.1.0/24,fd01:0:0:1::/64 192.0.2.1,2001:db8::1",
+            "b 10.1.2.0/24,fd01:0:0:2::/64 192.0.2.2,2001:db8::2",
+        ],
+        &["10.1.0.0/16", "fd01::/48"],
+    );
+    let mut alone = planned(&["a 10.1.1.0/24 192.0.2.1", "b 10.1.2.0/24 192.0.2.2"], &["10.1.0.0/16"]);
+    // Rules past the table of host traffic are there for both families whatever nodes have.
+    assert!(alone.rules.iter().any(|rule| rule.family == Family::V6));
+    alone.rules.retain(|rule| rule.family == Family::V4);
+    both.without_ipv6();
+    assert_eq!((&both.routes, &both.rules, &both.mesh), (&alone.routes, &alone.rules, &alone.mesh));
+    assert_eq!((&both.guarded, &both.own_node_ips), (&alone.guarded, &alone.own_node_ips));
+    assert_eq!(both.peer_node_ips, alone.peer_node_ips);
+    assert_eq!(both.host_sources, alone.host_sources);
+    assert_eq!(both.own_pod_cidrs.len(), 2, "who is to have IPv6 is told that there is none");
+}
+
 /// Where `b` is sent to, and on which slots a handshake with it is provoked, when both drain as `lines` say.
 fn way_to_b(lines: &[&str], current: Slot, confirmed: [bool; 2]) -> (String, Vec<Slot>) {
     use std::time::Duration;
