@@ -29,6 +29,7 @@ use rtnetlink::{
     RouteMessageBuilder,
 };
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 /// A netlink request that the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -129,9 +130,18 @@ impl Kernel {
     /// # Errors
     /// No netlink socket.
     pub fn connect() -> std::io::Result<Self> {
+        Self::supervised().map(|(kernel, _)| kernel)
+    }
+
+    /// The same, and the connection's task. It ends for good with any error of the socket but an overrun, and then every
+    /// request fails: whoever lives by the connection has to watch it.
+    ///
+    /// # Errors
+    /// No netlink socket.
+    pub fn supervised() -> std::io::Result<(Self, JoinHandle<()>)> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
-        Ok(Self { handle, dump: Arc::default() })
+        let task = tokio::spawn(connection);
+        Ok((Self { handle, dump: Arc::default() }, task))
     }
 
     /// The netlink handle, for what is not shared.

@@ -49,6 +49,7 @@ pub mod shaping;
 mod single;
 pub mod start;
 pub mod status;
+mod supervise;
 pub mod taint;
 pub mod uninstall;
 pub mod watch;

@@ -40,7 +40,7 @@ use crate::status::Findings;
 use crate::watch::Watching;
 use crate::watch::mail::Mailbox;
 use crate::wireguard::{Caller, Implementation, WireGuard};
-use crate::{cni, facts, http, monitor, publish};
+use crate::{cni, facts, http, monitor, publish, supervise};
 
 mod covered;
 mod plane;
@@ -91,7 +91,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
-    let kernel = Kernel::connect().context("Could not open a netlink socket")?;
+    let (kernel, netlink) = Kernel::supervised().context("Could not open a netlink socket")?;
     covered::check(&options.config, &config, &kernel).await?;
     let has_ipv6 = crate::container::has_ipv6();
     let joined_register = joined::Register::load(
@@ -339,6 +339,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(named("recorder", async move {
         publish::record(patient, node, notices).await;
         Ok(())
+    }));
+    tasks.spawn(named("netlink connection", async move {
+        Err(supervise::task("the task that reads its socket", netlink).await)
     }));
     tasks.spawn(named("kernel monitor", async move { Ok(monitor::run(nudge, links_tx).await?) }));
     tasks.spawn(named("CNI server", async move {

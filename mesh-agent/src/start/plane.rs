@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use datapath::LinkKind;
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use mesh_core::clusters::{ClusterName, Reach};
 use mesh_core::name::NodeName;
@@ -26,6 +27,7 @@ use crate::policy::Attached;
 use crate::policy::engine::{Engine, Parts};
 use crate::policy::view::View;
 use crate::status::Findings;
+use crate::supervise;
 use crate::watch::mail::Mailbox;
 
 /// Between two tries to open it.
@@ -93,7 +95,7 @@ pub(super) async fn open(
     PlaneState::Open(plane)
 }
 
-/// Opens it if it is not yet, and starts what lives on it. Runs for ever.
+/// Opens it if it is not yet, and starts what lives on it. Runs for as long as that does.
 pub(super) async fn run(
     shared: Shared,
     state: watch::Sender<PlaneState>,
@@ -113,7 +115,7 @@ pub(super) async fn run(
             }
         }
     };
-    engine(&shared, &plane, findings).await?;
+    let policy = engine(&shared, &plane, findings).await?;
     let poll = Poll {
         node: shared.node.to_string(),
         register: Arc::clone(&shared.register),
@@ -122,23 +124,26 @@ pub(super) async fn run(
         metrics: shared.metrics.clone(),
     };
     let reader = plane.datapath().flow_reader()?;
-    std::thread::Builder::new().name("flows".to_owned()).spawn(move || poll.run(reader))?;
+    let flows = supervise::thread("flows", move || poll.run(reader))?;
     // Lives as long as this task.
     let _hold = hold(&shared, &plane, lookup);
     let expiring = expire(plane.clone(), shared.metrics.clone());
     tokio::select! {
         () = expiring => {}
         () = keep_links(&shared, &plane, links) => {}
+        // Maps would keep what was in force for ever, and pods be connected that policy never hears of.
+        why = policy => return Err(why),
+        why = flows => return Err(why),
     }
     Ok(())
 }
 
-/// Takes over what a former agent left, and starts the thread that decides policy.
+/// Takes over what a former agent left, and starts the thread that decides policy. What it returns resolves when that has ended.
 async fn engine(
     shared: &Shared,
     plane: &Plane,
     findings: watch::Sender<Arc<Findings>>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<BoxFuture<'static, anyhow::Error>> {
     let known = attachments(shared).await?;
     let (pods, worker) = (known.clone(), plane.clone());
     let missing = tokio::task::spawn_blocking(move || worker.reconcile(&pods)).await??;
@@ -159,8 +164,7 @@ async fn engine(
         missing,
     };
     let engine = tokio::task::spawn_blocking(move || Engine::new(parts)).await??;
-    std::thread::Builder::new().name("policy".to_owned()).spawn(move || engine.run())?;
-    Ok(())
+    Ok(supervise::thread("policy", move || engine.run())?)
 }
 
 /// The pods that are attached, as the data path has to know them.
