@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::cni::Readiness;
+use crate::publish::within;
 
 /// Its type.
 pub const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
@@ -111,13 +112,8 @@ pub async fn keep(
             }
             continue;
         };
-        let written = api
-            .patch_status(
-                node.as_str(),
-                &PatchParams::default(),
-                &Patch::Strategic(patch(&say, Timestamp::now())),
-            )
-            .await;
+        let (parameters, patch) = (PatchParams::default(), Patch::Strategic(patch(&say, Timestamp::now())));
+        let written = within(api.patch_status(node.as_str(), &parameters, &patch)).await;
         match written {
             Ok(_) => {
                 answers += u64::from(say == Say::Available);

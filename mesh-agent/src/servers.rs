@@ -22,8 +22,11 @@ use tower_service::Service;
 use crate::kept::Kept;
 
 mod connect;
+mod limit;
 
 pub use connect::connect;
+#[cfg(test)]
+pub(crate) use connect::connect_within;
 
 /// Name of the file in the state directory.
 const FILE: &str = "api-servers.json";

@@ -543,7 +543,7 @@ fn psks(config: &Config, node: &NodeName, courier: Courier) -> anyhow::Result<Ps
 async fn announced_epoch(client: &Client, node: &NodeName) -> Epoch {
     let api = crate::watch::nodes_api(client.clone());
     loop {
-        match api.get_opt(node.as_str()).await {
+        match publish::within(api.get_opt(node.as_str())).await {
             Ok(found) => {
                 let facts = found.as_ref().and_then(facts::node).map(|(_, facts)| facts);
                 let announced = facts.as_ref().and_then(|facts| facts.announced());

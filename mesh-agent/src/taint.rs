@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::cni::Readiness;
+use crate::publish::within;
 
 /// Its key.
 pub const TAINT_NOT_READY: &str = "hawser.dev/agent-not-ready";
@@ -65,13 +66,13 @@ async fn take_off(api: &Api<Node>, node: &NodeName) {
 
 /// True: it was there and is not any more.
 pub(crate) async fn once(api: &Api<Node>, node: &NodeName) -> kube::Result<bool> {
-    let Some(found) = api.get_opt(node.as_str()).await? else { return Ok(false) };
+    let Some(found) = within(api.get_opt(node.as_str())).await? else { return Ok(false) };
     let taints = found.spec.and_then(|spec| spec.taints).unwrap_or_default();
     let Some(rest) = without_ours(&taints) else { return Ok(false) };
     // A list is replaced whole: the version keeps a taint that came meanwhile.
     let version = found.metadata.resource_version;
     let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": rest}});
-    api.patch(node.as_str(), &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| true)
+    within(api.patch(node.as_str(), &PatchParams::default(), &Patch::Merge(&patch))).await.map(|_| true)
 }
 
 #[cfg(test)]

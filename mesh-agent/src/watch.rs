@@ -23,6 +23,7 @@ use crate::facts::pod::{OwnPod, Pod, RemotePod, name_of};
 use crate::facts::{self, Decoded, Node, NodeSeen, decode};
 use crate::joined::{Peer, Peers};
 use crate::metrics::Metrics;
+use crate::publish::within;
 use crate::service_cidrs::{ServiceCidr, ServiceCidrs};
 
 mod follow;
@@ -327,7 +328,7 @@ pub async fn service_cidrs(watching: Watching, tell: channel::Sender<ServiceCidr
     let resource = service_cidr_resource();
     let api: Api<DynamicObject> = Api::all_with(watching.client.clone(), &resource);
     loop {
-        match api.list_metadata(&ListParams::default().limit(1)).await {
+        match within(api.list_metadata(&ListParams::default().limit(1))).await {
             Err(kube::Error::Api(status)) if status.code == 403 => {
                 tell.send_if_modified(|present| {
                     let forbidden = ServiceCidrs { synced: true, forbidden: true, ..ServiceCidrs::default() };
@@ -397,7 +398,7 @@ async fn optional<V: Clone + PartialEq>(
 
 /// Does the server list this resource? None: it does not say.
 async fn is_served(client: &Client, resource: &ApiResource) -> Option<bool> {
-    match client.list_api_group_resources(&resource.api_version).await {
+    match within(client.list_api_group_resources(&resource.api_version)).await {
         Ok(list) => Some(list.resources.iter().any(|one| one.name == resource.plural)),
         Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
         Err(error) => {

@@ -235,6 +235,13 @@ fn versioned<O: ResourceExt, K, V>(object: &O, read: &impl Fn(&O) -> Option<(K, 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::stream::{self, BoxStream};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
     use super::*;
 
     fn refused(code: u16, message: &str) -> kube::Error {
@@ -265,6 +272,71 @@ mod tests {
         ] {
             assert_eq!(Doubt::of(&error), doubt, "{error}");
         }
+    }
+
+    fn config_map(name: &str, version: &str) -> serde_json::Value {
+        json!({"metadata": {"name": name, "namespace": "n", "resourceVersion": version}})
+    }
+
+    /// Longest silence of the API below.
+    const LIMIT: Duration = Duration::from_millis(500);
+
+    /// What an API of ConfigMaps answers that stands still wherever it can. Of lists the first one is not answered and the second
+    /// one not wholly; of watches the first one is not begun, and another one silent for a while before its event.
+    async fn answer(watches: bool, before: usize) -> axum::body::Body {
+        let (items, metadata) = ([config_map("a", "1")], json!({"resourceVersion": "5"}));
+        let list = json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": metadata, "items": items});
+        let list = list.to_string();
+        let event = format!("{}\n", json!({"type": "ADDED", "object": config_map("b", "6")}));
+        let pieces: BoxStream<'static, std::io::Result<String>> = match (watches, before) {
+            (_, 0) => std::future::pending().await,
+            (false, 1) => stream::iter([Ok(list[..20].to_owned())]).chain(stream::pending()).boxed(),
+            (false, _) => stream::iter([Ok(list)]).boxed(),
+            (true, _) => {
+                let late = async move {
+                    tokio::time::sleep(LIMIT * 3).await;
+                    Ok(event)
+                };
+                stream::once(late).chain(stream::pending()).boxed()
+            }
+        };
+        axum::body::Body::from_stream(pieces)
+    }
+
+    #[tokio::test]
+    async fn what_is_not_answered_is_begun_anew_and_a_watch_that_is_open_may_be_silent() {
+        let asked: Arc<[AtomicUsize; 2]> = Arc::default();
+        let counted = Arc::clone(&asked);
+        let app = axum::Router::new().fallback(move |uri: axum::http::Uri| {
+            let watches = uri.query().is_some_and(|query| query.contains("watch=true"));
+            let before = counted[usize::from(watches)].fetch_add(1, Ordering::Relaxed);
+            answer(watches, before)
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let mut config = kube::Config::new(url);
+        config.default_retry = false;
+        let api: kube::Api<ConfigMap> =
+            kube::Api::all(crate::servers::connect_within(config, LIMIT).unwrap());
+        let (mut cache, metrics, mut seen) = (Cache::default(), Metrics::new(), Vec::<String>::new());
+        let followed = follow(
+            "config-maps",
+            &mut cache,
+            || watcher::watcher(api.clone(), watcher::Config::default()),
+            |map: &ConfigMap| Some((map.metadata.name.clone()?, ())),
+            |_: String| std::future::ready(Ok(None)),
+            |_, keys| {
+                seen.extend_from_slice(keys);
+                !seen.iter().any(|name| name == "b")
+            },
+            &metrics,
+        );
+        let ended = tokio::time::timeout(Duration::from_secs(60), followed).await.expect("it is followed");
+        assert_eq!((ended, seen.join(" ")), (Ended::Deaf, "a b".to_owned()));
+        let [lists, watches] = [0, 1].map(|kind: usize| asked[kind].load(Ordering::Relaxed));
+        // On a busy machine more may have passed the limit.
+        assert!(lists >= 3 && watches >= 2, "{lists} lists, {watches} watches");
     }
 
     #[test]
