@@ -105,7 +105,7 @@ pub enum Fault {
     GoneStream,
     /// Get and list show this past state, with its old version.
     Stale(Snapshot),
-    /// A watch stays open and silent, beyond its time limit. A removal lets it go on.
+    /// A watch stays open and silent, beyond its time limit. A removal lets it go on. Any other request is never answered.
     Freeze,
     /// A watch sends no bookmarks, but for the end of initial events.
     NoBookmarks,

@@ -228,6 +228,11 @@ impl Api {
         if self.strikes(what, user, |f| matches!(f, Fault::Reset)) {
             return Some(Err(Reset));
         }
+        // A watch freezes when it is open.
+        if what.verb != Verb::Watch && self.strikes(what, user, |f| matches!(f, Fault::Freeze)) {
+            self.shutdown.cancelled().await;
+            return Some(Err(Reset));
+        }
         let status = self.faults.take(what, user, |f| {
             if let Fault::Status { code, retry_after } = f { Some((*code, *retry_after)) } else { None }
         });

@@ -276,3 +276,26 @@ fn a_connection_that_was_forgotten_on_the_way_is_left_before_an_address_can_have
     println!("followed after {:.1} s", begun.elapsed().as_secs_f64());
     steady.end()
 }
+
+/// As a server that is stopped in its work, while its machine goes on: nothing ends the connection, and no error comes.
+#[test]
+fn a_list_that_is_never_answered_is_asked_for_again_and_the_data_path_waits_as_it_is() -> Result<()> {
+    /// What `servers::connect` allows an answer, and a pause after it.
+    const GIVEN_UP: Duration = Duration::from_secs(90 + 20);
+    let mut lab = lab(2)?;
+    let steady = Steady::begin(&lab, 1, 2)?;
+    let faults = lab.api().faults();
+    lab.node_mut(1).kill_agent()?;
+    let frozen = faults.inject_times(1, Filter::on(Verb::List, "nodes"), Fault::Freeze);
+    lab.node_mut(1).start_agent()?;
+    eventually(SOON, "the list is asked for", || at_least(&faults, frozen, 1))?;
+    let begun = Instant::now();
+    let mut change = Harmless::of(2);
+    change.make(&lab)?;
+    eventually(GIVEN_UP, "the list is read and the change followed", || change.followed(&lab))?;
+    println!("followed after {:.1} s", begun.elapsed().as_secs_f64());
+    for node in &lab.nodes {
+        assert_eq!(operations(node, "remove_peer")?, 0.0, "{} removed a peer", node.name);
+    }
+    steady.end()
+}

@@ -124,6 +124,17 @@ async fn a_frozen_watch_is_silent_and_open_until_it_thaws() {
 }
 
 #[tokio::test]
+async fn a_frozen_list_is_never_answered_and_the_next_one_is() {
+    let b = bench().await;
+    let fault = b.server.faults().inject_times(1, Filter::on(Verb::List, "nodes"), Fault::Freeze);
+    let params = ListParams::default();
+    let frozen = tokio::time::timeout(Duration::from_millis(300), b.nodes.list(&params)).await;
+    assert!(frozen.is_err(), "answered");
+    assert_eq!(b.server.faults().hits(fault), 1);
+    assert_eq!(b.nodes.list(&params).await.unwrap().items.len(), 1);
+}
+
+#[tokio::test]
 async fn old_events_are_replayed_with_their_old_versions() {
     let b = bench().await;
     b.touch("1");
