@@ -36,7 +36,8 @@ pub struct ConfigFile {
     pub keepalive_seconds: Option<u16>,
     /// `auto` (default), `kernel` or `userspace`.
     pub wireguard: Option<String>,
-    /// Addresses `host:port` of the API server, tried before the Service address; the kubeconfig's when absent.
+    /// Addresses `host:port` of the API servers, tried before the Service address; the kubeconfig's when absent. Not every node
+    /// begins with the first.
     #[serde(default)]
     pub api_servers: Vec<String>,
     /// Address of `/healthz` and `/readyz`.

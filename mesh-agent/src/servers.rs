@@ -5,17 +5,20 @@
 //! configured ones are gone, and before anything serves Services, finds the others (design D12).
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::client::Body;
+use mesh_core::name::NodeName;
 use tokio::sync::watch;
 use tower_service::Service;
 
@@ -89,23 +92,135 @@ pub async fn keep(mut known: Known, mut told: watch::Receiver<BTreeSet<SocketAdd
     }
 }
 
-/// One client of several servers, the first of which is asked until it cannot be reached.
+/// Configured servers in the order in which this node asks them: the given one, but not all nodes begin at the same place.
+pub fn in_turn(node: &NodeName, servers: &[String]) -> Vec<String> {
+    let mut hasher = DefaultHasher::new();
+    node.as_str().hash(&mut hasher);
+    let count = u64::try_from(servers.len()).unwrap_or(u64::MAX).max(1);
+    let first = usize::try_from(hasher.finish() % count).unwrap_or(0);
+    servers.iter().cycle().skip(first).take(servers.len()).cloned().collect()
+}
+
+/// One client of several servers, the first of which is asked until it cannot be reached, or fails again and again.
 ///
 /// # Errors
 /// There is none.
 pub fn client(servers: Vec<(String, Client)>) -> Option<Client> {
+    client_patient_for(SILENCE, servers)
+}
+
+/// The same, with another [`SILENCE`].
+fn client_patient_for(silence: Duration, servers: Vec<(String, Client)>) -> Option<Client> {
     let namespace = servers.first()?.1.default_namespace().to_owned();
     if let [(_, only)] = servers.as_slice() {
         return Some(only.clone());
     }
-    Some(Client::new(Choice { servers: servers.into(), at: Arc::default() }, namespace))
+    Some(Client::new(Choice { servers: servers.into(), course: Arc::default(), silence }, namespace))
 }
+
+/// A server that fails so often in a row is left.
+const FAILURES: u32 = 3;
+/// A request that was given up by whoever asked, and had no answer for so long, is a failure.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Sends to one of several servers.
 #[derive(Clone)]
 struct Choice {
     servers: Arc<[(String, Client)]>,
-    at: Arc<AtomicUsize>,
+    course: Arc<Mutex<Course>>,
+    silence: Duration,
+}
+
+/// Who is asked.
+#[derive(Debug, Default)]
+struct Course {
+    /// Servers that were left before; it goes round.
+    left: usize,
+    /// Failures of the present one since it last answered.
+    failures: u32,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Answered,
+    /// There is too much for the server to do, which it can say.
+    Busy,
+    /// The server says that it, or what is behind it, does not work; or nothing.
+    Failed,
+    Unreachable,
+}
+
+impl End {
+    fn of(status: StatusCode) -> Self {
+        match status.as_u16() {
+            500 | 502 | 503 | 504 => Self::Failed,
+            429 => Self::Busy,
+            _ => Self::Answered,
+        }
+    }
+}
+
+impl Course {
+    /// What became of a request that was sent when so many servers had been left. True: from now on the next one is asked.
+    fn hear(&mut self, left: usize, end: End) -> bool {
+        // It says nothing of the present server. So of many that failed at once one moves on.
+        if left != self.left {
+            return false;
+        }
+        self.failures = match end {
+            End::Answered => 0,
+            End::Busy => self.failures,
+            End::Failed => self.failures + 1,
+            End::Unreachable => FAILURES,
+        };
+        let leaves = self.failures >= FAILURES;
+        if leaves {
+            *self = Self { left: left.wrapping_add(1), failures: 0 };
+        }
+        leaves
+    }
+}
+
+/// A request on its way.
+struct Asked {
+    choice: Choice,
+    left: usize,
+    since: Instant,
+    heard: bool,
+}
+
+impl Asked {
+    fn new(choice: Choice) -> Self {
+        let left = choice.course.lock().unwrap_or_else(PoisonError::into_inner).left;
+        Self { choice, left, since: Instant::now(), heard: false }
+    }
+
+    fn server(&self, after: usize) -> &(String, Client) {
+        &self.choice.servers[self.left.wrapping_add(after) % self.choice.servers.len()]
+    }
+
+    fn hear(&mut self, end: End, what: &dyn Display) {
+        self.heard = true;
+        // Whoever asked tries again by himself, and is sent to the next one.
+        if self.choice.course.lock().unwrap_or_else(PoisonError::into_inner).hear(self.left, end) {
+            let (server, next) = (&self.server(0).0, &self.server(1).0);
+            let err = if end == End::Failed {
+                format!("{FAILURES} failures, at last: {what}")
+            } else {
+                what.to_string()
+            };
+            tracing::warn!(server, next, err, "API server does not answer; going on by the next");
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.heard && self.since.elapsed() >= self.choice.silence {
+            self.hear(End::Failed, &"no answer until nobody waited for it any more");
+        }
+    }
 }
 
 impl Service<Request<Body>> for Choice {
@@ -118,18 +233,13 @@ impl Service<Request<Body>> for Choice {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (servers, at) = (Arc::clone(&self.servers), Arc::clone(&self.at));
+        let choice = self.clone();
         Box::pin(async move {
-            let place = at.load(Ordering::Relaxed);
-            let (name, client) = &servers[place % servers.len()];
-            let answer = client.send(request).await;
-            if let Err(error) = &answer {
-                // Whoever asked tries again by himself, and is sent to the next one. Of many that failed at once one moves on.
-                let next = (place + 1) % servers.len();
-                if at.compare_exchange(place, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                    let next = &servers[next].0;
-                    tracing::warn!(server = name, next, err = %error, "API server does not answer; going on by the next");
-                }
+            let mut asked = Asked::new(choice);
+            let answer = asked.server(0).1.send(request).await;
+            match &answer {
+                Ok(response) => asked.hear(End::of(response.status()), &response.status()),
+                Err(error) => asked.hear(End::Unreachable, error),
             }
             answer
         })

@@ -108,7 +108,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
     let opened = plane::open(&config, &guarded, &kernel, &register).await;
     let _claim = claim?;
-    let (client, patient) = clients(options.kubeconfig.as_deref(), &config, &known).await?;
+    let (client, patient) = clients(options.kubeconfig.as_deref(), &config, &known, &node).await?;
     let keys = keys(&config.state_dir, &client, &node).await?;
     let rotor = Rotor::load(&keys)?;
     let wireguard = Caller::new(WireGuard::new(implementation(config.engine).await?));
@@ -433,8 +433,8 @@ fn port_of(kubeconfig: &kube::config::Kubeconfig) -> Option<u16> {
     authority.rsplit_once(':')?.1.parse().ok()
 }
 
-/// Two clients of the API servers, beginning with the first that answers, in the order: configuration, kubeconfig or service
-/// account, what the API last named.
+/// Two clients of the API servers, beginning with the first that answers, in the order: configuration (by turns, see
+/// [`servers::in_turn`]), kubeconfig or service account, what the API last named.
 ///
 /// The first is for those who try again by themselves: kube's own retries of 429, 503 and 504 wait up to minutes without
 /// a word, long after the server is back. The second has them, for requests under a deadline of seconds.
@@ -442,6 +442,7 @@ pub(crate) async fn clients(
     kubeconfig: Option<&Path>,
     config: &Config,
     known: &Known,
+    node: &NodeName,
 ) -> anyhow::Result<(Client, Client)> {
     let make = |config| {
         // What can be wrong here are the certificates, whose place the error does not know.
@@ -478,7 +479,7 @@ pub(crate) async fn clients(
         bail!("{place} holds no certificate; wanted PEM of the cluster's CA");
     }
     let mut candidates = vec![base.clone()];
-    for (place, server) in config.api_servers.iter().enumerate() {
+    for (place, server) in servers::in_turn(node, &config.api_servers).iter().enumerate() {
         let url = format!("https://{server}");
         let mut candidate = base.clone();
         candidate.cluster_url =

@@ -35,8 +35,9 @@ pub struct Values {
     #[serde(rename = "serviceCIDRs")]
     #[schemars(inner(regex(pattern = CIDR)))]
     pub service_cidrs: Vec<String>,
-    /// Addresses host:port of API servers, tried in order before the Service `kubernetes`. Needed where kube-proxy does not serve
-    /// that Service on every node before there is a pod network; the API server's certificate has to name the host.
+    /// Addresses host:port of API servers, tried before the Service `kubernetes`, in this order, though not every node begins with
+    /// the first. Needed where kube-proxy does not serve that Service on every node before there is a pod network; the API server's
+    /// certificate has to name the host.
     #[schemars(inner(regex(pattern = SERVER)))]
     pub api_servers: Vec<String>,
     /// MTU of the tunnel in bytes, 1280 to 65455; null: the uplink's less 80.

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use serde_json::json;
 
@@ -47,11 +49,10 @@ async fn what_the_api_named_last_is_there_after_a_restart_and_nobody_can_make_it
     }
 }
 
-/// A client of a server on loopback that answers every request with this word, and the task that serves.
-async fn server(word: &'static str) -> (Client, tokio::task::JoinHandle<()>) {
+/// A client of a server on loopback, and the task that serves.
+async fn serve(app: axum::Router) -> (Client, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
-    let app = axum::Router::new().fallback(move || async move { word });
     let task = tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") });
     let url = format!("http://{address}").parse().expect("a URL");
     let mut config = kube::Config::new(url);
@@ -59,25 +60,115 @@ async fn server(word: &'static str) -> (Client, tokio::task::JoinHandle<()>) {
     (connect(config).expect("a client"), task)
 }
 
+/// The same, of one that answers every request with this word.
+async fn server(word: &'static str) -> (Client, tokio::task::JoinHandle<()>) {
+    serve(axum::Router::new().fallback(move || async move { word })).await
+}
+
+/// Servers called by their words. Each answers with its codes first, and after that with its word.
+async fn servers<const N: usize>(all: [(&'static str, &'static [u16]); N]) -> Vec<(String, Client)> {
+    let mut servers = Vec::new();
+    for (word, codes) in all {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let app = axum::Router::new().fallback(move || {
+            let code = codes.get(asked.fetch_add(1, Ordering::Relaxed)).copied().unwrap_or(200);
+            async move { (StatusCode::from_u16(code).expect("a code"), word) }
+        });
+        servers.push((word.to_owned(), serve(app).await.0));
+    }
+    servers
+}
+
+/// The word of who answers, or the code or error.
+async fn ask(client: &Client) -> String {
+    let request = Request::get("/").body(Vec::new()).expect("a request");
+    match client.request_text(request).await {
+        Ok(word) => word,
+        Err(kube::Error::Api(status)) => status.code.to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
 #[tokio::test]
 async fn who_loses_his_server_goes_on_by_the_next_and_stays_there() {
     let (a, task_a) = server("a").await;
     let (b, _task_b) = server("b").await;
     let client = client(vec![("a".to_owned(), a), ("b".to_owned(), b)]).expect("there are servers");
-    let ask = || async {
-        let request = Request::get("/").body(Vec::new()).expect("a request");
-        client.request_text(request).await
-    };
-    assert_eq!(ask().await.expect("an answer"), "a");
-    assert_eq!(ask().await.expect("an answer"), "a");
+    assert_eq!(ask(&client).await, "a");
+    assert_eq!(ask(&client).await, "a");
     task_a.abort();
     assert!(task_a.await.is_err());
     // Those on open connections may still be answered; whoever is not is sent to the other one with his next try.
     let mut answers = Vec::new();
     while answers.last().is_none_or(|answer| answer != "b") {
         assert!(answers.len() < 20, "{answers:?}");
-        answers.push(ask().await.unwrap_or_else(|error| error.to_string()));
+        answers.push(ask(&client).await);
     }
     assert!(answers.len() <= 3, "{answers:?}");
-    assert_eq!(ask().await.expect("an answer"), "b");
+    assert_eq!(ask(&client).await, "b");
+}
+
+#[tokio::test]
+async fn a_server_that_fails_three_times_in_a_row_is_left_and_one_that_works_in_between_is_not() {
+    let cases: [(&'static [u16], &str); 6] = [
+        (&[503, 503, 503], "503 503 503 b b"),
+        (&[500, 502, 504], "500 502 504 b b"),
+        (&[503], "503 a a a a"),
+        (&[503, 503, 200, 503, 503, 404, 503, 503], "503 503 a 503 503 404 503 503 a"),
+        // Too many requests are no failure, and no work either.
+        (&[429, 429, 429, 429], "429 429 429 429 a"),
+        (&[503, 429, 503, 429, 503], "503 429 503 429 503 b"),
+    ];
+    for (codes, answers) in cases {
+        let client = client(servers([("a", codes), ("b", &[])]).await).expect("there are servers");
+        for answer in answers.split(' ') {
+            assert_eq!(ask(&client).await, answer, "of {answers}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn where_all_fail_it_goes_round_and_of_one_alone_nobody_leaves() {
+    let client_of_two =
+        client(servers([("a", &[500; 6]), ("b", &[503; 3])]).await).expect("there are servers");
+    for answer in "500 500 500 503 503 503 500 500 500 b b".split(' ') {
+        assert_eq!(ask(&client_of_two).await, answer);
+    }
+    let client_of_one = client(servers([("a", &[503; 4])]).await).expect("there is a server");
+    for answer in "503 503 503 503 a".split(' ') {
+        assert_eq!(ask(&client_of_one).await, answer);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_waited_for_in_vain_three_times_is_left_but_not_one_that_had_no_time() {
+    for (silence, is_left) in [(Duration::from_millis(50), true), (Duration::from_secs(3600), false)] {
+        let (silent, _task) = serve(axum::Router::new().fallback(std::future::pending::<&'static str>)).await;
+        let (b, _task_b) = server("b").await;
+        let both = vec![("silent".to_owned(), silent), ("b".to_owned(), b)];
+        let client = client_patient_for(silence, both).expect("there are servers");
+        for _ in 0..3 {
+            let given_up = tokio::time::timeout(Duration::from_millis(300), ask(&client)).await;
+            assert!(given_up.is_err(), "{given_up:?}");
+        }
+        let wait = Duration::from_secs(if is_left { 30 } else { 1 });
+        let answer = tokio::time::timeout(wait, ask(&client)).await;
+        assert_eq!(answer.ok().as_deref(), is_left.then_some("b"));
+    }
+}
+
+#[test]
+fn nodes_begin_with_different_servers_and_know_all_of_them_in_their_order() {
+    let servers = ["a", "b", "c"].map(str::to_owned);
+    let mut first = std::collections::BTreeMap::<String, u32>::new();
+    for number in 0..300 {
+        let node: NodeName = format!("node-{number}").parse().expect("a name");
+        let turn = in_turn(&node, &servers);
+        assert!(["abc", "bca", "cab"].contains(&turn.concat().as_str()), "{turn:?}");
+        assert_eq!(turn, in_turn(&node, &servers), "the same after a restart");
+        assert_eq!(in_turn(&node, &servers[..1]), ["a"]);
+        assert!(in_turn(&node, &[]).is_empty());
+        *first.entry(turn[0].clone()).or_default() += 1;
+    }
+    assert!(first.len() == 3 && first.values().all(|nodes| *nodes > 60), "{first:?}");
 }

@@ -70,7 +70,7 @@ impl<'a> Node<'a> {
         );
         let work = async {
             let (client, _) =
-                crate::start::clients(self.kubeconfig.as_deref(), self.config, &self.known).await?;
+                crate::start::clients(self.kubeconfig.as_deref(), self.config, &self.known, name).await?;
             let api: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
             let Some(found) = api.get_opt(name.as_str()).await? else { return Ok(()) };
             if found.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_WIREGUARD)) {
