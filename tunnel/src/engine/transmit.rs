@@ -203,16 +203,16 @@ impl Engine {
 
     /// Sends what lies in the outbox.
     pub fn flush(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
-        outbox.yard.drain(|train, datagrams| self.send(train, datagrams, sink));
+        outbox.yard.drain(|train, datagrams| self.send_train(train, datagrams, sink));
     }
 
     /// Sends what lies in the outbox, but for a last train that more datagrams may join: for who has more, and will
     /// call [`Engine::flush`] as soon as there is none. A super-packet is a little more than a train.
     pub fn flush_full(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
-        outbox.yard.drain_full(|train, datagrams| self.send(train, datagrams, sink));
+        outbox.yard.drain_full(|train, datagrams| self.send_train(train, datagrams, sink));
     }
 
-    fn send(&self, train: &Train<Owner>, datagrams: &[u8], sink: &mut impl Sink) {
+    fn send_train(&self, train: &Train<Owner>, datagrams: &[u8], sink: &mut impl Sink) {
         let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
         let Owner(peer, counter) = &train.owner;
         peer.add_tx((sent * train.segment).min(datagrams.len()));

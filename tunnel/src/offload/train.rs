@@ -163,7 +163,7 @@ mod tests {
     fn a_last_train_that_may_grow_waits_for_more_and_others_do_not() {
         let mut yard = Yard::new(1 << 20);
         let to = SocketAddr::from(([192, 0, 2, 1], 1));
-        let mut drained = |yard: &mut Yard<()>, lens: &[usize]| {
+        let drained = |yard: &mut Yard<()>, lens: &[usize]| {
             for len in lens {
                 yard.commit(to, &(), *len);
             }
