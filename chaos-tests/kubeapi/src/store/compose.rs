@@ -48,7 +48,7 @@ pub(super) fn grace(resource: &Resource, pod: &Value, options: &DeleteOptions) -
 }
 
 /// The new object: server-owned metadata stay, and each subresource changes its part alone. As on the real
-/// server, writing the status of a built-in kind may change labels and annotations too, of a custom one not.
+/// server, writing the status of a built-in kind may change metadata too, of a custom one not.
 pub(super) fn compose(
     resource: &Resource,
     old: &Value,
@@ -65,7 +65,9 @@ pub(super) fn compose(
             fields.remove("status");
         }
         if !resource.custom {
-            for field in ["labels", "annotations"] {
+            // Pods keep their owners: old kubelets spoilt them.
+            let owners = (resource.kind != "Pod").then_some("ownerReferences");
+            for field in ["labels", "annotations", "finalizers"].into_iter().chain(owners) {
                 match new["metadata"].get(field) {
                     Some(value) => kept["metadata"][field] = value.clone(),
                     None => drop(kept["metadata"].as_object_mut().and_then(|m| m.remove(field))),

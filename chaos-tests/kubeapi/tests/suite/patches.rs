@@ -1,7 +1,7 @@
 //! Patches of all types through kube.
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, PartialObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -33,6 +33,47 @@ async fn patches_of_all_types() {
     assert_eq!(n.spec.unwrap().unschedulable, None, "the status subresource leaves the spec");
     let n = nodes.patch("n1", &params, &spec).await.unwrap();
     assert_eq!(n.spec.unwrap().unschedulable, Some(true));
+}
+
+/// As the real server's strategy for the status of pods has it.
+#[tokio::test]
+async fn by_its_status_a_pods_annotations_are_written_and_its_spec_and_owners_are_not() {
+    let server = server().await;
+    let client = client(&server).await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let made = pods.create(&PostParams::default(), &pod("p1", "n1")).await.unwrap();
+    let params = PatchParams::default();
+    let running = Patch::Merge(json!({"status": {"phase": "Running", "podIP": "10.0.0.2"}}));
+    let before = pods.patch_status("p1", &params, &running).await.unwrap();
+
+    let patch = Patch::Merge(json!({
+        "metadata": {
+            "annotations": {"hawser.dev/ips": "10.0.0.2"}, "finalizers": ["a.b/c"],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u"}],
+        },
+        "spec": {"nodeName": "n2", "containers": []},
+    }));
+    // As agents ask: the answer is the whole Pod, of which they read the metadata.
+    let by_status: Api<PartialObjectMeta<Pod>> = Api::namespaced(client, "default");
+    let written = by_status.patch_status("p1", &params, &patch).await.unwrap();
+    assert_eq!(written.metadata.uid, made.metadata.uid);
+    let after = pods.get("p1").await.unwrap();
+    assert_eq!(after.metadata.annotations.unwrap()["hawser.dev/ips"], "10.0.0.2");
+    assert_eq!(after.metadata.finalizers, Some(vec!["a.b/c".to_owned()]));
+    assert_eq!(after.metadata.owner_references, None);
+    assert_eq!(after.metadata.generation, before.metadata.generation);
+    assert_eq!((after.spec, after.status), (before.spec, before.status));
+
+    // Refused as the same is by the Pod itself.
+    let code = async |name: &str, metadata: Value| {
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let answer = by_status.patch_status(name, &PatchParams::default(), &patch).await;
+        let Err(kube::Error::Api(status)) = answer else { panic!("{answer:?}") };
+        status.code
+    };
+    assert_eq!(code("p2", json!({})).await, 404);
+    assert_eq!(code("p1", json!({"resourceVersion": "1"})).await, 409);
+    assert_eq!(code("p1", json!({"uid": "another"})).await, 409);
 }
 
 #[tokio::test]
