@@ -330,7 +330,66 @@ fn table() -> Vec<(&'static str, &'static str, Value, &'static str)> {
             json!({"metadata": {"annotations": {"hawser.dev/ips": "a", "hawser.dev/ports": "b"}}}),
             DONE,
         ),
+        // By the status, as agents do it.
         ("agent", "pods/status p1", annotation("hawser.dev/ips", "10.0.1.2"), DONE),
+        (
+            "agent",
+            "pods/status p1",
+            json!({"metadata": {"annotations": {"hawser.dev/ips": "a", "hawser.dev/ports": "b"}}}),
+            DONE,
+        ),
+        (
+            "agent",
+            "pods/status p2",
+            annotation("hawser.dev/ips", "10.0.1.2"),
+            "mesh-agent of node n1 may not change this Pod, which is on node n2",
+        ),
+        (
+            "agent",
+            "pods/status p2",
+            json!({"status": {"phase": "Failed"}}),
+            "mesh-agent of node n1 may not change this Pod, which is on node n2",
+        ),
+        ("agent", "pods/status nowhere", annotation("hawser.dev/ips", "10.0.1.2"), "which is on no node yet"),
+        (
+            "unbound",
+            "pods/status p1",
+            annotation("hawser.dev/ips", "10.0.1.2"),
+            "whose token names no node, or several,",
+        ),
+        (
+            "agent",
+            "pods/status p1",
+            annotation("example.com/a", "a"),
+            "may not write annotation example.com/a of a Pod",
+        ),
+        (
+            "agent",
+            "pods/status p1",
+            json!({"metadata": {"labels": {"app": "x"}}}),
+            "may not change labels of a Pod",
+        ),
+        (
+            "agent",
+            "pods/status p1",
+            json!({"metadata": {"finalizers": ["a.b/c"]}}),
+            "may not change finalizers or owner references of a Pod",
+        ),
+        (
+            "agent",
+            "pods/status p1",
+            json!({"metadata": {"annotations": {"hawser.dev/ips": "a"}}, "status": {"phase": "Running"}}),
+            "may not change the status of a Pod",
+        ),
+        ("agent", "pods/status p1", json!({"status": null}), "may not change the status of a Pod"),
+        // The server keeps both, whatever is asked.
+        ("agent", "pods/status p1", json!({"spec": {"containers": []}}), DONE),
+        (
+            "agent",
+            "pods/status p1",
+            json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]}}),
+            DONE,
+        ),
         (
             "agent",
             "pods p2",
@@ -472,12 +531,24 @@ fn table() -> Vec<(&'static str, &'static str, Value, &'static str)> {
             "written by the mesh-agent of its node alone",
         ),
         ("kubelet", "pods/status p1", json!({"status": {"phase": "Running"}}), DONE),
+        (
+            "kubelet",
+            "pods/status p1",
+            annotation("hawser.dev/ips", "10.0.1.2"),
+            "written by the mesh-agent of its node alone",
+        ),
         // Somebody else's pod on the same node has the claim of the node, but is no agent.
         ("account", "nodes n1", annotation(WIREGUARD, "new"), "not by system:serviceaccount:kube-system:csi"),
         ("account", "nodes n1", annotation("hawser.dev/endpoint", "192.0.2.9"), DONE),
         (
             "account",
             "pods p1",
+            annotation("hawser.dev/ips", "10.0.1.2"),
+            "not by system:serviceaccount:kube-system:csi",
+        ),
+        (
+            "account",
+            "pods/status p1",
             annotation("hawser.dev/ips", "10.0.1.2"),
             "not by system:serviceaccount:kube-system:csi",
         ),
@@ -517,7 +588,7 @@ async fn with_the_rights_of_the_manifests_nobody_may_more_and_the_agent_what_it_
         assert!(words == DONE || answer.is_some(), "{who} {what} {body} is done");
         let needed = matches!(
             (who, what, &body["metadata"]["annotations"]),
-            ("agent", "nodes n1" | "pods p1", Value::Object(_))
+            ("agent", "nodes n1" | "pods p1" | "pods/status p1", Value::Object(_))
         );
         if needed && words == DONE {
             assert_eq!(answer, None, "{what} {body}");

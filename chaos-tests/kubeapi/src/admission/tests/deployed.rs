@@ -281,12 +281,12 @@ fn mixed(old: &Shape, other: &Shape, fields: &[usize]) -> Shape {
 const OPERATIONS: [Operation; 4] =
     [Operation::Update, Operation::Update, Operation::Create, Operation::Delete];
 
-/// Runs one write through the policies.
+/// Runs one write through the policies. `key` is `nodes`, or `pods/status`.
 fn judged(
     policies: &Policies,
     actor: Actor,
     operation: Operation,
-    key: &str,
+    key: &'static str,
     old: Value,
     new: Value,
 ) -> Result<(), Denial> {
@@ -295,8 +295,10 @@ fn judged(
         Operation::Update => (old, new),
         Operation::Delete => (old, Value::Null),
     };
+    let (plural, subresource) = key.split_once('/').unwrap_or((key, ""));
     let mut change = Change::update(old, new);
-    change.resource = resource(key);
+    change.resource = resource(plural);
+    change.subresource = subresource;
     change.user = actor.user();
     change.operation = operation;
     policies.judge(&change.request())
@@ -329,6 +331,7 @@ proptest! {
     #[test]
     fn a_write_of_a_pod_passes_exactly_when_d11_says_so(
         actor in select(&ACTORS[..]), operation in select(&OPERATIONS[..]),
+        way in select(vec!["pods", "pods/status"]),
         node in select(vec![None, Some("n1"), Some("n1"), Some("n2")]),
         old in shape(&POD_ANNOTATIONS, false), other in shape(&POD_ANNOTATIONS, false),
         fields in proptest::collection::vec(0_usize..17, 0..3),
@@ -337,7 +340,7 @@ proptest! {
         let mut new = mixed(&old, &other, &fields);
         new.conditions.clear();
         let before = if operation == Operation::Create { Shape::default() } else { old.clone() };
-        let verdict = POLICIES.with(|p| judged(p, actor, operation, "pods", old.object("Pod", node), new.object("Pod", node)));
+        let verdict = POLICIES.with(|p| judged(p, actor, operation, way, old.object("Pod", node), new.object("Pod", node)));
         prop_assert_eq!(verdict.is_ok(), pod_allowed(actor, operation, node, &before, &new), "{:?}", verdict);
         prop_assert!(says_what_it_denies(&verdict), "{:?}", verdict);
     }
