@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use kube::api::{PartialObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
 use mesh_core::numbers::{ANNOTATION_IPS, ANNOTATION_PORTS};
 use mesh_core::policy::model::{NamedPort, ObjectName};
@@ -51,6 +51,22 @@ pub fn annotations(wanted: &Announced) -> serde_json::Value {
     serde_json::json!({ "metadata": { "annotations": {
         ANNOTATION_IPS: wanted.ips, ANNOTATION_PORTS: wanted.ports
     } } })
+}
+
+/// Writes to a Pod's metadata by way of its status, where webhooks for pods are not asked: one that fails closed and whose own
+/// pods wait for this very write would keep every pod from starting.
+///
+/// # Errors
+/// The API refuses, or does not answer.
+pub(crate) async fn write(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    patch: &serde_json::Value,
+) -> kube::Result<PartialObjectMeta<Pod>> {
+    // The whole Pod is answered; its metadata alone is read.
+    let api: Api<PartialObjectMeta<Pod>> = Api::namespaced(client.clone(), namespace);
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await
 }
 
 /// Pods whose annotations are not what their attachments say, and what would be right. Pods that a request is working on
@@ -163,7 +179,7 @@ async fn correct(client: &Client, name: &ObjectName, difference: &Difference) ->
     let mut patch = annotations(&difference.wanted);
     // Whatever happens to the object meanwhile makes this fail, and the next look decides anew.
     patch["metadata"]["resourceVersion"] = serde_json::json!(meta.resource_version);
-    api.patch_metadata(&name.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    write(client, &name.namespace, &name.name, &patch).await?;
     tracing::info!(
         namespace = name.namespace,
         pod = name.name,

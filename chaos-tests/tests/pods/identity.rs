@@ -33,6 +33,25 @@ fn the_addresses_are_on_the_pods_object_before_add_returns() {
     }
 }
 
+/// As where a webhook for pods fails closed, and its own pods wait for these very ADDs after a power cut.
+#[test]
+fn a_pod_is_connected_and_corrected_though_every_change_of_pods_themselves_fails() {
+    let lab = lab("webhook", 1);
+    let down = Fault::Status { code: 500, retry_after: None };
+    let fault = lab.api().faults().inject(Filter::on(Verb::Patch, "pods"), down);
+    let pod = Prepared::new(&lab, 1, "pod");
+    let result = pod.add(&lab).unwrap();
+    assert_eq!(announced(&lab, &pod.name), joined(&result));
+    pod.check(&lab, &result).unwrap();
+    pod.del(&lab, Some(&result)).unwrap();
+    let cleared = || {
+        let said = announced(&lab, &pod.name);
+        if said.is_empty() { Ok(()) } else { Err(said) }
+    };
+    eventually(LONG, "the address that was given back is taken off the pod", cleared).unwrap();
+    assert_eq!(lab.api().faults().hits(fault), 0, "somebody patches pods themselves");
+}
+
 #[test]
 fn add_waits_for_a_pod_that_comes_into_being_after_it_began() {
     let lab = lab("early", 1);

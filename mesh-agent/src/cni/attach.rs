@@ -310,12 +310,8 @@ impl Attacher {
     /// Writes the pod's addresses and port names where every agent reads them, long before the kubelet's status does.
     async fn annotate(&self, attachment: &Attachment, own: &OwnPod) -> Result<(), Failure> {
         let Some(pod) = &attachment.pod else { return Ok(()) };
-        let api: kube::Api<k8s_openapi::api::core::v1::Pod> =
-            kube::Api::namespaced(self.api.0.clone(), &pod.namespace);
         let patch = announced::annotations(&Announced::of(&attachment.ips, &own.ports));
-        let params = kube::api::PatchParams::default();
-        let patch = kube::api::Patch::Merge(&patch);
-        let request = api.patch_metadata(&pod.name, &params, &patch);
+        let request = announced::write(&self.api.0, &pod.namespace, &pod.name, &patch);
         let failed = |reason: String| {
             let msg =
                 format!("could not write {ANNOTATION_IPS} on pod {}/{}: {reason}", pod.namespace, pod.name);
