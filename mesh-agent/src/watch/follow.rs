@@ -307,7 +307,7 @@ mod tests {
     async fn what_is_not_answered_is_begun_anew_and_a_watch_that_is_open_may_be_silent() {
         let asked: Arc<[AtomicUsize; 2]> = Arc::default();
         let counted = Arc::clone(&asked);
-        let app = axum::Router::new().fallback(move |uri: axum::http::Uri| {
+        let app = axum::Router::new().fallback(move |uri: http::Uri| {
             let watches = uri.query().is_some_and(|query| query.contains("watch=true"));
             let before = counted[usize::from(watches)].fetch_add(1, Ordering::Relaxed);
             answer(watches, before)
