@@ -11,13 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use mesh_core::numbers::ROUTE_PROTOCOL;
 use mesh_core::plan::{Action, Port, Route, Rule, Target};
 use mesh_core::prefix::Family;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::IpProtocol;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
@@ -197,12 +199,14 @@ impl Kernel {
     }
 
     async fn dump_links(&self) -> Result<BTreeMap<String, Link>, KernelError> {
-        let mut links = BTreeMap::new();
-        let mut dump = self.handle.link().get().execute();
-        while let Some(message) = dump.try_next().await.or_else(asked(|| "Could not list links".into()))? {
-            links.extend(link(&message));
-        }
-        Ok(links)
+        // By hand: rtnetlink's own request keeps to itself what flags the answers bear.
+        let dump = || {
+            let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+            let mut request = NetlinkMessage::from(message);
+            request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            self.handle.clone().request(request)
+        };
+        steady(dump).await.or_else(asked(|| "Could not list links".into()))
     }
 
     async fn dump_addresses(&self) -> Result<Vec<(u32, IpNet)>, KernelError> {
@@ -407,6 +411,44 @@ impl Kernel {
     }
 }
 
+/// A list of devices that changes are interrupting is made this often.
+const ATTEMPTS: u32 = 4;
+
+/// Devices by name, from the answers to `dump`. The kernel says of a list that devices came or went while it was made, since it
+/// may have left others out; then it is made again. Where they come and go all the time the last one has to do: of what it
+/// lacks, callers ask alone ([`Kernel::find_in`]).
+async fn steady<S>(
+    mut dump: impl FnMut() -> Result<S, rtnetlink::Error>,
+) -> Result<BTreeMap<String, Link>, rtnetlink::Error>
+where
+    S: Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin,
+{
+    let mut links = BTreeMap::new();
+    for _ in 0..ATTEMPTS {
+        links.clear();
+        let mut interrupted = false;
+        let mut answers = dump()?;
+        while let Some(answer) = answers.next().await {
+            let (header, payload) = answer.into_parts();
+            interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
+            match payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
+                    links.extend(link(&message));
+                }
+                NetlinkPayload::Error(error) => return Err(rtnetlink::Error::NetlinkError(error)),
+                other => {
+                    let message = NetlinkMessage::new(header, other);
+                    return Err(rtnetlink::Error::UnexpectedMessage(message));
+                }
+            }
+        }
+        if !interrupted {
+            break;
+        }
+    }
+    Ok(links)
+}
+
 /// The device that a request names, or that there is none.
 async fn only(request: LinkGetRequest, what: impl FnOnce() -> String) -> Result<Option<Link>, KernelError> {
     let mut found = request.execute();
@@ -584,24 +626,4 @@ fn rule_message(rule: &Rule) -> RuleMessage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn that_there_is_no_link_is_said_by_the_kernel_and_not_by_a_list_or_a_failure() {
-        let kernel = Kernel::connect().expect("netlink");
-        // Every namespace has it, and this list lacks it.
-        let lo = kernel.find_in(&BTreeMap::new(), LOOPBACK).await.expect("an answer").expect("a link");
-        assert!(kernel.has_link(lo.index).await.expect("an answer"));
-        let links = BTreeMap::from([("listed".to_owned(), lo.clone())]);
-        assert_eq!(kernel.find_in(&links, "listed").await.expect("an answer"), Some(lo));
-
-        assert_eq!(kernel.find_in(&links, "nobody").await.expect("an answer"), None);
-        assert!(!kernel.has_link(0x7fff_ffff).await.expect("an answer"));
-
-        // The kernel refuses to look for what no link can be called.
-        let long = "no-link-has-a-name-as-long-as-this";
-        assert!(kernel.find_in(&links, long).await.is_err());
-        assert!(kernel.has_link(u32::MAX).await.is_err());
-    }
-}
+mod tests;
