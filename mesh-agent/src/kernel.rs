@@ -156,17 +156,18 @@ impl Kernel {
         self.dump.lock().await
     }
 
-    /// Everything at once.
+    /// Everything at once. A link that one of our routes leads to is in it, though the kernel's list may lack it.
     ///
     /// # Errors
     /// A dump was refused or cut off.
     pub async fn observe(&self) -> Result<KernelState, KernelError> {
         let _one = self.dump.lock().await;
-        let links = self.dump_links().await?;
+        let mut links = self.dump_links().await?;
         let names: BTreeMap<u32, &str> =
             links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
         let mut routes = BTreeSet::new();
         let mut rules = BTreeSet::new();
+        let mut nameless = Vec::new();
         for request in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
@@ -175,9 +176,15 @@ impl Kernel {
             while let Some(message) =
                 dump.try_next().await.or_else(asked(|| "Could not list routes".into()))?
             {
-                routes.extend(route(&message, &names));
+                let is_nameless = |index: u32| !names.contains_key(&index);
+                if is_ours(&message) && device(&message).is_some_and(is_nameless) {
+                    nameless.push(message);
+                } else {
+                    routes.extend(route(&message, &names));
+                }
             }
         }
+        routes.extend(self.routes_by(&nameless, &mut links).await?);
         for version in [IpVersion::V4, IpVersion::V6] {
             let mut dump = self.handle.rule().get(version).execute();
             while let Some(message) =
@@ -187,6 +194,25 @@ impl Kernel {
             }
         }
         Ok(KernelState { addresses: self.dump_addresses().await?, routes, rules, links })
+    }
+
+    /// Routes to devices that a list lacks ([`Self::find_in`] says why). Those are asked for alone and put into it: where a pod's file
+    /// is lost, its route alone says which address must not be given to another one.
+    async fn routes_by(
+        &self,
+        routes: &[RouteMessage],
+        links: &mut BTreeMap<String, Link>,
+    ) -> Result<Vec<Route>, KernelError> {
+        let mut found = BTreeMap::new();
+        for index in routes.iter().filter_map(device).collect::<BTreeSet<u32>>() {
+            // One that is gone has taken its routes along.
+            if let Some((name, link)) = self.numbered(index).await? {
+                found.insert(index, name.clone());
+                links.insert(name, link);
+            }
+        }
+        let names: BTreeMap<u32, &str> = found.iter().map(|(index, name)| (*index, name.as_str())).collect();
+        Ok(routes.iter().filter_map(|message| route(message, &names)).collect())
     }
 
     /// Devices by name.
@@ -243,7 +269,8 @@ impl Kernel {
     /// One device, or that there is none: not the same as not knowing.
     pub(crate) async fn find_link(&self, name: &str) -> Result<Option<Link>, KernelError> {
         let request = self.handle.link().get().match_name(name.to_owned());
-        only(request, || format!("Could not look for link {name}")).await
+        let found = only(request, || format!("Could not look for link {name}")).await?;
+        Ok(found.map(|(_, link)| link))
     }
 
     /// The same where a list of all devices is at hand. What that lacks is asked for alone: before Linux 6.9 a list leaves out
@@ -264,9 +291,13 @@ impl Kernel {
     /// # Errors
     /// The kernel did not say.
     pub(crate) async fn has_link(&self, index: u32) -> Result<bool, KernelError> {
+        Ok(self.numbered(index).await?.is_some())
+    }
+
+    /// The device with this number and its name, or that there is none.
+    async fn numbered(&self, index: u32) -> Result<Option<(String, Link)>, KernelError> {
         let request = self.handle.link().get().match_index(index);
-        let found = only(request, || format!("Could not look for link number {index}")).await?;
-        Ok(found.is_some())
+        only(request, || format!("Could not look for link number {index}")).await
     }
 
     /// Adds a route, or replaces the one to the same prefix in the same table with the same metric.
@@ -450,7 +481,10 @@ where
 }
 
 /// The device that a request names, or that there is none.
-async fn only(request: LinkGetRequest, what: impl FnOnce() -> String) -> Result<Option<Link>, KernelError> {
+async fn only(
+    request: LinkGetRequest,
+    what: impl FnOnce() -> String,
+) -> Result<Option<(String, Link)>, KernelError> {
     let mut found = request.execute();
     let seen = match found.try_next().await {
         // No word at all, where the connection has ended, does not mean that there is none.
@@ -458,7 +492,7 @@ async fn only(request: LinkGetRequest, what: impl FnOnce() -> String) -> Result<
         Err(error) if errno(&error) == Some(rustix::io::Errno::NODEV) => return Ok(None),
         Err(error) => Err(error),
     };
-    seen.map(|(_, link)| Some(link)).or_else(asked(what))
+    seen.map(Some).or_else(asked(what))
 }
 
 fn host_length(address: IpAddr) -> u8 {
@@ -497,8 +531,20 @@ fn address(message: &AddressMessage) -> Option<(u32, IpNet)> {
     Some((message.header.index, net))
 }
 
+fn is_ours(message: &RouteMessage) -> bool {
+    message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+}
+
+/// Number of the device that a route leads to.
+fn device(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
 fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Route> {
-    if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
+    if !is_ours(message) {
         return None;
     }
     let mut table = u32::from(message.header.table);

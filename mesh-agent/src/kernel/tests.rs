@@ -1,4 +1,7 @@
+use std::net::Ipv4Addr;
+
 use futures::stream;
+use mesh_core::numbers::TABLE_PODS;
 
 use super::*;
 
@@ -54,4 +57,27 @@ async fn a_list_that_was_interrupted_is_made_again_and_after_a_few_times_goes_as
     // The real one.
     let kernel = Kernel::connect().expect("netlink");
     assert!(kernel.links().await.expect("links").contains_key(LOOPBACK));
+}
+
+#[tokio::test]
+async fn a_route_to_a_link_that_a_list_left_out_is_seen_and_so_is_the_link() {
+    let kernel = Kernel::connect().expect("netlink");
+    let lo = kernel.find_link(LOOPBACK).await.expect("an answer").expect("a link");
+    let route_to = |index: u32, last: u8| {
+        RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(Ipv4Addr::from([10, 244, 1, last]), 32)
+            .table_id(TABLE_PODS)
+            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+            .output_interface(index)
+            .build()
+    };
+    // The second one has gone since the look.
+    let messages = [route_to(lo.index, 2), route_to(0x7fff_ffff, 3)];
+    let mut links = BTreeMap::new();
+    let routes = kernel.routes_by(&messages, &mut links).await.expect("answers");
+    let target = Target::Device { device: LOOPBACK.to_owned(), source: None };
+    let prefix = "10.244.1.2/32".parse().expect("a prefix");
+    assert_eq!(routes, [Route { table: TABLE_PODS, prefix, target }]);
+    let found: Vec<(&str, u32)> = links.iter().map(|(name, link)| (name.as_str(), link.index)).collect();
+    assert_eq!(found, [(LOOPBACK, lo.index)]);
 }
