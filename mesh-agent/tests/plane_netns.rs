@@ -1,4 +1,4 @@
-//! What the data path forgets of pods that are gone, in the kernel's own maps.
+//! What the data path forgets of pods that are gone, and keeps of others, in the kernel's own maps.
 
 mod nft_lab;
 
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use datapath::abi::{Flow, Tuple};
 use mesh_agent::plane::Plane;
 use mesh_agent::policy::Attached;
+use mesh_core::policy::model::ObjectName;
 use nft_lab::Lab;
 
 /// Where the data path of a test is pinned. What a crashed one leaves is found by this name, and removed, by the tests of the
@@ -16,8 +17,8 @@ use nft_lab::Lab;
 struct Pins(PathBuf);
 
 impl Pins {
-    fn new() -> Self {
-        Self(Path::new("/sys/fs/bpf").join(format!("hawser-test-{}-plane", std::process::id())))
+    fn new(test: &str) -> Self {
+        Self(Path::new("/sys/fs/bpf").join(format!("hawser-test-{}-plane-{test}", std::process::id())))
     }
 }
 
@@ -59,7 +60,7 @@ fn flows_of(plane: &Plane, address: &str) -> usize {
 #[test]
 fn flows_go_with_a_pod_that_vanished_while_no_agent_ran_and_those_of_others_stay() {
     let lab = Lab::new(&["node"]);
-    let pins = Pins::new();
+    let pins = Pins::new("flows");
     lab.inside("node", || {
         let plane = Plane::open(&pins.0, &[]).unwrap_or_else(|error| panic!("{error}"));
         // Neither has a link: that of one went a moment ago, which is no concern of this.
@@ -89,5 +90,26 @@ fn flows_go_with_a_pod_that_vanished_while_no_agent_ran_and_those_of_others_stay
         plane.disconnect(&vanished.ips);
         assert_eq!(left("10.244.1.6"), 0);
         assert_eq!(["10.244.1.5", "fd00:10:244:1::5"].map(left), [1, 1]);
+    });
+}
+
+#[test]
+fn a_shaped_pod_whose_file_is_lost_stays_off_the_ways_that_know_no_rate() {
+    let lab = Lab::new(&["node"]);
+    let pins = Pins::new("rates");
+    lab.inside("node", || {
+        let plane = Plane::open(&pins.0, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let name = ObjectName { namespace: "shop".to_owned(), name: "web".to_owned() };
+        let lost = pod(1001, ["10.244.1.5", "fd00:10:244:1::5"]);
+        let known = Attached { pod: Some((name, None)), ..pod(1002, ["10.244.1.6", "fd00:10:244:1::6"]) };
+        // Of another pod, whose link had the index before.
+        let new = pod(1003, ["10.244.1.7", "fd00:10:244:1::7"]);
+        let former = pod(1003, ["10.244.1.8", "fd00:10:244:1::8"]);
+        for pod in [&lost, &known, &former] {
+            plane.place(&Attached { slow: true, ..pod.clone() }).expect("there is room");
+        }
+        plane.reconcile(&[lost, known, new]).expect("it is compared");
+        let endpoints = plane.datapath().endpoints().expect("the map is read");
+        assert_eq!([1001, 1002, 1003].map(|index| endpoints[&index].slow), [true, false, false]);
     });
 }
