@@ -6,17 +6,27 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use kube::ResourceExt;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, Outcome, Told};
 use crate::metrics::Metrics;
 
+mod doubts;
+
+use doubts::{Doubts, Question};
+
 /// A watch that asked this often in a row for a version that is not there (HTTP 410, or 504) is begun anew with a list: kube's
 /// watcher relists only on the 410 that comes inside a stream.
 const GONE_LIMIT: u32 = 3;
+
+/// Questions about doubts that are under way at once. After an hour without the API there are thousands, one for each object that
+/// has gone since, and every agent asks them.
+const ASKED_AT_ONCE: usize = 32;
 
 /// Before a list that kube's backoff does not know of.
 const RELIST: Duration = Duration::from_millis(500);
@@ -126,7 +136,8 @@ fn remedy(error: &watcher::Error) -> &'static str {
 }
 
 /// Follows one watch until nobody listens, or until the server knows no such resource. `changed` hears which objects are
-/// not as they were (none, when only the list has become complete), and says whether anybody listens.
+/// not as they were (none, when only the list has become complete), and says whether anybody listens. What is in doubt holds up
+/// nothing else: it is as it was until `ask` has answered.
 pub(super) async fn follow<O, K, V, S, F, R>(
     what: &'static str,
     cache: &mut Cache<K, V>,
@@ -144,11 +155,46 @@ where
     F: Fn(K) -> R,
     R: Future<Output = kube::Result<Option<O>>>,
 {
+    let slots = Semaphore::new(ASKED_AT_ONCE);
+    let (ask, slots) = (&ask, &slots);
+    let answer = |question| answer_to::<O, K, F, R>(question, ask, slots);
+    // Both outlive a stream that ends. None is asked yet, but of what type they are has to be known here.
+    let mut doubts = Doubts::default();
+    let mut asked: FuturesUnordered<_> = std::iter::empty::<Question<K>>().map(answer).collect();
     loop {
         let mut gone = 0;
         let mut listed = Vec::new();
         let mut events = std::pin::pin!(stream().backoff(Patience::default()));
-        while let Some(event) = events.next().await {
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                Some((question, found)) = asked.next() => {
+                    let key = question.key.clone();
+                    if !doubts.is_open(&question) {
+                        tracing::info!(watch = what, ?key, "Settled a doubtful event by a later one");
+                        continue;
+                    }
+                    let (news, again) = match found {
+                        Ok(found) => {
+                            let found = found.as_ref().and_then(|object| versioned(object, &read));
+                            tracing::info!(watch = what, ?key, found = found.is_some(), "Settled a doubtful event");
+                            let found = found.map(|(_, version, value)| (version, value));
+                            (cache.settle(key.clone(), found), doubts.settled(question))
+                        }
+                        Err(error) => {
+                            metrics.watch_error(what);
+                            tracing::warn!(watch = what, ?key, err = %error, "Could not read a doubtful object");
+                            (false, Some(doubts.failed(question)))
+                        }
+                    };
+                    asked.extend(again.map(answer));
+                    if news && !changed(cache, &[key]) {
+                        return Ended::Deaf;
+                    }
+                    continue;
+                }
+            };
+            let Some(event) = event else { break };
             let told = match event {
                 Ok(Event::Init) => {
                     listed.clear();
@@ -180,12 +226,12 @@ where
             gone = 0;
             let Some(told) = told else { continue };
             let before = cache.complete();
-            let Outcome { changed: mut keys, doubts } = cache.tell(told);
-            for key in doubts {
-                if settle(what, cache, key.clone(), &read, &ask, metrics).await {
-                    keys.push(key);
-                }
-            }
+            let of = match &told {
+                Told::Applied(key, ..) | Told::Deleted(key, _) => Some(key.clone()),
+                Told::Relisted(_) => None,
+            };
+            let Outcome { changed: keys, doubts: doubted } = cache.tell(told);
+            asked.extend(doubts.told(of.as_ref(), doubted).into_iter().map(answer));
             if (!keys.is_empty() || before != cache.complete()) && !changed(cache, &keys) {
                 return Ended::Deaf;
             }
@@ -193,38 +239,22 @@ where
     }
 }
 
-/// Asks again for an object about which the API server contradicts itself, until it answers. True: the answer is news.
-async fn settle<O, K, V, F, R>(
-    what: &'static str,
-    cache: &mut Cache<K, V>,
-    key: K,
-    read: &impl Fn(&O) -> Option<(K, V)>,
+/// Asks for an object about which the API server contradicts itself, when it is its turn. What waits for that is small.
+async fn answer_to<O, K, F, R>(
+    question: Question<K>,
     ask: &F,
-    metrics: &Metrics,
-) -> bool
+    slots: &Semaphore,
+) -> (Question<K>, kube::Result<Option<O>>)
 where
-    O: ResourceExt,
-    K: Ord + Clone + Debug,
-    V: PartialEq,
+    K: Clone,
     F: Fn(K) -> R,
     R: Future<Output = kube::Result<Option<O>>>,
 {
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match crate::publish::within(ask(key.clone())).await {
-            Ok(found) => {
-                let found = found.as_ref().and_then(|object| versioned(object, read));
-                tracing::info!(watch = what, ?key, found = found.is_some(), "Settled a doubtful event");
-                return cache.settle(key, found.map(|(_, version, value)| (version, value)));
-            }
-            Err(error) => {
-                metrics.watch_error(what);
-                tracing::warn!(watch = what, ?key, err = %error, "Could not read a doubtful object");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(10));
-            }
-        }
-    }
+    // Not in a slot: those that fail again and again hold up no others.
+    tokio::time::sleep(question.pause).await;
+    let _slot = slots.acquire().await;
+    let answer = Box::pin(crate::publish::within(ask(question.key.clone()))).await;
+    (question, answer)
 }
 
 fn versioned<O: ResourceExt, K, V>(object: &O, read: &impl Fn(&O) -> Option<(K, V)>) -> Option<(K, u64, V)> {
@@ -337,6 +367,140 @@ mod tests {
         let [lists, watches] = [0, 1].map(|kind: usize| asked[kind].load(Ordering::Relaxed));
         // On a busy machine more may have passed the limit.
         assert!(lists >= 3 && watches >= 2, "{lists} lists, {watches} watches");
+    }
+
+    fn map(name: &str, version: u64) -> ConfigMap {
+        serde_json::from_value(config_map(name, &version.to_string())).unwrap()
+    }
+
+    fn list(maps: &[(&str, u64)]) -> Vec<Event<ConfigMap>> {
+        let maps = maps.iter().map(|(name, version)| Event::InitApply(map(name, *version)));
+        std::iter::once(Event::Init).chain(maps).chain([Event::InitDone]).collect()
+    }
+
+    /// A watch that tells this, then calls `told`, and is silent.
+    fn watch(
+        events: Vec<Event<ConfigMap>>,
+        told: impl FnOnce() + Send + 'static,
+    ) -> BoxStream<'static, watcher::Result<Event<ConfigMap>>> {
+        let silent = stream::once(async move {
+            told();
+            std::future::pending().await
+        });
+        stream::iter(events.into_iter().map(Ok)).chain(silent).boxed()
+    }
+
+    fn name_and_version(map: &ConfigMap) -> Option<(String, String)> {
+        Some((map.metadata.name.clone()?, map.metadata.resource_version.clone()?))
+    }
+
+    #[tokio::test]
+    async fn what_is_beyond_doubt_is_told_before_an_answer_and_doubts_are_asked_of_many_at_once() {
+        let names: Vec<String> = (0..100).map(|number| format!("old-{number:02}")).collect();
+        let old: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        let [under_way, most, answers] = [0, 0, 0].map(AtomicUsize::new);
+        let ask = |_: String| {
+            let (under_way, most, answers) = (&under_way, &most, &answers);
+            async move {
+                most.fetch_max(under_way.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                under_way.fetch_sub(1, Ordering::Relaxed);
+                answers.fetch_add(1, Ordering::Relaxed);
+                Ok(None)
+            }
+        };
+        let (mut cache, metrics, mut told) = (Cache::default(), Metrics::new(), Vec::new());
+        let followed = follow(
+            "config-maps",
+            &mut cache,
+            || watch([list(&old), list(&[("new", 2)])].concat(), || {}),
+            name_and_version,
+            ask,
+            |cache: &Cache<String, String>, keys: &[String]| {
+                told.push((keys.to_vec(), answers.load(Ordering::Relaxed)));
+                cache.iter().count() > 1
+            },
+            &metrics,
+        );
+        let ended = tokio::time::timeout(Duration::from_secs(60), followed).await.expect("it is followed");
+        assert_eq!(ended, Ended::Deaf);
+        assert_eq!(told[..2], [(names, 0), (vec!["new".to_owned()], 0)]);
+        assert_eq!(told.len(), 102, "{told:?}");
+        let most = most.load(Ordering::Relaxed);
+        assert!((2..=ASKED_AT_ONCE).contains(&most), "{most} questions at once");
+    }
+
+    #[tokio::test]
+    async fn an_object_that_changes_while_its_doubt_is_asked_about_does_not_go_back_in_time() {
+        let mut events = [list(&[("a", 1), ("b", 1), ("c", 3)]), list(&[])].concat();
+        // Of two the watch is believed; the third is doubted once more.
+        events.extend([Event::Apply(map("a", 5)), Event::Delete(map("b", 5)), Event::Apply(map("c", 2))]);
+        let all_told = Arc::new(Semaphore::new(0));
+        let asked_of_c = AtomicUsize::new(0);
+        let ask = |name: String| {
+            let (all_told, asked_of_c) = (Arc::clone(&all_told), &asked_of_c);
+            async move {
+                let found = match name.as_str() {
+                    "a" => None,
+                    "b" => Some(map("b", 1)),
+                    _ => Some(map("c", 1 + u64::from(asked_of_c.fetch_add(1, Ordering::Relaxed) > 0))),
+                };
+                let _permit = all_told.acquire().await;
+                Ok(found)
+            }
+        };
+        let (mut cache, metrics, mut told) = (Cache::default(), Metrics::new(), Vec::new());
+        let followed = follow(
+            "config-maps",
+            &mut cache,
+            || {
+                let all_told = Arc::clone(&all_told);
+                watch(events.clone(), move || all_told.add_permits(1))
+            },
+            name_and_version,
+            ask,
+            |cache: &Cache<String, String>, keys: &[String]| {
+                told.extend(keys.iter().map(|key| format!("{key}:{:?}", cache.get(key))));
+                cache.get(&"c".to_owned()).is_none_or(|version| version != "2")
+            },
+            &metrics,
+        );
+        let ended = tokio::time::timeout(Duration::from_secs(60), followed).await.expect("it is followed");
+        assert_eq!(ended, Ended::Deaf);
+        let wanted = [
+            "a:Some(\"1\")",
+            "b:Some(\"1\")",
+            "c:Some(\"3\")",
+            "a:Some(\"5\")",
+            "b:None",
+            "c:Some(\"1\")",
+            "c:Some(\"2\")",
+        ];
+        assert_eq!(told, wanted);
+        assert_eq!(asked_of_c.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn doubts_that_are_not_answered_hold_up_no_other() {
+        let names: Vec<String> = (0..ASKED_AT_ONCE + 8).map(|number| format!("broken-{number:02}")).collect();
+        let mut all: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        all.push(("gone", 1));
+        let (mut cache, metrics) = (Cache::default(), Metrics::new());
+        let followed = follow(
+            "config-maps",
+            &mut cache,
+            || watch([list(&all), list(&[])].concat(), || {}),
+            name_and_version,
+            |name: String| {
+                let answer = if name == "gone" { Ok(None) } else { Err(refused(500, "broken")) };
+                std::future::ready(answer)
+            },
+            |cache: &Cache<String, String>, _: &[String]| cache.get(&"gone".to_owned()).is_some(),
+            &metrics,
+        );
+        let ended = tokio::time::timeout(Duration::from_secs(60), followed).await.expect("it is followed");
+        assert_eq!(ended, Ended::Deaf);
+        assert_eq!(cache.iter().count(), names.len(), "the others are as they were");
     }
 
     #[test]
