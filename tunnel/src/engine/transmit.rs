@@ -68,12 +68,6 @@ impl Outbox {
     pub fn has_one(&self) -> bool {
         self.yard.has_one()
     }
-
-    /// Whether nothing waits in it.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.yard.waiting() == 0
-    }
 }
 
 impl Default for Outbox {
@@ -204,12 +198,6 @@ impl Engine {
     /// Sends what lies in the outbox.
     pub fn flush(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
         outbox.yard.drain(|train, datagrams| self.send_train(train, datagrams, sink));
-    }
-
-    /// Sends what lies in the outbox, but for a last train that more datagrams may join: for who has more, and will
-    /// call [`Engine::flush`] as soon as there is none. A super-packet is a little more than a train.
-    pub fn flush_full(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
-        outbox.yard.drain_full(|train, datagrams| self.send_train(train, datagrams, sink));
     }
 
     fn send_train(&self, train: &Train<Owner>, datagrams: &[u8], sink: &mut impl Sink) {

@@ -122,9 +122,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             poll_for(v6, wanted[1], stop),
             (pulse.as_fd(), PollFlags::IN),
         ];
-        // What was kept for more to join it goes when there is none.
-        let kept = !outbound.outbox.is_empty();
-        let busy = since.is_none() && (more || kept);
+        let busy = since.is_none() && more;
         let [stopped, called, from_host, from_v4, from_v6, asked] = if busy && unasked < UNASKED {
             unasked += 1;
             // To try in vain costs a fraction of asking.
@@ -155,7 +153,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
         for socket in [v4.filter(|_| from_v4), v6.filter(|_| from_v6)].into_iter().flatten() {
             more |= inbound.burst(shared, lane, socket)?;
         }
-        if from_host || kept || full.contains(&true) {
+        if from_host || full.contains(&true) {
             let known = sockets.as_ref().is_some_and(|sockets| sockets.has_credit());
             if full.contains(&true) || !known {
                 let room = [poll_for(v4, PollFlags::OUT, stop), poll_for(v6, PollFlags::OUT, stop)];
@@ -247,18 +245,8 @@ impl Outbound {
             }
         }
         self.several = read > 1;
-        self.send(shared, lane, more);
+        shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
         Ok(more)
-    }
-
-    /// Sends what is encrypted; if there may be more, but for what that may join.
-    fn send(&mut self, shared: &Shared, lane: &Lane, more: bool) {
-        let wire = &mut Wire(shared, lane);
-        if more {
-            shared.engine.flush_full(&mut self.outbox, wire);
-        } else {
-            shared.engine.flush(&mut self.outbox, wire);
-        }
     }
 
     /// Sends what was read for this lane, up to a burst; whether there may be more.
@@ -284,7 +272,7 @@ impl Outbound {
                 shared.room.raise();
             }
         }
-        self.send(shared, lane, more);
+        shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
         more
     }
 }

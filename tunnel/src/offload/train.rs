@@ -84,19 +84,6 @@ impl<T: Clone + PartialEq> Yard<T> {
         self.trains.push(Train { to, owner: owner.clone(), bytes, segment: len, count: 1 });
     }
 
-    /// Hands out all trains but the last, if there are several and it may grow; that one stays.
-    pub fn drain_full(&mut self, mut send: impl FnMut(&Train<T>, &[u8])) {
-        let open = self.trains.len() > 1 && self.trains.last().is_some_and(|last| last.takes(last.segment));
-        let mut rest = if open { self.trains.pop() } else { None };
-        self.drain(&mut send);
-        if let Some(train) = &mut rest {
-            self.buffer.copy_within(train.bytes.clone(), 0);
-            train.bytes = 0..train.bytes.len();
-            self.used = train.bytes.end;
-        }
-        self.trains.extend(rest);
-    }
-
     /// Hands out all trains and forgets them.
     pub fn drain(&mut self, mut send: impl FnMut(&Train<T>, &[u8])) {
         for train in &self.trains {
@@ -119,7 +106,6 @@ mod tests {
             datagrams in prop::collection::vec(
                 (0u8..3, 0u8..2, prop_oneof![Just(1452usize), Just(96), 1usize..1500]), 0..200
             ),
-            pauses in prop::collection::btree_set(0usize..200, 0..8),
         ) {
             let mut yard = Yard::new(1 << 20);
             let to = |n: u8| SocketAddr::from(([192, 0, 2, n], 1));
@@ -134,10 +120,6 @@ mod tests {
                 let mark = u8::try_from(index & 0xff).unwrap();
                 yard.room()[..len].fill(mark);
                 yard.commit(to(host), &owner, len);
-                if pauses.contains(&index) {
-                    yard.drain_full(&mut take);
-                    assert!(yard.trains.len() <= 1);
-                }
             }
             yard.drain(&mut take);
             prop_assert_eq!(yard.waiting(), 0);
@@ -157,23 +139,5 @@ mod tests {
         let mut counts = Vec::new();
         yard.drain(|train, _| counts.push((train.count, train.segment)));
         assert_eq!(counts, [(4, 100), (1, 60), (1, 100)]);
-    }
-
-    #[test]
-    fn a_last_train_that_may_grow_waits_for_more_and_others_do_not() {
-        let mut yard = Yard::new(1 << 20);
-        let to = SocketAddr::from(([192, 0, 2, 1], 1));
-        let drained = |yard: &mut Yard<()>, lens: &[usize]| {
-            for len in lens {
-                yard.commit(to, &(), *len);
-            }
-            let mut counts = Vec::new();
-            yard.drain_full(|train, _| counts.push((train.count, train.segment)));
-            (counts, yard.waiting())
-        };
-        assert_eq!(drained(&mut yard, &[1452; 50]), (vec![(45, 1452)], 5 * 1452));
-        assert_eq!(drained(&mut yard, &[1452; 41]), (vec![(45, 1452)], 1452), "it went on");
-        assert_eq!(drained(&mut yard, &[1452, 100, 60, 40]), (vec![(3, 1452), (2, 60)], 0), "both had ended");
-        assert_eq!(drained(&mut yard, &[100]), (vec![(1, 100)], 0), "one alone would wait for itself");
     }
 }
