@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where kernels settings usually are.
 const PROC_SYS: &str = "/proc/sys";
@@ -24,9 +25,13 @@ pub(crate) fn proc_sys() -> &'static Path {
     WRITABLE.get_or_init(|| PathBuf::from(PROC_SYS))
 }
 
-/// Whether the kernel has IPv6: not where it was booted with `ipv6.disable=1`.
+/// Whether the kernel has IPv6: not where it was booted with `ipv6.disable=1`. It may come later, as a module, and never goes.
 pub(crate) fn has_ipv6() -> bool {
-    shows_ipv6(proc_sys())
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    if !SEEN.load(Ordering::Relaxed) && shows_ipv6(proc_sys()) {
+        SEEN.store(true, Ordering::Relaxed);
+    }
+    SEEN.load(Ordering::Relaxed)
 }
 
 /// Where no settings are seen at all nothing is known, and nothing may be left unguarded for that.

@@ -1,8 +1,9 @@
 //! Metrics, prefix `hawser_`. Labels are enums or fixed words; never a pod, an address or a key.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_core::host::HostPath;
@@ -54,6 +55,8 @@ pub struct Metrics {
     cni: Family<CniCall, Counter>,
     cni_seconds: Family<Word, Histogram>,
     pool: Family<PoolLabel, Gauge>,
+    /// The pod CIDRs that are shown.
+    pools: Arc<Mutex<BTreeSet<String>>>,
     firewall: Words,
     firewall_drift: Counter,
     tunnel_restored: Words,
@@ -180,6 +183,7 @@ impl Metrics {
             cni,
             cni_seconds,
             pool,
+            pools: Arc::default(),
             firewall,
             firewall_drift,
             tunnel_restored,
@@ -289,7 +293,16 @@ impl Metrics {
 
     /// How full all pools of this node are. A Node that is made anew may have others than before.
     pub fn set_pools(&self, usages: &[mesh_core::ipam::Usage]) {
-        self.pool.clear();
+        let cidrs: BTreeSet<String> = usages.iter().map(|usage| usage.cidr.to_string()).collect();
+        // Not all of them anew: somebody may read them meanwhile.
+        let mut shown = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in shown.difference(&cidrs) {
+            for state in ["used", "resting", "capacity"] {
+                self.pool.remove(&PoolLabel { cidr: gone.clone(), state: state.to_owned() });
+            }
+        }
+        *shown = cidrs;
+        drop(shown);
         for usage in usages {
             let states = [("used", usage.used), ("resting", usage.resting), ("capacity", usage.capacity)];
             for (state, value) in states {

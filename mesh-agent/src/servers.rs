@@ -106,22 +106,33 @@ pub fn in_turn(node: &NodeName, servers: &[String]) -> Vec<String> {
 /// # Errors
 /// There is none.
 pub fn client(servers: Vec<(String, Client)>) -> Option<Client> {
-    client_patient_for(SILENCE, servers)
+    client_of(servers, SILENCE, End::Failed)
 }
 
-/// The same, with another [`SILENCE`].
-fn client_patient_for(silence: Duration, servers: Vec<(String, Client)>) -> Option<Client> {
+/// The same of clients that try again by themselves where a server has too much to do: of their silence that may be the reason.
+///
+/// # Errors
+/// There is none.
+pub fn patient_client(servers: Vec<(String, Client)>) -> Option<Client> {
+    client_of(servers, SILENCE, End::Busy)
+}
+
+/// The same, with another [`SILENCE`], and what it means.
+fn client_of(servers: Vec<(String, Client)>, silence: Duration, means: End) -> Option<Client> {
     let namespace = servers.first()?.1.default_namespace().to_owned();
     if let [(_, only)] = servers.as_slice() {
         return Some(only.clone());
     }
-    Some(Client::new(Choice { servers: servers.into(), course: Arc::default(), silence }, namespace))
+    let choice = Choice { servers: servers.into(), course: Arc::default(), silence, means };
+    Some(Client::new(choice, namespace))
 }
 
 /// A server that fails so often in a row is left.
 const FAILURES: u32 = 3;
-/// A request that was given up by whoever asked, and had no answer for so long, is a failure.
-const SILENCE: Duration = Duration::from_secs(5);
+/// A request that was given up by whoever asked, and had no answer for so long, is a failure. The shortest deadline of any is 3 s.
+const SILENCE: Duration = Duration::from_millis(2500);
+/// After so long by others the first server is tried again, so that nodes do not all end with one when one after the other restarts.
+const HOME: Duration = Duration::from_mins(10);
 
 /// Sends to one of several servers.
 #[derive(Clone)]
@@ -129,6 +140,8 @@ struct Choice {
     servers: Arc<[(String, Client)]>,
     course: Arc<Mutex<Course>>,
     silence: Duration,
+    /// What silence means.
+    means: End,
 }
 
 /// Who is asked.
@@ -138,6 +151,8 @@ struct Course {
     left: usize,
     /// Failures of the present one since it last answered.
     failures: u32,
+    /// Since when it is not the first one.
+    away: Option<Instant>,
 }
 
 /// What became of a request.
@@ -162,8 +177,16 @@ impl End {
 }
 
 impl Course {
+    /// Of how many servers that were left the number says whom to ask now, of so many.
+    fn turn(&mut self, servers: usize, now: Instant) -> usize {
+        if self.away.is_some_and(|since| now.saturating_duration_since(since) >= HOME) {
+            *self = Self { left: self.left.next_multiple_of(servers), ..Self::default() };
+        }
+        self.left
+    }
+
     /// What became of a request that was sent when so many servers had been left. True: from now on the next one is asked.
-    fn hear(&mut self, left: usize, end: End) -> bool {
+    fn hear(&mut self, left: usize, end: End, now: Instant) -> bool {
         // It says nothing of the present server. So of many that failed at once one moves on.
         if left != self.left {
             return false;
@@ -176,7 +199,7 @@ impl Course {
         };
         let leaves = self.failures >= FAILURES;
         if leaves {
-            *self = Self { left: left.wrapping_add(1), failures: 0 };
+            *self = Self { left: left.wrapping_add(1), failures: 0, away: self.away.or(Some(now)) };
         }
         leaves
     }
@@ -192,8 +215,11 @@ struct Asked {
 
 impl Asked {
     fn new(choice: Choice) -> Self {
-        let left = choice.course.lock().unwrap_or_else(PoisonError::into_inner).left;
-        Self { choice, left, since: Instant::now(), heard: false }
+        let since = Instant::now();
+        let mut course = choice.course.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = course.turn(choice.servers.len(), since);
+        drop(course);
+        Self { choice, left, since, heard: false }
     }
 
     fn server(&self, after: usize) -> &(String, Client) {
@@ -203,7 +229,11 @@ impl Asked {
     fn hear(&mut self, end: End, what: &dyn Display) {
         self.heard = true;
         // Whoever asked tries again by himself, and is sent to the next one.
-        if self.choice.course.lock().unwrap_or_else(PoisonError::into_inner).hear(self.left, end) {
+        if self.choice.course.lock().unwrap_or_else(PoisonError::into_inner).hear(
+            self.left,
+            end,
+            Instant::now(),
+        ) {
             let (server, next) = (&self.server(0).0, &self.server(1).0);
             let err = if end == End::Failed {
                 format!("{FAILURES} failures, at last: {what}")
@@ -218,7 +248,7 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         if !self.heard && self.since.elapsed() >= self.choice.silence {
-            self.hear(End::Failed, &"no answer until nobody waited for it any more");
+            self.hear(self.choice.means, &"no answer until nobody waited for it any more");
         }
     }
 }

@@ -92,7 +92,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
     let (kernel, netlink) = Kernel::supervised().context("Could not open a netlink socket")?;
-    covered::check(&options.config, &config, &kernel).await?;
     let has_ipv6 = crate::container::has_ipv6();
     let joined_register = joined::Register::load(
         &config.state_dir,
@@ -105,6 +104,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let guarded = crate::guard::possible(joined.settings(&config.settings).guarded(), has_ipv6);
     let closed = crate::guard::close(&config, &guarded, has_ipv6, &kernel).await;
     closed.context("Could not refuse plaintext of pods")?;
+    covered::check(&options.config, &config, &kernel).await?;
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
     let opened = plane::open(&config, &guarded, &kernel, &register).await;
     let _claim = claim?;
@@ -511,7 +511,9 @@ pub(crate) async fn clients(
                         prompt.push((candidate.cluster_url.to_string(), one));
                         patient.push((candidate.cluster_url.to_string(), other));
                     }
-                    return servers::client(prompt).zip(servers::client(patient)).context("no API server");
+                    return servers::client(prompt)
+                        .zip(servers::patient_client(patient))
+                        .context("no API server");
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(url = %candidate.cluster_url, err = %error, "API server does not answer");

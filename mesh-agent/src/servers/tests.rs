@@ -146,9 +146,9 @@ async fn a_server_that_is_waited_for_in_vain_three_times_is_left_but_not_one_tha
         let (silent, _task) = serve(axum::Router::new().fallback(std::future::pending::<&'static str>)).await;
         let (b, _task_b) = server("b").await;
         let both = vec![("silent".to_owned(), silent), ("b".to_owned(), b)];
-        let client = client_patient_for(silence, both).expect("there are servers");
+        let client = client_of(both, silence, End::Failed).expect("there are servers");
         for _ in 0..3 {
-            let given_up = tokio::time::timeout(Duration::from_millis(300), ask(&client)).await;
+            let given_up = tokio::time::timeout(Duration::from_secs(1), ask(&client)).await;
             assert!(given_up.is_err(), "{given_up:?}");
         }
         let wait = Duration::from_secs(if is_left { 30 } else { 1 });
@@ -171,4 +171,21 @@ fn nodes_begin_with_different_servers_and_know_all_of_them_in_their_order() {
         *first.entry(turn[0].clone()).or_default() += 1;
     }
     assert!(first.len() == 3 && first.values().all(|nodes| *nodes > 60), "{first:?}");
+}
+
+#[test]
+fn after_ten_minutes_by_another_the_first_server_is_asked_again() {
+    let (mut course, start) = (Course::default(), Instant::now());
+    let at = |minutes| start + Duration::from_mins(minutes);
+    for (left, minute) in [(0, 1), (1, 2)] {
+        assert_eq!(course.turn(3, at(minute)), left);
+        assert!(course.hear(left, End::Unreachable, at(minute)));
+    }
+    assert_eq!(course.turn(3, at(10)), 2);
+    assert!(!course.hear(2, End::Answered, at(10)));
+    assert_eq!(course.turn(3, at(11)), 3, "the first of the next round");
+    assert!(!course.hear(3, End::Answered, at(11)));
+    assert_eq!(course.turn(3, at(99)), 3);
+    assert!(course.hear(3, End::Unreachable, at(100)));
+    assert_eq!(course.turn(3, at(100)), 4);
 }

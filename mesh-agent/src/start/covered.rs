@@ -1,4 +1,4 @@
-//! Before anything is touched: pods that run have their addresses inside `podCIDRs`.
+//! Before anything that was closed is opened: pods that run have their addresses inside `podCIDRs`.
 //!
 //! Of a prefix that somebody has mistyped or taken out, all that refuses would go as soon as the Nodes are read, and what pods
 //! in it send would leave in plaintext. An agent that does not start leaves it as it is, and the ways through the tunnel, too:

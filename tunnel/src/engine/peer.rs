@@ -268,6 +268,7 @@ impl PeerInner {
         let confirmed = self.places.heard(receiver);
         if confirmed {
             self.renewal = Renewal::default();
+            self.unsent = None;
         }
         if content {
             self.renewal.note_received();
@@ -316,7 +317,10 @@ impl PeerInner {
                 Ticked { send: self.endpoint.map(|to| (to, n)), discarded: 0 }
             }
             // The session has expired, and the queue with it.
-            TunnResult::Err(_) => Ticked { send: None, discarded: std::mem::take(&mut self.queued) },
+            TunnResult::Err(_) => {
+                self.unsent = None;
+                Ticked { send: None, discarded: std::mem::take(&mut self.queued) }
+            }
             TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
                 Ticked { send: self.renew(scratch), discarded: 0 }
             }

@@ -201,8 +201,12 @@ impl Engine {
     }
 
     fn send_train(&self, train: &Train<Owner>, datagrams: &[u8], sink: &mut impl Sink) {
-        let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
         let Owner(peer, counter) = &train.owner;
+        if *counter == Counter::InitiationSent && train.count == 1 {
+            // By itself, so that it is known why it did not leave.
+            return self.send(peer, train.to, datagrams, sink);
+        }
+        let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
         peer.add_tx((sent * train.segment).min(datagrams.len()));
         self.counters.add_many(*counter, sent as u64);
         if sent < train.count {

@@ -39,8 +39,7 @@ use crate::offload::{Offloads, vnet};
 const BURST: usize = 64;
 /// Datagrams before it is the other side's turn: a call may bring 64 of them, and each may be a handshake.
 const DATAGRAMS: usize = 256;
-/// For so long an MTU that the kernel was asked for is believed: a pod may send packets that are too long without end, and the
-/// kernel answers behind whatever else is done to links.
+/// For so long an MTU that the kernel was asked for is believed: a pod may send packets that are too long without end.
 const MTU_HOLDS: Duration = Duration::from_millis(100);
 /// How long what the host sends waits for a socket without room; then it is sent, and lost where there still is none. An uplink of half a
 /// Gbit/s makes room in that time, and its connections are not to lose anything. A path that takes longer (a slow one, or neighbours that
@@ -125,8 +124,8 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
         let busy = since.is_none() && more;
         let [stopped, called, from_host, from_v4, from_v6, asked] = if busy && unasked < UNASKED {
             unasked += 1;
-            // To try in vain costs a fraction of asking.
-            [false, false, true, true, six, false]
+            // To try in vain costs a fraction of asking. Strays have little room.
+            [false, lane.strays.any(), true, true, six, false]
         } else {
             unasked = 0;
             let ready = ready_for(&fds, if busy { Some(Duration::ZERO) } else { left })?;
@@ -244,7 +243,9 @@ impl Outbound {
                 break;
             }
         }
-        self.several = read > 1;
+        if read > 0 {
+            self.several = read > 1;
+        }
         shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
         Ok(more)
     }
@@ -349,7 +350,9 @@ impl Inbound {
                 }
             }
         }
-        self.several = calls > 1;
+        if calls > 0 {
+            self.several = calls > 1;
+        }
         shared.engine.deliver(&mut self.inbox, &mut Wire(shared, lane));
         Ok(more)
     }

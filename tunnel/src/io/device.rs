@@ -311,7 +311,7 @@ impl Underlay for Arc<Shared> {
             old.extend(write(&lane.sockets).replace(Arc::new(sockets)));
             lane.called.raise();
         }
-        // Whoever carries packets holds the old ones for one more burst. Their port must be free when we answer.
+        // Whoever carries packets holds the old ones for some more bursts. Their port must be free when we answer.
         let deadline = Instant::now() + Duration::from_millis(100);
         while old.iter().any(|old| Arc::strong_count(old) > 1) && Instant::now() < deadline {
             std::thread::yield_now();

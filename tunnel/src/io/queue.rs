@@ -189,6 +189,11 @@ impl Strays {
         true
     }
 
+    /// Whether there are any.
+    pub(super) fn any(&self) -> bool {
+        !lock(&self.0).0.is_empty()
+    }
+
     /// All that there are, in the order in which they came.
     pub(super) fn take(&self) -> VecDeque<Stray> {
         std::mem::take(&mut *lock(&self.0)).0
