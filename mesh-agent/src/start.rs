@@ -92,6 +92,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let node: NodeName = options.node.parse().context("node name (--node-name or NODE_NAME)")?;
     let metrics = Metrics::new();
     let (kernel, netlink) = Kernel::supervised().context("Could not open a netlink socket")?;
+    let covered = covered::check(&options.config, &config, &kernel).await;
+    if let Ok(Some(refusal)) = &covered {
+        bail!("{refusal}");
+    }
     let has_ipv6 = crate::container::has_ipv6();
     let joined_register = joined::Register::load(
         &config.state_dir,
@@ -104,7 +108,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let guarded = crate::guard::possible(joined.settings(&config.settings).guarded(), has_ipv6);
     let closed = crate::guard::close(&config, &guarded, has_ipv6, &kernel).await;
     closed.context("Could not refuse plaintext of pods")?;
-    covered::check(&options.config, &config, &kernel).await?;
+    covered?;
     let register = Arc::new(Register::new(config.settings.pod_cidrs.clone()));
     let opened = plane::open(&config, &guarded, &kernel, &register).await;
     let _claim = claim?;

@@ -1,4 +1,4 @@
-//! Before anything that was closed is opened: pods that run have their addresses inside `podCIDRs`.
+//! Before anything is touched: pods that run have their addresses inside `podCIDRs`.
 //!
 //! Of a prefix that somebody has mistyped or taken out, all that refuses would go as soon as the Nodes are read, and what pods
 //! in it send would leave in plaintext. An agent that does not start leaves it as it is, and the ways through the tunnel, too:
@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::bail;
 use ipnet::IpNet;
 use mesh_core::numbers::TABLE_PODS;
 use mesh_core::plan::Target;
@@ -21,11 +20,14 @@ use crate::kernel::{Kernel, KernelState};
 /// Pods that the error names.
 const NAMED: usize = 3;
 
-/// Fails where a pod that runs has an address outside `podCIDRs` of the configuration, which was read from `path`.
-pub(super) async fn check(path: &Path, config: &Config, kernel: &Kernel) -> anyhow::Result<()> {
+/// What is wrong where a pod that runs has an address outside `podCIDRs` of the configuration, which was read from `path`.
+///
+/// # Errors
+/// It could not be seen: no reason to leave open what is to be closed.
+pub(super) async fn check(path: &Path, config: &Config, kernel: &Kernel) -> anyhow::Result<Option<String>> {
     // After a boot nobody runs, whatever files say, and everything is to be closed at once.
     if !kernel.links().await?.keys().any(|name| cni::is_pod_veth(name)) {
-        return Ok(());
+        return Ok(None);
     }
     let state = kernel.observe().await?;
     let directory = config.state_dir.join("attachments");
@@ -34,9 +36,10 @@ pub(super) async fn check(path: &Path, config: &Config, kernel: &Kernel) -> anyh
     let files = tokio::task::spawn_blocking(read).await?.attachments;
     let outside = outside(&config.settings.pod_cidrs, &files, &state);
     if outside.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    bail!("configuration {}: {}", path.display(), refusal(&config.settings.pod_cidrs, &outside))
+    let refusal = refusal(&config.settings.pod_cidrs, &outside);
+    Ok(Some(format!("configuration {}: {refusal}", path.display())))
 }
 
 /// Pods that run with addresses outside `pod_cidrs`. Whose link is gone does not run, though its file may still be there.
