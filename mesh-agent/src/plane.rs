@@ -351,9 +351,7 @@ impl Plane {
             match found.get(&index) {
                 // The same pod, though it may be shaped now and was not.
                 Some(present) if Endpoint { slow: present.slow, ..endpoint(pod) } == *present => {
-                    // With a pod's file its rates are lost, and its link may be shaped all the same.
-                    let slow = pod.slow || (pod.pod.is_none() && present.slow);
-                    self.place(&Attached { slow, ..pod.clone() })?;
+                    self.place(pod)?;
                     self.attach_pod(index)?;
                 }
                 // Another pod's link had this index: its policy must not be this one's, which is closed until its own is known.

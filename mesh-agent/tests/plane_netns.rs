@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use datapath::abi::{Flow, Tuple};
 use mesh_agent::plane::Plane;
 use mesh_agent::policy::Attached;
-use mesh_core::policy::model::ObjectName;
 use nft_lab::Lab;
 
 /// Where the data path of a test is pinned. What a crashed one leaves is found by this name, and removed, by the tests of the
@@ -90,26 +89,5 @@ fn flows_go_with_a_pod_that_vanished_while_no_agent_ran_and_those_of_others_stay
         plane.disconnect(&vanished.ips);
         assert_eq!(left("10.244.1.6"), 0);
         assert_eq!(["10.244.1.5", "fd00:10:244:1::5"].map(left), [1, 1]);
-    });
-}
-
-#[test]
-fn a_shaped_pod_whose_file_is_lost_stays_off_the_ways_that_know_no_rate() {
-    let lab = Lab::new(&["node"]);
-    let pins = Pins::new("rates");
-    lab.inside("node", || {
-        let plane = Plane::open(&pins.0, &[]).unwrap_or_else(|error| panic!("{error}"));
-        let name = ObjectName { namespace: "shop".to_owned(), name: "web".to_owned() };
-        let lost = pod(1001, ["10.244.1.5", "fd00:10:244:1::5"]);
-        let known = Attached { pod: Some((name, None)), ..pod(1002, ["10.244.1.6", "fd00:10:244:1::6"]) };
-        // Of another pod, whose link had the index before.
-        let new = pod(1003, ["10.244.1.7", "fd00:10:244:1::7"]);
-        let former = pod(1003, ["10.244.1.8", "fd00:10:244:1::8"]);
-        for pod in [&lost, &known, &former] {
-            plane.place(&Attached { slow: true, ..pod.clone() }).expect("there is room");
-        }
-        plane.reconcile(&[lost, known, new]).expect("it is compared");
-        let endpoints = plane.datapath().endpoints().expect("the map is read");
-        assert_eq!([1001, 1002, 1003].map(|index| endpoints[&index].slow), [true, false, false]);
     });
 }

@@ -112,8 +112,40 @@ pub(crate) fn attached(
         ips: attachment.ips.iter().copied().collect(),
         pod_mac: link.pod_mac,
         host_mac: link.host_mac,
-        slow: attachment.bandwidth.is_some(),
+        // With its file a pod's rates are lost, and its link may be shaped all the same.
+        slow: attachment.bandwidth.is_some() || attachment.is_recovered(),
         host_ports: attachment.port_mappings.iter().filter_map(HostPort::mapped).collect(),
         own: own.cloned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::ipam::{Ipam, Millis};
+    use proto::cni::{AttachmentId, Bandwidth};
+
+    use super::*;
+    use crate::attachments::{Loaded, Table};
+
+    #[test]
+    fn a_pod_that_may_be_shaped_stays_off_the_ways_that_know_no_rate() {
+        const VETH: &str = "hw0123456789abc";
+        let link = PodLink {
+            veth: VETH.to_owned(),
+            host_mac: [2, 0, 0, 0, 0, 1],
+            ifname: "eth0".to_owned(),
+            pod_mac: [2, 0, 0, 0, 0, 2],
+            mtu: 1420,
+            ips: Vec::new(),
+        };
+        let ipam = Ipam::new("node-1".parse().unwrap(), &[]);
+        let mut table = Table::new(ipam, Loaded::default(), Millis(0));
+        table.recover(VETH, Vec::new());
+        let lost = table.attachments.remove(VETH).unwrap();
+        let id = AttachmentId { container_id: "c".into(), ifname: "eth0".into() };
+        let free = Attachment { id, ..lost.clone() };
+        let shaped = Attachment { bandwidth: Some(Bandwidth::default()), ..free.clone() };
+        let slow = |attachment: &Attachment| attached(&link, attachment, None, 7).slow;
+        assert_eq!([&lost, &free, &shaped].map(slow), [true, false, true]);
     }
 }
