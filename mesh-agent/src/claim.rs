@@ -39,7 +39,7 @@ impl Claim {
         Self::take_if_there(directory)?.ok_or_else(|| failed(directory, "open")(gone()))
     }
 
-    /// Takes the directory; none: it is not there, and is not made.
+    /// Takes the directory; none: it is not there, or not any more, and is not made.
     pub(crate) fn take_if_there(directory: &Path) -> Result<Option<Self>, ClaimError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let lock = match rustix::fs::open(directory, flags, Mode::empty()) {
@@ -48,10 +48,25 @@ impl Claim {
             Err(error) => return Err(failed(directory, "open")(error.into())),
         };
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { _lock: lock })),
+            // Who took Hawser off the node may have deleted it between the two: a lock on it keeps nobody away.
+            Ok(()) => match is_at(&lock, directory) {
+                Ok(true) => Ok(Some(Self { _lock: lock })),
+                Ok(false) => Ok(None),
+                Err(error) => Err(failed(directory, "find")(error.into())),
+            },
             Err(rustix::io::Errno::WOULDBLOCK) => Err(ClaimError::InUse { path: directory.to_owned() }),
             Err(error) => Err(failed(directory, "lock")(error.into())),
         }
+    }
+}
+
+/// Is what was opened still what the path names?
+fn is_at(opened: &OwnedFd, path: &Path) -> rustix::io::Result<bool> {
+    let ours = rustix::fs::fstat(opened)?;
+    match rustix::fs::stat(path) {
+        Ok(now) => Ok((ours.st_dev, ours.st_ino) == (now.st_dev, now.st_ino)),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -76,6 +91,12 @@ mod tests {
         }
         drop(first);
         assert!(Claim::take_if_there(&directory).unwrap().is_some());
+        let opened = OwnedFd::from(std::fs::File::open(&directory).unwrap());
+        assert!(is_at(&opened, &directory).unwrap());
+        for again in [false, true] {
+            if again { std::fs::create_dir(&directory) } else { std::fs::remove_dir(&directory) }.unwrap();
+            assert!(!is_at(&opened, &directory).unwrap(), "another directory: {again}");
+        }
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         let refused = Claim::take(&file).unwrap_err().to_string();

@@ -253,6 +253,21 @@ fn a_node_is_as_it_was_before_and_what_others_have_on_it_is_untouched() -> Resul
     Ok(())
 }
 
+/// Has the agent of this node locked the state directory?
+fn has_state(node: &Node) -> Result<()> {
+    let agent = node.agent().context("no agent was started")?.id();
+    let inode = node.sh("stat -c %i /var/lib/hawser")?;
+    // proc_locks(5): number, kind, mode, access, process, device and inode, range.
+    let locks = std::fs::read_to_string("/proc/locks")?;
+    let held = locks.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(4) == Some(&agent.to_string().as_str())
+            && fields.get(5).and_then(|file| file.rsplit(':').next()) == Some(inode.trim())
+    });
+    ensure!(held, "agent {agent}, inode {inode}: {locks}");
+    Ok(())
+}
+
 #[test]
 fn what_cannot_be_taken_away_is_named_the_rest_goes_and_a_second_try_finishes() -> Result<()> {
     let options = LabOptions { bare: true, ..LabOptions::new(netlab::unique_name("stuck")).nodes(1) };
@@ -271,12 +286,13 @@ fn what_cannot_be_taken_away_is_named_the_rest_goes_and_a_second_try_finishes() 
     )?;
     lab.api().faults().refuse_connections(true);
     let flags = ["--reset-forwarding"];
-    // An agent that waits for the API answers on no socket yet, and is noticed all the same; who takes Hawser off is by an agent.
+    // An agent that waits for the API answers on no socket yet, and is noticed all the same; who takes Hawser off is by an agent,
+    // so that none is asked before there is one.
     lab.node_mut(1).start_agent()?;
-    eventually(Duration::from_secs(20), "an agent that waits for the API is noticed", || {
-        refused(lab.node(1), &flags, "mesh-agent runs, it has the state directory /var/lib/hawser")
-            .map_err(|error| format!("{error:#}"))
+    eventually(Duration::from_secs(20), "the agent has its state directory", || {
+        has_state(lab.node(1)).map_err(|error| format!("{error:#}"))
     })?;
+    refused(lab.node(1), &flags, "mesh-agent runs, it has the state directory /var/lib/hawser")?;
     lab.node_mut(1).kill_agent()?;
     let (done, said) = lab.node(1).uninstall(&flags)?;
     ensure!(!done, "{said}");
