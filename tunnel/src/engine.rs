@@ -3,8 +3,8 @@
 //! Locks, and the order in which one is taken while another is held: `config`, then `registry`, then those of [`lanes`] in
 //! their order, then one peer. None is held while a [`Sink`] is called.
 //!
-//! A packet to send ([`transmit`]): table → peer → cut → `Tunn` → [`Outbox`]. A datagram ([`receive`]): MAC and load
-//! check → peer (by static key for an initiation, by receiver index for all else) → `Tunn` → the inner source must
+//! A packet to send ([`transmit`]): table → peer → cut → [`noise`](crate::noise) → [`Outbox`]. A datagram ([`receive`]): MAC and load
+//! check → peer (by static key for an initiation, by receiver index for all else) → `noise` → the inner source must
 //! belong to that peer in the table *as it is after decryption* → [`Inbox`]. Both boxes collect what can cross a
 //! descriptor in one call, and whoever drives the engine empties them when there is no more to come at once.
 //!
@@ -18,12 +18,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
 
-use boringtun::noise::TunnResult;
-
+use crate::clock::Moment;
 use crate::counters::{Counter, Counters};
 use crate::keys::PublicKey;
+use crate::noise::messages::{self, INITIATION, RESPONSE, TYPE_INITIATION, TYPE_RESPONSE};
 use crate::offload::vnet;
 use crate::path;
 use crate::state::State;
@@ -35,9 +34,7 @@ mod identity;
 pub mod lanes;
 mod load;
 mod peer;
-mod places;
 mod receive;
-mod renewal;
 mod transmit;
 
 pub use consign::{Consignee, ROOM, Verdict, verdict};
@@ -47,7 +44,7 @@ pub use transmit::Outbox;
 use identity::{Identity, derive_public};
 use lanes::Lanes;
 use load::SourceLimiter;
-use peer::{NO_LIMIT, Peer, PeerInner, QUEUE_LIMIT};
+use peer::{NO_LIMIT, Peer, PeerInner};
 
 /// Longest datagram or inner packet.
 pub const MAX_PACKET: usize = 65535;
@@ -113,7 +110,7 @@ struct Registry {
 /// What one thread looks into for each packet, by itself on its lines of memory.
 #[repr(align(128))]
 struct Lane {
-    /// Its peers by the 24-bit index of their present `Tunn`.
+    /// Its peers by the 24-bit index that they have at present.
     by_index: RwLock<HashMap<u32, Arc<Peer>>>,
     /// The device's table, as every lane has it.
     routes: RwLock<AllowedIps<Arc<Peer>>>,
@@ -205,100 +202,65 @@ impl Engine {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// Checks the MACs of a handshake message and, under load, the cookie and the rate of its source.
+    /// Checks the MACs of an initiation and, under load, the cookie and the rate of its source.
     fn admit(
         &self,
         identity: &Identity,
-        datagram: &[u8],
+        message: &[u8; INITIATION],
         from: SocketAddr,
-        scratch: &mut [u8],
+        now: Moment,
         sink: &mut impl Sink,
     ) -> bool {
-        match identity.limiter.verify_packet(Some(from.ip()), datagram, scratch) {
-            Ok(_) => {
-                let admitted = self.limiter.admit(from.ip(), Instant::now());
-                if !admitted {
-                    self.counters.add(Counter::RateLimited);
-                }
-                admitted
-            }
-            Err(TunnResult::WriteToNetwork(cookie)) => {
-                self.limiter.note_refused();
-                self.counters.add(Counter::RateLimited);
+        if !identity.checker.knows_us(message) {
+            self.counters.add(Counter::ReplayOrAuth);
+            return false;
+        }
+        if !self.limiter.is_loaded() {
+            return true;
+        }
+        if !identity.checker.has_cookie(message, from, now) {
+            self.counters.add(Counter::RateLimited);
+            if let Some(cookie) = identity.checker.reply(message, messages::sender(message), from, now) {
                 self.counters.add(Counter::CookieSent);
-                if sink.send_datagram(from, cookie).is_err() {
+                if sink.send_datagram(from, &cookie).is_err() {
                     self.counters.add(Counter::UdpSend);
                 }
-                false
             }
-            Err(
-                TunnResult::Err(_)
-                | TunnResult::Done
-                | TunnResult::WriteToTunnelV4(..)
-                | TunnResult::WriteToTunnelV6(..),
-            ) => {
-                self.counters.add(Counter::ReplayOrAuth);
-                false
-            }
+            return false;
         }
-    }
-
-    fn handle_initiation(
-        &self,
-        peer: &Arc<Peer>,
-        datagram: &[u8],
-        from: SocketAddr,
-        scratch: &mut [u8],
-        sink: &mut impl Sink,
-    ) {
-        self.run_timers(peer, scratch, sink);
-        // The endpoint does not follow yet: an initiation may be a replay that this process, freshly started, cannot
-        // recognise. The first data packet proves the sender.
-        let answer = lock(&peer.inner).answer(datagram, scratch);
-        let Some(n) = answer else { return self.counters.add(Counter::ReplayOrAuth) };
-        peer.add_rx(datagram.len());
-        self.send(peer, from, &scratch[..n], sink);
+        let admitted = self.limiter.admit(from.ip(), now);
+        if !admitted {
+            self.counters.add(Counter::RateLimited);
+        }
+        admitted
     }
 
     fn handle_response(
         &self,
         peer: &Arc<Peer>,
-        (own, datagram): (u32, &[u8]),
+        response: &[u8; RESPONSE],
         from: SocketAddr,
+        now: Moment,
         scratch: &mut [u8],
         sink: &mut impl Sink,
     ) {
-        self.run_timers(peer, scratch, sink);
-        let keepalive_len = {
+        {
             let mut inner = lock(&peer.inner);
-            match inner.decapsulate(datagram, scratch) {
-                Some(TunnResult::WriteToNetwork(keepalive)) => {
-                    let n = keepalive.len();
-                    inner.answered(own);
-                    self.roam(peer, &mut inner, from);
-                    Some(n)
-                }
-                None
-                | Some(
-                    TunnResult::Err(_)
-                    | TunnResult::Done
-                    | TunnResult::WriteToTunnelV4(..)
-                    | TunnResult::WriteToTunnelV6(..),
-                ) => None,
+            if !inner.answered(response, now) {
+                drop(inner);
+                return self.counters.add(Counter::ReplayOrAuth);
             }
-        };
-        let Some(n) = keepalive_len else { return self.counters.add(Counter::ReplayOrAuth) };
-        peer.add_rx(datagram.len());
-        self.send(peer, from, &scratch[..n], sink);
-        self.handshake_done(peer, scratch, sink);
-    }
-
-    fn handle_cookie(&self, peer: &Arc<Peer>, datagram: &[u8], scratch: &mut [u8]) {
-        let accepted = matches!(lock(&peer.inner).decapsulate(datagram, scratch), Some(TunnResult::Done));
-        if accepted {
-            peer.add_rx(datagram.len());
+            self.roam(peer, &mut inner, from);
         }
-        self.counters.add(if accepted { Counter::CookieReceived } else { Counter::ReplayOrAuth });
+        peer.add_rx(response.len());
+        if self.handshake_done(peer, scratch, now, sink) {
+            return;
+        }
+        // The peer sends by the new session when it has heard of it (section 6.5).
+        let empty = lock(&peer.inner).empty(scratch, now);
+        if let Some((to, n)) = empty {
+            self.send(peer, to, &scratch[..n], now, sink);
+        }
     }
 
     /// Makes the endpoint follow an authenticated packet.
@@ -311,23 +273,30 @@ impl Engine {
         }
     }
 
-    /// Notes the time of a confirmed handshake and sends what waited for it.
-    fn handshake_done(&self, peer: &Arc<Peer>, scratch: &mut [u8], sink: &mut impl Sink) {
+    /// Notes the time of a confirmed handshake and sends what waited for it; whether there was something.
+    fn handshake_done(
+        &self,
+        peer: &Arc<Peer>,
+        scratch: &mut [u8],
+        now: Moment,
+        sink: &mut impl Sink,
+    ) -> bool {
         peer.note_handshake();
         self.counters.add(Counter::HandshakeDone);
         tracing::debug!(peer = %peer.public_key, "handshake completed");
-        // `Tunn` holds at most `QUEUE_LIMIT` packets; the bound keeps a surprise from becoming a loop.
-        for _ in 0..=QUEUE_LIMIT {
-            let next = lock(&peer.inner).next_queued(scratch);
-            let Some((to, n)) = next else { break };
-            self.send(peer, to, &scratch[..n], sink);
+        let mut any = false;
+        loop {
+            let next = lock(&peer.inner).next_queued(scratch, now);
+            let Some((to, n)) = next else { return any };
+            self.send(peer, to, &scratch[..n], now, sink);
+            any = true;
         }
     }
 
-    fn send(&self, peer: &Peer, to: SocketAddr, datagram: &[u8], sink: &mut impl Sink) {
+    fn send(&self, peer: &Peer, to: SocketAddr, datagram: &[u8], now: Moment, sink: &mut impl Sink) {
         let counter = match datagram.first() {
-            Some(1) => Counter::InitiationSent,
-            Some(2) => Counter::ResponseSent,
+            Some(&TYPE_INITIATION) => Counter::InitiationSent,
+            Some(&TYPE_RESPONSE) => Counter::ResponseSent,
             _ => Counter::DataSent,
         };
         match sink.send_datagram(to, datagram) {
@@ -338,40 +307,31 @@ impl Engine {
             Err(e) => {
                 self.counters.add(Counter::UdpSend);
                 if counter == Counter::InitiationSent && e.kind() == std::io::ErrorKind::WouldBlock {
-                    lock(&peer.inner).note_unsent(Instant::now());
+                    lock(&peer.inner).note_unsent(now);
                 }
             }
         }
     }
 
     /// Runs the timers of all peers. Call it every 100 to 250 ms. `scratch` holds [`SCRATCH`] bytes.
-    pub fn handle_timers(&self, now: Instant, scratch: &mut [u8], sink: &mut impl Sink) {
-        if let Some(identity) = read(&self.identity).as_ref() {
-            identity.limiter.reset_count();
-        }
+    pub fn handle_timers(&self, now: Moment, scratch: &mut [u8], sink: &mut impl Sink) {
         self.limiter.tick(now);
         let peers: Vec<Arc<Peer>> = read(&self.registry).by_key.values().cloned().collect();
         for peer in peers {
             // Three turns: the protocol's timers, the persistent keepalive, and what was not sent.
-            self.run_timers(&peer, scratch, sink);
+            let first = lock(&peer.inner).update_timers(now, scratch);
+            self.counters.add_many(Counter::HandshakeTimeout, first.discarded);
+            if let Some((to, n)) = first.send {
+                self.send(&peer, to, &scratch[..n], now, sink);
+            }
             let second = lock(&peer.inner).persistent_keepalive(now, scratch);
             if let Some((to, n)) = second {
-                self.send(&peer, to, &scratch[..n], sink);
+                self.send(&peer, to, &scratch[..n], now, sink);
             }
             let third = lock(&peer.inner).again(now, scratch);
             if let Some((to, n)) = third {
-                self.send(&peer, to, &scratch[..n], sink);
+                self.send(&peer, to, &scratch[..n], now, sink);
             }
-        }
-    }
-
-    /// Runs the protocol's timers of one peer. Before a handshake message, too: `Tunn` takes the time of its last turn for the
-    /// present, and after a pause (a machine that slept) a new session would be taken for old and ended early.
-    fn run_timers(&self, peer: &Peer, scratch: &mut [u8], sink: &mut impl Sink) {
-        let ticked = lock(&peer.inner).update_timers(scratch);
-        self.counters.add_many(Counter::HandshakeTimeout, ticked.discarded);
-        if let Some((to, n)) = ticked.send {
-            self.send(peer, to, &scratch[..n], sink);
         }
     }
 
@@ -395,11 +355,6 @@ impl Engine {
     pub fn owner_of(&self, addr: IpAddr) -> Option<PublicKey> {
         read(&self.lanes[0].routes).lookup(addr).map(|p| p.public_key)
     }
-}
-
-/// The UNIX time, zero if the clock is before 1970.
-fn unix_time() -> Duration {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -72,10 +72,12 @@
 //! * Sent datagrams leave from the address that the routing table picks, which on a host with several
 //!   addresses need not be the one that the peer wrote to.
 
+pub mod clock;
 pub mod counters;
 pub mod engine;
 pub mod io;
 pub mod keys;
+pub mod noise;
 pub mod offload;
 pub mod packet;
 pub mod path;

@@ -161,8 +161,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn start_log(format: Option<LogFormat>) {
-    // boringtun reports as errors what is a peer's ordinary silence.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);

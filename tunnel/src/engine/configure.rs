@@ -117,13 +117,13 @@ impl Engine {
         lock(&peer.inner).retire();
     }
 
-    /// Gives a peer that has no session a fresh `Tunn` under a fresh index of its lane.
+    /// Gives a peer that has no session a fresh start under a fresh index of its lane.
     fn begin(&self, peer: &Arc<Peer>, c: &PeerConfig, identity: &Identity) -> Result<(), UapiError> {
         let by_index = &self.lanes[peer.lane].by_index;
         // Requests come one by one, so nobody else takes it meanwhile.
         let index = free_index(&read(by_index), |index| self.count.of_index(index) == peer.lane)?;
-        if let Some(tunn) = identity.tunn(&peer.public_key, c.preshared_key.as_ref(), index) {
-            lock(&peer.inner).start(tunn, index);
+        if let Some(noise) = identity.noise(&peer.public_key, c.preshared_key.as_ref(), index) {
+            lock(&peer.inner).start(noise, index);
             write(by_index).insert(index, Arc::clone(peer));
         } else {
             tracing::warn!(peer = %peer.public_key, "public key is of low order: this peer cannot be talked to");
@@ -204,7 +204,7 @@ fn random_u32() -> Result<u32, UapiError> {
     getrandom::u32().map_err(|e| UapiError::Random(e.to_string()))
 }
 
-/// A random 24-bit index of a lane that no `Tunn` has. With at most 65536 peers few of a lane's are taken.
+/// A random 24-bit index of a lane that no peer has. With at most 65536 peers few of a lane's are taken.
 fn free_index(taken: &HashMap<u32, Arc<Peer>>, is_of_lane: impl Fn(u32) -> bool) -> Result<u32, UapiError> {
     loop {
         let index = random_u32()? >> 8;

@@ -1,26 +1,23 @@
 //! Which thread carries which peer, when several carry one device's packets: each has a *lane*.
 //!
-//! A peer has one lane for as long as it lives, the one with the fewest peers when it came. The index that we give to its `Tunn` says
+//! A peer has one lane for as long as it lives, the one with the fewest peers when it came. The index that we give to it says
 //! which, and peers show us that index in every message but an initiation. So the kernel can be told to hand a datagram to the
 //! thread whose it is ([`steering`]), and no table is looked into.
 //!
 //! ```text
-//!   receiver index on the wire:  s  b  x  y      s: counted by Tunn, one more with each handshake
+//!   receiver index on the wire:  s  b  x  y      s: one more with each handshake    
 //!                                   │            b x y: the 24 bits that are ours, random but for
 //!                                   └─ b modulo lanes is the lane
 //! ```
 
 use std::num::NonZeroU8;
 
-use super::peer::TYPE_DATA;
+use crate::noise::messages::{TYPE_COOKIE, TYPE_DATA, TYPE_RESPONSE};
 
 /// Most lanes of a device.
 pub const MAX_LANES: u8 = 32;
 /// Lanes beyond which nothing is gained by itself: one thread reads the packets of the host for all.
 const ENOUGH: usize = 8;
-/// An answer to an initiation, which has its receiver's index behind its sender's.
-const TYPE_RESPONSE: u8 = 2;
-const TYPE_COOKIE: u8 = 3;
 
 /// How many lanes a device has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +54,7 @@ impl Lanes {
         self.0 == NonZeroU8::MIN
     }
 
-    /// The lane of the peer to whose `Tunn` this 24-bit index was given.
+    /// The lane of the peer to whom this 24-bit index was given.
     pub(super) fn of_index(self, index: u32) -> usize {
         self.of_byte(index.to_le_bytes()[0])
     }
@@ -70,6 +67,7 @@ impl Lanes {
     #[must_use]
     pub fn of_datagram(self, datagram: &[u8]) -> Option<usize> {
         let at = match datagram.first()? {
+            // Its sender's index comes first.
             &TYPE_RESPONSE => 9,
             &TYPE_COOKIE | &TYPE_DATA => 5,
             _ => return None,

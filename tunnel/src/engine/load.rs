@@ -6,11 +6,14 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use super::identity::LOAD_LIMIT;
 use super::lock;
+use crate::clock::Moment;
+
+/// Handshake messages per second beyond which senders must show a cookie. One costs about 0.1 ms of a core.
+pub(super) const LOAD_LIMIT: u64 = 100;
 
 /// Handshake messages per second and source under load, as in wireguard-go.
 const PER_SECOND: u32 = 20;
@@ -21,14 +24,13 @@ const MAX_SOURCES: usize = 16384;
 
 struct Bucket {
     tokens: f64,
-    filled: Instant,
+    filled: Moment,
 }
 
 #[derive(Default)]
 pub(super) struct SourceLimiter {
     this_second: AtomicU64,
-    refused: AtomicBool,
-    started: Mutex<Option<Instant>>,
+    started: Mutex<Option<Moment>>,
     buckets: Mutex<HashMap<IpAddr, Bucket>>,
 }
 
@@ -41,24 +43,20 @@ fn bucket_key(source: IpAddr) -> IpAddr {
 }
 
 impl SourceLimiter {
-    /// Notes that a cookie was asked for: the device is under load.
-    pub(super) fn note_refused(&self) {
-        self.refused.store(true, Ordering::Relaxed);
+    /// Counts a handshake message; whether there are so many that its sender must show a cookie.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.this_second.fetch_add(1, Ordering::Relaxed) >= LOAD_LIMIT
     }
 
-    /// Whether a handshake message with valid MACs may go on.
-    pub(super) fn admit(&self, source: IpAddr, now: Instant) -> bool {
-        let count = self.this_second.fetch_add(1, Ordering::Relaxed);
-        if count < LOAD_LIMIT && !self.refused.load(Ordering::Relaxed) {
-            return true;
-        }
+    /// Whether a message that came under load and shows its source's cookie may go on.
+    pub(super) fn admit(&self, source: IpAddr, now: Moment) -> bool {
         let source = bucket_key(source);
         let mut buckets = lock(&self.buckets);
         if !buckets.contains_key(&source) && buckets.len() >= MAX_SOURCES {
             return false;
         }
         let bucket = buckets.entry(source).or_insert(Bucket { tokens: f64::from(BURST), filled: now });
-        let elapsed = now.saturating_duration_since(bucket.filled).as_secs_f64();
+        let elapsed = now.since(bucket.filled).as_secs_f64();
         bucket.tokens = (bucket.tokens + elapsed * f64::from(PER_SECOND)).min(f64::from(BURST));
         bucket.filled = now;
         let admitted = bucket.tokens >= 1.0;
@@ -69,16 +67,15 @@ impl SourceLimiter {
     }
 
     /// Starts a new second where one has passed and forgets sources whose buckets are full again.
-    pub(super) fn tick(&self, now: Instant) {
+    pub(super) fn tick(&self, now: Moment) {
         let mut started = lock(&self.started);
-        if started.is_some_and(|s| now.saturating_duration_since(s) < Duration::from_secs(1)) {
+        if started.is_some_and(|s| now.since(s) < Duration::from_secs(1)) {
             return;
         }
         *started = Some(now);
         drop(started);
         self.this_second.store(0, Ordering::Relaxed);
-        self.refused.store(false, Ordering::Relaxed);
-        lock(&self.buckets).retain(|_, b| now.saturating_duration_since(b.filled) < Duration::from_secs(1));
+        lock(&self.buckets).retain(|_, b| now.since(b.filled) < Duration::from_secs(1));
     }
 }
 
@@ -89,14 +86,15 @@ mod tests {
     #[test]
     fn under_load_a_source_gets_its_burst_then_its_rate_and_others_are_not_harmed() {
         let limiter = SourceLimiter::default();
-        let start = Instant::now();
+        let start = Moment::now();
         let (loud, quiet) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        assert!((0..LOAD_LIMIT).all(|_| limiter.admit(loud, start)), "no limit without load");
+        assert!((0..LOAD_LIMIT).all(|_| !limiter.is_loaded()), "no limit without load");
+        assert!(limiter.is_loaded());
         let admitted = (0..1000).filter(|_| limiter.admit(loud, start)).count();
         assert_eq!(admitted, BURST as usize);
         assert!(limiter.admit(quiet, start));
         assert!(limiter.admit(loud, start + Duration::from_millis(51)));
         limiter.tick(start + Duration::from_secs(2));
-        assert!((0..LOAD_LIMIT).all(|_| limiter.admit(loud, start + Duration::from_secs(2))));
+        assert!(!limiter.is_loaded());
     }
 }

@@ -1,26 +1,21 @@
-//! One peer: its session under a lock of its own, its counters beside it.
+//! One peer: its protocol under a lock of its own, its counters beside it.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use boringtun::noise::{Tunn, TunnResult};
-
-use super::places::{PLACES, Places};
-use super::renewal::Renewal;
-use super::unix_time;
+use crate::clock::{Moment, unix_time};
 use crate::counters::Counter;
 use crate::keys::PublicKey;
+use crate::noise::handshake::Half;
+use crate::noise::messages::{COOKIE, RESPONSE};
+use crate::noise::{Noise, Received, Sent};
 
-/// Packets that `Tunn` keeps while it has no session.
-pub(super) const QUEUE_LIMIT: u64 = 256;
 /// The room of a path of which nothing is known.
 pub(super) const NO_LIMIT: usize = usize::MAX;
 /// How long after an initiation that found no room another is made.
 const AGAIN: Duration = Duration::from_millis(500);
-/// First byte of a data message.
-pub(super) const TYPE_DATA: u8 = 4;
 
 /// A datagram of this length in the scratch buffer, for this endpoint.
 pub(super) type Outgoing = (SocketAddr, usize);
@@ -63,23 +58,20 @@ pub(super) struct Peer {
 pub(super) struct Waiting(pub(super) AtomicUsize);
 
 pub(super) struct PeerInner {
-    tunn: Option<Tunn>,
-    /// The 24-bit index of `tunn`; without one it means nothing.
+    /// `None`: the device has no key, or the peer's is no good.
+    noise: Option<Noise>,
+    /// The 24-bit index of `noise`; without one it means nothing.
     pub(super) index: u32,
     pub(super) endpoint: Option<SocketAddr>,
-    /// Those of `tunn`.
-    places: Places,
-    renewal: Renewal,
-    queued: u64,
     keepalive: Duration,
     /// An authenticated packet was sent or received since the last tick.
     pub(super) active: bool,
     /// Our address has changed: the peer should hear from us.
     pub(super) announce: bool,
     /// The last tick that saw an authenticated packet; none makes a keepalive due at once.
-    last_active: Option<Instant>,
-    /// When an initiation found no room at the socket. `Tunn` believes that it left, and would wait for an answer for five seconds.
-    unsent: Option<Instant>,
+    last_active: Option<Moment>,
+    /// When an initiation found no room at the socket. For the protocol it has left, and is waited for during five seconds.
+    unsent: Option<Moment>,
 }
 
 impl Peer {
@@ -89,12 +81,9 @@ impl Peer {
             lane,
             public_key,
             inner: Mutex::new(PeerInner {
-                tunn: None,
+                noise: None,
                 index: u32::MAX,
                 endpoint: None,
-                places: Places::default(),
-                renewal: Renewal::default(),
-                queued: 0,
                 keepalive: Duration::ZERO,
                 active: false,
                 announce: false,
@@ -157,18 +146,15 @@ impl Peer {
 }
 
 impl PeerInner {
-    /// Ends all sessions. The endpoint stays.
+    /// Ends all sessions, whose keys are wiped. The endpoint stays.
     pub(super) fn retire(&mut self) {
-        self.tunn = None;
+        self.noise = None;
         self.index = u32::MAX;
-        self.places = Places::default();
-        self.renewal = Renewal::default();
-        self.queued = 0;
         self.unsent = None;
     }
 
-    pub(super) fn start(&mut self, tunn: Tunn, index: u32) {
-        self.tunn = Some(tunn);
+    pub(super) fn start(&mut self, noise: Noise, index: u32) {
+        self.noise = Some(noise);
         self.index = index;
         self.last_active = None;
     }
@@ -179,221 +165,120 @@ impl PeerInner {
         self.last_active = None;
     }
 
-    pub(super) fn encapsulate(&mut self, packet: &[u8], scratch: &mut [u8]) -> Encapsulated {
-        let Some(tunn) = self.tunn.as_mut() else { return Encapsulated::Dropped(Counter::NoKey) };
+    /// Encrypts a packet, padded to so many bytes, or keeps it.
+    pub(super) fn encapsulate(
+        &mut self,
+        packet: &[u8],
+        padded: usize,
+        out: &mut [u8],
+        now: Moment,
+    ) -> Encapsulated {
+        let Some(noise) = self.noise.as_mut() else { return Encapsulated::Dropped(Counter::NoKey) };
         let Some(to) = self.endpoint else { return Encapsulated::Dropped(Counter::NoEndpoint) };
-        let start = match tunn.encapsulate(packet, scratch) {
-            TunnResult::WriteToNetwork(d) if d.first() == Some(&TYPE_DATA) => {
+        match noise.send(packet, padded, out, now) {
+            Sent::Data(n) => {
                 self.active = true;
-                self.renewal.note_sent();
-                return Encapsulated::Send(to, d.len());
+                Encapsulated::Send(to, n)
             }
-            TunnResult::WriteToNetwork(initiation) => Some(initiation.len()),
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        };
-        // `Tunn` drops silently what does not fit its queue. It cannot be full where it starts a handshake.
-        if self.queued >= QUEUE_LIMIT && start.is_none() {
-            return Encapsulated::Dropped(Counter::QueueFull);
+            Sent::Queued(initiation) => Encapsulated::Queued(initiation.map(|n| (to, n))),
+            Sent::Full => Encapsulated::Dropped(Counter::QueueFull),
         }
-        self.queued = (self.queued + 1).min(QUEUE_LIMIT);
-        Encapsulated::Queued(start.map(|n| (to, self.begun(n, scratch))))
     }
 
-    /// `None` if there is no `Tunn`.
-    pub(super) fn decapsulate<'a>(
-        &mut self,
-        datagram: &[u8],
-        scratch: &'a mut [u8],
-    ) -> Option<TunnResult<'a>> {
-        // An empty datagram means something else to `Tunn`; parsing has excluded it.
-        debug_assert!(!datagram.is_empty(), "invariant: datagrams are parsed first");
-        Some(self.tunn.as_mut()?.decapsulate(None, datagram, scratch))
+    /// Decrypts a data message into `out`.
+    pub(super) fn receive(&mut self, message: &[u8], out: &mut [u8], now: Moment) -> Received {
+        self.noise.as_mut().map_or(Received::Refused, |noise| noise.receive(message, out, now))
     }
 
     /// Encrypts the next packet that waited for a session.
-    pub(super) fn next_queued(&mut self, scratch: &mut [u8]) -> Option<Outgoing> {
-        self.queued = self.queued.saturating_sub(1);
+    pub(super) fn next_queued(&mut self, out: &mut [u8], now: Moment) -> Option<Outgoing> {
         let to = self.endpoint?;
-        match self.tunn.as_mut()?.decapsulate(None, &[], scratch) {
-            TunnResult::WriteToNetwork(d) if d.first() == Some(&TYPE_DATA) => Some((to, d.len())),
-            // The session has ended meanwhile, and the packet waits again.
-            TunnResult::WriteToNetwork(initiation) => {
-                let n = initiation.len();
-                Some((to, self.begun(n, scratch)))
-            }
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => {
-                self.queued = 0;
-                None
-            }
-        }
+        let n = self.noise.as_mut()?.next_queued(out, now)?;
+        self.active = true;
+        Some((to, n))
     }
 
     /// Answers an initiation; the answer's length. `None` if it is not authentic, or not newer than the last one.
-    pub(super) fn answer(&mut self, initiation: &[u8], scratch: &mut [u8]) -> Option<usize> {
-        for _ in 0..PLACES {
-            if self.places.next_is_free() {
-                break;
-            }
-            // Never sent. If the answer is refused, the timers repeat it as any other: once, since it has moved the index on.
-            self.begin(scratch)?;
-        }
-        match self.decapsulate(initiation, scratch)? {
-            TunnResult::WriteToNetwork(answer) => {
-                let n = answer.len();
-                self.places.made(&scratch[..n]);
-                Some(n)
-            }
-            TunnResult::Err(_)
-            | TunnResult::Done
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        }
+    pub(super) fn answer(&mut self, initiation: Half, out: &mut [u8], now: Moment) -> Option<usize> {
+        self.noise.as_mut()?.answer(initiation, out, now)
     }
 
-    /// The initiation of ours with this index was answered.
-    pub(super) fn answered(&mut self, index: u32) {
-        self.unsent = None;
-        self.places.answered(index);
-        self.renewal = Renewal::begun(Instant::now());
-    }
-
-    /// Whether this session, of which data was authentic, perhaps with content, is one that we answered and is confirmed by that.
-    pub(super) fn confirm(&mut self, receiver: u32, content: bool) -> bool {
-        let confirmed = self.places.heard(receiver);
-        if confirmed {
-            self.renewal = Renewal::default();
+    /// Takes an answer; whether it belongs to our initiation.
+    pub(super) fn answered(&mut self, response: &[u8; RESPONSE], now: Moment) -> bool {
+        let taken = self.noise.as_mut().is_some_and(|noise| noise.answered(response, now));
+        if taken {
             self.unsent = None;
         }
-        if content {
-            self.renewal.note_received();
+        taken
+    }
+
+    /// Takes a cookie; whether it belongs to our last message.
+    pub(super) fn take_cookie(&mut self, reply: &[u8; COOKIE], now: Moment) -> bool {
+        self.noise.as_mut().is_some_and(|noise| noise.take_cookie(reply, now))
+    }
+
+    /// Whether this session, of which data was authentic, is one that we answered and is confirmed by that.
+    pub(super) fn confirm(&mut self, receiver: u32) -> bool {
+        let confirmed = self.noise.as_mut().is_some_and(|noise| noise.confirm(receiver));
+        if confirmed {
+            self.unsent = None;
         }
         confirmed
     }
 
-    /// Makes an initiation, whether or not another is under way; its length.
-    pub(super) fn begin(&mut self, scratch: &mut [u8]) -> Option<usize> {
-        match self.tunn.as_mut()?.format_handshake_initiation(scratch, true) {
-            TunnResult::WriteToNetwork(initiation) => {
-                self.places.made(initiation);
-                Some(initiation.len())
-            }
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        }
+    /// Makes an empty message, if there is a session.
+    pub(super) fn empty(&mut self, out: &mut [u8], now: Moment) -> Option<Outgoing> {
+        Some((self.endpoint?, self.noise.as_mut()?.keepalive(out, now)?))
     }
 
-    /// Takes note of an initiation that `Tunn` has begun with, `scratch[..n]`, and makes it anew while its session would take a
-    /// place in use: the peer sends by the session there until it hears of the new one.
-    pub(super) fn begun(&mut self, n: usize, scratch: &mut [u8]) -> usize {
-        self.places.made(&scratch[..n]);
-        let mut len = n;
-        for _ in 0..PLACES {
-            if self.places.last_is_free() {
-                break;
-            }
-            len = self.begin(scratch).unwrap_or(len);
+    pub(super) fn update_timers(&mut self, now: Moment, out: &mut [u8]) -> Ticked {
+        let Some(noise) = self.noise.as_mut() else { return Ticked::default() };
+        let tick = noise.tick(out, now);
+        if tick.discarded > 0 {
+            self.unsent = None;
         }
-        len
-    }
-
-    pub(super) fn update_timers(&mut self, scratch: &mut [u8]) -> Ticked {
-        let Some(tunn) = self.tunn.as_mut() else { return Ticked::default() };
-        match tunn.update_timers(scratch) {
-            TunnResult::WriteToNetwork(d) => {
-                let (data, mut n) = (d.first() == Some(&TYPE_DATA), d.len());
-                if data {
-                    self.active = true;
-                } else {
-                    n = self.begun(n, scratch);
-                }
-                Ticked { send: self.endpoint.map(|to| (to, n)), discarded: 0 }
-            }
-            // The session has expired, and the queue with it.
-            TunnResult::Err(_) => {
-                self.unsent = None;
-                Ticked { send: None, discarded: std::mem::take(&mut self.queued) }
-            }
-            TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
-                Ticked { send: self.renew(scratch), discarded: 0 }
-            }
-        }
+        Ticked { send: self.endpoint.zip(tick.send), discarded: tick.discarded as u64 }
     }
 
     /// An initiation found no room at the socket.
-    pub(super) const fn note_unsent(&mut self, now: Instant) {
+    pub(super) const fn note_unsent(&mut self, now: Moment) {
         self.unsent = Some(now);
     }
 
     /// Makes the initiation anew that was not sent, after a while: each costs key exchanges, and a full socket stays full for some time.
-    pub(super) fn again(&mut self, now: Instant, scratch: &mut [u8]) -> Option<Outgoing> {
-        let since = self.unsent?;
-        if now.saturating_duration_since(since) < AGAIN {
+    pub(super) fn again(&mut self, now: Moment, out: &mut [u8]) -> Option<Outgoing> {
+        if now.since(self.unsent?) < AGAIN {
             return None;
         }
         self.unsent = None;
-        let to = self.endpoint?;
-        let n = self.begin(scratch)?;
-        Some((to, self.begun(n, scratch)))
+        Some((self.endpoint?, self.noise.as_mut()?.begin(out, now)))
     }
 
-    /// Begins a handshake where the session in use wants renewal and none is under way.
-    fn renew(&mut self, scratch: &mut [u8]) -> Option<Outgoing> {
-        if !self.renewal.is_due(Instant::now()) {
-            return None;
-        }
-        match self.tunn.as_mut()?.format_handshake_initiation(scratch, false) {
-            TunnResult::WriteToNetwork(initiation) => {
-                let n = self.begun(initiation.len(), scratch);
-                self.endpoint.map(|to| (to, n))
-            }
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        }
+    /// Makes an initiation, as the timers would.
+    #[cfg(test)]
+    pub(super) fn begin(&mut self, out: &mut [u8]) -> Option<usize> {
+        Some(self.noise.as_mut()?.begin(out, Moment::now()))
     }
 
     /// Sends an empty packet, or starts a handshake, when nothing has crossed for the interval. Sends an empty
     /// packet to a peer with a session when our address has changed, so that it follows at once.
-    pub(super) fn persistent_keepalive(&mut self, now: Instant, scratch: &mut [u8]) -> Option<Outgoing> {
+    pub(super) fn persistent_keepalive(&mut self, now: Moment, out: &mut [u8]) -> Option<Outgoing> {
         if std::mem::take(&mut self.active) {
             self.last_active = Some(now);
         }
-        let silent = self.last_active.is_none_or(|t| now.saturating_duration_since(t) >= self.keepalive);
+        let silent = self.last_active.is_none_or(|t| now.since(t) >= self.keepalive);
         let due = silent && !self.keepalive.is_zero();
         let announce = std::mem::take(&mut self.announce);
         if !due && !announce {
             return None;
         }
-        let (tunn, to) = (self.tunn.as_mut()?, self.endpoint?);
-        let session = tunn.time_since_last_handshake().is_some();
-        if !due && !session {
-            return None;
-        }
-        self.last_active = Some(now);
-        let result = if session {
-            tunn.encapsulate(&[], scratch)
-        } else {
-            tunn.format_handshake_initiation(scratch, false)
+        let (noise, to) = (self.noise.as_mut()?, self.endpoint?);
+        let made = match noise.keepalive(out, now) {
+            Some(n) => Some(n),
+            None if due => noise.begin_unless_pending(out, now),
+            None => return None,
         };
-        match result {
-            TunnResult::WriteToNetwork(d) if session => Some((to, d.len())),
-            TunnResult::WriteToNetwork(d) => {
-                let n = d.len();
-                Some((to, self.begun(n, scratch)))
-            }
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        }
+        self.last_active = Some(now);
+        made.map(|n| (to, n))
     }
 }

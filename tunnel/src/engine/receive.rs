@@ -5,14 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, Tunn, TunnResult};
-
-use super::peer::{Peer, TYPE_DATA};
+use super::peer::Peer;
 use super::{Engine, MAX_PACKET, SCRATCH, Sink, lock, read};
+use crate::clock::Moment;
 use crate::counters::Counter;
-use crate::keys::PublicKey;
+use crate::noise::Received;
+use crate::noise::messages::{self, Message, OVERHEAD, TYPE_DATA};
 use crate::offload::coalesce::Coalescer;
 use crate::offload::{Offloads, split, vnet};
 use crate::packet;
@@ -20,10 +18,6 @@ use crate::uapi::canonical;
 
 /// Bytes of an inbox: what four full calls of a socket bring; it stays in a second-level cache.
 const INBOX: usize = 4 * SCRATCH;
-/// WireGuard paper, section 6.1: a counter from here on is not accepted.
-pub(super) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// Least bytes of a data message: header and tag.
-const LEAST_DATA: usize = 32;
 
 /// Decrypted packets that wait for [`Engine::deliver`].
 #[derive(Debug)]
@@ -68,7 +62,6 @@ impl Inbox {
 #[derive(Default)]
 struct Opened {
     keepalives: u64,
-    malformed: u64,
     refused: u64,
     /// Bytes of those that authenticated.
     bytes: usize,
@@ -79,12 +72,8 @@ struct Opened {
 /// The receiver index of what may be a data message.
 fn data_receiver(datagram: &[u8]) -> Option<u32> {
     let [kind, 0, 0, 0, i0, i1, i2, i3] = *datagram.first_chunk()? else { return None };
-    (kind == TYPE_DATA && (LEAST_DATA..=MAX_PACKET).contains(&datagram.len()))
+    (kind == TYPE_DATA && (OVERHEAD..=MAX_PACKET).contains(&datagram.len()))
         .then_some(u32::from_le_bytes([i0, i1, i2, i3]))
-}
-
-fn counter_of(data: &[u8]) -> u64 {
-    data.get(8..).and_then(<[u8]>::first_chunk).map_or(u64::MAX, |b| u64::from_le_bytes(*b))
 }
 
 impl Engine {
@@ -125,40 +114,52 @@ impl Engine {
         if datagram.len() > MAX_PACKET {
             return self.counters.add(Counter::Malformed);
         }
-        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else {
+        let Some(message) = messages::parse(datagram) else {
             return self.counters.add(Counter::Malformed);
         };
         let Some(identity) = read(&self.identity).clone() else {
             return self.counters.add(Counter::NoKey);
         };
-        match packet {
-            Packet::HandshakeInit(ref init) => {
-                if !self.admit(&identity, datagram, from, scratch, sink) {
+        let now = Moment::now();
+        match message {
+            Message::Initiation(initiation) => {
+                if !self.admit(&identity, initiation, from, now, sink) {
                     return;
                 }
-                let Ok(half) = parse_handshake_anon(&identity.private, &identity.public, init) else {
+                let Some(half) = identity.own.recognise(initiation) else {
                     return self.counters.add(Counter::ReplayOrAuth);
                 };
-                let key = PublicKey::new(half.peer_static_public);
-                let Some(peer) = read(&self.registry).by_key.get(&key).cloned() else {
+                let Some(peer) = read(&self.registry).by_key.get(half.peer()).cloned() else {
                     return self.counters.add(Counter::UnknownPeer);
                 };
-                self.handle_initiation(&peer, datagram, from, scratch, sink);
+                // The endpoint does not follow yet: an initiation may be a replay that this process, freshly started, cannot
+                // recognise. The first data packet proves the sender.
+                let answer = lock(&peer.inner).answer(half, scratch, now);
+                let Some(n) = answer else { return self.counters.add(Counter::ReplayOrAuth) };
+                peer.add_rx(datagram.len());
+                self.send(&peer, from, &scratch[..n], now, sink);
             }
-            Packet::HandshakeResponse(ref response) => {
+            Message::Response(response) => {
                 // Not admitted as initiations are: a hub that starts anew asks all its peers at once, and would take their answers
-                // for load. `Tunn` checks the MAC, and computes nothing unless this very handshake is under way.
-                if let Some(peer) = self.by_receiver(response.receiver_idx, 1) {
-                    self.handle_response(&peer, (response.receiver_idx, datagram), from, scratch, sink);
+                // for load. Nothing is computed unless this very handshake is under way.
+                if !identity.checker.knows_us(response) {
+                    return self.counters.add(Counter::ReplayOrAuth);
+                }
+                if let Some(peer) = self.by_receiver(messages::response_receiver(response), 1) {
+                    self.handle_response(&peer, response, from, now, scratch, sink);
                 }
             }
-            Packet::PacketCookieReply(ref cookie) => {
-                if let Some(peer) = self.by_receiver(cookie.receiver_idx, 1) {
-                    self.handle_cookie(&peer, datagram, scratch);
+            Message::Cookie(reply) => {
+                if let Some(peer) = self.by_receiver(messages::cookie_receiver(reply), 1) {
+                    let accepted = lock(&peer.inner).take_cookie(reply, now);
+                    if accepted {
+                        peer.add_rx(datagram.len());
+                    }
+                    self.counters.add(if accepted { Counter::CookieReceived } else { Counter::ReplayOrAuth });
                 }
             }
             // Data is told apart before.
-            Packet::PacketData(_) => self.counters.add(Counter::Malformed),
+            Message::Data(_) => self.counters.add(Counter::Malformed),
         }
     }
 
@@ -176,29 +177,22 @@ impl Engine {
         if !self.keyed.load(Ordering::Relaxed) {
             return self.counters.add_many(Counter::NoKey, count);
         }
-        let spent = |d: &[u8]| counter_of(d) >= REJECT_AFTER_MESSAGES;
-        let refused = datagrams.chunks(segment).filter(|d| spent(d)).count() as u64;
-        self.counters.add_many(Counter::ReplayOrAuth, refused);
-        if refused == count {
-            return;
-        }
-        let Some(peer) = self.by_receiver(receiver, count - refused) else { return };
+        let Some(peer) = self.by_receiver(receiver, count) else { return };
         if inbox.buffer.len() - inbox.used < datagrams.len() {
             self.deliver(inbox, sink);
         }
         let mut opened = Opened::default();
+        let now = Moment::now();
         let mut inner = lock(&peer.inner);
-        for datagram in datagrams.chunks(segment).filter(|d| !spent(d)) {
-            match inner.decapsulate(datagram, &mut inbox.buffer[inbox.used..]) {
-                Some(TunnResult::Done) => opened.keepalives += 1,
-                Some(TunnResult::WriteToTunnelV4(p, _) | TunnResult::WriteToTunnelV6(p, _)) => {
-                    let end = inbox.used + p.len();
+        for datagram in datagrams.chunks(segment) {
+            match inner.receive(datagram, &mut inbox.buffer[inbox.used..], now) {
+                Received::Keepalive => opened.keepalives += 1,
+                Received::Content(len) => {
+                    let end = inbox.used + len;
                     inbox.fresh.push(inbox.used..end);
                     inbox.used = end;
                 }
-                // `Tunn` says so only of what it has decrypted: the outer header has been parsed before.
-                Some(TunnResult::Err(WireGuardError::InvalidPacket)) => opened.malformed += 1,
-                None | Some(TunnResult::Err(_) | TunnResult::WriteToNetwork(_)) => {
+                Received::Refused => {
                     opened.refused += 1;
                     continue;
                 }
@@ -207,17 +201,16 @@ impl Engine {
             opened.bytes += datagram.len();
         }
         if opened.authentic {
-            opened.confirmed = inner.confirm(receiver, !inbox.fresh.is_empty());
+            opened.confirmed = inner.confirm(receiver);
             self.roam(&peer, &mut inner, from);
         }
         drop(inner);
         peer.add_rx(opened.bytes);
         self.counters.add_many(Counter::KeepaliveReceived, opened.keepalives);
-        self.counters.add_many(Counter::Malformed, opened.malformed);
         self.counters.add_many(Counter::ReplayOrAuth, opened.refused);
         self.accept(&peer, inbox);
         if opened.confirmed {
-            self.handshake_done(&peer, &mut inbox.scratch, sink);
+            self.handshake_done(&peer, &mut inbox.scratch, now, sink);
         }
     }
 

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 
 use super::peer::{Encapsulated, Peer, PeerInner};
 use super::{Engine, SCRATCH, Sink, lock, read};
+use crate::clock::Moment;
 use crate::counters::Counter;
+use crate::noise::messages::{INITIATION, OVERHEAD};
 use crate::offload::split::{self, Plan, Segments};
 use crate::offload::train::{Train, Yard};
 use crate::offload::vnet::Header;
@@ -14,10 +16,6 @@ use crate::{packet, path};
 
 /// Bytes of an outbox: three full super-packets as they leave; it stays in a second-level cache.
 const OUTBOX: usize = 4 * SCRATCH;
-/// What WireGuard adds to a packet.
-const OVERHEAD: usize = 32;
-/// Bytes of an initiation, which may be what a packet becomes.
-const INITIATION: usize = 148;
 /// Padding reaches a multiple of this.
 const PADDING: usize = 16;
 
@@ -109,7 +107,7 @@ impl Cut {
 impl Engine {
     /// Encrypts what the host wants sent: one packet, or a super-packet that `header` tells how to cut.
     ///
-    /// `buffer[..len]` is the packet; all of `buffer` may be overwritten. What goes to the underlay lies in `outbox` until
+    /// `buffer[..len]` is the packet, which may be overwritten. What goes to the underlay lies in `outbox` until
     /// [`Engine::flush`], which is called here only when it is full.
     pub fn handle_tun_packet(
         &self,
@@ -140,6 +138,7 @@ impl Engine {
             return;
         }
         let needed = (cut.longest() + PADDING + OVERHEAD).max(INITIATION);
+        let now = Moment::now();
         let owner = Owner(peer, Counter::DataSent);
         while cut.remaining() > 0 {
             // Not with the lock held: sending may wait.
@@ -149,7 +148,7 @@ impl Engine {
             let mut inner = lock(&owner.0.inner);
             while outbox.yard.room().len() >= needed {
                 let Some(at) = cut.next_in(buffer) else { break };
-                self.encrypt(&owner, &mut inner, buffer, at, outbox);
+                self.encrypt(&owner, &mut inner, &buffer[at], outbox, now);
             }
         }
     }
@@ -167,25 +166,10 @@ impl Engine {
         if longest > room { path::told(packet, longest, room) } else { None }
     }
 
-    /// Encrypts `buffer[at]` into the outbox. What lies behind it in `buffer` stays as it is.
-    fn encrypt(
-        &self,
-        owner: &Owner,
-        inner: &mut PeerInner,
-        buffer: &mut [u8],
-        at: Range<usize>,
-        outbox: &mut Outbox,
-    ) {
-        let padded = packet::padded_len(at.len(), self.mtu.load(Ordering::Relaxed).min(owner.0.room()));
-        let end = (at.start + padded).min(buffer.len());
-        let padding = at.end..end;
-        let mut behind = [0; PADDING];
-        let behind = &mut behind[..padding.len()];
-        behind.copy_from_slice(&buffer[padding.clone()]);
-        buffer[padding.clone()].fill(0);
-        let outcome = inner.encapsulate(&buffer[at.start..end], outbox.yard.room());
-        buffer[padding].copy_from_slice(behind);
-        match outcome {
+    /// Encrypts a packet into the outbox.
+    fn encrypt(&self, owner: &Owner, inner: &mut PeerInner, packet: &[u8], outbox: &mut Outbox, now: Moment) {
+        let padded = packet::padded_len(packet.len(), self.mtu.load(Ordering::Relaxed).min(owner.0.room()));
+        match inner.encapsulate(packet, padded, outbox.yard.room(), now) {
             Encapsulated::Send(to, n) => outbox.yard.commit(to, owner, n),
             Encapsulated::Queued(Some((to, n))) => {
                 outbox.yard.commit(to, &Owner(Arc::clone(&owner.0), Counter::InitiationSent), n);
@@ -204,7 +188,7 @@ impl Engine {
         let Owner(peer, counter) = &train.owner;
         if *counter == Counter::InitiationSent && train.count == 1 {
             // By itself, so that it is known why it did not leave.
-            return self.send(peer, train.to, datagrams, sink);
+            return self.send(peer, train.to, datagrams, Moment::now(), sink);
         }
         let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
         peer.add_tx((sent * train.segment).min(datagrams.len()));

@@ -20,11 +20,12 @@ use super::queue::{Queue, Strays};
 use super::tun::{TunError, mtu_by_name, open_tun};
 use super::udp::{Paths, Sockets};
 use super::{Stop, link, read as reader, ready, server};
+use crate::clock::Moment;
 use crate::engine::lanes::Lanes;
 use crate::engine::{Engine, MAX_PACKET, SCRATCH, Underlay, lock, read, write};
 use crate::offload::{Offloads, Techniques};
 
-/// How often timers run; boringtun asks for at least every 250 ms.
+/// How often timers run, as the engine wants it.
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two looks at the MTU, at what the paths to peers take, and at the socket's path.
 const TICKS_PER_LOOK: u32 = 10;
@@ -284,7 +285,7 @@ fn run_timers(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
         if pulse.wait(&shared.stop, TICK) {
             return Ok(());
         }
-        shared.engine.handle_timers(Instant::now(), &mut scratch, &mut Wire(shared, &shared.lanes[0]));
+        shared.engine.handle_timers(Moment::now(), &mut scratch, &mut Wire(shared, &shared.lanes[0]));
         ticks = ticks.wrapping_add(1);
         if !ticks.is_multiple_of(TICKS_PER_LOOK) {
             continue;

@@ -2,10 +2,11 @@
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
+use tunnel::clock::Moment;
 use tunnel::engine::{Engine, Inbox, MAX_PACKET, Outbox, SCRATCH, Sink, Underlay};
 use tunnel::keys::{PresharedKey, PrivateKey, PublicKey};
 use tunnel::offload::{Offloads, vnet};
@@ -166,7 +167,7 @@ impl Node {
     pub(crate) fn tick(&mut self, now: Duration) -> Out {
         self.show_clocks(now);
         let mut out = Out::default();
-        self.engine.handle_timers(Instant::now(), &mut self.scratch, &mut out);
+        self.engine.handle_timers(Moment::now(), &mut self.scratch, &mut out);
         out
     }
 

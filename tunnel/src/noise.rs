@@ -1,0 +1,333 @@
+//! WireGuard's protocol for one peer: handshakes (Noise_IKpsk2), sessions, cookies and timers, without sockets and threads.
+//!
+//! ```text
+//!                 handshake ──► keypairs ──► aead (aws-lc-rs)
+//!   Noise ──────► cookie        replay
+//!                 timers
+//! ```
+//!
+//! Section numbers are those of the WireGuard paper (Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel"). Curve, hash and
+//! cipher are crates; what is here is their order. boringtun, which ran in this place before, is the tested reference.
+//!
+//! Time is an argument. Who calls does so with one [`Moment`] for all packets that came together, and [`Noise::tick`] about four times a
+//! second: no timer is set for a packet.
+//!
+//! # Beyond the paper
+//!
+//! * An own handshake that is under way is not given up for one of the peer's: where two begin at once both sessions are made, and none of
+//!   them has to wait for the other's next attempt. So no jitter is added to `REKEY_TIMEOUT`.
+//! * Answering an initiation, which may be a recorded one, takes nothing from the sessions in use ([`keypairs`]), and is no sign of life.
+//! * Timestamps of initiations never go back while the process lives, even where the wall clock does.
+//! * Keys are wiped when they are replaced, when their session has ended (180 s), and with the peer.
+
+pub mod aead;
+pub mod cookie;
+pub mod handshake;
+mod hash;
+mod keypairs;
+pub mod messages;
+mod replay;
+mod timers;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use handshake::{Half, Initiated, Own, Parties};
+use keypairs::{Keypair, Keypairs};
+use messages::{COOKIE, RESPONSE};
+use timers::{Due, Timers};
+
+use crate::clock::Moment;
+use crate::keys::{PresharedKey, PublicKey};
+
+/// Section 6.1, for all of these.
+pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+/// After so long a session neither sends nor receives, and its keys are wiped.
+pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+/// How long a handshake is tried.
+pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+/// After so long without an answer an initiation is repeated.
+pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who has received content says so after this time, if he has nothing else to say.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages of a session after which it is renewed.
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// A counter from here on is neither sent nor accepted.
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Packets that are kept while there is no session.
+pub const QUEUE_LIMIT: usize = 256;
+/// A cookie is shown for so long: as long as its maker keeps the secret (section 5.4.7), less what a message takes.
+const COOKIE_LIFETIME: Duration = Duration::from_secs(120 - 5);
+
+/// What became of a packet to send; lengths are those of a datagram in the buffer that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// A data message.
+    Data(usize),
+    /// It waits for a session; perhaps with an initiation to send.
+    Queued(Option<usize>),
+    /// As many wait as may.
+    Full,
+}
+
+/// What became of a data message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// So many bytes of content.
+    Content(usize),
+    /// Authentic, and empty.
+    Keepalive,
+    /// Not authentic, not new, or of a session that there is not.
+    Refused,
+}
+
+/// What is due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tick {
+    /// A datagram of this length.
+    pub send: Option<usize>,
+    /// Packets that have waited in vain.
+    pub discarded: usize,
+}
+
+/// An initiation of ours that is not answered yet.
+struct Pending {
+    state: Initiated,
+    sent: Moment,
+    /// When the first of this attempt was sent.
+    begun: Moment,
+    /// There is a session meanwhile: it is not repeated.
+    idle: bool,
+}
+
+/// All that is known of a peer under one key of ours.
+pub struct Noise {
+    parties: Parties,
+    /// Upper 24 bits of our indexes: the peer's.
+    base: u32,
+    /// Lower 8 bits of the index that was taken last.
+    last: u8,
+    pending: Option<Pending>,
+    keypairs: Keypairs,
+    timers: Timers,
+    /// Of the newest initiation that was answered.
+    newest: [u8; 12],
+    /// Of the last initiation that we made.
+    stamped: Duration,
+    cookie: Option<([u8; 16], Moment)>,
+    /// The first MAC of our last message, to which a cookie belongs.
+    last_mac1: Option<[u8; 16]>,
+    queue: VecDeque<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Noise {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Noise").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+impl Noise {
+    /// Nothing but the keys; `None` if the peer's is of low order: the secret shared with it would be known to everybody.
+    ///
+    /// `index` has 24 bits, by which the peer's messages find it.
+    #[must_use]
+    pub fn new(own: Arc<Own>, peer: &PublicKey, psk: Option<&PresharedKey>, index: u32) -> Option<Self> {
+        Some(Self {
+            parties: Parties::new(own, peer, psk)?,
+            base: index << 8,
+            last: 0,
+            pending: None,
+            keypairs: Keypairs::default(),
+            timers: Timers::default(),
+            newest: [0; 12],
+            stamped: Duration::ZERO,
+            cookie: None,
+            last_mac1: None,
+            queue: VecDeque::new(),
+        })
+    }
+
+    /// Whether something can be sent at once.
+    #[must_use]
+    pub fn has_session(&self, now: Moment) -> bool {
+        self.keypairs.sends(now)
+    }
+
+    /// Encrypts a packet, with zeros behind it up to `padded` bytes, or keeps it and begins a handshake. `out` takes
+    /// `padded` + 32 bytes, and an initiation.
+    pub fn send(&mut self, packet: &[u8], padded: usize, out: &mut [u8], now: Moment) -> Sent {
+        if let Some(keypair) = self.keypairs.sending(now) {
+            let n = keypair.seal(packet, padded, out);
+            self.timers.sent(true, now);
+            return Sent::Data(n);
+        }
+        if self.queue.len() >= QUEUE_LIMIT {
+            return Sent::Full;
+        }
+        let mut waits = packet.to_vec();
+        waits.resize(padded.max(packet.len()), 0);
+        self.queue.push_back(waits);
+        Sent::Queued(self.begin_unless_pending(out, now))
+    }
+
+    /// Encrypts the next packet that waited, if there is a session.
+    pub fn next_queued(&mut self, out: &mut [u8], now: Moment) -> Option<usize> {
+        let keypair = self.keypairs.sending(now)?;
+        let packet = self.queue.pop_front()?;
+        let n = keypair.seal(&packet, packet.len(), out);
+        self.timers.sent(true, now);
+        Some(n)
+    }
+
+    /// Makes an empty data message, if there is a session.
+    pub fn keepalive(&mut self, out: &mut [u8], now: Moment) -> Option<usize> {
+        let n = self.keypairs.sending(now)?.seal(&[], 0, out);
+        self.timers.sent(false, now);
+        Some(n)
+    }
+
+    /// Makes an initiation, unless one is under way.
+    pub fn begin_unless_pending(&mut self, out: &mut [u8], now: Moment) -> Option<usize> {
+        if let Some(pending) = &self.pending
+            && now.since(pending.sent) < REKEY_TIMEOUT
+        {
+            // The session that made it idle has ended, or never sent.
+            if let Some(pending) = self.pending.as_mut() {
+                pending.idle = false;
+            }
+            return None;
+        }
+        Some(self.begin(out, now))
+    }
+
+    /// Makes an initiation, whether or not another is under way; its length.
+    pub fn begin(&mut self, out: &mut [u8], now: Moment) -> usize {
+        let begun =
+            self.pending.as_ref().filter(|pending| !pending.idle).map_or(now, |pending| pending.begun);
+        let local = self.take_index();
+        let wall = crate::clock::unix_time();
+        self.stamped = wall.max(self.stamped + Duration::from_nanos(1));
+        let (message, state) = self.parties.initiate(local, handshake::timestamp(self.stamped));
+        let message = self.mac(message, now);
+        out[..message.len()].copy_from_slice(&message);
+        self.pending = Some(Pending { state, sent: now, begun, idle: false });
+        self.timers.sent(false, now);
+        message.len()
+    }
+
+    /// Answers an initiation of this peer; the answer's length. `None`: it is not authentic, or not newer than the last one.
+    pub fn answer(&mut self, initiation: Half, out: &mut [u8], now: Moment) -> Option<usize> {
+        let (timestamp, initiation) = self.parties.authenticate(initiation)?;
+        if timestamp <= self.newest {
+            return None;
+        }
+        let local = self.take_index();
+        let (message, keys) = self.parties.respond(initiation, local)?;
+        let message = self.mac(message, now);
+        out[..message.len()].copy_from_slice(&message);
+        self.newest = timestamp;
+        self.keypairs.answered(Keypair::new(keys, local, false, now));
+        self.timers.sent(false, now);
+        Some(message.len())
+    }
+
+    /// Takes an answer to the initiation that is under way; whether it was one.
+    pub fn answered(&mut self, response: &[u8; RESPONSE], now: Moment) -> bool {
+        let Some(pending) = &self.pending else { return false };
+        if messages::response_receiver(response) != pending.state.local() {
+            return false;
+        }
+        let Some(keys) = self.parties.finish(&pending.state, response) else { return false };
+        let local = pending.state.local();
+        self.pending = None;
+        self.keypairs.begun(Keypair::new(keys, local, true, now));
+        self.timers.renewed();
+        self.timers.received(false, now);
+        true
+    }
+
+    /// Takes a cookie for the last message that we sent; whether it was one.
+    pub fn take_cookie(&mut self, reply: &[u8; COOKIE], now: Moment) -> bool {
+        let opened = self.last_mac1.and_then(|mac1| cookie::open(self.parties.cookie_key(), reply, &mac1));
+        let Some(cookie) = opened else { return false };
+        self.cookie = Some((cookie, now));
+        // One cookie for each message.
+        self.last_mac1 = None;
+        true
+    }
+
+    /// Decrypts a data message into `out`, which takes as many bytes as the message has.
+    pub fn receive(&mut self, message: &[u8], out: &mut [u8], now: Moment) -> Received {
+        let opened = self.keypairs.receiving(messages::data_receiver(message), now);
+        let Some(len) = opened.and_then(|keypair| keypair.open(message, out)) else {
+            return Received::Refused;
+        };
+        self.timers.received(len > 0, now);
+        if len == 0 { Received::Keepalive } else { Received::Content(len) }
+    }
+
+    /// Whether the session with this index, of which data was authentic, is one that we answered and that is proven by that.
+    pub fn confirm(&mut self, index: u32) -> bool {
+        let confirmed = self.keypairs.proven(index);
+        if confirmed {
+            self.timers.renewed();
+            if let Some(pending) = self.pending.as_mut() {
+                pending.idle = true;
+            }
+        }
+        confirmed
+    }
+
+    /// Ends what has lasted too long and makes what is due.
+    pub fn tick(&mut self, out: &mut [u8], now: Moment) -> Tick {
+        self.keypairs.expire(now);
+        self.cookie = self.cookie.filter(|(_, at)| now.since(*at) < COOKIE_LIFETIME);
+        let due = self.timers.due(self.keypairs.current(), now);
+        let mut begins = due == Some(Due::Handshake);
+        if let Some(Pending { sent, begun, idle, .. }) = self.pending {
+            let waited = now.since(sent) >= REKEY_TIMEOUT;
+            if waited && idle {
+                self.pending = None;
+            } else if waited && now.since(begun) >= REKEY_ATTEMPT_TIME {
+                self.pending = None;
+                self.timers.give_up();
+                return Tick { send: None, discarded: std::mem::take(&mut self.queue).len() };
+            } else {
+                begins = waited;
+            }
+        }
+        let send = if begins {
+            Some(self.begin(out, now))
+        } else if due == Some(Due::Keepalive) {
+            self.keepalive(out, now)
+        } else {
+            None
+        };
+        Tick { send, discarded: 0 }
+    }
+
+    /// Puts both MACs behind a handshake message.
+    fn mac<const N: usize>(&mut self, mut message: [u8; N], now: Moment) -> [u8; N] {
+        let cookie = self.cookie.filter(|(_, at)| now.since(*at) < COOKIE_LIFETIME).map(|(cookie, _)| cookie);
+        let mac1 = cookie::write_macs(self.parties.mac1_key(), cookie.as_ref(), &mut message);
+        self.last_mac1 = Some(mac1);
+        message
+    }
+
+    /// An index that neither a session nor a handshake has.
+    fn take_index(&mut self) -> u32 {
+        loop {
+            // Of 256 at most 6 are in use.
+            self.last = self.last.wrapping_add(1);
+            let index = self.base | u32::from(self.last);
+            let pending = self.pending.as_ref().is_some_and(|pending| pending.state.local() == index);
+            if !pending && !self.keypairs.has(index) {
+                return index;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

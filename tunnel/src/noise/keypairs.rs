@@ -1,0 +1,145 @@
+//! The sessions of one peer: one to send with, one that is not proven yet, and some that still receive.
+//!
+//! ```text
+//!   answer to our initiation ──────────────────────────► current ──► older ──► wiped
+//!   our answer ──► next ── first data by it ───────────►    │
+//!                   └─ our own handshake was quicker ────────────────► older
+//! ```
+//!
+//! An answer makes a session before the initiator has proven that it is there now, so the initiation may be one that somebody
+//! recorded. Such a session takes no other's place but that of its like; an honest peer's newest initiation ends that game, since all
+//! that were recorded before it have older timestamps.
+
+use super::handshake::Keys;
+use super::messages::{HEADER, OVERHEAD, TYPE_DATA, counter};
+use super::replay::Window;
+use super::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+use crate::clock::Moment;
+
+/// Sessions that receive and send no more. Where two handshakes crossed the peer may go on to send with one of them; the others are
+/// for what is under way, and for recorded initiations that push them out.
+const OLDER: usize = 3;
+
+/// One session.
+pub(super) struct Keypair {
+    keys: Keys,
+    local: u32,
+    pub(super) initiator: bool,
+    pub(super) born: Moment,
+    /// Number of the next message.
+    pub(super) counter: u64,
+    window: Window,
+}
+
+impl Keypair {
+    pub(super) const fn new(keys: Keys, local: u32, initiator: bool, born: Moment) -> Self {
+        Self { keys, local, initiator, born, counter: 0, window: Window::new() }
+    }
+
+    fn is_alive(&self, now: Moment) -> bool {
+        now.since(self.born) < REJECT_AFTER_TIME
+    }
+
+    /// Encrypts `packet` and zeros up to `padded` bytes into `out`; the datagram's length.
+    pub(super) fn seal(&mut self, packet: &[u8], padded: usize, out: &mut [u8]) -> usize {
+        let out = &mut out[..padded.max(packet.len()) + OVERHEAD];
+        out[..4].copy_from_slice(&[TYPE_DATA, 0, 0, 0]);
+        out[4..8].copy_from_slice(&self.keys.remote.to_le_bytes());
+        out[8..HEADER].copy_from_slice(&self.counter.to_le_bytes());
+        out[HEADER..HEADER + packet.len()].copy_from_slice(packet);
+        out[HEADER + packet.len()..].fill(0);
+        self.keys.sending.seal(self.counter, &[], &mut out[HEADER..]);
+        self.counter += 1;
+        out.len()
+    }
+
+    /// Decrypts a data message into `out`; the content's length. `None` if it is not authentic or not new.
+    pub(super) fn open(&mut self, message: &[u8], out: &mut [u8]) -> Option<usize> {
+        let number = counter(message);
+        if number >= REJECT_AFTER_MESSAGES || !self.window.is_new(number) {
+            return None;
+        }
+        if !self.keys.receiving.open(number, &[], &message[HEADER..], out) {
+            return None;
+        }
+        self.window.note(number);
+        Some(message.len() - OVERHEAD)
+    }
+}
+
+/// The sessions of one peer.
+#[derive(Default)]
+pub(super) struct Keypairs {
+    current: Option<Box<Keypair>>,
+    /// One that we answered, not proven yet.
+    next: Option<Box<Keypair>>,
+    /// The last one first.
+    older: [Option<Box<Keypair>>; OLDER],
+}
+
+impl Keypairs {
+    /// The one to send with, alive or not.
+    pub(super) fn current(&self) -> Option<&Keypair> {
+        self.current.as_deref()
+    }
+
+    /// Whether there is one to send with.
+    pub(super) fn sends(&self, now: Moment) -> bool {
+        self.current().is_some_and(|k| k.is_alive(now) && k.counter < REJECT_AFTER_MESSAGES)
+    }
+
+    /// The one to send with.
+    pub(super) fn sending(&mut self, now: Moment) -> Option<&mut Keypair> {
+        self.current.as_deref_mut().filter(|k| k.is_alive(now) && k.counter < REJECT_AFTER_MESSAGES)
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Option<Box<Keypair>>> {
+        [&mut self.current, &mut self.next].into_iter().chain(&mut self.older)
+    }
+
+    /// The one with this index of ours.
+    pub(super) fn receiving(&mut self, index: u32, now: Moment) -> Option<&mut Keypair> {
+        self.all().filter_map(Option::as_deref_mut).find(|k| k.local == index).filter(|k| k.is_alive(now))
+    }
+
+    /// Whether one has this index.
+    pub(super) fn has(&self, index: u32) -> bool {
+        [&self.current, &self.next].into_iter().chain(&self.older).flatten().any(|k| k.local == index)
+    }
+
+    /// A peer has answered us.
+    pub(super) fn begun(&mut self, keypair: Keypair) {
+        let before = self.current.replace(Box::new(keypair));
+        self.retire(before);
+        // Where two began at once, the peer sends with this one.
+        let next = self.next.take();
+        self.retire(next);
+    }
+
+    /// We have answered a peer.
+    pub(super) fn answered(&mut self, keypair: Keypair) {
+        self.next = Some(Box::new(keypair));
+    }
+
+    /// Data of this session was authentic. Whether that was its proof.
+    pub(super) fn proven(&mut self, index: u32) -> bool {
+        let Some(next) = self.next.take_if(|next| next.local == index) else { return false };
+        let before = self.current.replace(next);
+        self.retire(before);
+        true
+    }
+
+    fn retire(&mut self, keypair: Option<Box<Keypair>>) {
+        if keypair.is_some() {
+            self.older.rotate_right(1);
+            self.older[0] = keypair;
+        }
+    }
+
+    /// Wipes what has ended.
+    pub(super) fn expire(&mut self, now: Moment) {
+        for place in self.all() {
+            place.take_if(|k| !k.is_alive(now));
+        }
+    }
+}
