@@ -447,7 +447,7 @@ impl Default for Tunnel {
     fn default() -> Self {
         Self {
             enabled: true,
-            log: "info,boringtun=off".to_owned(),
+            log: "info".to_owned(),
             requests: Requests { cpu: "50m".to_owned(), memory: "32Mi".to_owned() },
         }
     }

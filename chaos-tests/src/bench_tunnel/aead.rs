@@ -1,8 +1,13 @@
-//! How much one core can seal and open, with the noise library that `mesh-tunnel` uses and nothing else to do.
+//! How much one core can seal and open, with the sessions that `mesh-tunnel` has and nothing else to do.
 
-use anyhow::{Context, Result, bail};
-use boringtun::noise::{Tunn, TunnResult};
-use boringtun::x25519::{PublicKey, StaticSecret};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use tunnel::clock::Moment;
+use tunnel::keys::PrivateKey;
+use tunnel::noise::handshake::Own;
+use tunnel::noise::messages::{self, Message, OVERHEAD};
+use tunnel::noise::{Noise, Received, Sent};
 use xtask::bench::Row;
 
 use super::BENCH;
@@ -15,26 +20,24 @@ const ROW: usize = 45;
 const ROWS: usize = 400;
 
 /// Two ends with a session.
-fn pair() -> Result<(Tunn, Tunn)> {
-    let (a, b) = (StaticSecret::from([1; 32]), StaticSecret::from([2; 32]));
-    let (pa, pb) = (PublicKey::from(&a), PublicKey::from(&b));
-    let mut ends = (Tunn::new(a, pb, None, None, 1, None), Tunn::new(b, pa, None, None, 2, None));
+fn pair(now: Moment) -> Result<(Noise, Noise)> {
+    let own = |n: u8| PrivateKey::new([n; 32]).map(|key| Arc::new(Own::new(&key))).context("a key of zeros");
+    let (a, b) = (own(1)?, own(2)?);
+    let mut from = Noise::new(Arc::clone(&a), &b.public(), None, 1).context("low order")?;
+    let mut to = Noise::new(Arc::clone(&b), &a.public(), None, 2).context("low order")?;
     let mut message = vec![0; 2048];
-    let TunnResult::WriteToNetwork(initiation) = ends.0.format_handshake_initiation(&mut message, false)
-    else {
-        bail!("no initiation")
+    let n = from.begin(&mut message, now);
+    let Some(Message::Initiation(initiation)) = messages::parse(&message[..n]) else {
+        anyhow::bail!("no initiation")
     };
-    let initiation = initiation.to_vec();
-    let TunnResult::WriteToNetwork(response) = ends.1.decapsulate(None, &initiation, &mut message) else {
-        bail!("no response")
-    };
-    let response = response.to_vec();
-    let TunnResult::WriteToNetwork(keepalive) = ends.0.decapsulate(None, &response, &mut message) else {
-        bail!("no session")
-    };
-    let keepalive = keepalive.to_vec();
-    ends.1.decapsulate(None, &keepalive, &mut message);
-    Ok(ends)
+    let half = b.recognise(initiation).context("an initiation for nobody")?;
+    let mut answer = vec![0; 2048];
+    let n = to.answer(half, &mut answer, now).context("no answer")?;
+    let Some(Message::Response(response)) = messages::parse(&answer[..n]) else { anyhow::bail!("no answer") };
+    ensure!(from.answered(response, now), "no session");
+    let n = from.keepalive(&mut message, now).context("no session")?;
+    ensure!(to.receive(&message[..n], &mut answer, now) == Received::Keepalive, "not the same session");
+    Ok((from, to))
 }
 
 /// Processor time that this thread has had, in seconds: other work on the machine does not count.
@@ -46,27 +49,27 @@ fn now() -> f64 {
 
 /// Rows of sealing and opening in Gbit/s of inner packets, and of both per GB, to be held against a tunnel's.
 pub(super) fn rows(rounds: usize) -> Result<Vec<Row>> {
-    let (mut from, mut to) = pair()?;
+    let at = Moment::now();
+    let (mut from, mut to) = pair(at)?;
     let mut packet = vec![0; PACKET];
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&u16::try_from(PACKET)?.to_be_bytes());
-    let mut sealed = vec![0; (PACKET + 32) * ROW];
-    let mut opened = vec![0; PACKET + 32];
+    let mut sealed = vec![0; (PACKET + OVERHEAD) * ROW];
+    let mut opened = vec![0; PACKET];
     let (mut seal, mut open, mut both) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let (mut sealing, mut opening) = (0.0, 0.0);
         for _ in 0..ROWS {
             let begun = now();
-            for datagram in sealed.chunks_mut(PACKET + 32) {
-                let TunnResult::WriteToNetwork(_) = from.encapsulate(&packet, datagram) else {
-                    bail!("not sealed")
-                };
+            for datagram in sealed.chunks_mut(PACKET + OVERHEAD) {
+                ensure!(
+                    from.send(&packet, PACKET, datagram, at) == Sent::Data(PACKET + OVERHEAD),
+                    "not sealed"
+                );
             }
             let between = now();
-            for datagram in sealed.chunks(PACKET + 32) {
-                let TunnResult::WriteToTunnelV4(..) = to.decapsulate(None, datagram, &mut opened) else {
-                    bail!("not opened")
-                };
+            for datagram in sealed.chunks(PACKET + OVERHEAD) {
+                ensure!(to.receive(datagram, &mut opened, at) == Received::Content(PACKET), "not opened");
             }
             sealing += between - begun;
             opening += now() - between;
