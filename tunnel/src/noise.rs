@@ -21,6 +21,7 @@
 //! * Keys are wiped when they are replaced, when their session has ended (180 s), and with the peer.
 
 pub mod aead;
+pub mod bulk;
 pub mod cookie;
 pub mod handshake;
 mod hash;
@@ -33,9 +34,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aead::Key;
 use handshake::{Half, Initiated, Own, Parties};
 use keypairs::{Keypair, Keypairs};
-use messages::{COOKIE, RESPONSE};
+use messages::{COOKIE, HEADER, OVERHEAD, RESPONSE};
 use timers::{Due, Timers};
 
 use crate::clock::Moment;
@@ -61,14 +63,33 @@ pub const QUEUE_LIMIT: usize = 256;
 const COOKIE_LIFETIME: Duration = Duration::from_secs(120 - 5);
 
 /// What became of a packet to send; lengths are those of a datagram in the buffer that was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+#[derive(Debug)]
 pub enum Sent {
-    /// A data message.
-    Data(usize),
+    /// A data message that is not encrypted yet.
+    Data(Unsealed),
     /// It waits for a session; perhaps with an initiation to send.
     Queued(Option<usize>),
     /// As many wait as may.
     Full,
+}
+
+/// A data message that is to be encrypted before anything else is done with it, when and where suits.
+#[must_use]
+#[derive(Debug)]
+pub struct Unsealed {
+    /// Its length.
+    pub len: usize,
+    /// Its session's.
+    pub key: Arc<Key>,
+}
+
+impl Unsealed {
+    /// Encrypts it in the buffer in which it lies; its length.
+    pub fn seal(self, out: &mut [u8]) -> usize {
+        self.key.seal_message(&mut out[..self.len]);
+        self.len
+    }
 }
 
 /// What became of a data message.
@@ -154,13 +175,14 @@ impl Noise {
         self.keypairs.sends(now)
     }
 
-    /// Encrypts a packet, with zeros behind it up to `padded` bytes, or keeps it and begins a handshake. `out` takes
-    /// `padded` + 32 bytes, and an initiation.
+    /// Makes a message of a packet, with zeros behind it up to `padded` bytes, or keeps it and begins a handshake. `out` takes
+    /// `padded` + 32 bytes, and an initiation. Nobody's lock needs to be held while the message is encrypted.
     pub fn send(&mut self, packet: &[u8], padded: usize, out: &mut [u8], now: Moment) -> Sent {
         if let Some(keypair) = self.keypairs.sending(now) {
-            let n = keypair.seal(packet, padded, out);
+            let len = keypair.lay_out(packet, padded, out);
+            let key = keypair.sending_key();
             self.timers.sent(true, now);
-            return Sent::Data(n);
+            return Sent::Data(Unsealed { len, key });
         }
         if self.queue.len() >= QUEUE_LIMIT {
             return Sent::Full;
@@ -257,13 +279,37 @@ impl Noise {
         true
     }
 
-    /// Decrypts a data message into `out`, which takes as many bytes as the message has.
+    /// What decrypts messages of the session with this index of ours; [`Noise::is_new`] and [`Noise::note`] belong to it.
+    #[must_use]
+    pub fn receiving(&mut self, index: u32, now: Moment) -> Option<Arc<Key>> {
+        self.keypairs.receiving(index, now).map(|keypair| keypair.receiving_key())
+    }
+
+    /// Whether a message of this number is worth being decrypted.
+    #[must_use]
+    pub fn is_new(&mut self, index: u32, number: u64, now: Moment) -> bool {
+        self.keypairs.receiving(index, now).is_some_and(|keypair| keypair.is_new(number))
+    }
+
+    /// Notes that a message of this number was authentic; whether it may be used: it is the first, and its session is there still.
+    #[must_use]
+    pub fn note(&mut self, index: u32, number: u64, content: bool, now: Moment) -> bool {
+        let taken = self.keypairs.receiving(index, now).is_some_and(|keypair| keypair.note(number));
+        if taken {
+            self.timers.received(content, now);
+        }
+        taken
+    }
+
+    /// Decrypts one data message into `out`, which takes as many bytes as the message has.
     pub fn receive(&mut self, message: &[u8], out: &mut [u8], now: Moment) -> Received {
-        let opened = self.keypairs.receiving(messages::data_receiver(message), now);
-        let Some(len) = opened.and_then(|keypair| keypair.open(message, out)) else {
+        let (index, number) = (messages::data_receiver(message), messages::counter(message));
+        let key = self.receiving(index, now).filter(|_| self.is_new(index, number, now));
+        let Some(key) = key else { return Received::Refused };
+        let len = message.len() - OVERHEAD;
+        if !key.open(number, &[], &message[HEADER..], out) || !self.note(index, number, len > 0, now) {
             return Received::Refused;
-        };
-        self.timers.received(len > 0, now);
+        }
         if len == 0 { Received::Keepalive } else { Received::Content(len) }
     }
 

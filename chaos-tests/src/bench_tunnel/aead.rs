@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tunnel::clock::Moment;
 use tunnel::keys::PrivateKey;
 use tunnel::noise::handshake::Own;
@@ -28,12 +28,12 @@ fn pair(now: Moment) -> Result<(Noise, Noise)> {
     let mut message = vec![0; 2048];
     let n = from.begin(&mut message, now);
     let Some(Message::Initiation(initiation)) = messages::parse(&message[..n]) else {
-        anyhow::bail!("no initiation")
+        bail!("no initiation")
     };
     let half = b.recognise(initiation).context("an initiation for nobody")?;
     let mut answer = vec![0; 2048];
     let n = to.answer(half, &mut answer, now).context("no answer")?;
-    let Some(Message::Response(response)) = messages::parse(&answer[..n]) else { anyhow::bail!("no answer") };
+    let Some(Message::Response(response)) = messages::parse(&answer[..n]) else { bail!("no answer") };
     ensure!(from.answered(response, now), "no session");
     let n = from.keepalive(&mut message, now).context("no session")?;
     ensure!(to.receive(&message[..n], &mut answer, now) == Received::Keepalive, "not the same session");
@@ -62,10 +62,10 @@ pub(super) fn rows(rounds: usize) -> Result<Vec<Row>> {
         for _ in 0..ROWS {
             let begun = now();
             for datagram in sealed.chunks_mut(PACKET + OVERHEAD) {
-                ensure!(
-                    from.send(&packet, PACKET, datagram, at) == Sent::Data(PACKET + OVERHEAD),
-                    "not sealed"
-                );
+                let Sent::Data(message) = from.send(&packet, PACKET, datagram, at) else {
+                    bail!("no session")
+                };
+                message.seal(datagram);
             }
             let between = now();
             for datagram in sealed.chunks(PACKET + OVERHEAD) {

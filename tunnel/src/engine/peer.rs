@@ -1,16 +1,17 @@
 //! One peer: its protocol under a lock of its own, its counters beside it.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::clock::{Moment, unix_time};
 use crate::counters::Counter;
 use crate::keys::PublicKey;
+use crate::noise::aead::Key;
 use crate::noise::handshake::Half;
 use crate::noise::messages::{COOKIE, RESPONSE};
-use crate::noise::{Noise, Received, Sent};
+use crate::noise::{Noise, Sent, Unsealed};
 
 /// The room of a path of which nothing is known.
 pub(super) const NO_LIMIT: usize = usize::MAX;
@@ -21,7 +22,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub(super) type Outgoing = (SocketAddr, usize);
 
 pub(super) enum Encapsulated {
-    Send(SocketAddr, usize),
+    /// Not encrypted yet.
+    Send(SocketAddr, Unsealed),
     /// Kept until there is a session; perhaps with an initiation to send.
     Queued(Option<Outgoing>),
     Dropped(Counter),
@@ -165,7 +167,7 @@ impl PeerInner {
         self.last_active = None;
     }
 
-    /// Encrypts a packet, padded to so many bytes, or keeps it.
+    /// Makes a message of a packet, padded to so many bytes, or keeps it.
     pub(super) fn encapsulate(
         &mut self,
         packet: &[u8],
@@ -176,18 +178,28 @@ impl PeerInner {
         let Some(noise) = self.noise.as_mut() else { return Encapsulated::Dropped(Counter::NoKey) };
         let Some(to) = self.endpoint else { return Encapsulated::Dropped(Counter::NoEndpoint) };
         match noise.send(packet, padded, out, now) {
-            Sent::Data(n) => {
+            Sent::Data(message) => {
                 self.active = true;
-                Encapsulated::Send(to, n)
+                Encapsulated::Send(to, message)
             }
             Sent::Queued(initiation) => Encapsulated::Queued(initiation.map(|n| (to, n))),
             Sent::Full => Encapsulated::Dropped(Counter::QueueFull),
         }
     }
 
-    /// Decrypts a data message into `out`.
-    pub(super) fn receive(&mut self, message: &[u8], out: &mut [u8], now: Moment) -> Received {
-        self.noise.as_mut().map_or(Received::Refused, |noise| noise.receive(message, out, now))
+    /// [`Noise::receiving`].
+    pub(super) fn receiving(&mut self, index: u32, now: Moment) -> Option<Arc<Key>> {
+        self.noise.as_mut()?.receiving(index, now)
+    }
+
+    /// [`Noise::is_new`].
+    pub(super) fn is_new(&mut self, index: u32, number: u64, now: Moment) -> bool {
+        self.noise.as_mut().is_some_and(|noise| noise.is_new(index, number, now))
+    }
+
+    /// [`Noise::note`].
+    pub(super) fn note(&mut self, index: u32, number: u64, content: bool, now: Moment) -> bool {
+        self.noise.as_mut().is_some_and(|noise| noise.note(index, number, content, now))
     }
 
     /// Encrypts the next packet that waited for a session.

@@ -9,7 +9,7 @@ use super::peer::Peer;
 use super::{Engine, MAX_PACKET, SCRATCH, Sink, lock, read};
 use crate::clock::Moment;
 use crate::counters::Counter;
-use crate::noise::Received;
+use crate::noise::bulk::{self, Bulk};
 use crate::noise::messages::{self, Message, OVERHEAD, TYPE_DATA};
 use crate::offload::coalesce::Coalescer;
 use crate::offload::{Offloads, split, vnet};
@@ -28,6 +28,8 @@ pub struct Inbox {
     coalescer: Coalescer,
     /// What was decrypted in one go and has not been looked at.
     fresh: Vec<Range<usize>>,
+    jobs: Vec<bulk::Open>,
+    bulk: Bulk,
     scratch: Vec<u8>,
 }
 
@@ -47,6 +49,8 @@ impl Inbox {
             used: 0,
             coalescer: Coalescer::new(offloads),
             fresh: Vec::new(),
+            jobs: Vec::new(),
+            bulk: Bulk::new(),
             scratch: vec![0; SCRATCH],
         }
     }
@@ -181,24 +185,44 @@ impl Engine {
         if inbox.buffer.len() - inbox.used < datagrams.len() {
             self.deliver(inbox, sink);
         }
-        let mut opened = Opened::default();
         let now = Moment::now();
+        let Inbox { buffer, used, fresh, jobs, bulk, .. } = inbox;
+        let key = {
+            let mut inner = lock(&peer.inner);
+            let key = inner.receiving(receiver, now);
+            let mut at = *used;
+            jobs.extend(datagrams.chunks(segment).enumerate().filter_map(|(n, datagram)| {
+                let number = messages::counter(datagram);
+                inner.is_new(receiver, number, now).then(|| {
+                    let from = n * segment;
+                    let into = at..at + datagram.len() - OVERHEAD;
+                    at = into.end;
+                    bulk::Open { from: from..from + datagram.len(), into, authentic: false }
+                })
+            }));
+            key
+        };
+        let mut opened = Opened { refused: count - jobs.len() as u64, ..Opened::default() };
+        if let Some(key) = key {
+            // Without the lock: this is most of the work.
+            bulk.open(&key, datagrams, jobs, buffer);
+        }
         let mut inner = lock(&peer.inner);
-        for datagram in datagrams.chunks(segment) {
-            match inner.receive(datagram, &mut inbox.buffer[inbox.used..], now) {
-                Received::Keepalive => opened.keepalives += 1,
-                Received::Content(len) => {
-                    let end = inbox.used + len;
-                    inbox.fresh.push(inbox.used..end);
-                    inbox.used = end;
-                }
-                Received::Refused => {
-                    opened.refused += 1;
-                    continue;
-                }
+        for bulk::Open { from, into, authentic } in jobs.drain(..) {
+            let (len, content) = (from.len(), !into.is_empty());
+            let number = messages::counter(&datagrams[from]);
+            if !authentic || !inner.note(receiver, number, content, now) {
+                opened.refused += 1;
+                continue;
+            }
+            if content {
+                *used = into.end;
+                fresh.push(into);
+            } else {
+                opened.keepalives += 1;
             }
             opened.authentic = true;
-            opened.bytes += datagram.len();
+            opened.bytes += len;
         }
         if opened.authentic {
             opened.confirmed = inner.confirm(receiver);

@@ -8,6 +8,8 @@ use super::peer::{Encapsulated, Peer, PeerInner};
 use super::{Engine, SCRATCH, Sink, lock, read};
 use crate::clock::Moment;
 use crate::counters::Counter;
+use crate::noise::Unsealed;
+use crate::noise::bulk::{self, Bulk};
 use crate::noise::messages::{INITIATION, OVERHEAD};
 use crate::offload::split::{self, Plan, Segments};
 use crate::offload::train::{Train, Yard};
@@ -19,11 +21,14 @@ const OUTBOX: usize = 4 * SCRATCH;
 /// Padding reaches a multiple of this.
 const PADDING: usize = 16;
 
-/// Encrypted datagrams that wait for [`Engine::flush`].
+/// Datagrams that wait for [`Engine::flush`], which encrypts those with content.
 #[derive(Debug)]
 pub struct Outbox {
     lane: usize,
     yard: Yard<Owner>,
+    /// Where those lie that are not encrypted yet.
+    unsealed: Vec<bulk::Seal>,
+    bulk: Bulk,
 }
 
 /// Whose a train is, and what its datagrams count as.
@@ -52,7 +57,7 @@ impl Outbox {
     /// An empty one, of the thread with this lane.
     #[must_use]
     pub fn of_lane(lane: usize) -> Self {
-        Self { lane, yard: Yard::new(OUTBOX) }
+        Self { lane, yard: Yard::new(OUTBOX), unsealed: Vec::new(), bulk: Bulk::new() }
     }
 
     /// Whether it is time to send, though there may be more: half of it is full.
@@ -74,7 +79,7 @@ impl Default for Outbox {
     }
 }
 
-/// What is encrypted of one packet of the host.
+/// What is sent of one packet of the host.
 #[allow(clippy::large_enum_variant, reason = "on the stack for one packet; a box would be made for each")]
 enum Cut {
     Whole(Option<usize>),
@@ -105,7 +110,7 @@ impl Cut {
 }
 
 impl Engine {
-    /// Encrypts what the host wants sent: one packet, or a super-packet that `header` tells how to cut.
+    /// Takes what the host wants sent: one packet, or a super-packet that `header` tells how to cut.
     ///
     /// `buffer[..len]` is the packet, which may be overwritten. What goes to the underlay lies in `outbox` until
     /// [`Engine::flush`], which is called here only when it is full.
@@ -148,7 +153,7 @@ impl Engine {
             let mut inner = lock(&owner.0.inner);
             while outbox.yard.room().len() >= needed {
                 let Some(at) = cut.next_in(buffer) else { break };
-                self.encrypt(&owner, &mut inner, &buffer[at], outbox, now);
+                self.pack(&owner, &mut inner, &buffer[at], outbox, now);
             }
         }
     }
@@ -166,11 +171,14 @@ impl Engine {
         if longest > room { path::told(packet, longest, room) } else { None }
     }
 
-    /// Encrypts a packet into the outbox.
-    fn encrypt(&self, owner: &Owner, inner: &mut PeerInner, packet: &[u8], outbox: &mut Outbox, now: Moment) {
+    /// Puts a packet into the outbox.
+    fn pack(&self, owner: &Owner, inner: &mut PeerInner, packet: &[u8], outbox: &mut Outbox, now: Moment) {
         let padded = packet::padded_len(packet.len(), self.mtu.load(Ordering::Relaxed).min(owner.0.room()));
         match inner.encapsulate(packet, padded, outbox.yard.room(), now) {
-            Encapsulated::Send(to, n) => outbox.yard.commit(to, owner, n),
+            Encapsulated::Send(to, Unsealed { len, key }) => {
+                let at = outbox.yard.commit(to, owner, len);
+                outbox.unsealed.push(bulk::Seal { key, at });
+            }
             Encapsulated::Queued(Some((to, n))) => {
                 outbox.yard.commit(to, &Owner(Arc::clone(&owner.0), Counter::InitiationSent), n);
             }
@@ -179,8 +187,9 @@ impl Engine {
         }
     }
 
-    /// Sends what lies in the outbox.
+    /// Encrypts and sends what lies in the outbox.
     pub fn flush(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
+        outbox.bulk.seal(&mut outbox.unsealed, outbox.yard.waiting_mut());
         outbox.yard.drain(|train, datagrams| self.send_train(train, datagrams, sink));
     }
 

@@ -3,10 +3,15 @@
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
-use super::messages::TAG;
+use super::messages::{HEADER, TAG, counter};
 
 /// A key for one direction.
-pub struct Key(LessSafeKey);
+pub struct Key {
+    cipher: LessSafeKey,
+    /// For the other library, which keeps none.
+    #[cfg(feature = "ipsec-mb")]
+    bytes: zeroize::Zeroizing<[u8; 32]>,
+}
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -26,13 +31,28 @@ impl Key {
     #[must_use]
     pub fn new(bytes: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&CHACHA20_POLY1305, bytes).expect("invariant: 32 bytes are a key");
-        Self(LessSafeKey::new(key))
+        Self {
+            cipher: LessSafeKey::new(key),
+            #[cfg(feature = "ipsec-mb")]
+            bytes: zeroize::Zeroizing::new(*bytes),
+        }
+    }
+
+    #[cfg(feature = "ipsec-mb")]
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.bytes
+    }
+
+    /// Encrypts a data message that [`Noise::send`](super::Noise::send) has laid out: its header says the counter.
+    pub(super) fn seal_message(&self, message: &mut [u8]) {
+        let counter = counter(message);
+        self.seal(counter, &[], &mut message[HEADER..]);
     }
 
     /// Encrypts all of `text` but its last 16 bytes, which become the tag. A counter may be used once.
     pub fn seal(&self, counter: u64, additional: &[u8], text: &mut [u8]) {
         let (text, tag) = text.split_at_mut(text.len() - TAG);
-        let made = self.0.seal_in_place_separate_tag(nonce(counter), Aad::from(additional), text);
+        let made = self.cipher.seal_in_place_separate_tag(nonce(counter), Aad::from(additional), text);
         tag.copy_from_slice(made.expect("invariant: shorter than 256 GiB").as_ref());
     }
 
@@ -41,7 +61,7 @@ impl Key {
     pub fn open(&self, counter: u64, additional: &[u8], sealed: &[u8], out: &mut [u8]) -> bool {
         let (text, tag) = sealed.split_at(sealed.len() - TAG);
         let out = &mut out[..text.len()];
-        self.0.open_separate_gather(nonce(counter), Aad::from(additional), text, tag, out).is_ok()
+        self.cipher.open_separate_gather(nonce(counter), Aad::from(additional), text, tag, out).is_ok()
     }
 }
 

@@ -131,8 +131,8 @@ impl Initiated {
 
 /// What a handshake makes.
 pub(super) struct Keys {
-    pub(super) sending: Key,
-    pub(super) receiving: Key,
+    pub(super) sending: Arc<Key>,
+    pub(super) receiving: Arc<Key>,
     /// The peer's index.
     pub(super) remote: u32,
 }
@@ -218,7 +218,7 @@ impl Parties {
         state.mix_key(shared(&ephemeral.diffie_hellman(&self.peer))?);
         let key = state.mix_psk(&self.psk);
         state.seal(&key, &[], &mut message[RESPONSE_NOTHING..RESPONSE_MACS]);
-        let [theirs, ours] = state.split();
+        let [theirs, ours] = state.split().map(Arc::new);
         Some((message, Keys { sending: ours, receiving: theirs, remote }))
     }
 
@@ -233,7 +233,7 @@ impl Parties {
         state.mix_key(shared(&self.own.private.diffie_hellman(&theirs))?);
         let key = state.mix_psk(&self.psk);
         state.open::<0>(&key, &message[RESPONSE_NOTHING..RESPONSE_MACS])?;
-        let [ours, theirs] = state.split();
+        let [ours, theirs] = state.split().map(Arc::new);
         Some(Keys { sending: ours, receiving: theirs, remote: response_sender(message) })
     }
 }

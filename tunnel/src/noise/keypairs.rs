@@ -10,8 +10,11 @@
 //! recorded. Such a session takes no other's place but that of its like; an honest peer's newest initiation ends that game, since all
 //! that were recorded before it have older timestamps.
 
+use std::sync::Arc;
+
+use super::aead::Key;
 use super::handshake::Keys;
-use super::messages::{HEADER, OVERHEAD, TYPE_DATA, counter};
+use super::messages::{HEADER, OVERHEAD, TYPE_DATA};
 use super::replay::Window;
 use super::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
 use crate::clock::Moment;
@@ -40,30 +43,48 @@ impl Keypair {
         now.since(self.born) < REJECT_AFTER_TIME
     }
 
-    /// Encrypts `packet` and zeros up to `padded` bytes into `out`; the datagram's length.
-    pub(super) fn seal(&mut self, packet: &[u8], padded: usize, out: &mut [u8]) -> usize {
+    /// Lays out the next data message in `out`: header, `packet`, zeros up to `padded` bytes, and room for the tag. Its length. It is to
+    /// be encrypted once, and sent by nobody before that.
+    pub(super) fn lay_out(&mut self, packet: &[u8], padded: usize, out: &mut [u8]) -> usize {
         let out = &mut out[..padded.max(packet.len()) + OVERHEAD];
         out[..4].copy_from_slice(&[TYPE_DATA, 0, 0, 0]);
         out[4..8].copy_from_slice(&self.keys.remote.to_le_bytes());
         out[8..HEADER].copy_from_slice(&self.counter.to_le_bytes());
         out[HEADER..HEADER + packet.len()].copy_from_slice(packet);
         out[HEADER + packet.len()..].fill(0);
-        self.keys.sending.seal(self.counter, &[], &mut out[HEADER..]);
         self.counter += 1;
         out.len()
     }
 
-    /// Decrypts a data message into `out`; the content's length. `None` if it is not authentic or not new.
-    pub(super) fn open(&mut self, message: &[u8], out: &mut [u8]) -> Option<usize> {
-        let number = counter(message);
-        if number >= REJECT_AFTER_MESSAGES || !self.window.is_new(number) {
-            return None;
+    /// Makes the next data message in `out`; its length.
+    pub(super) fn seal(&mut self, packet: &[u8], padded: usize, out: &mut [u8]) -> usize {
+        let len = self.lay_out(packet, padded, out);
+        self.keys.sending.seal_message(&mut out[..len]);
+        len
+    }
+
+    /// What encrypts its messages.
+    pub(super) fn sending_key(&self) -> Arc<Key> {
+        Arc::clone(&self.keys.sending)
+    }
+
+    /// What decrypts the peer's.
+    pub(super) fn receiving_key(&self) -> Arc<Key> {
+        Arc::clone(&self.keys.receiving)
+    }
+
+    /// Whether a message of this number may be one that has not come yet.
+    pub(super) fn is_new(&self, number: u64) -> bool {
+        number < REJECT_AFTER_MESSAGES && self.window.is_new(number)
+    }
+
+    /// Notes that an authentic message of this number has come; whether it is the first.
+    pub(super) fn note(&mut self, number: u64) -> bool {
+        let new = self.is_new(number);
+        if new {
+            self.window.note(number);
         }
-        if !self.keys.receiving.open(number, &[], &message[HEADER..], out) {
-            return None;
-        }
-        self.window.note(number);
-        Some(message.len() - OVERHEAD)
+        new
     }
 }
 

@@ -79,11 +79,11 @@ pub fn cookie_receiver(message: &[u8; COOKIE]) -> u32 {
 }
 
 /// Whose session a data message is of; it must be one.
-pub(super) fn data_receiver(message: &[u8]) -> u32 {
+pub(crate) fn data_receiver(message: &[u8]) -> u32 {
     index(message, 4)
 }
 
 /// The number of a data message in its session; it must be one.
-pub(super) fn counter(message: &[u8]) -> u64 {
+pub(crate) fn counter(message: &[u8]) -> u64 {
     u64::from_le_bytes(field(message, 8))
 }

@@ -1,4 +1,4 @@
-//! Datagrams on their way out, in the order in which they were encrypted. Those of one peer and one length that follow
+//! Datagrams on their way out, in the order in which they were made. Those of one peer and one length that follow
 //! each other are a train, which the kernel takes in one call (`UDP_SEGMENT`).
 
 use std::net::SocketAddr;
@@ -67,8 +67,13 @@ impl<T: Clone + PartialEq> Yard<T> {
         matches!(&self.trains[..], [only] if only.count == 1)
     }
 
-    /// Takes the first `len` bytes of [`Yard::room`] in, as a datagram.
-    pub fn commit(&mut self, to: SocketAddr, owner: &T, len: usize) {
+    /// What waits.
+    pub fn waiting_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.used]
+    }
+
+    /// Takes the first `len` bytes of [`Yard::room`] in, as a datagram; where they lie in [`Yard::waiting_mut`].
+    pub fn commit(&mut self, to: SocketAddr, owner: &T, len: usize) -> Range<usize> {
         let bytes = self.used..self.used + len;
         self.used = bytes.end;
         if let Some(last) = self.trains.last_mut()
@@ -79,9 +84,10 @@ impl<T: Clone + PartialEq> Yard<T> {
         {
             last.bytes.end = bytes.end;
             last.count += 1;
-            return;
+            return bytes;
         }
-        self.trains.push(Train { to, owner: owner.clone(), bytes, segment: len, count: 1 });
+        self.trains.push(Train { to, owner: owner.clone(), bytes: bytes.clone(), segment: len, count: 1 });
+        bytes
     }
 
     /// Hands out all trains and forgets them.
