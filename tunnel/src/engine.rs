@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use crate::clock::Moment;
 use crate::counters::{Counter, Counters};
 use crate::keys::PublicKey;
+use crate::noise::Answer;
 use crate::noise::messages::{self, INITIATION, RESPONSE, TYPE_INITIATION, TYPE_RESPONSE};
 use crate::offload::vnet;
 use crate::path;
@@ -211,28 +212,43 @@ impl Engine {
         now: Moment,
         sink: &mut impl Sink,
     ) -> bool {
-        if !identity.checker.knows_us(message) {
-            self.counters.add(Counter::ReplayOrAuth);
+        // What does not even know us is no load.
+        let loaded = identity.checker.knows_us(message) && self.limiter.is_loaded();
+        if !self.knows_us(identity, (message, messages::sender(message)), loaded, from, now, sink) {
             return false;
         }
-        if !self.limiter.is_loaded() {
-            return true;
-        }
-        if !identity.checker.has_cookie(message, from, now) {
-            self.counters.add(Counter::RateLimited);
-            if let Some(cookie) = identity.checker.reply(message, messages::sender(message), from, now) {
-                self.counters.add(Counter::CookieSent);
-                if sink.send_datagram(from, &cookie).is_err() {
-                    self.counters.add(Counter::UdpSend);
-                }
-            }
-            return false;
-        }
-        let admitted = self.limiter.admit(from.ip(), now);
+        let admitted = !loaded || self.limiter.admit(from.ip(), now);
         if !admitted {
             self.counters.add(Counter::RateLimited);
         }
         admitted
+    }
+
+    /// Checks the first MAC of a handshake message and, under load, its cookie, which its sender gets if it has none.
+    fn knows_us(
+        &self,
+        identity: &Identity,
+        (message, sender): (&[u8], u32),
+        loaded: bool,
+        from: SocketAddr,
+        now: Moment,
+        sink: &mut impl Sink,
+    ) -> bool {
+        if !identity.checker.knows_us(message) {
+            self.counters.add(Counter::ReplayOrAuth);
+            return false;
+        }
+        if !loaded || identity.checker.has_cookie(message, from, now) {
+            return true;
+        }
+        self.counters.add(Counter::RateLimited);
+        if let Some(cookie) = identity.checker.reply(message, sender, from, now) {
+            self.counters.add(Counter::CookieSent);
+            if sink.send_datagram(from, &cookie).is_err() {
+                self.counters.add(Counter::UdpSend);
+            }
+        }
+        false
     }
 
     fn handle_response(
@@ -246,7 +262,11 @@ impl Engine {
     ) {
         {
             let mut inner = lock(&peer.inner);
-            if !inner.answered(response, now) {
+            let answer = inner.answered(response, now);
+            if answer == Answer::Forged {
+                self.limiter.note_forged();
+            }
+            if answer != Answer::Taken {
                 drop(inner);
                 return self.counters.add(Counter::ReplayOrAuth);
             }
@@ -273,7 +293,7 @@ impl Engine {
         }
     }
 
-    /// Notes the time of a confirmed handshake and sends what waited for it; whether there was something.
+    /// Notes the time of a confirmed handshake and sends what waited for it; whether anything of that has left.
     fn handshake_done(
         &self,
         peer: &Arc<Peer>,
@@ -288,12 +308,12 @@ impl Engine {
         loop {
             let next = lock(&peer.inner).next_queued(scratch, now);
             let Some((to, n)) = next else { return any };
-            self.send(peer, to, &scratch[..n], now, sink);
-            any = true;
+            any |= self.send(peer, to, &scratch[..n], now, sink);
         }
     }
 
-    fn send(&self, peer: &Peer, to: SocketAddr, datagram: &[u8], now: Moment, sink: &mut impl Sink) {
+    /// Whether it has left.
+    fn send(&self, peer: &Peer, to: SocketAddr, datagram: &[u8], now: Moment, sink: &mut impl Sink) -> bool {
         let counter = match datagram.first() {
             Some(&TYPE_INITIATION) => Counter::InitiationSent,
             Some(&TYPE_RESPONSE) => Counter::ResponseSent,
@@ -303,12 +323,14 @@ impl Engine {
             Ok(()) => {
                 peer.add_tx(datagram.len());
                 self.counters.add(counter);
+                true
             }
             Err(e) => {
                 self.counters.add(Counter::UdpSend);
                 if counter == Counter::InitiationSent && e.kind() == std::io::ErrorKind::WouldBlock {
                     lock(&peer.inner).note_unsent(now);
                 }
+                false
             }
         }
     }

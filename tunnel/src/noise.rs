@@ -9,16 +9,18 @@
 //! Section numbers are those of the WireGuard paper (Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel"). Curve, hash and
 //! cipher are crates; what is here is their order. boringtun, which ran in this place before, is the tested reference.
 //!
-//! Time is an argument. Who calls does so with one [`Moment`] for all packets that came together, and [`Noise::tick`] about four times a
-//! second: no timer is set for a packet.
+//! Time is an argument. Who calls does so with one [`Moment`] for all packets that came together, and [`Noise::tick`] every 100 to 250 ms:
+//! no timer is set for a packet.
 //!
 //! # Beyond the paper
 //!
 //! * An own handshake that is under way is not given up for one of the peer's: where two begin at once both sessions are made, and none of
-//!   them has to wait for the other's next attempt. So no jitter is added to `REKEY_TIMEOUT`.
+//!   them has to wait for the other's next attempt. So no jitter is added to `REKEY_TIMEOUT`, and who has just answered may begin.
+//! * The answer to the initiation before the last one is taken, too: a path or a peer may need more than `REKEY_TIMEOUT`.
 //! * Answering an initiation, which may be a recorded one, takes nothing from the sessions in use ([`keypairs`]), and is no sign of life.
-//! * Timestamps of initiations never go back while the process lives, even where the wall clock does.
-//! * Keys are wiped when they are replaced, when their session has ended (180 s), and with the peer.
+//! * Timestamps of initiations never go back under one key of ours while the process lives, even where the wall clock does.
+//! * Keys are wiped when they are replaced, when their session has ended (180 s), and with the peer; what a handshake leaves on the
+//!   stack is wiped when it is done (`wiped`).
 
 pub mod aead;
 pub mod bulk;
@@ -29,6 +31,7 @@ mod keypairs;
 pub mod messages;
 mod replay;
 mod timers;
+mod wiped;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -39,6 +42,7 @@ use handshake::{Half, Initiated, Own, Parties};
 use keypairs::{Keypair, Keypairs};
 use messages::{COOKIE, HEADER, OVERHEAD, RESPONSE};
 use timers::{Due, Timers};
+use wiped::wiped;
 
 use crate::clock::Moment;
 use crate::keys::{PresharedKey, PublicKey};
@@ -68,10 +72,24 @@ const COOKIE_LIFETIME: Duration = Duration::from_secs(120 - 5);
 pub enum Sent {
     /// A data message that is not encrypted yet.
     Data(Unsealed),
-    /// It waits for a session; perhaps with an initiation to send.
-    Queued(Option<usize>),
-    /// As many wait as may.
-    Full,
+    /// It waits for a session.
+    Queued {
+        /// An initiation to send.
+        initiation: Option<usize>,
+        /// As many wait as may, and the oldest waits no more.
+        pushed_out: bool,
+    },
+}
+
+/// What became of an answer to an initiation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// There is a session.
+    Taken,
+    /// It answers nothing that is under way.
+    Stray,
+    /// It is not authentic: to find that out took two key exchanges.
+    Forged,
 }
 
 /// A data message that is to be encrypted before anything else is done with it, when and where suits.
@@ -108,6 +126,8 @@ pub enum Received {
 pub struct Tick {
     /// A datagram of this length.
     pub send: Option<usize>,
+    /// A handshake was tried for long enough.
+    pub given_up: bool,
     /// Packets that have waited in vain.
     pub discarded: usize,
 }
@@ -124,18 +144,18 @@ struct Pending {
 
 /// All that is known of a peer under one key of ours.
 pub struct Noise {
-    parties: Parties,
+    parties: Box<Parties>,
     /// Upper 24 bits of our indexes: the peer's.
     base: u32,
     /// Lower 8 bits of the index that was taken last.
     last: u8,
     pending: Option<Pending>,
+    /// The initiation before that one.
+    previous: Option<Initiated>,
     keypairs: Keypairs,
     timers: Timers,
     /// Of the newest initiation that was answered.
     newest: [u8; 12],
-    /// Of the last initiation that we made.
-    stamped: Duration,
     cookie: Option<([u8; 16], Moment)>,
     /// The first MAC of our last message, to which a cookie belongs.
     last_mac1: Option<[u8; 16]>,
@@ -154,15 +174,16 @@ impl Noise {
     /// `index` has 24 bits, by which the peer's messages find it.
     #[must_use]
     pub fn new(own: Arc<Own>, peer: &PublicKey, psk: Option<&PresharedKey>, index: u32) -> Option<Self> {
+        let parties = wiped(|| Parties::new(own, peer, psk).map(Box::new))?;
         Some(Self {
-            parties: Parties::new(own, peer, psk)?,
+            parties,
             base: index << 8,
             last: 0,
             pending: None,
+            previous: None,
             keypairs: Keypairs::default(),
             timers: Timers::default(),
             newest: [0; 12],
-            stamped: Duration::ZERO,
             cookie: None,
             last_mac1: None,
             queue: VecDeque::new(),
@@ -184,13 +205,17 @@ impl Noise {
             self.timers.sent(true, now);
             return Sent::Data(Unsealed { len, key });
         }
-        if self.queue.len() >= QUEUE_LIMIT {
-            return Sent::Full;
-        }
-        let mut waits = packet.to_vec();
-        waits.resize(padded.max(packet.len()), 0);
+        let pushed_out = self.queue.len() >= QUEUE_LIMIT && self.queue.pop_front().is_some();
+        let len = padded.max(packet.len());
+        let mut waits = Vec::with_capacity(len);
+        waits.extend_from_slice(packet);
+        waits.resize(len, 0);
         self.queue.push_back(waits);
-        Sent::Queued(self.begin_unless_pending(out, now))
+        if let Some(pending) = self.pending.as_mut() {
+            // Somebody still asks for it (section 6.4).
+            pending.begun = now;
+        }
+        Sent::Queued { initiation: self.begin_unless_pending(out, now), pushed_out }
     }
 
     /// Encrypts the next packet that waited, if there is a session.
@@ -225,48 +250,53 @@ impl Noise {
 
     /// Makes an initiation, whether or not another is under way; its length.
     pub fn begin(&mut self, out: &mut [u8], now: Moment) -> usize {
-        let begun =
-            self.pending.as_ref().filter(|pending| !pending.idle).map_or(now, |pending| pending.begun);
-        let local = self.take_index();
-        let wall = crate::clock::unix_time();
-        self.stamped = wall.max(self.stamped + Duration::from_nanos(1));
-        let (message, state) = self.parties.initiate(local, handshake::timestamp(self.stamped));
-        let message = self.mac(message, now);
-        out[..message.len()].copy_from_slice(&message);
-        self.pending = Some(Pending { state, sent: now, begun, idle: false });
-        self.timers.sent(false, now);
-        message.len()
+        wiped(|| {
+            let before = self.pending.take();
+            let begun = before.as_ref().filter(|before| !before.idle).map_or(now, |before| before.begun);
+            self.previous = before.map(|before| before.state);
+            let local = self.take_index();
+            let stamp = self.parties.own().stamp(crate::clock::unix_time());
+            let (message, state) = self.parties.initiate(local, handshake::timestamp(stamp));
+            self.pending = Some(Pending { state, sent: now, begun, idle: false });
+            let message = self.mac(message, now);
+            out[..message.len()].copy_from_slice(&message);
+            self.timers.began();
+            message.len()
+        })
     }
 
     /// Answers an initiation of this peer; the answer's length. `None`: it is not authentic, or not newer than the last one.
     pub fn answer(&mut self, initiation: Half, out: &mut [u8], now: Moment) -> Option<usize> {
-        let (timestamp, initiation) = self.parties.authenticate(initiation)?;
-        if timestamp <= self.newest {
-            return None;
-        }
-        let local = self.take_index();
-        let (message, keys) = self.parties.respond(initiation, local)?;
-        let message = self.mac(message, now);
-        out[..message.len()].copy_from_slice(&message);
-        self.newest = timestamp;
-        self.keypairs.answered(Keypair::new(keys, local, false, now));
-        self.timers.sent(false, now);
-        Some(message.len())
+        wiped(|| {
+            let (timestamp, initiation) = self.parties.authenticate(initiation)?;
+            if timestamp <= self.newest {
+                return None;
+            }
+            let local = self.take_index();
+            let (message, keys) = self.parties.respond(initiation, local)?;
+            let message = self.mac(message, now);
+            out[..message.len()].copy_from_slice(&message);
+            self.newest = timestamp;
+            self.keypairs.answered(Keypair::new(keys, local, false, now));
+            Some(message.len())
+        })
     }
 
-    /// Takes an answer to the initiation that is under way; whether it was one.
-    pub fn answered(&mut self, response: &[u8; RESPONSE], now: Moment) -> bool {
-        let Some(pending) = &self.pending else { return false };
-        if messages::response_receiver(response) != pending.state.local() {
-            return false;
-        }
-        let Some(keys) = self.parties.finish(&pending.state, response) else { return false };
-        let local = pending.state.local();
-        self.pending = None;
-        self.keypairs.begun(Keypair::new(keys, local, true, now));
+    /// Takes an answer to an initiation that is under way.
+    pub fn answered(&mut self, response: &[u8; RESPONSE], now: Moment) -> Answer {
+        // Where the peer has proven a session meanwhile it sends by that one, and has this one behind it.
+        let pending = self.pending.as_ref().filter(|pending| !pending.idle);
+        let receiver = messages::response_receiver(response);
+        let state = pending.map(|pending| &pending.state).into_iter().chain(&self.previous);
+        let Some(state) = state.filter(|_| pending.is_some()).find(|state| state.local() == receiver) else {
+            return Answer::Stray;
+        };
+        let Some(keys) = wiped(|| self.parties.finish(state, response)) else { return Answer::Forged };
+        (self.pending, self.previous) = (None, None);
+        self.keypairs.begun(Keypair::new(keys, receiver, true, now));
         self.timers.renewed();
         self.timers.received(false, now);
-        true
+        Answer::Taken
     }
 
     /// Takes a cookie for the last message that we sent; whether it was one.
@@ -334,11 +364,11 @@ impl Noise {
         if let Some(Pending { sent, begun, idle, .. }) = self.pending {
             let waited = now.since(sent) >= REKEY_TIMEOUT;
             if waited && idle {
-                self.pending = None;
-            } else if waited && now.since(begun) >= REKEY_ATTEMPT_TIME {
-                self.pending = None;
+                (self.pending, self.previous) = (None, None);
+            } else if now.since(begun) >= REKEY_ATTEMPT_TIME {
+                (self.pending, self.previous) = (None, None);
                 self.timers.give_up();
-                return Tick { send: None, discarded: std::mem::take(&mut self.queue).len() };
+                return Tick { send: None, given_up: true, discarded: std::mem::take(&mut self.queue).len() };
             } else {
                 begins = waited;
             }
@@ -350,7 +380,7 @@ impl Noise {
         } else {
             None
         };
-        Tick { send, discarded: 0 }
+        Tick { send, ..Tick::default() }
     }
 
     /// Puts both MACs behind a handshake message.
@@ -364,11 +394,12 @@ impl Noise {
     /// An index that neither a session nor a handshake has.
     fn take_index(&mut self) -> u32 {
         loop {
-            // Of 256 at most 6 are in use.
+            // Of 256 at most 7 are in use.
             self.last = self.last.wrapping_add(1);
             let index = self.base | u32::from(self.last);
-            let pending = self.pending.as_ref().is_some_and(|pending| pending.state.local() == index);
-            if !pending && !self.keypairs.has(index) {
+            let pending = self.pending.as_ref().map(|pending| &pending.state);
+            let begun = pending.into_iter().chain(&self.previous).any(|state| state.local() == index);
+            if !begun && !self.keypairs.has(index) {
                 return index;
             }
         }

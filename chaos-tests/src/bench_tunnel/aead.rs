@@ -7,7 +7,7 @@ use tunnel::clock::Moment;
 use tunnel::keys::PrivateKey;
 use tunnel::noise::handshake::Own;
 use tunnel::noise::messages::{self, Message, OVERHEAD};
-use tunnel::noise::{Noise, Received, Sent};
+use tunnel::noise::{Answer, Noise, Received, Sent};
 use xtask::bench::Row;
 
 use super::BENCH;
@@ -34,7 +34,7 @@ fn pair(now: Moment) -> Result<(Noise, Noise)> {
     let mut answer = vec![0; 2048];
     let n = to.answer(half, &mut answer, now).context("no answer")?;
     let Some(Message::Response(response)) = messages::parse(&answer[..n]) else { bail!("no answer") };
-    ensure!(from.answered(response, now), "no session");
+    ensure!(from.answered(response, now) == Answer::Taken, "no session");
     let n = from.keepalive(&mut message, now).context("no session")?;
     ensure!(to.receive(&message[..n], &mut answer, now) == Received::Keepalive, "not the same session");
     Ok((from, to))

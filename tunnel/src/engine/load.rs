@@ -30,6 +30,7 @@ struct Bucket {
 #[derive(Default)]
 pub(super) struct SourceLimiter {
     this_second: AtomicU64,
+    forged: AtomicU64,
     started: Mutex<Option<Moment>>,
     buckets: Mutex<HashMap<IpAddr, Bucket>>,
 }
@@ -46,6 +47,17 @@ impl SourceLimiter {
     /// Counts a handshake message; whether there are so many that its sender must show a cookie.
     pub(super) fn is_loaded(&self) -> bool {
         self.this_second.fetch_add(1, Ordering::Relaxed) >= LOAD_LIMIT
+    }
+
+    /// Notes an answer to an initiation of ours that took its time and was none.
+    pub(super) fn note_forged(&self) {
+        self.forged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there were so many of them that who answers must show a cookie. Those who answer in truth are no load, however many:
+    /// we have asked them.
+    pub(super) fn is_forged_for(&self) -> bool {
+        self.forged.load(Ordering::Relaxed) >= u64::from(PER_SECOND)
     }
 
     /// Whether a message that came under load and shows its source's cookie may go on.
@@ -75,6 +87,7 @@ impl SourceLimiter {
         *started = Some(now);
         drop(started);
         self.this_second.store(0, Ordering::Relaxed);
+        self.forged.store(0, Ordering::Relaxed);
         lock(&self.buckets).retain(|_, b| now.since(b.filled) < Duration::from_secs(1));
     }
 }

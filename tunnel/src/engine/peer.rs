@@ -11,7 +11,7 @@ use crate::keys::PublicKey;
 use crate::noise::aead::Key;
 use crate::noise::handshake::Half;
 use crate::noise::messages::{COOKIE, RESPONSE};
-use crate::noise::{Noise, Sent, Unsealed};
+use crate::noise::{Answer, Noise, Sent, Unsealed};
 
 /// The room of a path of which nothing is known.
 pub(super) const NO_LIMIT: usize = usize::MAX;
@@ -24,8 +24,8 @@ pub(super) type Outgoing = (SocketAddr, usize);
 pub(super) enum Encapsulated {
     /// Not encrypted yet.
     Send(SocketAddr, Unsealed),
-    /// Kept until there is a session; perhaps with an initiation to send.
-    Queued(Option<Outgoing>),
+    /// Kept until there is a session; perhaps with an initiation to send, and for one that is kept no more.
+    Queued(Option<Outgoing>, Option<Counter>),
     Dropped(Counter),
 }
 
@@ -182,8 +182,10 @@ impl PeerInner {
                 self.active = true;
                 Encapsulated::Send(to, message)
             }
-            Sent::Queued(initiation) => Encapsulated::Queued(initiation.map(|n| (to, n))),
-            Sent::Full => Encapsulated::Dropped(Counter::QueueFull),
+            Sent::Queued { initiation, pushed_out } => {
+                let dropped = pushed_out.then_some(Counter::QueueFull);
+                Encapsulated::Queued(initiation.map(|n| (to, n)), dropped)
+            }
         }
     }
 
@@ -215,13 +217,13 @@ impl PeerInner {
         self.noise.as_mut()?.answer(initiation, out, now)
     }
 
-    /// Takes an answer; whether it belongs to our initiation.
-    pub(super) fn answered(&mut self, response: &[u8; RESPONSE], now: Moment) -> bool {
-        let taken = self.noise.as_mut().is_some_and(|noise| noise.answered(response, now));
-        if taken {
+    /// Takes an answer to our initiation.
+    pub(super) fn answered(&mut self, response: &[u8; RESPONSE], now: Moment) -> Answer {
+        let answer = self.noise.as_mut().map_or(Answer::Stray, |noise| noise.answered(response, now));
+        if answer == Answer::Taken {
             self.unsent = None;
         }
-        taken
+        answer
     }
 
     /// Takes a cookie; whether it belongs to our last message.
@@ -240,15 +242,18 @@ impl PeerInner {
 
     /// Makes an empty message, if there is a session.
     pub(super) fn empty(&mut self, out: &mut [u8], now: Moment) -> Option<Outgoing> {
-        Some((self.endpoint?, self.noise.as_mut()?.keepalive(out, now)?))
+        let made = (self.endpoint?, self.noise.as_mut()?.keepalive(out, now)?);
+        self.active = true;
+        Some(made)
     }
 
     pub(super) fn update_timers(&mut self, now: Moment, out: &mut [u8]) -> Ticked {
         let Some(noise) = self.noise.as_mut() else { return Ticked::default() };
         let tick = noise.tick(out, now);
-        if tick.discarded > 0 {
+        if tick.given_up {
             self.unsent = None;
         }
+        self.active |= tick.send.is_some();
         Ticked { send: self.endpoint.zip(tick.send), discarded: tick.discarded as u64 }
     }
 

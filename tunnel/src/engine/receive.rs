@@ -145,9 +145,11 @@ impl Engine {
             }
             Message::Response(response) => {
                 // Not admitted as initiations are: a hub that starts anew asks all its peers at once, and would take their answers
-                // for load. Nothing is computed unless this very handshake is under way.
-                if !identity.checker.knows_us(response) {
-                    return self.counters.add(Counter::ReplayOrAuth);
+                // for load.
+                let sender = messages::response_sender(response);
+                let loaded = self.limiter.is_forged_for();
+                if !self.knows_us(&identity, (response, sender), loaded, from, now, sink) {
+                    return;
                 }
                 if let Some(peer) = self.by_receiver(messages::response_receiver(response), 1) {
                     self.handle_response(&peer, response, from, now, scratch, sink);

@@ -487,6 +487,38 @@ fn a_hub_that_asks_all_its_peers_at_once_takes_no_answer_for_load() {
 }
 
 #[test]
+fn answers_that_are_none_cost_little_and_do_not_keep_the_true_one_away() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    a.knows(&b, &["10.0.0.2/32"]);
+    b.knows(&a, &["10.0.0.1/32"]);
+    let first = a.transmit(&v4([10, 0, 0, 1], [10, 0, 0, 2], 8)).udp.remove(0).1;
+    let answer = b.receive(&first, a.addr).udp.remove(0).1;
+    // Somebody who has seen the initiation, and knows the public key as everybody may.
+    let mac1 = |message: &mut [u8]| {
+        let checker = crate::noise::cookie::Checker::new(&a.public());
+        crate::noise::cookie::forge_mac1(&checker, message);
+    };
+    let from = "198.51.100.1:9".parse().unwrap();
+    let mut cookies = 0;
+    for n in 0..200 {
+        let mut forged = answer.clone();
+        forged[20] ^= 1 + n;
+        mac1(&mut forged);
+        cookies += a.receive(&forged, from).udp.len();
+    }
+    assert_eq!((cookies, a.count(Counter::CookieSent)), (180, 180), "after twenty that were looked at");
+    assert_eq!(a.count(Counter::HandshakeDone), 0);
+    // The true one is asked for a cookie as well; the next second nobody is.
+    let asked = a.receive(&answer, b.addr).udp.remove(0).1;
+    assert_eq!(asked[0], 3);
+    let mut out = Out::default();
+    a.engine.handle_timers(Moment::now() + Duration::from_secs(1), &mut vec![0; SCRATCH], &mut out);
+    a.engine.handle_timers(Moment::now() + Duration::from_secs(3), &mut vec![0; SCRATCH], &mut out);
+    a.receive(&answer, b.addr);
+    assert_eq!(a.count(Counter::HandshakeDone), 1);
+}
+
+#[test]
 fn a_port_that_is_taken_leaves_everything_as_it_was() {
     let (a, b) = pair();
     a.net.taken.borrow_mut().push(7);

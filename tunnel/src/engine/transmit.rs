@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::peer::{Encapsulated, Peer, PeerInner};
-use super::{Engine, SCRATCH, Sink, lock, read};
+use super::{Engine, MAX_PACKET, SCRATCH, Sink, lock, read};
 use crate::clock::Moment;
 use crate::counters::Counter;
 use crate::noise::Unsealed;
@@ -20,13 +20,15 @@ use crate::{packet, path};
 const OUTBOX: usize = 4 * SCRATCH;
 /// Padding reaches a multiple of this.
 const PADDING: usize = 16;
+/// Messages that are laid out before they are encrypted: as many as a first-level cache has room for, beside what they were made of.
+const TOGETHER: usize = 8;
 
-/// Datagrams that wait for [`Engine::flush`], which encrypts those with content.
+/// Encrypted datagrams that wait for [`Engine::flush`].
 #[derive(Debug)]
 pub struct Outbox {
     lane: usize,
     yard: Yard<Owner>,
-    /// Where those lie that are not encrypted yet.
+    /// Those that are not encrypted yet: none but while a packet of the host is handled.
     unsealed: Vec<bulk::Seal>,
     bulk: Bulk,
 }
@@ -58,6 +60,11 @@ impl Outbox {
     #[must_use]
     pub fn of_lane(lane: usize) -> Self {
         Self { lane, yard: Yard::new(OUTBOX), unsealed: Vec::new(), bulk: Bulk::new() }
+    }
+
+    /// Encrypts what is laid out in it. Nothing is sent of it before.
+    fn seal(&mut self) {
+        self.bulk.seal(&mut self.unsealed, self.yard.waiting_mut());
     }
 
     /// Whether it is time to send, though there may be more: half of it is full.
@@ -146,15 +153,17 @@ impl Engine {
         let now = Moment::now();
         let owner = Owner(peer, Counter::DataSent);
         while cut.remaining() > 0 {
-            // Not with the lock held: sending may wait.
+            // Not with the lock held: sending may wait, and so does encrypting.
             if outbox.yard.room().len() < needed {
                 self.flush(outbox, sink);
             }
             let mut inner = lock(&owner.0.inner);
-            while outbox.yard.room().len() >= needed {
+            while outbox.yard.room().len() >= needed && outbox.unsealed.len() < TOGETHER {
                 let Some(at) = cut.next_in(buffer) else { break };
                 self.pack(&owner, &mut inner, &buffer[at], outbox, now);
             }
+            drop(inner);
+            outbox.seal();
         }
     }
 
@@ -173,23 +182,30 @@ impl Engine {
 
     /// Puts a packet into the outbox.
     fn pack(&self, owner: &Owner, inner: &mut PeerInner, packet: &[u8], outbox: &mut Outbox, now: Moment) {
-        let padded = packet::padded_len(packet.len(), self.mtu.load(Ordering::Relaxed).min(owner.0.room()));
+        let padded = packet::padded_len(
+            packet.len(),
+            self.mtu.load(Ordering::Relaxed).min(owner.0.room()).min(MAX_PACKET),
+        );
         match inner.encapsulate(packet, padded, outbox.yard.room(), now) {
             Encapsulated::Send(to, Unsealed { len, key }) => {
                 let at = outbox.yard.commit(to, owner, len);
                 outbox.unsealed.push(bulk::Seal { key, at });
             }
-            Encapsulated::Queued(Some((to, n))) => {
-                outbox.yard.commit(to, &Owner(Arc::clone(&owner.0), Counter::InitiationSent), n);
+            Encapsulated::Queued(initiation, dropped) => {
+                if let Some((to, n)) = initiation {
+                    outbox.yard.commit(to, &Owner(Arc::clone(&owner.0), Counter::InitiationSent), n);
+                }
+                if let Some(counter) = dropped {
+                    self.counters.add(counter);
+                }
             }
-            Encapsulated::Queued(None) => {}
             Encapsulated::Dropped(counter) => self.counters.add(counter),
         }
     }
 
-    /// Encrypts and sends what lies in the outbox.
+    /// Sends what lies in the outbox.
     pub fn flush(&self, outbox: &mut Outbox, sink: &mut impl Sink) {
-        outbox.bulk.seal(&mut outbox.unsealed, outbox.yard.waiting_mut());
+        outbox.seal();
         outbox.yard.drain(|train, datagrams| self.send_train(train, datagrams, sink));
     }
 
@@ -197,7 +213,8 @@ impl Engine {
         let Owner(peer, counter) = &train.owner;
         if *counter == Counter::InitiationSent && train.count == 1 {
             // By itself, so that it is known why it did not leave.
-            return self.send(peer, train.to, datagrams, Moment::now(), sink);
+            self.send(peer, train.to, datagrams, Moment::now(), sink);
+            return;
         }
         let sent = sink.send_train(train.to, datagrams, train.segment).min(train.count);
         peer.add_tx((sent * train.segment).min(datagrams.len()));

@@ -29,6 +29,10 @@ pub struct Open {
     pub authentic: bool,
 }
 
+/// Fewer messages than this go to the library for one at a time: the other one is made for many, and a lone packet waits for it.
+#[cfg(feature = "ipsec-mb")]
+const MANY: usize = 4;
+
 /// What a thread does it with.
 #[derive(Debug)]
 pub struct Bulk {
@@ -49,7 +53,9 @@ impl Bulk {
     /// Encrypts all `messages` in `buffer`, each with content, and forgets them.
     pub fn seal(&mut self, messages: &mut Vec<Seal>, buffer: &mut [u8]) {
         #[cfg(feature = "ipsec-mb")]
-        if let Some(multi) = &mut self.multi {
+        if let Some(multi) = &mut self.multi
+            && messages.len() >= MANY
+        {
             if !multi.seal(messages, buffer) {
                 // Which of them it did is not known, and none may leave in clear: what is all zeros is no message.
                 tracing::error!(
@@ -69,6 +75,7 @@ impl Bulk {
     pub fn open(&mut self, key: &Key, datagrams: &[u8], messages: &mut [Open], buffer: &mut [u8]) {
         #[cfg(feature = "ipsec-mb")]
         if let Some(multi) = &mut self.multi
+            && messages.len() >= MANY
             // The library wants content.
             && messages.iter().all(|message| !message.into.is_empty())
         {

@@ -1,6 +1,7 @@
 //! Noise_IKpsk2 (sections 5.4.2 and 5.4.3): who begins sends an initiation, the other answers, and both have the keys of a session.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use x25519_dalek::{PublicKey as Point, ReusableSecret, SharedSecret, StaticSecret};
@@ -9,6 +10,7 @@ use zeroize::Zeroizing;
 use super::aead::Key;
 use super::hash::{Hash, Symmetric, hash};
 use super::messages::{INITIATION, RESPONSE, TYPE_INITIATION, TYPE_RESPONSE, field, response_sender, sender};
+use super::wiped::wiped;
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 
 const LABEL_MAC1: &[u8] = b"mac1----";
@@ -49,6 +51,8 @@ pub fn timestamp(unix: Duration) -> [u8; 12] {
 pub struct Own {
     private: StaticSecret,
     public: Point,
+    /// The time of the last initiation under this key, in nanoseconds since 1970: peers take none that is not later.
+    stamped: AtomicU64,
 }
 
 impl std::fmt::Debug for Own {
@@ -61,9 +65,19 @@ impl Own {
     /// The pair of a private key.
     #[must_use]
     pub fn new(key: &PrivateKey) -> Self {
-        let private = StaticSecret::from(*key.expose());
-        let public = Point::from(&private);
-        Self { private, public }
+        wiped(|| {
+            let private = StaticSecret::from(*key.expose());
+            let public = Point::from(&private);
+            Self { private, public, stamped: AtomicU64::new(0) }
+        })
+    }
+
+    /// A time for an initiation: this one, or a moment after the last.
+    pub(super) fn stamp(&self, wall: Duration) -> Duration {
+        let wall = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
+        let next = |last: u64| wall.max(last.saturating_add(1));
+        let last = self.stamped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+        Duration::from_nanos(next(last.unwrap_or_default()))
     }
 
     /// The public key.
@@ -75,6 +89,10 @@ impl Own {
     /// Learns who sent an initiation; `None` if it is not for us. Its sender is proven by [`Parties::authenticate`] alone.
     #[must_use]
     pub fn recognise(&self, message: &[u8; INITIATION]) -> Option<Half> {
+        wiped(|| self.named(message))
+    }
+
+    fn named(&self, message: &[u8; INITIATION]) -> Option<Half> {
         let mut state = Symmetric::new(self.public.as_bytes());
         let ephemeral: [u8; 32] = field(message, INITIATION_EPHEMERAL);
         state.mix_hash(&ephemeral);
@@ -163,7 +181,6 @@ impl Parties {
         })
     }
 
-    #[cfg(test)]
     pub(super) const fn own(&self) -> &Arc<Own> {
         &self.own
     }

@@ -62,7 +62,9 @@ pub fn sender(message: &[u8; INITIATION]) -> u32 {
     index(message, 4)
 }
 
-pub(super) fn response_sender(message: &[u8; RESPONSE]) -> u32 {
+/// The index that who answers goes by.
+#[must_use]
+pub fn response_sender(message: &[u8; RESPONSE]) -> u32 {
     index(message, 4)
 }
 

@@ -67,7 +67,7 @@ fn says(from: &mut Noise, to: &mut Noise, content: &[u8], now: Moment) -> Receiv
 fn handshake(from: &mut Noise, to: &mut Noise, now: Moment) {
     let first = initiation(from, now);
     let second = answer(to, &first, now).unwrap();
-    assert!(from.answered(&second, now));
+    assert_eq!(from.answered(&second, now), Answer::Taken);
     assert_eq!(says(from, to, &[1], now), Received::Content(1));
 }
 
@@ -116,7 +116,7 @@ proptest! {
         let mut theirs = reference(b, a, psk.as_ref());
         let first = initiation(&mut ours, now);
         let second = said(theirs.decapsulate(None, &first, &mut out)).try_into().unwrap();
-        prop_assert!(ours.answered(&second, now));
+        prop_assert_eq!(ours.answered(&second, now), Answer::Taken);
         let n = ours.keepalive(&mut out, now).unwrap();
         prop_assert!(matches!(theirs.decapsulate(None, &out[..n], &mut [0; ROOM]), TunnResult::Done));
         exchange(&mut ours, &mut theirs, &lens, now);
@@ -141,11 +141,11 @@ proptest! {
         let [_, mut b] = pair(theirs.as_ref());
         let first = initiation(&mut a, now);
         let second = answer(&mut b, &first, now).unwrap();
-        prop_assert!(!a.answered(&second, now));
+        prop_assert_eq!(a.answered(&second, now), Answer::Forged);
         let mut tunn = reference(2, 1, theirs.as_ref());
         let mut out = [0; ROOM];
         let second = said(tunn.decapsulate(None, &initiation(&mut a, now), &mut out)).try_into().unwrap();
-        prop_assert!(!a.answered(&second, now));
+        prop_assert_eq!(a.answered(&second, now), Answer::Forged);
     }
 
     #[test]
@@ -160,8 +160,8 @@ proptest! {
         let second = answer(&mut b, &first, now).unwrap();
         let mut altered = second;
         altered[8 + at.index(RESPONSE - 32 - 8)] ^= flip;
-        prop_assert!(!a.answered(&altered, now));
-        prop_assert!(a.answered(&second, now));
+        prop_assert_ne!(a.answered(&altered, now), Answer::Taken);
+        prop_assert_eq!(a.answered(&second, now), Answer::Taken);
     }
 }
 
@@ -231,7 +231,10 @@ fn a_counter_beyond_the_message_limit_is_neither_sent_nor_accepted() {
     a.keypairs.sending(now).unwrap().counter = REJECT_AFTER_MESSAGES - 1;
     assert_eq!(says(&mut a, &mut b, &[2], now), Received::Content(1));
     assert!(!a.has_session(now));
-    assert!(matches!(a.send(&[3], 1, &mut [0; ROOM], now), Sent::Queued(Some(INITIATION))));
+    assert!(matches!(
+        a.send(&[3], 1, &mut [0; ROOM], now),
+        Sent::Queued { initiation: Some(INITIATION), pushed_out: false }
+    ));
     // A peer that goes on all the same.
     let [mut a, mut b] = pair(None);
     handshake(&mut a, &mut b, now);
@@ -281,10 +284,10 @@ fn where_two_begin_at_once_each_hears_what_the_other_sends_by_whatever_session()
         let (by_a, by_b) = (answer(&mut a, &of_b, now).unwrap(), answer(&mut b, &of_a, now).unwrap());
         assert_eq!(says(&mut a, &mut b, &[1], now), Received::Content(1), "the session before");
         if lost != Some(0) {
-            assert!(b.answered(&by_a, now));
+            assert_eq!(b.answered(&by_a, now), Answer::Taken);
         }
         if lost != Some(1) {
-            assert!(a.answered(&by_b, now));
+            assert_eq!(a.answered(&by_b, now), Answer::Taken);
         }
         for n in 0..4 {
             assert_eq!(says(&mut a, &mut b, &[n], now), Received::Content(1), "{lost:?}");
@@ -324,7 +327,7 @@ fn pass(
                         RESPONSE
                     }),
                     messages::Message::Response(m) => {
-                        assert!(to.answered(m, now));
+                        assert_eq!(to.answered(m, now), Answer::Taken);
                         to.keepalive(&mut reply, now)
                     }
                     messages::Message::Data(m) => {
@@ -357,18 +360,33 @@ fn an_unanswered_initiation_is_repeated_every_five_seconds_for_ninety() {
     let now = Moment::now();
     let mut nodes = pair(None);
     let mut out = [0; ROOM];
-    assert!(matches!(nodes[0].send(&[1], 1, &mut out, now), Sent::Queued(Some(INITIATION))));
+    assert!(matches!(
+        nodes[0].send(&[1], 1, &mut out, now),
+        Sent::Queued { initiation: Some(INITIATION), pushed_out: false }
+    ));
     for n in 1..QUEUE_LIMIT {
-        assert!(matches!(nodes[0].send(&[1], 1, &mut out, now), Sent::Queued(None)), "{n}");
+        assert!(
+            matches!(
+                nodes[0].send(&[1], 1, &mut out, now),
+                Sent::Queued { initiation: None, pushed_out: false }
+            ),
+            "{n}"
+        );
     }
-    assert!(matches!(nodes[0].send(&[1], 1, &mut out, now), Sent::Full));
+    assert!(matches!(
+        nodes[0].send(&[1], 1, &mut out, now),
+        Sent::Queued { initiation: None, pushed_out: true }
+    ));
     assert_eq!(pass(&mut nodes, now, 89 * SECOND, |_, _| true), [17, 0, 0]);
     let end = nodes[0].tick(&mut out, now + 90 * SECOND);
-    assert_eq!(end, Tick { send: None, discarded: QUEUE_LIMIT });
+    assert_eq!(end, Tick { send: None, given_up: true, discarded: QUEUE_LIMIT });
     assert_eq!(pass(&mut nodes, now + 90 * SECOND, 300 * SECOND, |_, _| true), [0, 0, 0]);
     // The next packet begins anew.
     let later = now + 400 * SECOND;
-    assert!(matches!(nodes[0].send(&[1], 1, &mut out, later), Sent::Queued(Some(INITIATION))));
+    assert!(matches!(
+        nodes[0].send(&[1], 1, &mut out, later),
+        Sent::Queued { initiation: Some(INITIATION), pushed_out: false }
+    ));
     assert_eq!(pass(&mut nodes, later, 6 * SECOND, |_, _| false), [1, 1, 1]);
     assert!(nodes[0].next_queued(&mut out, later + 6 * SECOND).is_some());
 }
@@ -412,4 +430,53 @@ fn a_session_is_renewed_by_who_began_it_when_it_is_used() {
     assert_eq!(pass(&mut nodes, at(122 + 150), 5 * SECOND, |_, _| false)[0], 0);
     say(&mut nodes, 1, 122 + 166);
     assert_eq!(pass(&mut nodes, at(122 + 166), 5 * SECOND, |_, _| false)[0], 1);
+}
+
+/// Where in the part of this thread's stack that lies below `top` one of these is found.
+fn on_the_stack(top: usize, secrets: &[(&'static str, [u8; 32])]) -> Vec<&'static str> {
+    use std::io::{Read as _, Seek as _};
+    // A page less than the work may have gone deep; what lies above it is this test's own.
+    const DEEP: usize = 24 << 10;
+    let mut memory = std::fs::File::open("/proc/self/mem").unwrap();
+    memory.seek(std::io::SeekFrom::Start((top - DEEP) as u64)).unwrap();
+    let mut stack = vec![0; DEEP];
+    memory.read_exact(&mut stack).unwrap();
+    // Half of each is enough to be told from chance.
+    let found = |secret: &[u8; 32]| stack.windows(16).any(|window| *window == secret[8..24]);
+    secrets.iter().filter(|(_, secret)| found(secret)).map(|(name, _)| *name).collect()
+}
+
+#[test]
+fn no_key_is_left_on_the_stack_by_a_handshake() {
+    #[inline(never)]
+    fn address() -> usize {
+        let here = 0_u8;
+        std::ptr::from_ref(&here).addr()
+    }
+    #[inline(never)]
+    fn both_sides() {
+        let secret = |n: u8| std::array::from_fn(|i| u8::try_from(i).unwrap().wrapping_mul(37) ^ n);
+        let psk = PresharedKey::new(secret(3)).unwrap();
+        let own = [1, 2].map(|n| Arc::new(Own::new(&PrivateKey::new(secret(n)).unwrap())));
+        let now = Moment::now();
+        let mut a = Noise::new(Arc::clone(&own[0]), &own[1].public(), Some(&psk), 1).unwrap();
+        let mut b = Noise::new(Arc::clone(&own[1]), &own[0].public(), Some(&psk), 2).unwrap();
+        let first = initiation(&mut a, now);
+        let mut out = [0; 128];
+        b.answer(own[1].recognise(&first).unwrap(), &mut out, now).unwrap();
+        assert_eq!(a.answered(out.first_chunk().unwrap(), now), Answer::Taken);
+        // The last that works with secrets, so that what was before lies under it.
+        assert!(own[1].recognise(&first).is_some());
+    }
+    std::thread::spawn(|| {
+        let known = |n: u8| std::array::from_fn(|i| u8::try_from(i).unwrap().wrapping_mul(37) ^ n ^ 0x80);
+        both_sides();
+        let top = address();
+        // Made here, unlike the secrets themselves by one bit in each byte, so that this test does not find its own.
+        let secrets = [("a's key", known(1)), ("b's key", known(2)), ("the pre-shared key", known(3))]
+            .map(|(name, secret): (_, [u8; 32])| (name, secret.map(|byte| byte ^ 0x80)));
+        assert_eq!(on_the_stack(top, &secrets), [""; 0]);
+    })
+    .join()
+    .unwrap();
 }

@@ -26,13 +26,18 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// A message was sent, with content or without.
+    /// A data message was sent, with content or without. An answer is none: what it answers may be recorded.
     pub(super) fn sent(&mut self, content: bool, now: Moment) {
         self.owes = None;
         self.sent = true;
         if content {
             self.awaits.get_or_insert(now);
         }
+    }
+
+    /// An initiation was sent.
+    pub(super) const fn began(&mut self) {
+        self.owes = None;
     }
 
     /// An authentic message has come. An initiation is none: it may be recorded.

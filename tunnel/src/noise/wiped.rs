@@ -1,0 +1,26 @@
+//! What a handshake leaves on the stack.
+
+use zeroize::Zeroize as _;
+
+/// More than a handshake needs.
+const DEPTH: usize = 32 << 10;
+
+/// Does some work and overwrites the stack that it has used. Curve and hash copy secrets as they go, and what is moved stays where it was
+/// moved from: nobody wipes that, and the threads of a device live as long as the device.
+pub(super) fn wiped<T>(work: impl FnOnce() -> T) -> T {
+    let result = apart(work);
+    wipe();
+    result
+}
+
+/// In a frame of its own, so that the next call's frame lies where this one's was.
+#[inline(never)]
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
+
+#[inline(never)]
+fn wipe() {
+    let mut stack = [0_u64; DEPTH / 8];
+    stack.zeroize();
+}
