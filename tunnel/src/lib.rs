@@ -1,7 +1,7 @@
 //! Userspace WireGuard on TUN: a library and the program `mesh-tunnel`.
 //!
-//! The noise protocol, its timers and its cookies are boringtun's (`boringtun::noise::Tunn`). Everything
-//! around it is here: the device's one allowed-IPs table, peers that can be changed while they carry
+//! WireGuard's protocol for one peer is [`noise`]: handshakes, sessions, cookies and timers; curve, hash and cipher are crates. Around
+//! it: the device's one allowed-IPs table, peers that can be changed while they carry
 //! traffic, the cross-platform configuration protocol (UAPI) that `wg` speaks, and the packet I/O.
 //!
 //! ```text
@@ -34,7 +34,9 @@
 //!
 //! Not several queues of the TUN device: the kernel learns a flow's queue from what is written to the device, and changes it between
 //! two packets, of which the later one may then be read first. To tell it otherwise takes an eBPF program and CAP_BPF, which this process
-//! does not have. Not several threads for one peer: `Tunn` wants to be had alone (`&mut`) for each packet and keeps its session's keys to itself.
+//! does not have. Not several threads for one peer: its packets leave in the order of their numbers,
+//! and are looked at in the order in which they came. Its lock is held while messages are laid out or noted, not while they are encrypted or
+//! decrypted ([`noise::bulk`]).
 //!
 //! Memory: 0.8 MiB of buffers for each device, the same for any number of peers. A peer without a session keeps at most 256 packets, for the 90 s
 //! in which a handshake is tried: 1,000 peers that all are away while all are sent packets of 1,420 bytes, 364 MB at worst.
@@ -50,25 +52,14 @@
 //! fragmented by the kernel; so is everything in the second before. A path whose routers' ICMP is lost on the way stays unknown,
 //! as for any other sender: there the MTU has to be configured.
 //!
-//! # What `Tunn` does not do, and what follows
+//! # What is not as in the kernel, and what follows
 //!
-//! * `REJECT_AFTER_MESSAGES`: data packets with a counter at or above it are dropped before `Tunn` sees
-//!   them. Our own counters cannot reach `REKEY_AFTER_MESSAGES` (2^60) within the 180 s of a session.
-//! * The replay window is 1024 packets (the kernel's is 8192): a packet reordered by more is dropped.
-//! * Padding to 16 bytes is done here, before encryption ([`packet::padded_len`]).
-//! * Peers with a public key of low order never get a session: `Tunn` would accept the zero secret.
-//! * It begins a handshake when it sends after 15 s in which it heard nothing, where the kernel first waits 15 s for an answer:
-//!   peers that seldom talk shake hands more often than they need, at most every 15 s from each side.
-//! * The timestamps of initiations go on from the wall clock as it was when the peer's state was made: by a new process, a new
-//!   pre-shared key, a new key of the device. Where that clock was set back since an earlier state, the peer refuses them until
-//!   they have caught up (as it refuses the kernel's), and only the peer can begin. After 90 s of such attempts a session ends,
-//!   though it may be in use by what the peer sends.
-//! * Its timestamps are 27 s ahead of those of the kernel and of wireguard-go, which take another count of leap seconds. Where a key
-//!   moves from here to one of these, peers refuse its initiations for so long.
-//! * It puts a session wherever its index says, in use or not: places in use are passed over here (`engine::places`).
-//! * Its clock moves with its timers, every 250 ms: a session ends up to so much late, and a lone packet of that moment is lost
-//!   where the peer was earlier; after a machine has slept, the same holds of older keys.
-//! * A pre-shared key inside `Tunn` is not wiped from memory when its peer goes away; ours are.
+//! * Peers with a public key of low order never get a session: the secret shared with them would be known to everybody.
+//! * A new process knows nothing of the times of its initiations: where the clock was set back since an earlier one, peers refuse
+//!   them until it has caught up (as they refuse the kernel's), and only the peer can begin.
+//! * A session ends packet by packet, by a clock that goes on in sleep; its keys are wiped by the next turn of the timers, 100 ms
+//!   later. The two ends' 180 s begin an answer's way apart, so a lone packet of that moment may be lost.
+//! * Who answers handshakes that we began shows a cookie only where forged answers come as well.
 //! * Sent datagrams leave from the address that the routing table picks, which on a host with several
 //!   addresses need not be the one that the peer wrote to.
 

@@ -9,10 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::linked::Crate;
 
 /// Crates whose package has no text, of one of these licences, and who has the right: as their sources say.
-const HOLDERS: [(&str, &str, &str); 2] = [
-    ("boringtun", BSD_3_CLAUSE, "Copyright (c) 2019 Cloudflare, Inc. All rights reserved."),
-    ("defguard_boringtun", BSD_3_CLAUSE, "Copyright (c) 2019 Cloudflare, Inc. All rights reserved."),
-];
+const HOLDERS: [(&str, &str, &str); 1] =
+    [("defguard_boringtun", BSD_3_CLAUSE, "Copyright (c) 2019 Cloudflare, Inc. All rights reserved.")];
 
 /// <https://spdx.org/licenses/BSD-3-Clause.html>, without its first line.
 const BSD_3_CLAUSE: &str = "\
@@ -147,7 +145,7 @@ mod tests {
             krate(at, "a", "MIT/Apache-2.0", "r", &[("LICENSE-MIT", "Copyright A\n"), ("src.rs", "no")]),
             krate(at, "b", "MIT", "r", &[]),
             krate(at, "c", "MIT OR Apache-2.0", "s", &[("readme", "no")]),
-            krate(at, "boringtun", "BSD-3-Clause", "t", &[]),
+            krate(at, "defguard_boringtun", "BSD-3-Clause", "t", &[]),
             krate(at, "e", "ISC", "u", &[("COPYING", "Copyright A"), ("NOTICE.txt", "Notice")]),
         ]);
         let found = of_crates(&crates, "Apache").unwrap();
@@ -163,8 +161,8 @@ mod tests {
             [
                 "a 1.0.0 (MIT OR Apache-2.0): Copyright A",
                 "b 1.0.0 (MIT): Copyright A",
-                "boringtun 1.0.0 (BSD-3-Clause): Copyright (c) 2019 Cloudflare, Inc. All rights reserved.",
                 "c 1.0.0 (MIT OR Apache-2.0): Apache",
+                "defguard_boringtun 1.0.0 (BSD-3-Clause): Copyright (c) 2019 Cloudflare, Inc. All rights reserved.",
                 "e 1.0.0 (ISC): Copyright A, Notice",
             ]
         );

@@ -333,7 +333,7 @@ mod tests {
         };
         assert!(read("licenses/hawser.txt").contains("Apache License"));
         let crates = read("licenses/crates.txt");
-        for word in ["\nboringtun 0", "\ntokio 1", "2019 Cloudflare, Inc."] {
+        for word in ["\ndefguard_boringtun 0", "\ntokio 1", "2019 Cloudflare, Inc."] {
             assert!(crates.contains(word), "{word}");
         }
         assert!(read("licenses/libc6-dev.txt").contains("Lesser General Public License"));

@@ -31,6 +31,7 @@ fn check(out: &Out) {
 fuzz_target!(|bytes: &[u8]| {
     let Some((mode, rest)) = bytes.split_first() else { return };
     PAIR.with_borrow_mut(|pair| {
+        pair.refresh();
         let out = match mode % 8 {
             0 => pair.receive(rest),
             kind @ 1..=4 => {

@@ -26,6 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
         if first[0] & 0x80 == 0 { (Header::decode(first), rest) } else { (Some(Header::PLAIN), bytes) };
     let Some(header) = header else { return };
     STATE.with_borrow_mut(|(pair, outbox, buffer)| {
+        pair.refresh();
         let len = bytes.len().min(buffer.len());
         buffer[..len].copy_from_slice(&bytes[..len]);
         let mut out = Out::default();

@@ -1,7 +1,8 @@
-//! A device in memory with one peer, whose side is a plain `Tunn`.
+//! A device in memory with one peer, whose side is boringtun's `Tunn`.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
@@ -68,6 +69,7 @@ pub struct Pair {
     pub net: Net,
     pub tunn: Tunn,
     pub inbox: Inbox,
+    since: Instant,
 }
 
 pub fn peer_addr() -> SocketAddr {
@@ -97,7 +99,7 @@ impl Pair {
         );
         set(&engine, &net, &lines);
         let tunn = Tunn::new(theirs, x25519::PublicKey::from(&ours), None, None, 1, None);
-        let mut pair = Self { engine, net, tunn, inbox: Inbox::new(Offloads::ALL) };
+        let mut pair = Self { engine, net, tunn, inbox: Inbox::new(Offloads::ALL), since: Instant::now() };
         let mut buf = vec![0; 2048];
         let TunnResult::WriteToNetwork(initiation) = pair.tunn.format_handshake_initiation(&mut buf, false) else {
             unreachable!("invariant: a new Tunn starts a handshake")
@@ -110,6 +112,13 @@ impl Pair {
         let keepalive = keepalive.to_vec();
         pair.receive(&keepalive);
         pair
+    }
+
+    /// A new session where the present one is about to be renewed.
+    pub fn refresh(&mut self) {
+        if self.since.elapsed() > Duration::from_secs(60) {
+            *self = Self::connected();
+        }
     }
 
     pub fn receive(&mut self, datagram: &[u8]) -> Out {

@@ -683,7 +683,7 @@ proptest! {
     fn no_packet_from_the_host_or_from_a_peer_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
         let (a, b) = pair();
         a.transmit(&bytes);
-        // What a hostile peer encrypts: anything. Its own `Tunn` stands in for it.
+        // What a hostile peer encrypts: anything. boringtun's `Tunn` stands in for it.
         let c = Node::new(3);
         b.knows(&c, &["0.0.0.0/0", "::/0"]);
         let mut tunn = Tunn::new(

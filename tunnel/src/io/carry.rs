@@ -27,7 +27,7 @@ use rustix::event::PollFlags;
 
 use super::device::{Lane, Shared};
 use super::pulse::Pulse;
-use super::queue::{PADDING, Packet, Parcel, Queue, Stray};
+use super::queue::{Packet, Parcel, Queue, Stray};
 use super::ready_for;
 use super::udp::{self, Sockets};
 use crate::counters::Counter;
@@ -265,9 +265,7 @@ impl Outbound {
             };
             let Parcel { bytes, packets, .. } = &mut parcel;
             for Packet { at: place, .. } in packets.iter() {
-                // With the room behind it, for padding.
-                let end = (place.end + PADDING).min(bytes.len());
-                encrypt(shared, lane, &mut bytes[place.start..end], at, place.len(), &mut self.outbox);
+                encrypt(shared, lane, &mut bytes[place.clone()], at, place.len(), &mut self.outbox);
             }
             if queue.give_back(parcel) {
                 shared.room.raise();

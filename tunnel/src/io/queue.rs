@@ -14,10 +14,8 @@ use super::Stop;
 use crate::engine::{Consignee, MAX_PACKET, lock};
 use crate::offload::vnet;
 
-/// Room behind each packet, so that padding is written over nothing.
-pub(super) const PADDING: usize = 16;
 /// Bytes of a buffer: the longest packet with its header.
-const BUFFER: usize = vnet::LEN + MAX_PACKET + PADDING;
+const BUFFER: usize = vnet::LEN + MAX_PACKET;
 /// A packet up to this is copied to others, if there are any that wait; so all buffers but the last are half full.
 const SHORT: usize = BUFFER / 2;
 /// Empty buffers that are kept.
@@ -47,7 +45,7 @@ impl Parcel {
 
     fn add(&mut self, len: usize, to: Consignee) {
         self.packets.push(Packet { at: self.used..self.used + len, to });
-        self.used += len + PADDING;
+        self.used += len;
     }
 }
 
@@ -123,7 +121,7 @@ impl Queue {
         let mut state = lock(&self.state);
         if let Some(last) = state.parcels.back_mut()
             && len <= SHORT
-            && last.used + len + PADDING <= BUFFER
+            && last.used + len <= BUFFER
         {
             last.bytes[last.used..last.used + len].copy_from_slice(&parcel.bytes[..len]);
             last.add(len, to);

@@ -1,6 +1,6 @@
 //! Clocks that a test sets, beneath everything that reads one.
 //!
-//! `Engine` and boringtun's `Tunn` read clocks themselves. boringtun has a feature for a mocked clock, but cargo would unite it
+//! `Engine` reads clocks itself (`tunnel::clock`), for each row of packets. A feature that mocks them would be united by cargo
 //! into the program `mesh-tunnel` whenever tests are built with it, and that program's sessions would never end. So the
 //! reading itself is replaced, in this test's executable alone: the linker prefers its `clock_gettime` to the C library's.
 //! What runs is what ships. Only a thread that has set its clocks sees them.
@@ -76,7 +76,7 @@ fn every_clock_is_the_one_that_was_set_and_other_threads_have_their_own() {
     assert_eq!(instant.elapsed(), Duration::from_secs(1));
     assert_eq!(wall.duration_since(SystemTime::now()).unwrap(), Duration::from_secs(1000));
     let boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
-    assert_eq!(Duration::from(boot), Duration::from_secs(25), "boringtun reads it by this function");
+    assert_eq!(Duration::from(boot), Duration::from_secs(25), "`Moment` reads it by this function");
     let elsewhere = std::thread::spawn(|| {
         let start = Instant::now();
         while start.elapsed().is_zero() {

@@ -14,7 +14,7 @@ const fn secs(n: u64) -> Duration {
 const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
-/// As `mesh-tunnel` calls the engine.
+/// As seldom as the engine may be called.
 const TICK: Duration = millis(250);
 /// One way, while nothing goes wrong.
 const LATENCY: Duration = millis(20);
@@ -132,8 +132,8 @@ pub(crate) struct World {
     roamed: Vec<bool>,
     /// The furthest that a node's wall clock has ever been ahead: timestamps of a handshake may not go back.
     furthest: Vec<i64>,
-    /// Whose clock was set back since: it cannot begin a handshake with one that has seen a later timestamp (section 5.1 of
-    /// the paper), and a session's `Tunn` reads the wall clock once, so that only a new process ends it.
+    /// Whose clock was set back since: a new process of it cannot begin a handshake with one that has seen a later timestamp
+    /// (section 5.1 of the paper).
     late: Vec<bool>,
     strangers: Vec<Vec<Vec<u8>>>,
     /// Sums of what happened, whatever its order within a moment: equal for equal seeds.
@@ -551,13 +551,12 @@ impl World {
         }
         self.run_until(start + length.max(HEALED + secs(1)));
         for (from, to) in pairs() {
-            // One who seldom speaks may do so in a session's last moment, which the other has had behind it for a tick.
+            // One who seldom speaks may do so in a session's last moment, which the other, whose 180 s began earlier, has had behind it.
             let rare = matches!(self.links[link(from, to)].talk, Talk::Rare(_));
             let late = rare || self.late[from] || self.late[to];
             self.check_calm(&self.sent[first..], (from, to), healed, late);
         }
-        // `Tunn` begins one, too, when it sends after 15 s without having heard anything, where the kernel waits 15 s from then
-        // on: one from each side in so many seconds at most, and both count it.
+        // Who has sent and heard nothing for 15 s begins one: one from each side in so many seconds at most, and both count it.
         let made = self.handshakes() - before;
         if made > 2 * pairs().count() as u64 * (length.as_secs() / 15 + 2) {
             self.fail(&format!("{made} handshakes in a calm of {length:?}"));

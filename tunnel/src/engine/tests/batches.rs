@@ -80,7 +80,7 @@ fn segments_wait_for_a_session_and_drops_are_counted_by_segment() {
     b.knows(&a, &["10.0.0.1/32"]);
     let got = settle(&[&a, &b], 0, a.transmit_super(&header, &packet));
     assert_eq!(got[&1], split::tests::all(&header, packet.clone()).unwrap());
-    // More than `Tunn` keeps.
+    // More than wait for a session.
     b.peer(a.public(), |p| p.remove = true);
     a.peer(b.public(), |p| p.preshared_key = psk(1));
     for _ in 0..30 {

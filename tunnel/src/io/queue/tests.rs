@@ -67,7 +67,7 @@ proptest! {
                 let (peer, len, mark) = expected.pop_front().expect("one that went in");
                 prop_assert_eq!((packet.to.id(), packet.at.len()), (peer, len));
                 prop_assert!(parcel.bytes[packet.at.clone()].iter().all(|byte| *byte == mark));
-                prop_assert!(packet.at.end + PADDING <= parcel.bytes.len());
+                prop_assert!(packet.at.end <= parcel.bytes.len());
             }
             let _ = queue.give_back(parcel);
             Ok(true)
