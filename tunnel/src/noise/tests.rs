@@ -432,50 +432,86 @@ fn a_session_is_renewed_by_who_began_it_when_it_is_used() {
     assert_eq!(pass(&mut nodes, at(122 + 166), 5 * SECOND, |_, _| false)[0], 1);
 }
 
-/// Where in the part of this thread's stack that lies below `top` one of these is found.
-fn on_the_stack(top: usize, secrets: &[(&'static str, [u8; 32])]) -> Vec<&'static str> {
-    use std::io::{Read as _, Seek as _};
-    // A page less than the work may have gone deep; what lies above it is this test's own.
-    const DEEP: usize = 24 << 10;
-    let mut memory = std::fs::File::open("/proc/self/mem").unwrap();
-    memory.seek(std::io::SeekFrom::Start((top - DEEP) as u64)).unwrap();
-    let mut stack = vec![0; DEEP];
-    memory.read_exact(&mut stack).unwrap();
+/// Which of these lie on this thread's stack, up to `deep` bytes below whoever calls.
+#[inline(never)]
+fn on_the_stack(deep: usize, secrets: &[(&'static str, [u8; 32])]) -> Vec<&'static str> {
+    use std::os::unix::fs::FileExt as _;
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    let here = std::ptr::from_ref(&memory).addr();
+    // On the heap, and nothing but one call between here and what is looked at.
+    let mut stack = vec![0; deep];
+    memory.read_exact_at(&mut stack, (here - deep) as u64).unwrap();
     // Half of each is enough to be told from chance.
     let found = |secret: &[u8; 32]| stack.windows(16).any(|window| *window == secret[8..24]);
     secrets.iter().filter(|(_, secret)| found(secret)).map(|(name, _)| *name).collect()
 }
 
+/// What the tests of stacks look for, never as it is on the stack of who asks.
+fn kept_apart(n: u8) -> Box<[u8; 32]> {
+    let mut secret = Box::new([0; 32]);
+    for (i, byte) in secret.iter_mut().enumerate() {
+        *byte = u8::try_from(i).unwrap().wrapping_mul(37) ^ n;
+    }
+    secret
+}
+
+/// Their shared secret, made on another thread's stack.
+fn shared_apart(a: u8, b: u8) -> Box<[u8; 32]> {
+    std::thread::spawn(move || {
+        let [a, b] = [a, b].map(|n| x25519::StaticSecret::from(*kept_apart(n)));
+        Box::new(a.diffie_hellman(&x25519::PublicKey::from(&b)).to_bytes())
+    })
+    .join()
+    .unwrap()
+}
+
 #[test]
 fn no_key_is_left_on_the_stack_by_a_handshake() {
+    const DEEP: usize = 28 << 10;
+    /// A control: whoever copies a secret deep in the stack is caught.
     #[inline(never)]
-    fn address() -> usize {
-        let here = 0_u8;
-        std::ptr::from_ref(&here).addr()
-    }
-    #[inline(never)]
-    fn both_sides() {
-        let secret = |n: u8| std::array::from_fn(|i| u8::try_from(i).unwrap().wrapping_mul(37) ^ n);
-        let psk = PresharedKey::new(secret(3)).unwrap();
-        let own = [1, 2].map(|n| Arc::new(Own::new(&PrivateKey::new(secret(n)).unwrap())));
-        let now = Moment::now();
-        let mut a = Noise::new(Arc::clone(&own[0]), &own[1].public(), Some(&psk), 1).unwrap();
-        let mut b = Noise::new(Arc::clone(&own[1]), &own[0].public(), Some(&psk), 2).unwrap();
-        let first = initiation(&mut a, now);
-        let mut out = [0; 128];
-        b.answer(own[1].recognise(&first).unwrap(), &mut out, now).unwrap();
-        assert_eq!(a.answered(out.first_chunk().unwrap(), now), Answer::Taken);
-        // The last that works with secrets, so that what was before lies under it.
-        assert!(own[1].recognise(&first).is_some());
+    fn careless(secret: &[u8; 32]) {
+        let mut frame = [0_u8; 8192];
+        frame[64..96].copy_from_slice(secret);
+        std::hint::black_box(&mut frame);
     }
     std::thread::spawn(|| {
-        let known = |n: u8| std::array::from_fn(|i| u8::try_from(i).unwrap().wrapping_mul(37) ^ n ^ 0x80);
-        both_sides();
-        let top = address();
-        // Made here, unlike the secrets themselves by one bit in each byte, so that this test does not find its own.
-        let secrets = [("a's key", known(1)), ("b's key", known(2)), ("the pre-shared key", known(3))]
-            .map(|(name, secret): (_, [u8; 32])| (name, secret.map(|byte| byte ^ 0x80)));
-        assert_eq!(on_the_stack(top, &secrets), [""; 0]);
+        let mut secrets = vec![
+            ("a's key", *kept_apart(1)),
+            ("b's key", *kept_apart(2)),
+            ("the pre-shared key", *kept_apart(3)),
+            ("what both keys make", *shared_apart(1, 2)),
+        ];
+        // As HMAC has its keys (RFC 2104).
+        for (name, pad) in [("inner", 0x36), ("outer", 0x5c)] {
+            secrets.push((name, secrets[3].1.map(|byte| byte ^ pad)));
+        }
+        careless(&kept_apart(1));
+        assert_eq!(on_the_stack(DEEP, &secrets), ["a's key"]);
+        careless(&[0; 32]);
+
+        let [mut a, mut b, mut psk] = [1, 2, 3].map(kept_apart);
+        let own = [&a, &b].map(|key| Arc::new(Own::new(&PrivateKey::new(**key).unwrap())));
+        let psk_key = PresharedKey::new(*psk).unwrap();
+        let now = Moment::now();
+        let public = own.each_ref().map(|own| own.public());
+        let mut first = Noise::new(Arc::clone(&own[0]), &public[1], Some(&psk_key), 1).unwrap();
+        let mut second = Noise::new(Arc::clone(&own[1]), &public[0], Some(&psk_key), 2).unwrap();
+        let message = initiation(&mut first, now);
+        let mut answer = [0; RESPONSE];
+        for step in 0..4 {
+            match step {
+                0 => drop(initiation(&mut second, now)),
+                1 => assert!(own[1].recognise(&message).is_some()),
+                2 => drop(second.answer(own[1].recognise(&message).unwrap(), &mut answer, now).unwrap()),
+                _ => assert_eq!(first.answered(&answer, now), Answer::Taken),
+            }
+            let made = hash::made::keys().into_iter().map(|key| ("a session's key", key));
+            let all: Vec<_> = secrets.iter().copied().chain(made).collect();
+            assert_eq!(on_the_stack(DEEP, &all), [""; 0], "step {step}");
+        }
+        assert_eq!(hash::made::keys().len(), 4);
+        [&mut a, &mut b, &mut psk].map(|secret| secret.fill(0));
     })
     .join()
     .unwrap();
