@@ -39,6 +39,9 @@ impl Technique {
     }
 }
 
+/// The program of [`Subject::OursMulti`].
+const MULTI: &str = "mesh-tunnel-ipsec-mb";
+
 /// What joins nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
@@ -48,6 +51,8 @@ pub(super) enum Subject {
     Vxlan,
     /// `mesh-tunnel`.
     Ours,
+    /// `mesh-tunnel` with its feature `ipsec-mb`.
+    OursMulti,
     /// `mesh-tunnel` with one packet per system call.
     OursPlain,
     /// `mesh-tunnel` without one technique.
@@ -66,10 +71,11 @@ pub(super) enum Subject {
 
 impl Subject {
     /// Those of the comparison, in the order in which they are shown.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Routed,
         Self::Vxlan,
         Self::Ours,
+        Self::OursMulti,
         Self::OursPlain,
         Self::Boringtun,
         Self::Gotatun,
@@ -83,6 +89,7 @@ impl Subject {
             Self::Routed => "routed",
             Self::Vxlan => "vxlan",
             Self::Ours => "hawser",
+            Self::OursMulti => "hawser, ipsec-mb",
             Self::OursPlain => "hawser --offload off",
             Self::Without(technique) => technique.words().1,
             Self::Boringtun => "boringtun-cli",
@@ -100,6 +107,10 @@ impl Subject {
             Self::Ours | Self::OursPlain | Self::Without(_) => {
                 return Binaries::find().err().map(|error| format!("{error:#}"));
             }
+            Self::OursMulti => &[(
+                MULTI,
+                "apt-get install libipsec-mb-dev, and mesh-tunnel with --features ipsec-mb under this name",
+            )],
             Self::Boringtun => &[("boringtun-cli", "cargo install boringtun-cli")],
             Self::Gotatun => &[("gotatun", "cargo install gotatun-cli")],
             Self::WireguardGo => &[("wireguard-go", "apt-get install wireguard-go")],
@@ -134,6 +145,7 @@ impl Subject {
                 command.args(["--log", "json", interface]);
                 command
             }
+            Self::OursMulti => command(MULTI, &["--log", "json"]),
             Self::Boringtun => command("boringtun-cli", &["-f", "--disable-drop-privileges"]),
             Self::Gotatun => command("gotatun", &["-f", "--disable-drop-privileges"]),
             Self::WireguardGo => command("wireguard-go", &["-f"]),

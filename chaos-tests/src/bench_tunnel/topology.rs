@@ -116,6 +116,7 @@ impl Topology {
                 }
             }
             Subject::Ours
+            | Subject::OursMulti
             | Subject::OursPlain
             | Subject::Without(_)
             | Subject::Boringtun
