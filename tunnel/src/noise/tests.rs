@@ -28,10 +28,8 @@ fn reference(n: u8, other: u8, psk: Option<&PresharedKey>) -> Tunn {
 }
 
 fn said<'a>(result: TunnResult<'a>) -> &'a [u8] {
-    match result {
-        TunnResult::WriteToNetwork(datagram) => datagram,
-        other => panic!("{other:?}"),
-    }
+    let TunnResult::WriteToNetwork(datagram) = result else { panic!("{result:?}") };
+    datagram
 }
 
 fn initiation(of: &mut Noise, now: Moment) -> [u8; INITIATION] {
