@@ -365,7 +365,7 @@ impl Noise {
             let waited = now.since(sent) >= REKEY_TIMEOUT;
             if waited && idle {
                 (self.pending, self.previous) = (None, None);
-            } else if now.since(begun) >= REKEY_ATTEMPT_TIME {
+            } else if !idle && now.since(begun) >= REKEY_ATTEMPT_TIME {
                 (self.pending, self.previous) = (None, None);
                 self.timers.give_up();
                 return Tick { send: None, given_up: true, discarded: std::mem::take(&mut self.queue).len() };
@@ -394,7 +394,7 @@ impl Noise {
     /// An index that neither a session nor a handshake has.
     fn take_index(&mut self) -> u32 {
         loop {
-            // Of 256 at most 7 are in use.
+            // Of 256 at most 9 are in use.
             self.last = self.last.wrapping_add(1);
             let index = self.base | u32::from(self.last);
             let pending = self.pending.as_ref().map(|pending| &pending.state);

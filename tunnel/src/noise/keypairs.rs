@@ -1,4 +1,4 @@
-//! The sessions of one peer: one to send with, one that is not proven yet, and some that still receive.
+//! The sessions of one peer: one to send with, two that are not proven yet, and some that still receive.
 //!
 //! ```text
 //!   answer to our initiation ──────────────────────────► current ──► older ──► wiped
@@ -21,7 +21,10 @@ use crate::clock::Moment;
 
 /// Sessions that receive and send no more. Where two handshakes crossed the peer may go on to send with one of them; the others are
 /// for what is under way, and for recorded initiations that push them out.
-const OLDER: usize = 3;
+const OLDER: usize = 4;
+/// Sessions that we answered and that are not proven: a peer far away repeats its initiation before it has our answer, and goes by the
+/// first one then.
+const NEXT: usize = 2;
 
 /// One session.
 pub(super) struct Keypair {
@@ -92,8 +95,8 @@ impl Keypair {
 #[derive(Default)]
 pub(super) struct Keypairs {
     current: Option<Box<Keypair>>,
-    /// One that we answered, not proven yet.
-    next: Option<Box<Keypair>>,
+    /// Those that we answered, not proven yet, the last one first.
+    next: [Option<Box<Keypair>>; NEXT],
     /// The last one first.
     older: [Option<Box<Keypair>>; OLDER],
 }
@@ -115,7 +118,7 @@ impl Keypairs {
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Option<Box<Keypair>>> {
-        [&mut self.current, &mut self.next].into_iter().chain(&mut self.older)
+        [&mut self.current].into_iter().chain(&mut self.next).chain(&mut self.older)
     }
 
     /// The one with this index of ours.
@@ -125,29 +128,42 @@ impl Keypairs {
 
     /// Whether one has this index.
     pub(super) fn has(&self, index: u32) -> bool {
-        [&self.current, &self.next].into_iter().chain(&self.older).flatten().any(|k| k.local == index)
+        let all = [&self.current].into_iter().chain(&self.next).chain(&self.older);
+        all.flatten().any(|k| k.local == index)
     }
 
     /// A peer has answered us.
     pub(super) fn begun(&mut self, keypair: Keypair) {
         let before = self.current.replace(Box::new(keypair));
         self.retire(before);
-        // Where two began at once, the peer sends with this one.
-        let next = self.next.take();
-        self.retire(next);
+        // Where two began at once, the peer sends with one of these.
+        self.retire_next();
     }
 
     /// We have answered a peer.
     pub(super) fn answered(&mut self, keypair: Keypair) {
-        self.next = Some(Box::new(keypair));
+        self.next.rotate_right(1);
+        self.next[0] = Some(Box::new(keypair));
     }
 
     /// Data of this session was authentic. Whether that was its proof.
     pub(super) fn proven(&mut self, index: u32) -> bool {
-        let Some(next) = self.next.take_if(|next| next.local == index) else { return false };
-        let before = self.current.replace(next);
+        let at = self.next.iter().position(|next| next.as_ref().is_some_and(|next| next.local == index));
+        let Some(at) = at else { return false };
+        let before = std::mem::replace(&mut self.current, self.next[at].take());
         self.retire(before);
+        if at == 0 {
+            // The peer has gone on from the other: it may receive, and never be sent with.
+            self.retire_next();
+        }
         true
+    }
+
+    fn retire_next(&mut self) {
+        for at in (0..NEXT).rev() {
+            let next = self.next[at].take();
+            self.retire(next);
+        }
     }
 
     fn retire(&mut self, keypair: Option<Box<Keypair>>) {

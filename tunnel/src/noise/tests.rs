@@ -8,6 +8,8 @@ use super::messages::{INITIATION, OVERHEAD};
 use super::*;
 use crate::keys::PrivateKey;
 
+mod order;
+
 const ROOM: usize = 4096;
 const SECOND: Duration = Duration::from_secs(1);
 
