@@ -25,7 +25,7 @@ IMB_MGR *hawser_mb_new(void)
     if (manager == NULL)
         return NULL;
     init_mb_mgr_auto(manager, &arch);
-    if (imb_get_errno(manager) != 0 || arch != IMB_ARCH_AVX512) {
+    if (arch != IMB_ARCH_AVX512) {
         free_mb_mgr(manager);
         return NULL;
     }

@@ -138,8 +138,18 @@ struct Pending {
     sent: Moment,
     /// When the first of this attempt was sent.
     begun: Moment,
-    /// There is a session meanwhile: it is not repeated.
-    idle: bool,
+    attempt: Attempt,
+}
+
+/// What becomes of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    /// It is repeated until it is answered.
+    Open,
+    /// The initiation before was answered. This one's answer is taken, too: many a peer has given up that session for this one's.
+    Settled,
+    /// The peer has proven a session of its own: an answer comes late.
+    Idle,
 }
 
 /// All that is known of a peer under one key of ours.
@@ -239,9 +249,9 @@ impl Noise {
         if let Some(pending) = &self.pending
             && now.since(pending.sent) < REKEY_TIMEOUT
         {
-            // The session that made it idle has ended, or never sent.
+            // The session that ended the attempt has ended itself, or never sent.
             if let Some(pending) = self.pending.as_mut() {
-                pending.idle = false;
+                pending.attempt = Attempt::Open;
             }
             return None;
         }
@@ -252,17 +262,26 @@ impl Noise {
     pub fn begin(&mut self, out: &mut [u8], now: Moment) -> usize {
         wiped(|| {
             let before = self.pending.take();
-            let begun = before.as_ref().filter(|before| !before.idle).map_or(now, |before| before.begun);
+            let open = before.as_ref().filter(|before| before.attempt == Attempt::Open);
+            let begun = open.map_or(now, |before| before.begun);
             self.previous = before.map(|before| before.state);
             let local = self.take_index();
             let stamp = self.parties.own().stamp(crate::clock::unix_time());
             let (message, state) = self.parties.initiate(local, handshake::timestamp(stamp));
-            self.pending = Some(Pending { state, sent: now, begun, idle: false });
+            self.pending = Some(Pending { state, sent: now, begun, attempt: Attempt::Open });
             let message = self.mac(message, now);
             out[..message.len()].copy_from_slice(&message);
             self.timers.began();
             message.len()
         })
+    }
+
+    /// The same in place of the last one, which was not sent.
+    pub fn begin_anew(&mut self, out: &mut [u8], now: Moment) -> usize {
+        let previous = self.previous.take();
+        let len = self.begin(out, now);
+        self.previous = previous;
+        len
     }
 
     /// Answers an initiation of this peer; the answer's length. `None`: it is not authentic, or not newer than the last one.
@@ -285,14 +304,18 @@ impl Noise {
     /// Takes an answer to an initiation that is under way.
     pub fn answered(&mut self, response: &[u8; RESPONSE], now: Moment) -> Answer {
         // Where the peer has proven a session meanwhile it sends by that one, and has this one behind it.
-        let pending = self.pending.as_ref().filter(|pending| !pending.idle);
+        let pending = self.pending.as_ref().filter(|pending| pending.attempt != Attempt::Idle);
         let receiver = messages::response_receiver(response);
         let state = pending.map(|pending| &pending.state).into_iter().chain(&self.previous);
         let Some(state) = state.filter(|_| pending.is_some()).find(|state| state.local() == receiver) else {
             return Answer::Stray;
         };
         let Some(keys) = wiped(|| self.parties.finish(state, response)) else { return Answer::Forged };
-        (self.pending, self.previous) = (None, None);
+        self.previous = None;
+        self.pending = self.pending.take().filter(|pending| pending.state.local() != receiver);
+        if let Some(pending) = self.pending.as_mut() {
+            pending.attempt = Attempt::Settled;
+        }
         self.keypairs.begun(Keypair::new(keys, receiver, true, now));
         self.timers.renewed();
         self.timers.received(false, now);
@@ -349,7 +372,7 @@ impl Noise {
         if confirmed {
             self.timers.renewed();
             if let Some(pending) = self.pending.as_mut() {
-                pending.idle = true;
+                pending.attempt = Attempt::Idle;
             }
         }
         confirmed
@@ -361,16 +384,22 @@ impl Noise {
         self.cookie = self.cookie.filter(|(_, at)| now.since(*at) < COOKIE_LIFETIME);
         let due = self.timers.due(self.keypairs.current(), now);
         let mut begins = due == Some(Due::Handshake);
-        if let Some(Pending { sent, begun, idle, .. }) = self.pending {
-            let waited = now.since(sent) >= REKEY_TIMEOUT;
-            if waited && idle {
+        if let Some(Pending { sent, begun, attempt, .. }) = self.pending {
+            let waited = now.since(sent);
+            let over = match attempt {
+                Attempt::Open => now.since(begun) >= REKEY_ATTEMPT_TIME,
+                Attempt::Settled => waited >= 2 * REKEY_TIMEOUT,
+                Attempt::Idle => waited >= REKEY_TIMEOUT,
+            };
+            if over {
                 (self.pending, self.previous) = (None, None);
-            } else if !idle && now.since(begun) >= REKEY_ATTEMPT_TIME {
-                (self.pending, self.previous) = (None, None);
+            } else {
+                // Of one that is settled the session is there, and may be due.
+                begins = waited >= REKEY_TIMEOUT && (begins || attempt == Attempt::Open);
+            }
+            if over && attempt == Attempt::Open {
                 self.timers.give_up();
                 return Tick { send: None, given_up: true, discarded: std::mem::take(&mut self.queue).len() };
-            } else {
-                begins = waited;
             }
         }
         let send = if begins {

@@ -57,7 +57,7 @@ impl SourceLimiter {
     /// Whether there were so many of them that who answers must show a cookie. Those who answer in truth are no load, however many:
     /// we have asked them.
     pub(super) fn is_forged_for(&self) -> bool {
-        self.forged.load(Ordering::Relaxed) >= u64::from(PER_SECOND)
+        self.forged.load(Ordering::Relaxed) >= LOAD_LIMIT
     }
 
     /// Whether a message that came under load and shows its source's cookie may go on.

@@ -268,7 +268,7 @@ impl PeerInner {
             return None;
         }
         self.unsent = None;
-        Some((self.endpoint?, self.noise.as_mut()?.begin(out, now)))
+        Some((self.endpoint?, self.noise.as_mut()?.begin_anew(out, now)))
     }
 
     /// Makes an initiation, as the timers would.

@@ -151,6 +151,9 @@ impl Engine {
                 if !self.knows_us(&identity, (response, sender), loaded, from, now, sink) {
                     return;
                 }
+                if loaded && !self.limiter.admit(from.ip(), now) {
+                    return self.counters.add(Counter::RateLimited);
+                }
                 if let Some(peer) = self.by_receiver(messages::response_receiver(response), 1) {
                     self.handle_response(&peer, response, from, now, scratch, sink);
                 }

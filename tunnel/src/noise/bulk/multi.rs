@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "a C library is called; each block says why it may be")]
 
 use std::ffi::c_int;
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null, null_mut};
 
 use super::{Open, Seal};
 use crate::noise::aead::Key;
@@ -62,6 +62,11 @@ fn nonce(message: &[u8]) -> [u8; 12] {
 impl Manager {
     /// `None` where this processor has nothing for it that others do not use as well.
     pub(super) fn new() -> Option<Self> {
+        // The library asks the processor alone, and not whether the kernel saves these registers.
+        if !std::arch::is_x86_feature_detected!("avx512f") || !std::arch::is_x86_feature_detected!("avx512bw")
+        {
+            return None;
+        }
         // SAFETY: it has no conditions.
         let state = NonNull::new(unsafe { hawser_mb_new() })?;
         Some(Self { state, messages: Vec::new() })
@@ -70,7 +75,7 @@ impl Manager {
     /// Whether the library did what it was asked for.
     fn run(&mut self, decrypt: bool) -> bool {
         // SAFETY: the manager is alive and ours alone; each message's pointers were made by our caller from slices that live until it
-        // returns, of at least `len` bytes each (32 of the key), the one to write to from a unique one.
+        // returns, of at least `len` bytes each (32 of the key), those to write to from one that is ours alone and is not touched meanwhile.
         let failed = unsafe {
             hawser_mb_run(
                 self.state.as_ptr(),
@@ -86,13 +91,16 @@ impl Manager {
     pub(super) fn seal(&mut self, messages: &[Seal], buffer: &mut [u8]) -> bool {
         self.messages.clear();
         for Seal { key, at } in messages {
-            let message = &mut buffer[at.clone()];
-            let nonce = nonce(message);
-            let len = message.len() - TAG;
-            let text = &mut message[HEADER..len];
-            let (len, into) = (text.len() as u64, text.as_mut_ptr());
-            let key = key.bytes().as_ptr();
-            self.messages.push(Message { key, from: into, into, len, nonce, tag: [0; TAG] });
+            let message = &buffer[at.clone()];
+            let text = &message[HEADER..message.len() - TAG];
+            let (nonce, len, key) = (nonce(message), text.len() as u64, key.bytes().as_ptr());
+            self.messages.push(Message { key, from: null(), into: null_mut(), len, nonce, tag: [0; TAG] });
+        }
+        // One pointer for all: a second borrow of the buffer would end the first one's.
+        let base = buffer.as_mut_ptr();
+        for (message, Seal { at, .. }) in self.messages.iter_mut().zip(messages) {
+            message.into = base.wrapping_add(at.start + HEADER);
+            message.from = message.into;
         }
         let done = self.run(false);
         for (Seal { at, .. }, sealed) in messages.iter().zip(self.messages.drain(..)) {
@@ -115,15 +123,13 @@ impl Manager {
             let message = &datagrams[from.clone()];
             let text = &message[HEADER..message.len() - TAG];
             // As long as what it is made of, which is looked at here.
-            let out = &mut buffer[into.clone()][..text.len()];
-            self.messages.push(Message {
-                key,
-                from: text.as_ptr(),
-                into: out.as_mut_ptr(),
-                len: text.len() as u64,
-                nonce: nonce(message),
-                tag: [0; TAG],
-            });
+            let _ = &buffer[into.clone()][..text.len()];
+            let (from, len, nonce) = (text.as_ptr(), text.len() as u64, nonce(message));
+            self.messages.push(Message { key, from, into: null_mut(), len, nonce, tag: [0; TAG] });
+        }
+        let base = buffer.as_mut_ptr();
+        for (message, Open { into, .. }) in self.messages.iter_mut().zip(messages.iter()) {
+            message.into = base.wrapping_add(into.start);
         }
         let done = self.run(true);
         for (message, opened) in messages.iter_mut().zip(self.messages.drain(..)) {

@@ -423,3 +423,28 @@ fn a_cookie_for_an_answer_is_shown_in_the_next_one_and_one_for_an_earlier_messag
     // An initiation is a later message, too.
     assert!(shows(&initiation(&mut b, now)) && !b.take_cookie(&reply(&third), now));
 }
+
+#[test]
+fn a_peer_that_gives_up_its_session_for_a_repeated_initiations_is_found_again_by_its_second_answer() {
+    let (now, [mut a, mut b]) = (Moment::now(), pair(None));
+    let [_, mut forgetful] = pair(None);
+    let first = answer(&mut b, &initiation(&mut a, now), now).unwrap();
+    let later = now + REKEY_TIMEOUT;
+    let mut out = [0; ROOM];
+    assert_eq!(a.tick(&mut out, later).send, Some(INITIATION));
+    // As the kernel and wireguard-go: of what was answered before nothing is left.
+    let second = answer(&mut forgetful, out.first_chunk().unwrap(), later).unwrap();
+    assert_eq!(a.answered(&first, later), Answer::Taken);
+    assert_eq!(says(&mut a, &mut forgetful, &[1], later), Received::Refused);
+    assert_eq!(a.tick(&mut out, later + REKEY_TIMEOUT), Tick::default(), "it is not repeated");
+    assert_eq!(a.answered(&second, later + REKEY_TIMEOUT), Answer::Taken);
+    assert_eq!(says(&mut a, &mut forgetful, &[2], later + REKEY_TIMEOUT), Received::Content(1));
+    assert_eq!(says(&mut forgetful, &mut a, &[3], later + REKEY_TIMEOUT), Received::Content(1));
+    // What is not answered any more is forgotten without having failed.
+    let [mut a, mut b] = pair(None);
+    let first = answer(&mut b, &initiation(&mut a, now), now).unwrap();
+    assert_eq!(a.tick(&mut out, later).send, Some(INITIATION));
+    assert_eq!(a.answered(&first, later), Answer::Taken);
+    assert_eq!(a.tick(&mut out, later + 2 * REKEY_TIMEOUT), Tick::default());
+    assert!(a.pending.is_none() && a.has_session(later + 2 * REKEY_TIMEOUT));
+}
