@@ -32,8 +32,15 @@ const ABLATION: &str = "tunnel-ablation";
 const OURS: Subject = Subject::Ours;
 /// Peers of the second part, and who has so many: each is a process and two namespaces.
 const MANY: u8 = 20;
-const WITH_MANY: [Subject; 4] =
-    [Subject::Ours, Subject::Boringtun, Subject::WireguardGo, Subject::NewWireguardGo];
+const WITH_MANY: [Subject; 7] = [
+    Subject::Ours,
+    Subject::Without(Technique::Many),
+    Subject::Boringtun,
+    Subject::Gotatun,
+    Subject::WireguardGo,
+    Subject::NewWireguardGo,
+    Subject::Nebula,
+];
 
 const FULL: Plan = Plan {
     rounds: 10,
@@ -144,12 +151,7 @@ fn rows_of(bench: &str, subjects: &[Subject], values: &[Values], peers: u8) -> V
         for (subject, values) in subjects.iter().zip(values) {
             let label = format!("{}, {peers} peer{}", subject.name(), if peers == 1 { "" } else { "s" });
             let own = &values[metric];
-            let name = if peers == 1 {
-                name.to_owned()
-            } else {
-                name.replace("4 streams", &format!("{peers} streams"))
-            };
-            let Some(row) = Row::of(bench, &label, &name, unit, own) else { continue };
+            let Some(row) = Row::of(bench, &label, name, unit, own) else { continue };
             rows.push(match ours {
                 // Of what was lost, which may be nothing, there is no ratio.
                 Some(ours) if *subject != OURS && unit != "%" => row.against(OURS.name(), own, &ours[metric]),

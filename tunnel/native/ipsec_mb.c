@@ -17,7 +17,7 @@ struct hawser_message {
 
 #define BURST 32
 
-/* A manager, or none where its code for AVX-512 does not run: without that it is no faster than others. */
+/* A manager, or none where its code for AVX-512 does not run (without that it is no faster than others) or fails its own tests. */
 IMB_MGR *hawser_mb_new(void)
 {
     IMB_ARCH arch = IMB_ARCH_NONE;
@@ -25,7 +25,7 @@ IMB_MGR *hawser_mb_new(void)
     if (manager == NULL)
         return NULL;
     init_mb_mgr_auto(manager, &arch);
-    if (arch != IMB_ARCH_AVX512) {
+    if (arch != IMB_ARCH_AVX512 || !(manager->features & IMB_FEATURE_SELF_TEST_PASS)) {
         free_mb_mgr(manager);
         return NULL;
     }
@@ -67,6 +67,9 @@ int hawser_mb_run(IMB_MGR *manager, int decrypt, struct hawser_message *messages
             job->auth_tag_output_len_in_bytes = sizeof(message->tag);
             job->u.CHACHA20_POLY1305.aad = NULL;
             job->u.CHACHA20_POLY1305.aad_len_in_bytes = 0;
+#if IMB_VERSION_NUM >= 0x20000
+            imb_set_session(manager, job);
+#endif
         }
         uint32_t finished = IMB_SUBMIT_BURST(manager, wanted, jobs);
         /* This cipher is done at once. What is not done was refused, or would be done to memory that is another's by then. */

@@ -68,6 +68,7 @@ enum Technique {
     TrainsIn,
     Bursts,
     Buffers,
+    Many,
 }
 
 impl Args {
@@ -90,6 +91,7 @@ impl Args {
                 Technique::TrainsIn => &mut all.trains_in,
                 Technique::Bursts => &mut all.bursts,
                 Technique::Buffers => &mut all.buffers,
+                Technique::Many => &mut all.many,
             };
             *left_out = false;
         }

@@ -25,15 +25,24 @@ pub struct Techniques {
     pub bursts: bool,
     /// Sockets have room for what comes while nobody reads.
     pub buffers: bool,
+    /// The cipher library for many packets, where this program and this processor have it.
+    pub many: bool,
 }
 
 impl Techniques {
     /// All that this program knows.
-    pub const ALL: Self =
-        Self { cut: true, join: true, trains_out: true, trains_in: true, bursts: true, buffers: true };
+    pub const ALL: Self = Self {
+        cut: true,
+        join: true,
+        trains_out: true,
+        trains_in: true,
+        bursts: true,
+        buffers: true,
+        many: true,
+    };
     /// One packet or datagram in each call.
     pub const ONE_BY_ONE: Self =
-        Self { cut: false, join: false, trains_out: false, trains_in: false, bursts: true, buffers: true };
+        Self { cut: false, join: false, trains_out: false, trains_in: false, ..Self::ALL };
 }
 
 /// Which offloads are in use.

@@ -41,6 +41,9 @@ const BPF: Need = Need::Tier(Tier::Bpf);
 const NETNS: Need = Need::Tier(Tier::Netns);
 const CRI: Need = Need::Tier(Tier::Cri);
 
+/// For x86-64 alone.
+const CIPHER: &str = "libipsec-mb-dev";
+
 /// All of them. Shipped binaries run none of these programs: they are the tests' second opinion and the lab's tools.
 pub(crate) const PACKAGES: &[Package] = &[
     Package {
@@ -66,6 +69,12 @@ pub(crate) const PACKAGES: &[Package] = &[
         program: None,
         needs: &[Need::Build],
         reason: "headers of those programs; nothing links the library",
+    },
+    Package {
+        name: CIPHER,
+        program: None,
+        needs: &[Need::Build],
+        reason: "ChaCha20-Poly1305 for processors with AVX-512, in mesh-tunnel",
     },
     Package {
         name: "iproute2",
@@ -168,7 +177,12 @@ pub(crate) const PACKAGES: &[Package] = &[
 
 /// The packages for `needs`, in the order of the table.
 pub(crate) fn wanted(needs: &[Need]) -> Vec<&'static Package> {
-    PACKAGES.iter().filter(|package| package.needs.iter().any(|need| needs.contains(need))).collect()
+    let exists = |package: &&Package| package.name != CIPHER || cfg!(target_arch = "x86_64");
+    PACKAGES
+        .iter()
+        .filter(exists)
+        .filter(|package| package.needs.iter().any(|need| needs.contains(need)))
+        .collect()
 }
 
 /// Those that are not here.

@@ -25,11 +25,14 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("clustermesh", "clustermesh"),
 ];
 /// What is linked in beside crates: a file of it, and its licence. The headers are in the programs of the data path.
-const SYSTEM: [(&str, &str); 3] = [
+const SYSTEM: [(&str, &str); 4] = [
     ("libc.a", "LGPL-2.1-or-later"),
     ("libgcc_eh.a", "GPL-3.0-or-later WITH GCC-exception-3.1"),
     ("/usr/include/bpf/bpf_helpers.h", "LGPL-2.1-only OR BSD-2-Clause"),
+    (CIPHER, "BSD-3-Clause"),
 ];
+/// Of amd64 alone.
+const CIPHER: &str = "libIPSec_MB.a";
 /// What the compressed layer shall stay under, in bytes: a node pulls it before it has pods.
 const GOAL: usize = 30 << 20;
 
@@ -232,6 +235,9 @@ fn bill(workspace: &Workspace, architecture: Architecture) -> Result<(Vec<ImageF
     let mut files = vec![text("licenses/hawser.txt", ours), text("licenses/crates.txt", of_crates)];
     let mut system = Vec::new();
     for (file, license) in SYSTEM {
+        if file == CIPHER && architecture != Architecture::Amd64 {
+            continue;
+        }
         let one = system_package(file, license, architecture)?;
         let its = read(&Path::new("/usr/share/doc").join(&one.package).join("copyright")).with_context(|| {
             format!("the licence of {}: where dpkg was told to leave documents out (path-exclude), or they were deleted, reinstall it with them", one.package)
@@ -338,6 +344,10 @@ mod tests {
         }
         assert!(read("licenses/libc6-dev.txt").contains("Lesser General Public License"));
         let bill = read("sbom.cdx.json");
+        if architecture == Architecture::Amd64 {
+            assert!(read("licenses/libipsec-mb-dev.txt").contains("Intel Corporation"));
+            assert!(bill.contains("/libipsec-mb-dev@"));
+        }
         assert!(bill.contains("pkg:deb/") && bill.contains("/libc6-dev@"), "the C library is linked in");
         for word in ["LGPL-2.1-or-later", "MIT", "(MIT OR Apache-2.0)", "BSD-3-Clause", " AND "] {
             assert!(licenses.contains(word), "{word}: {licenses}");

@@ -17,11 +17,13 @@ const SMALL: usize = 64;
 const LARGE: usize = 1372;
 
 /// The quantities: name, unit.
-pub(super) const METRICS: [(&str, &str); 10] = [
+pub(super) const METRICS: [(&str, &str); 12] = [
     ("TCP, 1 stream", "Gbit/s"),
     ("TCP, 4 streams", "Gbit/s"),
+    ("TCP, a stream to each peer", "Gbit/s"),
     ("CPU per GB, 1 stream", "s"),
     ("CPU per GB, 4 streams", "s"),
+    ("CPU per GB, a stream to each peer", "s"),
     ("request-response p50", "us"),
     ("request-response p99", "us"),
     ("UDP 64 B received", "1000/s"),
@@ -62,14 +64,18 @@ pub(super) fn in_turns(made: &[Topology], plan: Plan) -> Result<Vec<Values>> {
 
 fn one(made: &Topology, plan: Plan) -> Result<[f64; METRICS.len()]> {
     let (one, cpu_one) = streams(made, 1, plan.bulk)?;
-    // With more peers, as many streams as peers: four would leave most of them idle.
-    let (four, cpu_four) = streams(made, usize::from(MANY_STREAMS).max(made.servers.len()), plan.bulk)?;
+    let (four, cpu_four) = streams(made, usize::from(MANY_STREAMS), plan.bulk)?;
+    let peers = made.servers.len();
+    let (each, cpu_each) = if peers > 1 { streams(made, peers, plan.bulk)? } else { (f64::NAN, f64::NAN) };
     let to = SocketAddr::new(made.servers[0].1.into(), FIRST_SERVER);
     let times = made.client.run(move || load::measure(Exchange::Rr, to, plan.exchange))?;
     let server = (&made.servers[0].0, made.servers[0].1);
     let small = udp::flood(&made.client, server, SMALL, plan.flood)?;
     let large = udp::flood(&made.client, server, LARGE, plan.flood)?;
-    Ok([one, four, cpu_one, cpu_four, times.p50, times.p99, small.0, small.1, large.0, large.1])
+    Ok([
+        one, four, each, cpu_one, cpu_four, cpu_each, times.p50, times.p99, small.0, small.1, large.0,
+        large.1,
+    ])
 }
 
 /// So many streams at once, spread over the peers: Gbit/s of all, and seconds of processor of all tunnels per GB, all that they

@@ -20,11 +20,13 @@ pub(super) enum Technique {
     Bursts,
     /// Large buffers of the sockets.
     Buffers,
+    /// The cipher library for many packets.
+    Many,
 }
 
 impl Technique {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Cut, Self::Join, Self::TrainsOut, Self::TrainsIn, Self::Bursts, Self::Buffers];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Cut, Self::Join, Self::TrainsOut, Self::TrainsIn, Self::Bursts, Self::Buffers, Self::Many];
 
     /// The value of `--without`, and the subject's name.
     const fn words(self) -> (&'static str, &'static str) {
@@ -35,12 +37,10 @@ impl Technique {
             Self::TrainsIn => ("trains-in", "without UDP_GRO"),
             Self::Bursts => ("bursts", "without bursts"),
             Self::Buffers => ("buffers", "without buffers"),
+            Self::Many => ("many", "without ipsec-mb"),
         }
     }
 }
-
-/// The program of [`Subject::OursMulti`].
-const MULTI: &str = "mesh-tunnel-ipsec-mb";
 
 /// What joins nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,6 @@ pub(super) enum Subject {
     Vxlan,
     /// `mesh-tunnel`.
     Ours,
-    /// `mesh-tunnel` with its feature `ipsec-mb`.
-    OursMulti,
     /// `mesh-tunnel` with one packet per system call.
     OursPlain,
     /// `mesh-tunnel` without one technique.
@@ -75,7 +73,7 @@ impl Subject {
         Self::Routed,
         Self::Vxlan,
         Self::Ours,
-        Self::OursMulti,
+        Self::Without(Technique::Many),
         Self::OursPlain,
         Self::Boringtun,
         Self::Gotatun,
@@ -89,7 +87,6 @@ impl Subject {
             Self::Routed => "routed",
             Self::Vxlan => "vxlan",
             Self::Ours => "hawser",
-            Self::OursMulti => "hawser, ipsec-mb",
             Self::OursPlain => "hawser --offload off",
             Self::Without(technique) => technique.words().1,
             Self::Boringtun => "boringtun-cli",
@@ -107,10 +104,6 @@ impl Subject {
             Self::Ours | Self::OursPlain | Self::Without(_) => {
                 return Binaries::find().err().map(|error| format!("{error:#}"));
             }
-            Self::OursMulti => &[(
-                MULTI,
-                "apt-get install libipsec-mb-dev, and mesh-tunnel with --features ipsec-mb under this name",
-            )],
             Self::Boringtun => &[("boringtun-cli", "cargo install boringtun-cli")],
             Self::Gotatun => &[("gotatun", "cargo install gotatun-cli")],
             Self::WireguardGo => &[("wireguard-go", "apt-get install wireguard-go")],
@@ -145,7 +138,6 @@ impl Subject {
                 command.args(["--log", "json", interface]);
                 command
             }
-            Self::OursMulti => command(MULTI, &["--log", "json"]),
             Self::Boringtun => command("boringtun-cli", &["-f", "--disable-drop-privileges"]),
             Self::Gotatun => command("gotatun", &["-f", "--disable-drop-privileges"]),
             Self::WireguardGo => command("wireguard-go", &["-f"]),

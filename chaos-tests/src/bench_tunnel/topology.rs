@@ -116,7 +116,6 @@ impl Topology {
                 }
             }
             Subject::Ours
-            | Subject::OursMulti
             | Subject::OursPlain
             | Subject::Without(_)
             | Subject::Boringtun

@@ -37,12 +37,12 @@ impl Inbox {
     /// An empty one, of the first lane, which joins packets as the offloads permit.
     #[must_use]
     pub fn new(offloads: Offloads) -> Self {
-        Self::of_lane(0, offloads)
+        Self::of_lane(0, offloads, Bulk::default())
     }
 
     /// The same, of the thread with this lane.
     #[must_use]
-    pub fn of_lane(lane: usize, offloads: Offloads) -> Self {
+    pub fn of_lane(lane: usize, offloads: Offloads, bulk: Bulk) -> Self {
         Self {
             lane,
             buffer: vec![0; INBOX],
@@ -50,7 +50,7 @@ impl Inbox {
             coalescer: Coalescer::new(offloads),
             fresh: Vec::new(),
             jobs: Vec::new(),
-            bulk: Bulk::new(),
+            bulk,
             scratch: vec![0; SCRATCH],
         }
     }

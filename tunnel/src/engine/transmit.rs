@@ -53,13 +53,13 @@ impl Outbox {
     /// An empty one, of the first lane.
     #[must_use]
     pub fn new() -> Self {
-        Self::of_lane(0)
+        Self::of_lane(0, Bulk::default())
     }
 
     /// An empty one, of the thread with this lane.
     #[must_use]
-    pub fn of_lane(lane: usize) -> Self {
-        Self { lane, yard: Yard::new(OUTBOX), unsealed: Vec::new(), bulk: Bulk::new() }
+    pub fn of_lane(lane: usize, bulk: Bulk) -> Self {
+        Self { lane, yard: Yard::new(OUTBOX), unsealed: Vec::new(), bulk }
     }
 
     /// Encrypts what is laid out in it. Nothing is sent of it before.

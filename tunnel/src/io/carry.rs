@@ -32,6 +32,7 @@ use super::ready_for;
 use super::udp::{self, Sockets};
 use crate::counters::Counter;
 use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, lock, read};
+use crate::noise::bulk::Bulk;
 use crate::offload::coalesce::MAX_RUN;
 use crate::offload::{Offloads, vnet};
 
@@ -95,8 +96,9 @@ impl Sink for Wire<'_> {
 /// Carries the packets of one lane until the device stops.
 pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Result<()> {
     let lane = &shared.lanes[number];
-    let mut outbound = Outbound::new(number, lane.queue.is_none());
-    let mut inbound = Inbound::new(number, shared.offloads);
+    let bulk = || Bulk::new(shared.techniques.many);
+    let mut outbound = Outbound::new(number, lane.queue.is_none(), bulk());
+    let mut inbound = Inbound::new(number, shared.offloads, bulk());
     let mut sockets: Option<Arc<Sockets>> = None;
     // Which socket has no room, and since when any has none.
     let mut full = [false; 2];
@@ -203,9 +205,9 @@ struct Outbound {
 
 impl Outbound {
     /// With a frame if it is to read by itself.
-    fn new(lane: usize, reads: bool) -> Self {
+    fn new(lane: usize, reads: bool, bulk: Bulk) -> Self {
         let frame = if reads { vnet::LEN + MAX_PACKET } else { 0 };
-        Self { frame: vec![0; frame], outbox: Outbox::of_lane(lane), several: false, errors: 0 }
+        Self { frame: vec![0; frame], outbox: Outbox::of_lane(lane, bulk), several: false, errors: 0 }
     }
 
     /// Sends what the host has, up to a burst; whether there may be more.
@@ -298,12 +300,12 @@ struct Inbound {
 }
 
 impl Inbound {
-    fn new(lane: usize, offloads: Offloads) -> Self {
+    fn new(lane: usize, offloads: Offloads, bulk: Bulk) -> Self {
         Self {
             lane,
             datagrams: vec![0; MAX_PACKET],
             control: udp::control_room(),
-            inbox: Inbox::of_lane(lane, offloads),
+            inbox: Inbox::of_lane(lane, offloads, bulk),
             several: false,
             errors: 0,
         }

@@ -16,6 +16,7 @@ use super::device::{Device, Options, StartError};
 use super::pulse::{self, Pulse};
 use super::succession::{self, Mark, Part};
 use super::tun::TunError;
+use crate::noise::bulk::Bulk;
 
 /// Between two attempts while the name is taken. Short, since a successor waits for its predecessor to exit.
 const RETRY: Duration = Duration::from_millis(200);
@@ -41,7 +42,8 @@ pub fn run(options: &Options, stop: &Stop, pulse: &Pulse, waits: &Waits) {
         match Device::start(options) {
             Ok(device) => {
                 (reported, part, handed_over) = (None, None, false);
-                tracing::info!(interface, mtu = options.mtu, dir = %options.uapi_dir.display(), "device is up for configuration");
+                let (mtu, cipher) = (options.mtu, Bulk::new(options.techniques.many).name());
+                tracing::info!(interface, mtu, cipher, dir = %options.uapi_dir.display(), "device is up for configuration");
                 let failed = device.wait(stop, pulse);
                 let awaited = failed.is_some() && succession::is_awaited(&options.uapi_dir, interface);
                 match failed {

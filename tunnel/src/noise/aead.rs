@@ -9,7 +9,7 @@ use super::messages::{HEADER, TAG, counter};
 pub struct Key {
     cipher: LessSafeKey,
     /// For the other library, which keeps none.
-    #[cfg(feature = "ipsec-mb")]
+    #[cfg(ipsec_mb)]
     bytes: zeroize::Zeroizing<[u8; 32]>,
 }
 
@@ -33,12 +33,12 @@ impl Key {
         let key = UnboundKey::new(&CHACHA20_POLY1305, bytes).expect("invariant: 32 bytes are a key");
         Self {
             cipher: LessSafeKey::new(key),
-            #[cfg(feature = "ipsec-mb")]
+            #[cfg(ipsec_mb)]
             bytes: zeroize::Zeroizing::new(*bytes),
         }
     }
 
-    #[cfg(feature = "ipsec-mb")]
+    #[cfg(ipsec_mb)]
     pub(super) fn bytes(&self) -> &[u8; 32] {
         &self.bytes
     }

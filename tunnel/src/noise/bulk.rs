@@ -1,6 +1,6 @@
 //! Encrypts and decrypts data messages many at a time, without anybody's lock.
 
-#[cfg(feature = "ipsec-mb")]
+#[cfg(ipsec_mb)]
 mod multi;
 
 use std::ops::Range;
@@ -30,29 +30,41 @@ pub struct Open {
 }
 
 /// Fewer messages than this go to the library for one at a time: the other one is made for many, and a lone packet waits for it.
-#[cfg(feature = "ipsec-mb")]
+#[cfg(ipsec_mb)]
 const MANY: usize = 4;
 
 /// What a thread does it with.
 #[derive(Debug)]
 pub struct Bulk {
-    #[cfg(feature = "ipsec-mb")]
+    #[cfg(ipsec_mb)]
     multi: Option<multi::Manager>,
 }
 
 impl Bulk {
-    /// What this processor has.
+    /// What this program and this processor have; with `many` also what is for many at a time.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(many: bool) -> Self {
+        #[cfg(not(ipsec_mb))]
+        let _ = many;
         Self {
-            #[cfg(feature = "ipsec-mb")]
-            multi: multi::Manager::new(),
+            #[cfg(ipsec_mb)]
+            multi: many.then(multi::Manager::new).flatten(),
         }
+    }
+
+    /// The libraries, for the log.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        #[cfg(ipsec_mb)]
+        if self.multi.is_some() {
+            return "ipsec-mb (AVX-512) and aws-lc";
+        }
+        "aws-lc"
     }
 
     /// Encrypts all `messages` in `buffer`, each with content, and forgets them.
     pub fn seal(&mut self, messages: &mut Vec<Seal>, buffer: &mut [u8]) {
-        #[cfg(feature = "ipsec-mb")]
+        #[cfg(ipsec_mb)]
         if let Some(multi) = &mut self.multi
             && messages.len() >= MANY
         {
@@ -73,7 +85,7 @@ impl Bulk {
 
     /// Decrypts `messages` of one session, which lie in `datagrams`, into `buffer`.
     pub fn open(&mut self, key: &Key, datagrams: &[u8], messages: &mut [Open], buffer: &mut [u8]) {
-        #[cfg(feature = "ipsec-mb")]
+        #[cfg(ipsec_mb)]
         if let Some(multi) = &mut self.multi
             && messages.len() >= MANY
             // The library wants content.
@@ -95,7 +107,7 @@ impl Bulk {
 
 impl Default for Bulk {
     fn default() -> Self {
-        Self::new()
+        Self::new(true)
     }
 }
 
@@ -125,7 +137,7 @@ mod tests {
                 expected.extend(one);
                 messages.push(Seal { key: Arc::clone(&key), at: start..buffer.len() });
             }
-            let mut bulk = Bulk::new();
+            let mut bulk = Bulk::default();
             bulk.seal(&mut messages, &mut buffer);
             prop_assert!(messages.is_empty());
             prop_assert_eq!(&buffer, &expected);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::lanes::MAX_LANES;
+use crate::noise::bulk::Bulk;
 
 fn many(n: u8, lanes: u8) -> Node {
     let mut node = Node::new(n);
@@ -92,7 +93,7 @@ fn a_prefix_is_moved_for_all_lanes_at_once() {
     };
     let accepted = |from: &Node, lane: usize| {
         let data = from.transmit(&v4([10, 9, 0, 1], inner(1), 8)).udp.remove(0).1;
-        let (mut out, mut inbox) = (Out::default(), Inbox::of_lane(lane, Offloads::ALL));
+        let (mut out, mut inbox) = (Out::default(), Inbox::of_lane(lane, Offloads::ALL, Bulk::default()));
         hub.engine.handle_datagrams(&data, data.len(), from.addr, &mut inbox, &mut out);
         hub.engine.deliver(&mut inbox, &mut out);
         out.tun.len() == 1

@@ -1,4 +1,4 @@
-//! Intel's Multi-Buffer Crypto library for IPsec, which has ChaCha20-Poly1305 for AVX-512 (feature `ipsec-mb`).
+//! Intel's Multi-Buffer Crypto library for IPsec, which has ChaCha20-Poly1305 for AVX-512 (`cfg(ipsec_mb)`: on amd64, where it was found when this was built).
 
 #![allow(unsafe_code, reason = "a C library is called; each block says why it may be")]
 
