@@ -34,9 +34,11 @@
 //!
 //! Not several queues of the TUN device: the kernel learns a flow's queue from what is written to the device, and changes it between
 //! two packets, of which the later one may then be read first. To tell it otherwise takes an eBPF program and CAP_BPF, which this process
-//! does not have. Not several threads for one peer: its packets leave in the order of their numbers,
-//! and are looked at in the order in which they came. Its lock is held while messages are laid out or noted, not while they are encrypted or
-//! decrypted ([`noise::bulk`]).
+//! does not have.
+//!
+//! A peer's packets leave in the order of their numbers, and are looked at in the order in which they came, by its thread. Its lock is held
+//! while messages are laid out or noted, not while they are encrypted or decrypted ([`noise::bulk`]): that is most of the work, and where there is much of it
+//! and helpers have nothing else to do (`--helpers`), they take parts of a burst ([`noise::bulk::crew`]). So one peer may have more than one core's work.
 //!
 //! Memory: 0.8 MiB of buffers for each device, the same for any number of peers. A peer without a session keeps at most 256 packets, for the 90 s
 //! in which a handshake is tried: 1,000 peers that all are away while all are sent packets of 1,420 bytes, 364 MB at worst.

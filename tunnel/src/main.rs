@@ -14,6 +14,7 @@ use tunnel::io::Stop;
 use tunnel::io::device::Options;
 use tunnel::io::pulse::{self, Door, Pulses};
 use tunnel::io::supervisor::{self, Waits};
+use tunnel::noise::bulk::crew::{self, MAX_HELPERS};
 use tunnel::offload::Techniques;
 
 /// Userspace WireGuard devices. `wg` and the agent configure them; the process needs neither to go on.
@@ -32,6 +33,9 @@ struct Args {
     /// Threads that carry the packets of each interface; the default is half of the processors that this process may use, from 1 to 8
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_LANES)))]
     threads: Option<u8>,
+    /// Threads of each interface that help these with much to encrypt or decrypt; the default is a quarter of the processors, from 0 to 4
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_HELPERS)))]
+    helpers: Option<u8>,
     /// Leave a technique out, to measure what it brings
     #[arg(long, hide = true, value_enum, value_delimiter = ',', value_name = "TECHNIQUE")]
     without: Vec<Technique>,
@@ -71,11 +75,18 @@ enum Technique {
     Many,
 }
 
+/// As many processors as this process may use.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
 impl Args {
     fn lanes(&self) -> Lanes {
-        self.threads.and_then(Lanes::new).unwrap_or_else(|| {
-            Lanes::for_processors(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
-        })
+        self.threads.and_then(Lanes::new).unwrap_or_else(|| Lanes::for_processors(processors()))
+    }
+
+    fn helpers(&self) -> u8 {
+        self.helpers.unwrap_or_else(|| crew::for_processors(processors()))
     }
 
     fn techniques(&self) -> Techniques {
@@ -130,7 +141,8 @@ fn main() -> anyhow::Result<()> {
         let thread = std::thread::Builder::new().name("alive".to_owned()).spawn(answer);
         threads.push(thread.context("no thread that says whether others make progress")?);
     }
-    let (techniques, lanes, waits) = (args.techniques(), args.lanes(), Waits::default());
+    let (techniques, lanes, helpers) = (args.techniques(), args.lanes(), args.helpers());
+    let waits = Waits::default();
     let mut names = args.interfaces;
     names.sort();
     names.dedup();
@@ -140,6 +152,7 @@ fn main() -> anyhow::Result<()> {
             mtu: args.mtu,
             techniques,
             lanes,
+            helpers,
             uapi_dir: args.uapi_dir.clone(),
             pulses: pulses.clone(),
         };

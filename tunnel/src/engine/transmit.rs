@@ -28,7 +28,7 @@ const TOGETHER: usize = 8;
 pub struct Outbox {
     lane: usize,
     yard: Yard<Owner>,
-    /// Those that are not encrypted yet: none but while a packet of the host is handled.
+    /// Those that are not encrypted yet: with helpers until the outbox is sent, else none but while a packet of the host is handled.
     unsealed: Vec<bulk::Seal>,
     bulk: Bulk,
 }
@@ -158,12 +158,17 @@ impl Engine {
                 self.flush(outbox, sink);
             }
             let mut inner = lock(&owner.0.inner);
-            while outbox.yard.room().len() >= needed && outbox.unsealed.len() < TOGETHER {
+            for _ in 0..TOGETHER {
+                if outbox.yard.room().len() < needed {
+                    break;
+                }
                 let Some(at) = cut.next_in(buffer) else { break };
                 self.pack(&owner, &mut inner, &buffer[at], outbox, now);
             }
             drop(inner);
-            outbox.seal();
+            if !outbox.bulk.has_crew() {
+                outbox.seal();
+            }
         }
     }
 

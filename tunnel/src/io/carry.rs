@@ -96,7 +96,7 @@ impl Sink for Wire<'_> {
 /// Carries the packets of one lane until the device stops.
 pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Result<()> {
     let lane = &shared.lanes[number];
-    let bulk = || Bulk::new(shared.techniques.many);
+    let bulk = || Bulk::with_crew(shared.techniques.many, shared.crew.clone());
     let mut outbound = Outbound::new(number, lane.queue.is_none(), bulk());
     let mut inbound = Inbound::new(number, shared.offloads, bulk());
     let mut sockets: Option<Arc<Sockets>> = None;

@@ -1,6 +1,7 @@
 //! One running device: its descriptors, its threads, its end.
 //!
-//! Threads: one carries packets ([`carry`](super::carry)), or one for each lane and one that reads for them ([`read`](super::read)); one runs
+//! Threads: one carries packets ([`carry`](super::carry)), or one for each lane and one that reads for them ([`read`](super::read)), and some
+//! help these to encrypt and decrypt ([`crew`](crate::noise::bulk::crew)); one runs
 //! timers, one accepts clients, one per client. All wait for their descriptors and for the stop flag. The first that fails raises
 //! the flag and leaves the cause.
 
@@ -23,6 +24,7 @@ use super::{Stop, link, read as reader, ready, server};
 use crate::clock::Moment;
 use crate::engine::lanes::Lanes;
 use crate::engine::{Engine, MAX_PACKET, SCRATCH, Underlay, lock, read, write};
+use crate::noise::bulk::crew::Crew;
 use crate::offload::{Offloads, Techniques};
 
 /// How often timers run, as the engine wants it.
@@ -41,6 +43,8 @@ pub struct Options {
     pub techniques: Techniques,
     /// How many threads carry its packets.
     pub lanes: Lanes,
+    /// How many help all of them with what is much to encrypt or decrypt, at most [`MAX_HELPERS`](crate::noise::bulk::crew::MAX_HELPERS).
+    pub helpers: u8,
     /// Directory of the sockets `NAME.sock` and `NAME.stats`.
     pub uapi_dir: PathBuf,
     /// Where its threads are entered.
@@ -98,6 +102,7 @@ pub(super) struct Shared {
     pub(super) techniques: Techniques,
     /// One for each thread that carries packets.
     pub(super) lanes: Box<[Lane]>,
+    pub(super) crew: Option<Arc<Crew>>,
     /// Raised when a lane has room again and somebody waits for that.
     pub(super) room: Stop,
     /// To ask about interfaces by.
@@ -154,7 +159,7 @@ impl Device {
     /// # Errors
     /// The first thing that could not be had; whatever was made before it is undone.
     pub fn start(options: &Options) -> Result<Self, StartError> {
-        let Options { name, mtu, techniques, lanes, uapi_dir, pulses } = options;
+        let Options { name, mtu, techniques, lanes, helpers, uapi_dir, pulses } = options;
         let (tun, offloads) = open_tun(name, *techniques)?;
         let resources = |source| StartError::Resources { name: name.clone(), source };
         let index = link::index_of(name).map_err(resources)?;
@@ -179,6 +184,7 @@ impl Device {
             offloads,
             techniques: *techniques,
             lanes: own.map_err(resources)?,
+            crew: Crew::new(name, *helpers, techniques.many).map_err(resources)?,
             room: Stop::new().map_err(resources)?,
             asker: UnixDatagram::unbound().map_err(resources)?,
             fwmark: AtomicU32::new(0),

@@ -1,11 +1,13 @@
 //! Encrypts and decrypts data messages many at a time, without anybody's lock.
 
+pub mod crew;
 #[cfg(ipsec_mb)]
 mod multi;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use self::crew::Crew;
 use super::aead::Key;
 use super::messages::{HEADER, counter};
 
@@ -32,18 +34,18 @@ pub struct Open {
 /// Fewer messages than this go to the library for one at a time: the other one is made for many, and a lone packet waits for it.
 #[cfg(ipsec_mb)]
 const MANY: usize = 4;
+/// Fewer messages than this are not worth another thread: about ten microseconds' work, and it may have to be woken.
+const SHARE: usize = 16;
 
-/// What a thread does it with.
+/// The libraries, for one thread.
 #[derive(Debug)]
-pub struct Bulk {
+struct Hand {
     #[cfg(ipsec_mb)]
     multi: Option<multi::Manager>,
 }
 
-impl Bulk {
-    /// What this program and this processor have; with `many` also what is for many at a time.
-    #[must_use]
-    pub fn new(many: bool) -> Self {
+impl Hand {
+    fn new(many: bool) -> Self {
         #[cfg(not(ipsec_mb))]
         let _ = many;
         Self {
@@ -52,46 +54,37 @@ impl Bulk {
         }
     }
 
-    /// The libraries, for the log.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        #[cfg(ipsec_mb)]
-        if self.multi.is_some() {
-            return "ipsec-mb (AVX-512) and aws-lc";
-        }
-        "aws-lc"
-    }
-
-    /// Encrypts all `messages` in `buffer`, each with content, and forgets them.
-    pub fn seal(&mut self, messages: &mut Vec<Seal>, buffer: &mut [u8]) {
+    /// Encrypts all `messages`, each with content. `buffer` is what lies from `start` on of that in which they lie.
+    fn seal(&mut self, messages: &[Seal], start: usize, buffer: &mut [u8]) {
+        let place = |at: &Range<usize>| at.start - start..at.end - start;
         #[cfg(ipsec_mb)]
         if let Some(multi) = &mut self.multi
             && messages.len() >= MANY
         {
-            if !multi.seal(messages, buffer) {
+            if !multi.seal(messages, start, buffer) {
                 // Which of them it did is not known, and none may leave in clear: what is all zeros is no message.
                 tracing::error!(
                     "the cipher library refused what it is for; the other one is used from now on"
                 );
-                messages.iter().for_each(|message| buffer[message.at.clone()].fill(0));
+                messages.iter().for_each(|message| buffer[place(&message.at)].fill(0));
                 self.multi = None;
             }
-            messages.clear();
+            return;
         }
-        for Seal { key, at } in messages.drain(..) {
-            key.seal_message(&mut buffer[at]);
+        for Seal { key, at } in messages {
+            key.seal_message(&mut buffer[place(at)]);
         }
     }
 
-    /// Decrypts `messages` of one session, which lie in `datagrams`, into `buffer`.
-    pub fn open(&mut self, key: &Key, datagrams: &[u8], messages: &mut [Open], buffer: &mut [u8]) {
+    /// Decrypts `messages` of one session, which lie in `datagrams`, into `buffer`, which is what lies from `start` on of that which they are for.
+    fn open(&mut self, key: &Key, datagrams: &[u8], messages: &mut [Open], start: usize, buffer: &mut [u8]) {
         #[cfg(ipsec_mb)]
         if let Some(multi) = &mut self.multi
             && messages.len() >= MANY
             // The library wants content.
             && messages.iter().all(|message| !message.into.is_empty())
         {
-            if multi.open(key, datagrams, messages, buffer) {
+            if multi.open(key, datagrams, messages, start, buffer) {
                 return;
             }
             tracing::error!("the cipher library refused what it is for; the other one is used from now on");
@@ -99,10 +92,105 @@ impl Bulk {
         }
         for message in messages {
             let sealed = &datagrams[message.from.clone()];
-            let out = &mut buffer[message.into.clone()];
+            let out = &mut buffer[message.into.start - start..message.into.end - start];
             message.authentic = key.open(counter(sealed), &[], &sealed[HEADER..], out);
         }
     }
+}
+
+/// What a thread does it with.
+#[derive(Debug)]
+pub struct Bulk {
+    hand: Hand,
+    crew: Option<Arc<Crew>>,
+}
+
+impl Bulk {
+    /// What this program and this processor have; with `many` also what is for many at a time.
+    #[must_use]
+    pub fn new(many: bool) -> Self {
+        Self { hand: Hand::new(many), crew: None }
+    }
+
+    /// The same, with helpers.
+    #[must_use]
+    pub fn with_crew(many: bool, crew: Option<Arc<Crew>>) -> Self {
+        Self { hand: Hand::new(many), crew }
+    }
+
+    /// Whether there are helpers, so that it pays to wait until there is much to do.
+    #[must_use]
+    pub const fn has_crew(&self) -> bool {
+        self.crew.is_some()
+    }
+
+    /// The libraries, for the log.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        #[cfg(ipsec_mb)]
+        if self.hand.multi.is_some() {
+            return "ipsec-mb (AVX-512) and aws-lc";
+        }
+        "aws-lc"
+    }
+
+    /// Encrypts all `messages` in `buffer`, each with content, in the order in which they lie, and forgets them.
+    pub fn seal(&mut self, messages: &mut Vec<Seal>, buffer: &mut [u8]) {
+        let taken = self.crew.as_ref().and_then(|crew| crew.take(spare(messages.len())));
+        let Some(taken) = taken else {
+            self.hand.seal(messages, 0, buffer);
+            messages.clear();
+            return;
+        };
+        let (hand, many) = (&mut self.hand, taken.many());
+        let each = messages.len().div_ceil(taken.count + 1);
+        taken.share(|scope| {
+            let (mut rest, mut start) = (buffer, 0);
+            let mut parts = messages.chunks(each).peekable();
+            while let Some(part) = parts.next() {
+                let end = part.last().map_or(start, |message| message.at.end);
+                let (own, behind) = rest.split_at_mut(end - start);
+                if parts.peek().is_none() {
+                    hand.seal(part, start, own);
+                } else {
+                    scope.spawn(move |_| crew::with_hand(many, |hand| hand.seal(part, start, own)));
+                }
+                (rest, start) = (behind, end);
+            }
+        });
+        messages.clear();
+    }
+
+    /// Decrypts `messages` of one session, which lie in `datagrams`, into `buffer`, each behind the one before it.
+    pub fn open(&mut self, key: &Key, datagrams: &[u8], messages: &mut [Open], buffer: &mut [u8]) {
+        let taken = self.crew.as_ref().and_then(|crew| crew.take(spare(messages.len())));
+        let Some(taken) = taken else {
+            return self.hand.open(key, datagrams, messages, 0, buffer);
+        };
+        let (hand, many) = (&mut self.hand, taken.many());
+        let each = messages.len().div_ceil(taken.count + 1);
+        taken.share(|scope| {
+            let (mut rest, mut start) = (buffer, 0);
+            let mut parts = messages.chunks_mut(each).peekable();
+            while let Some(part) = parts.next() {
+                let end = part.last().map_or(start, |message| message.into.end);
+                let (own, behind) = rest.split_at_mut(end - start);
+                if parts.peek().is_none() {
+                    hand.open(key, datagrams, part, start, own);
+                } else {
+                    scope.spawn(move |_| {
+                        crew::with_hand(many, |hand| hand.open(key, datagrams, part, start, own))
+                    });
+                }
+                (rest, start) = (behind, end);
+            }
+        });
+    }
+}
+
+/// How many helpers so many messages are worth.
+const fn spare(messages: usize) -> usize {
+    (messages / SHARE).saturating_sub(1)
 }
 
 impl Default for Bulk {
@@ -123,6 +211,7 @@ mod tests {
         fn many_at_a_time_are_what_each_is_by_itself(
             texts in prop::collection::vec((any::<u64>(), prop::collection::vec(any::<u8>(), 1..1600)), 0..80),
             altered in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1u8..=255), 0..4),
+            helpers in 0u8..4, many: bool,
         ) {
             let key = Arc::new(Key::new(&[9; 32]));
             let (mut buffer, mut expected, mut messages) = (Vec::new(), Vec::new(), Vec::new());
@@ -137,7 +226,7 @@ mod tests {
                 expected.extend(one);
                 messages.push(Seal { key: Arc::clone(&key), at: start..buffer.len() });
             }
-            let mut bulk = Bulk::default();
+            let mut bulk = Bulk::with_crew(many, Crew::new("test", helpers, many).unwrap());
             bulk.seal(&mut messages, &mut buffer);
             prop_assert!(messages.is_empty());
             prop_assert_eq!(&buffer, &expected);

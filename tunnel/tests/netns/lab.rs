@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use boringtun::x25519;
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::THREADS;
+use crate::{HELPERS, THREADS};
 
 /// Polls until the probe says yes; panics after the deadline.
 pub(crate) fn eventually(what: &str, deadline: Duration, mut probe: impl FnMut() -> bool) {
@@ -251,7 +251,8 @@ impl Node {
     }
 
     pub(crate) fn spawn(&self, arguments: &str) -> Proc {
-        let ours = format!("{} --log json --threads {THREADS}", env!("CARGO_BIN_EXE_mesh-tunnel"));
+        let program = env!("CARGO_BIN_EXE_mesh-tunnel");
+        let ours = format!("{program} --log json --threads {THREADS} --helpers {HELPERS}");
         let program = match self.program {
             Program::Ours => ours,
             Program::OursPlain => ours + " --offload off",

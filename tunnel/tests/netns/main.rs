@@ -22,3 +22,5 @@ mod traffic;
 
 /// Threads that carry the packets of each of our devices.
 pub(crate) const THREADS: u8 = 1;
+/// Threads that help it.
+pub(crate) const HELPERS: u8 = 0;

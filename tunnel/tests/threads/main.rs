@@ -29,3 +29,5 @@ mod traffic;
 
 /// Threads that carry the packets of each of our devices.
 pub(crate) const THREADS: u8 = 4;
+/// Threads that help them.
+pub(crate) const HELPERS: u8 = 2;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "a C library is called; each block says why it may be")]
 
 use std::ffi::c_int;
+use std::ops::Range;
 use std::ptr::{NonNull, null, null_mut};
 
 use super::{Open, Seal};
@@ -87,11 +88,12 @@ impl Manager {
         failed == 0
     }
 
-    /// Encrypts messages with content; whether it did. If not, nothing may be sent of them.
-    pub(super) fn seal(&mut self, messages: &[Seal], buffer: &mut [u8]) -> bool {
+    /// Encrypts messages with content, of a buffer of which this begins at `start`; whether it did. If not, nothing may be sent of them.
+    pub(super) fn seal(&mut self, messages: &[Seal], start: usize, buffer: &mut [u8]) -> bool {
+        let place = |at: &Range<usize>| at.start - start..at.end - start;
         self.messages.clear();
         for Seal { key, at } in messages {
-            let message = &buffer[at.clone()];
+            let message = &buffer[place(at)];
             let text = &message[HEADER..message.len() - TAG];
             let (nonce, len, key) = (nonce(message), text.len() as u64, key.bytes().as_ptr());
             self.messages.push(Message { key, from: null(), into: null_mut(), len, nonce, tag: [0; TAG] });
@@ -99,12 +101,13 @@ impl Manager {
         // One pointer for all: a second borrow of the buffer would end the first one's.
         let base = buffer.as_mut_ptr();
         for (message, Seal { at, .. }) in self.messages.iter_mut().zip(messages) {
-            message.into = base.wrapping_add(at.start + HEADER);
+            message.into = base.wrapping_add(at.start - start + HEADER);
             message.from = message.into;
         }
         let done = self.run(false);
         for (Seal { at, .. }, sealed) in messages.iter().zip(self.messages.drain(..)) {
-            buffer[at.end - TAG..at.end].copy_from_slice(&sealed.tag);
+            let end = place(at).end;
+            buffer[end - TAG..end].copy_from_slice(&sealed.tag);
         }
         done
     }
@@ -115,6 +118,7 @@ impl Manager {
         key: &Key,
         datagrams: &[u8],
         messages: &mut [Open],
+        start: usize,
         buffer: &mut [u8],
     ) -> bool {
         self.messages.clear();
@@ -123,13 +127,13 @@ impl Manager {
             let message = &datagrams[from.clone()];
             let text = &message[HEADER..message.len() - TAG];
             // As long as what it is made of, which is looked at here.
-            let _ = &buffer[into.clone()][..text.len()];
+            let _ = &buffer[into.start - start..into.end - start][..text.len()];
             let (from, len, nonce) = (text.as_ptr(), text.len() as u64, nonce(message));
             self.messages.push(Message { key, from, into: null_mut(), len, nonce, tag: [0; TAG] });
         }
         let base = buffer.as_mut_ptr();
         for (message, Open { into, .. }) in self.messages.iter_mut().zip(messages.iter()) {
-            message.into = base.wrapping_add(into.start);
+            message.into = base.wrapping_add(into.start - start);
         }
         let done = self.run(true);
         for (message, opened) in messages.iter_mut().zip(self.messages.drain(..)) {
