@@ -12,6 +12,7 @@ mod succession;
 pub mod supervisor;
 mod tun;
 mod udp;
+mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

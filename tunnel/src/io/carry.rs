@@ -30,6 +30,7 @@ use super::pulse::Pulse;
 use super::queue::{Packet, Parcel, Queue, Stray};
 use super::ready_for;
 use super::udp::{self, Sockets};
+use super::watch::Watch;
 use crate::counters::Counter;
 use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, lock, read};
 use crate::noise::bulk::Bulk;
@@ -105,6 +106,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
     let mut since: Option<Instant> = None;
     // Whether the last turn ended with more to come, turns since somebody was asked, and whether there was IPv6 then.
     let (mut more, mut unasked, mut six) = (false, 0, false);
+    let mut watch = Watch::new()?;
     loop {
         let stop = shared.stop.as_fd();
         let v4 = sockets.as_ref().and_then(|s| s.v4.as_ref());
@@ -116,12 +118,12 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
         let wanted = full.map(wanted);
         let host = if left.is_some() { PollFlags::empty() } else { PollFlags::IN };
         let fds = [
-            (stop, PollFlags::IN),
-            (lane.called.as_fd(), PollFlags::IN),
-            (lane.queue.as_ref().map_or(shared.tun.as_fd(), |queue| queue.filled.as_fd()), host),
-            poll_for(v4, wanted[0], stop),
-            poll_for(v6, wanted[1], stop),
-            (pulse.as_fd(), PollFlags::IN),
+            (Some(stop), PollFlags::IN),
+            (Some(lane.called.as_fd()), PollFlags::IN),
+            (Some(lane.queue.as_ref().map_or(shared.tun.as_fd(), |queue| queue.filled.as_fd())), host),
+            (v4.map(AsFd::as_fd), wanted[0]),
+            (v6.map(AsFd::as_fd), wanted[1]),
+            (Some(pulse.as_fd()), PollFlags::IN),
         ];
         let busy = since.is_none() && more;
         let [stopped, called, from_host, from_v4, from_v6, asked] = if busy && unasked < UNASKED {
@@ -130,7 +132,7 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             [false, lane.strays.any(), true, true, six, false]
         } else {
             unasked = 0;
-            let ready = ready_for(&fds, if busy { Some(Duration::ZERO) } else { left })?;
+            let ready = watch.ready(&fds, if busy { Some(Duration::ZERO) } else { left })?;
             six = ready[4];
             ready
         };
@@ -146,7 +148,8 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             inbound.strays(shared, lane);
             let present = read(&lane.sockets).clone();
             if present.as_ref().map(Arc::as_ptr) != sockets.as_ref().map(Arc::as_ptr) {
-                sockets = present;
+                // Of those that were, the kernel forgets by itself.
+                (sockets, watch) = (present, Watch::new()?);
                 (full, since) = ([false; 2], None);
                 continue;
             }
@@ -193,13 +196,48 @@ fn poll_for<'a>(
     socket.map_or((stop, PollFlags::IN), |s| (s.as_fd(), flags))
 }
 
+/// Whether packets come alone: the first of a burst goes on before anybody looks for a second, and where there was none for some time,
+/// nobody looks but now and then. To look in vain costs a lone packet as much as half of what it is encrypted with.
+#[derive(Debug, Default)]
+struct Alone {
+    /// Bursts in a row of which one look showed that they were of one packet.
+    seen: u8,
+    /// Bursts since then.
+    unseen: u8,
+}
+
+impl Alone {
+    /// Bursts after which it is believed, and after which it is looked at again.
+    const BELIEVED: u8 = 4;
+    const STALE: u8 = 16;
+
+    /// Whether the first packet goes on at once.
+    const fn is_likely(&self) -> bool {
+        self.seen > 0
+    }
+
+    /// Whether a second one is looked for after the first went on.
+    const fn looks(&self) -> bool {
+        self.seen < Self::BELIEVED || self.unseen >= Self::STALE
+    }
+
+    /// A burst of so many was carried.
+    const fn note(&mut self, packets: usize, looked: bool) {
+        match packets {
+            0 => {}
+            1 if looked => *self = Self { seen: self.seen.saturating_add(1), unseen: 0 },
+            1 => self.unseen += 1,
+            _ => *self = Self { seen: 0, unseen: 0 },
+        }
+    }
+}
+
 /// What it takes to send.
 struct Outbound {
     /// The header, then the packet.
     frame: Vec<u8>,
     outbox: Outbox,
-    /// Whether the last burst was of several packets. Else the first one goes before anybody looks for another: it is likely alone.
-    several: bool,
+    alone: Alone,
     errors: u32,
 }
 
@@ -207,21 +245,30 @@ impl Outbound {
     /// With a frame if it is to read by itself.
     fn new(lane: usize, reads: bool, bulk: Bulk) -> Self {
         let frame = if reads { vnet::LEN + MAX_PACKET } else { 0 };
-        Self { frame: vec![0; frame], outbox: Outbox::of_lane(lane, bulk), several: false, errors: 0 }
+        Self {
+            frame: vec![0; frame],
+            outbox: Outbox::of_lane(lane, bulk),
+            alone: Alone::default(),
+            errors: 0,
+        }
     }
 
     /// Sends what the host has, up to a burst; whether there may be more.
     fn burst(&mut self, shared: &Shared, lane: &Lane) -> io::Result<bool> {
         let at = if shared.offloads.vnet { vnet::LEN } else { 0 };
-        let (mut more, mut read) = (true, 0);
+        let (mut more, mut looked, mut read) = (true, true, 0);
         for _ in 0..burst(shared) {
             match rustix::io::read(&shared.tun, &mut self.frame) {
                 Ok(n) => {
                     self.errors = 0;
                     read += 1;
                     encrypt(shared, lane, &mut self.frame, at, n, &mut self.outbox);
-                    if read == 1 && !self.several && self.outbox.has_one() {
+                    if read == 1 && self.alone.is_likely() && self.outbox.has_one() {
                         shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
+                        if !self.alone.looks() {
+                            (more, looked) = (false, false);
+                            break;
+                        }
                     }
                 }
                 Err(rustix::io::Errno::AGAIN) => {
@@ -245,9 +292,7 @@ impl Outbound {
                 break;
             }
         }
-        if read > 0 {
-            self.several = read > 1;
-        }
+        self.alone.note(read, looked);
         shared.engine.flush(&mut self.outbox, &mut Wire(shared, lane));
         Ok(more)
     }
@@ -294,8 +339,7 @@ struct Inbound {
     datagrams: Vec<u8>,
     control: Vec<u8>,
     inbox: Inbox,
-    /// As of [`Outbound`].
-    several: bool,
+    alone: Alone,
     errors: u32,
 }
 
@@ -306,7 +350,7 @@ impl Inbound {
             datagrams: vec![0; MAX_PACKET],
             control: udp::control_room(),
             inbox: Inbox::of_lane(lane, offloads, bulk),
-            several: false,
+            alone: Alone::default(),
             errors: 0,
         }
     }
@@ -314,7 +358,7 @@ impl Inbound {
     /// Receives what a socket has, up to a burst; whether there may be more.
     fn burst(&mut self, shared: &Shared, lane: &Lane, socket: &UdpSocket) -> io::Result<bool> {
         let mut left = DATAGRAMS;
-        let (mut more, mut calls) = (true, 0);
+        let (mut more, mut looked, mut calls) = (true, true, 0);
         for _ in 0..burst(shared) {
             match udp::receive(socket, &mut self.datagrams, &mut self.control) {
                 Ok(received) => {
@@ -327,8 +371,12 @@ impl Inbound {
                         engine.handle_datagrams(datagrams, segment, from, &mut self.inbox, wire);
                     }
                     calls += 1;
-                    if !self.several && calls == 1 && len <= segment {
+                    if calls == 1 && self.alone.is_likely() && len <= segment {
                         shared.engine.deliver(&mut self.inbox, &mut Wire(shared, lane));
+                        if !self.alone.looks() {
+                            (more, looked) = (false, false);
+                            break;
+                        }
                     }
                     left = left.saturating_sub(len.div_ceil(segment.max(1)));
                     if left == 0 || self.inbox.is_due() {
@@ -350,9 +398,7 @@ impl Inbound {
                 }
             }
         }
-        if calls > 0 {
-            self.several = calls > 1;
-        }
+        self.alone.note(calls, looked);
         shared.engine.deliver(&mut self.inbox, &mut Wire(shared, lane));
         Ok(more)
     }
@@ -383,4 +429,31 @@ fn pass_on(shared: &Shared, lane: usize, datagrams: &[u8], segment: usize, from:
     let counters = shared.engine.counters();
     counters.add_many(if taken { Counter::Strayed } else { Counter::Busy }, count);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_alone_is_not_looked_behind_but_now_and_then_and_company_is_noticed() {
+        let mut alone = Alone::default();
+        assert!(!alone.is_likely() && alone.looks());
+        for _ in 0..Alone::BELIEVED {
+            assert!(alone.looks());
+            alone.note(1, true);
+            assert!(alone.is_likely());
+        }
+        for _ in 0..3 {
+            for _ in 0..Alone::STALE {
+                assert!(!alone.looks());
+                alone.note(0, true);
+                alone.note(1, false);
+            }
+            assert!(alone.looks());
+            alone.note(1, true);
+        }
+        alone.note(2, true);
+        assert!(!alone.is_likely() && alone.looks());
+    }
 }
