@@ -69,9 +69,9 @@ const COOKIE_LIFETIME: Duration = Duration::from_secs(120 - 5);
 /// What became of a packet to send; lengths are those of a datagram in the buffer that was given.
 #[must_use]
 #[derive(Debug)]
-pub enum Sent {
+pub enum Sent<'a> {
     /// A data message that is not encrypted yet.
-    Data(Unsealed),
+    Data(Unsealed<'a>),
     /// It waits for a session.
     Queued {
         /// An initiation to send.
@@ -95,14 +95,14 @@ pub enum Answer {
 /// A data message that is to be encrypted before anything else is done with it, when and where suits.
 #[must_use]
 #[derive(Debug)]
-pub struct Unsealed {
+pub struct Unsealed<'a> {
     /// Its length.
     pub len: usize,
     /// Its session's.
-    pub key: Arc<Key>,
+    pub key: &'a Arc<Key>,
 }
 
-impl Unsealed {
+impl Unsealed<'_> {
     /// Encrypts it in the buffer in which it lies; its length.
     pub fn seal(self, out: &mut [u8]) -> usize {
         self.key.seal_message(&mut out[..self.len]);
@@ -208,11 +208,10 @@ impl Noise {
 
     /// Makes a message of a packet, with zeros behind it up to `padded` bytes, or keeps it and begins a handshake. `out` takes
     /// `padded` + 32 bytes, and an initiation. Nobody's lock needs to be held while the message is encrypted.
-    pub fn send(&mut self, packet: &[u8], padded: usize, out: &mut [u8], now: Moment) -> Sent {
-        if let Some(keypair) = self.keypairs.sending(now) {
-            let len = keypair.lay_out(packet, padded, out);
-            let key = keypair.sending_key();
+    pub fn send(&mut self, packet: &[u8], padded: usize, out: &mut [u8], now: Moment) -> Sent<'_> {
+        if let Some(len) = self.keypairs.sending(now).map(|k| k.lay_out(packet, padded, out)) {
             self.timers.sent(true, now);
+            let key = self.keypairs.sending_key().expect("invariant: it has just laid a message out");
             return Sent::Data(Unsealed { len, key });
         }
         let pushed_out = self.queue.len() >= QUEUE_LIMIT && self.queue.pop_front().is_some();

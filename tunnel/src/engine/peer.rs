@@ -21,9 +21,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// A datagram of this length in the scratch buffer, for this endpoint.
 pub(super) type Outgoing = (SocketAddr, usize);
 
-pub(super) enum Encapsulated {
+pub(super) enum Encapsulated<'a> {
     /// Not encrypted yet.
-    Send(SocketAddr, Unsealed),
+    Send(SocketAddr, Unsealed<'a>),
     /// Kept until there is a session; perhaps with an initiation to send, and for one that is kept no more.
     Queued(Option<Outgoing>, Option<Counter>),
     Dropped(Counter),
@@ -174,7 +174,7 @@ impl PeerInner {
         padded: usize,
         out: &mut [u8],
         now: Moment,
-    ) -> Encapsulated {
+    ) -> Encapsulated<'_> {
         let Some(noise) = self.noise.as_mut() else { return Encapsulated::Dropped(Counter::NoKey) };
         let Some(to) = self.endpoint else { return Encapsulated::Dropped(Counter::NoEndpoint) };
         match noise.send(packet, padded, out, now) {

@@ -29,7 +29,7 @@ pub struct Outbox {
     lane: usize,
     yard: Yard<Owner>,
     /// Those that are not encrypted yet: with helpers until the outbox is sent, else none but while a packet of the host is handled.
-    unsealed: Vec<bulk::Seal>,
+    unsealed: bulk::Unsealed,
     bulk: Bulk,
 }
 
@@ -59,7 +59,7 @@ impl Outbox {
     /// An empty one, of the thread with this lane.
     #[must_use]
     pub fn of_lane(lane: usize, bulk: Bulk) -> Self {
-        Self { lane, yard: Yard::new(OUTBOX), unsealed: Vec::new(), bulk }
+        Self { lane, yard: Yard::new(OUTBOX), unsealed: bulk::Unsealed::default(), bulk }
     }
 
     /// Encrypts what is laid out in it. Nothing is sent of it before.
@@ -194,7 +194,7 @@ impl Engine {
         match inner.encapsulate(packet, padded, outbox.yard.room(), now) {
             Encapsulated::Send(to, Unsealed { len, key }) => {
                 let at = outbox.yard.commit(to, owner, len);
-                outbox.unsealed.push(bulk::Seal { key, at });
+                outbox.unsealed.push(key, at);
             }
             Encapsulated::Queued(initiation, dropped) => {
                 if let Some((to, n)) = initiation {

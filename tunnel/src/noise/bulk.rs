@@ -13,11 +13,40 @@ use super::messages::{HEADER, counter};
 
 /// A data message that was laid out, in a buffer of many.
 #[derive(Debug)]
-pub struct Seal {
-    /// Its session's.
-    pub key: Arc<Key>,
+struct Seal {
+    /// Which of the keys.
+    key: usize,
     /// Where it lies.
-    pub at: Range<usize>,
+    at: Range<usize>,
+}
+
+/// Data messages that were laid out, in a buffer of many, in the order in which they lie.
+#[derive(Debug, Default)]
+pub struct Unsealed {
+    messages: Vec<Seal>,
+    /// Of one after the other most have the same: it is counted once for all of them, not by an atomic operation for each.
+    keys: Vec<Arc<Key>>,
+}
+
+impl Unsealed {
+    /// Adds one with the key of its session, behind all others.
+    pub fn push(&mut self, key: &Arc<Key>, at: Range<usize>) {
+        if !self.keys.last().is_some_and(|last| Arc::ptr_eq(last, key)) {
+            self.keys.push(Arc::clone(key));
+        }
+        self.messages.push(Seal { key: self.keys.len() - 1, at });
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.messages.clear();
+        self.keys.clear();
+    }
 }
 
 /// A data message that has come.
@@ -55,13 +84,13 @@ impl Hand {
     }
 
     /// Encrypts all `messages`, each with content. `buffer` is what lies from `start` on of that in which they lie.
-    fn seal(&mut self, messages: &[Seal], start: usize, buffer: &mut [u8]) {
+    fn seal(&mut self, keys: &[Arc<Key>], messages: &[Seal], start: usize, buffer: &mut [u8]) {
         let place = |at: &Range<usize>| at.start - start..at.end - start;
         #[cfg(ipsec_mb)]
         if let Some(multi) = &mut self.multi
             && messages.len() >= MANY
         {
-            if !multi.seal(messages, start, buffer) {
+            if !multi.seal(keys, messages, start, buffer) {
                 // Which of them it did is not known, and none may leave in clear: what is all zeros is no message.
                 tracing::error!(
                     "the cipher library refused what it is for; the other one is used from now on"
@@ -72,7 +101,7 @@ impl Hand {
             return;
         }
         for Seal { key, at } in messages {
-            key.seal_message(&mut buffer[place(at)]);
+            keys[*key].seal_message(&mut buffer[place(at)]);
         }
     }
 
@@ -135,12 +164,12 @@ impl Bulk {
     }
 
     /// Encrypts all `messages` in `buffer`, each with content, in the order in which they lie, and forgets them.
-    pub fn seal(&mut self, messages: &mut Vec<Seal>, buffer: &mut [u8]) {
+    pub fn seal(&mut self, unsealed: &mut Unsealed, buffer: &mut [u8]) {
+        let Unsealed { messages, keys } = &*unsealed;
         let taken = self.crew.as_ref().and_then(|crew| crew.take(spare(messages.len())));
         let Some(taken) = taken else {
-            self.hand.seal(messages, 0, buffer);
-            messages.clear();
-            return;
+            self.hand.seal(keys, messages, 0, buffer);
+            return unsealed.clear();
         };
         let (hand, many) = (&mut self.hand, taken.many());
         let each = messages.len().div_ceil(taken.count + 1);
@@ -151,14 +180,14 @@ impl Bulk {
                 let end = part.last().map_or(start, |message| message.at.end);
                 let (own, behind) = rest.split_at_mut(end - start);
                 if parts.peek().is_none() {
-                    hand.seal(part, start, own);
+                    hand.seal(keys, part, start, own);
                 } else {
-                    scope.spawn(move |_| crew::with_hand(many, |hand| hand.seal(part, start, own)));
+                    scope.spawn(move |_| crew::with_hand(many, |hand| hand.seal(keys, part, start, own)));
                 }
                 (rest, start) = (behind, end);
             }
         });
-        messages.clear();
+        unsealed.clear();
     }
 
     /// Decrypts `messages` of one session, which lie in `datagrams`, into `buffer`, each behind the one before it.
@@ -214,7 +243,8 @@ mod tests {
             helpers in 0u8..4, many: bool,
         ) {
             let key = Arc::new(Key::new(&[9; 32]));
-            let (mut buffer, mut expected, mut messages) = (Vec::new(), Vec::new(), Vec::new());
+            let keys = [Arc::clone(&key), Arc::new(Key::new(&[9; 32]))];
+            let (mut buffer, mut expected, mut messages) = (Vec::new(), Vec::new(), Unsealed::default());
             for (number, text) in &texts {
                 let start = buffer.len();
                 buffer.extend_from_slice(&[4, 0, 0, 0, 1, 2, 3, 4]);
@@ -224,7 +254,7 @@ mod tests {
                 let mut one = buffer[start..].to_vec();
                 key.seal(*number, &[], &mut one[HEADER..]);
                 expected.extend(one);
-                messages.push(Seal { key: Arc::clone(&key), at: start..buffer.len() });
+                messages.push(&keys[usize::from(number % 5 == 0)], start..buffer.len());
             }
             let mut bulk = Bulk::with_crew(many, Crew::new("test", helpers, many).unwrap());
             bulk.seal(&mut messages, &mut buffer);

@@ -66,11 +66,6 @@ impl Keypair {
         len
     }
 
-    /// What encrypts its messages.
-    pub(super) fn sending_key(&self) -> Arc<Key> {
-        Arc::clone(&self.keys.sending)
-    }
-
     /// What decrypts the peer's.
     pub(super) fn receiving_key(&self) -> Arc<Key> {
         Arc::clone(&self.keys.receiving)
@@ -115,6 +110,11 @@ impl Keypairs {
     /// The one to send with.
     pub(super) fn sending(&mut self, now: Moment) -> Option<&mut Keypair> {
         self.current.as_deref_mut().filter(|k| k.is_alive(now) && k.counter < REJECT_AFTER_MESSAGES)
+    }
+
+    /// What encrypts what was laid out last.
+    pub(super) fn sending_key(&self) -> Option<&Arc<Key>> {
+        self.current().map(|k| &k.keys.sending)
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Option<Box<Keypair>>> {

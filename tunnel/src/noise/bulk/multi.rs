@@ -5,6 +5,7 @@
 use std::ffi::c_int;
 use std::ops::Range;
 use std::ptr::{NonNull, null, null_mut};
+use std::sync::Arc;
 
 use super::{Open, Seal};
 use crate::noise::aead::Key;
@@ -89,13 +90,19 @@ impl Manager {
     }
 
     /// Encrypts messages with content, of a buffer of which this begins at `start`; whether it did. If not, nothing may be sent of them.
-    pub(super) fn seal(&mut self, messages: &[Seal], start: usize, buffer: &mut [u8]) -> bool {
+    pub(super) fn seal(
+        &mut self,
+        keys: &[Arc<Key>],
+        messages: &[Seal],
+        start: usize,
+        buffer: &mut [u8],
+    ) -> bool {
         let place = |at: &Range<usize>| at.start - start..at.end - start;
         self.messages.clear();
         for Seal { key, at } in messages {
             let message = &buffer[place(at)];
             let text = &message[HEADER..message.len() - TAG];
-            let (nonce, len, key) = (nonce(message), text.len() as u64, key.bytes().as_ptr());
+            let (nonce, len, key) = (nonce(message), text.len() as u64, keys[*key].bytes().as_ptr());
             self.messages.push(Message { key, from: null(), into: null_mut(), len, nonce, tag: [0; TAG] });
         }
         // One pointer for all: a second borrow of the buffer would end the first one's.
