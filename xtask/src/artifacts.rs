@@ -228,7 +228,9 @@ pub(crate) fn sanitize(workspace: &Workspace, progress: Progress) -> Result<()> 
         // The second has the scenarios of the first with several threads.
         .args(["--test", "netns", "--test", "threads"])
         .arg("--target-dir")
-        .arg(workspace.path("target/sanitized"));
+        .arg(workspace.path("target/sanitized"))
+        // The sanitizer keeps frames elsewhere than on the stack that this test looks through.
+        .args(["--", "--skip", "no_key_is_left_on_the_stack"]);
     run(&mut command)
 }
 
