@@ -386,8 +386,12 @@ pub struct Flow {
     pub client: Addr,
     /// Of a flow to a service: the client's source port; with `HW_SCOPE_SERVICE` the flow's.
     pub client_port: Be16,
+    /// By direction: 1 if its peer was nobody that is known when it was judged.
+    pub stranger: [u8; 2],
+    /// Directions in which it went on after a reset: 1 that of its first packet, 2 the other.
+    pub revived: u8,
     /// Zero.
-    pub pad: [u16; 3],
+    pub pad: [u8; 3],
 }
 
 /// `struct hw_fragment_key`: key of `fragments`.

@@ -56,7 +56,10 @@ fn layouts() -> Vec<Layout> {
         layout!(abi::Local, "hw_local", true, ifindex flags),
         layout!(abi::State, "hw_state", true, epoch flags hold pad),
         layout!(abi::Tuple, "hw_tuple", true, src dst sport dport protocol scope pad),
-        layout!(abi::Flow, "hw_flow", true, until judged state flags nat_port service nat client client_port pad),
+        layout!(
+            abi::Flow, "hw_flow", true,
+            until judged state flags nat_port service nat client client_port stranger revived pad
+        ),
         layout!(abi::FragmentKey, "hw_fragment_key", true, src dst id protocol),
         layout!(abi::Fragment, "hw_fragment", true, sport dport protocol until),
         layout!(abi::FrontendKey, "hw_frontend_key", true, addr port protocol pad),

@@ -147,7 +147,11 @@ struct hw_flow {
 			       SERVICE: the backend's address. */
 	struct hw_addr client; /* HW_FLOW_HAIRPIN: the pod itself (the tuple has the service's address as source) */
 	__be16 client_port; /* FLOW with HW_FLOW_SERVICE: the client's own. SERVICE: that of the flow, the same unless it was taken. */
-	__u16 pad[3];
+	/* By direction: its peer was nobody that we know when it was judged, and is nobody until somebody has the address. A byte each,
+	 * since CPUs write without locks. */
+	__u8 stranger[2];
+	__u8 revived; /* directions in which it went on after a reset: 1 that of its first packet, 2 the other */
+	__u8 pad[3];
 };
 #define HW_FLOW_STACK 1   /* came in by the stack and goes back by it */
 #define HW_FLOW_SERVICE 2

@@ -11,16 +11,19 @@
 #include "policy.h"
 
 #define HW_SECOND 1000000000ull
-/* Idle times. Established TCP: two hours and a bit, over the usual keepalive (RFC 1122 4.2.3.6); the others as nf_conntrack. */
+/* Idle times. Established TCP: two hours and a bit, over the usual keepalive (RFC 1122 4.2.3.6); half closed as kube-proxy has
+ * it (--conntrack-tcp-timeout-close-wait); the others as nf_conntrack. */
 #define HW_TCP_OPENING (60 * HW_SECOND)
 #define HW_TCP_ESTABLISHED (8000 * HW_SECOND)
 #define HW_TCP_CLOSING (10 * HW_SECOND)
-#define HW_TCP_HALF_CLOSED (600 * HW_SECOND)
+#define HW_TCP_HALF_CLOSED (3600 * HW_SECOND)
 #define HW_UDP_NEW (30 * HW_SECOND)
 #define HW_UDP_ESTABLISHED (180 * HW_SECOND)
 #define HW_OTHER (60 * HW_SECOND)
 /* A cut connection's ends try again for about a quarter of an hour (tcp_retries2); each try renews this. */
 #define HW_REVOKED_IDLE (300 * HW_SECOND)
+
+#define HW_FLOW_FIN_BOTH (HW_FLOW_FIN_WITH | HW_FLOW_FIN_AGAINST)
 
 static __always_inline int is_opening(const struct packet *p)
 {
@@ -97,7 +100,7 @@ static __always_inline __u64 idle_time(const struct hw_flow *flow, __u8 protocol
 	if (protocol == IPPROTO_TCP || protocol == HW_PROTOCOL_SCTP) {
 		if (flow->state == HW_CLOSING)
 			return HW_TCP_CLOSING;
-		if (flow->flags & (HW_FLOW_FIN_WITH | HW_FLOW_FIN_AGAINST))
+		if (flow->flags & HW_FLOW_FIN_BOTH)
 			return HW_TCP_HALF_CLOSED;
 		return flow->state == HW_ESTABLISHED ? HW_TCP_ESTABLISHED : HW_TCP_OPENING;
 	}
@@ -105,6 +108,28 @@ static __always_inline __u64 idle_time(const struct hw_flow *flow, __u8 protocol
 		/* A late answer to a port that the client does not know could not be brought back any more. */
 		return flow->state == HW_ESTABLISHED || (flow->flags & HW_FLOW_MOVED) ? HW_UDP_ESTABLISHED : HW_UDP_NEW;
 	return HW_OTHER;
+}
+
+static __always_inline __u8 reset(struct hw_flow *flow)
+{
+	if (flow->revived)
+		flow->revived = 0;
+	return HW_CLOSING;
+}
+
+/* A reset that neither end takes (its sequence number is not what they expect, RFC 5961 3.2) ends nothing: both go on. What was still
+ * on its way comes from one end alone, since the other answers it by another reset. */
+static __always_inline int go_on(const struct packet *p, struct hw_flow *flow)
+{
+	__u8 seen = flow->revived | (p->reverse ? 2 : 1);
+
+	if (!(p->tcp_flags & HW_TCP_ACK))
+		return 0;
+	if (seen == 3)
+		seen = 0;
+	if (seen != flow->revived)
+		flow->revived = seen;
+	return !seen;
 }
 
 /* Takes note of one more packet. Writes only what changed: flows of other CPUs read the same line. */
@@ -120,9 +145,12 @@ static __always_inline void touch(struct packet *p, struct hw_flow *flow)
 	if (p->t.protocol == IPPROTO_TCP && p->kind != HW_LATER_FRAGMENT) {
 		if (p->tcp_flags & HW_TCP_FIN)
 			flags |= p->reverse ? HW_FLOW_FIN_AGAINST : HW_FLOW_FIN_WITH;
-		if ((p->tcp_flags & HW_TCP_RST) ||
-		    (flags & (HW_FLOW_FIN_WITH | HW_FLOW_FIN_AGAINST)) == (HW_FLOW_FIN_WITH | HW_FLOW_FIN_AGAINST))
+		if ((flags & HW_FLOW_FIN_BOTH) == HW_FLOW_FIN_BOTH)
 			state = HW_CLOSING;
+		else if (p->tcp_flags & HW_TCP_RST)
+			state = reset(flow);
+		else if (state == HW_CLOSING && go_on(p, flow))
+			state = HW_ESTABLISHED;
 	}
 	if (state != flow->state)
 		flow->state = state;
@@ -165,13 +193,15 @@ static __noinline int edge(struct __sk_buff *skb, struct scratch *s, struct hw_f
 		return HW_DROP_REVOKED;
 	}
 	judged_tuple(p, flow, &s->t);
-	p->opens = !before;
+	p->opens = !before || flow->stranger[direction];
 	bad = judge(skb, p, ep, &s->t, direction);
 	if (bad == HW_DROP_CLOSED)
 		return bad;
 	/* An address becomes known without a new epoch: what was denied for want of it is asked again each time. */
 	known = bad != HW_DROP_UNKNOWN_INGRESS && bad != HW_DROP_UNKNOWN_EGRESS;
 	flow->judged[direction] = (known ? p->epoch << 1 : 0) | !!bad;
+	if (flow->stranger[direction] != p->stranger[direction])
+		flow->stranger[direction] = p->stranger[direction];
 	if (before)
 		count(HW_COUNT_REJUDGED);
 	if (!bad) {
@@ -195,6 +225,8 @@ static __noinline int remember(struct __sk_buff *skb, struct scratch *s)
 
 	p->reverse = 0;
 	flow->flags |= p->swapped;
+	flow->stranger[HW_INGRESS] = p->stranger[HW_INGRESS];
+	flow->stranger[HW_EGRESS] = p->stranger[HW_EGRESS];
 	flow->until = p->now + idle_time(flow, p->t.protocol);
 	/* Full: this packet was judged and passes; what comes back is judged as if it were new, so what policy denies stays
 	 * denied. */

@@ -178,6 +178,15 @@ static __noinline struct hw_flow *to_service(struct __sk_buff *skb, struct scrat
 	return flow;
 }
 
+/* What is said to another node itself goes by the stack, both ways, so that this node's conntrack and nf_tables see it, as its
+ * administrators expect of what leaves for a machine. */
+static __always_inline int is_node(const struct hw_addr *addr)
+{
+	struct hw_address *known = bpf_map_lookup_elem(&addresses, addr);
+
+	return known && (known->flags & HW_ADDRESS_NODE);
+}
+
 /* Delivers what a pod may send. `flow`: known, else s->fresh is to be remembered. */
 static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, const struct hw_endpoint *ep,
 				   struct hw_flow *flow)
@@ -201,6 +210,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 	}
 	by_stack = flow ? flow->flags & HW_FLOW_STACK : 0;
 	by_stack |= (ep->flags & HW_ENDPOINT_SLOW) || (receiver && (receiver->flags & HW_ENDPOINT_SLOW));
+	if (!flow && !local && !(fresh->flags & HW_FLOW_SERVICE) && is_node(&to))
+		by_stack = 1;
 	/* The stack has no way for the service's address that a pod wears on its way to itself. */
 	if ((flow ? flow->flags : fresh->flags) & HW_FLOW_HAIRPIN)
 		by_stack = 0;
@@ -225,7 +236,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, con
 		if (bad)
 			return drop(skb, p, bad);
 	} else if (p->kind != HW_ICMP_ERROR && !(p->tcp_flags & HW_TCP_RST)) {
-		if (by_stack && (ep->flags & HW_ENDPOINT_SLOW || receiver))
+		if (by_stack)
 			fresh->flags |= HW_FLOW_STACK;
 		remember(skb, s);
 	}

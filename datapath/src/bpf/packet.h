@@ -58,6 +58,7 @@ struct packet {
 	__u8 reverse;	/* flow: this packet goes against its first */
 	__u8 swapped;	/* HW_FLOW_SWAPPED, if this packet's tuple is turned in the key */
 	__u8 opens;	/* judged for a flow that is not there yet */
+	__u8 stranger[2]; /* by direction: judged as of a peer that is nobody that we know */
 	__u8 translated;
 	__u8 piece;	/* IPv6: it has a fragment header */
 	struct hw_addr service; /* what the client said, for events */

@@ -67,6 +67,7 @@ static __noinline int judge(struct __sk_buff *skb, struct packet *p, const struc
 	else
 		class = class_of(peer, bank, p->opens);
 	p->classes[direction == HW_INGRESS ? 0 : 1] = class;
+	p->stranger[direction & 1] = class == HW_CLASS_UNKNOWN;
 	if (class == HW_CLASS_UNKNOWN)
 		tell(skb, p, HW_EVENT_UNKNOWN, 0);
 	says = ask(side, class, direction, t->protocol, t->dport);

@@ -48,6 +48,26 @@ fn what_is_for_another_node_goes_into_a_slot_where_a_route_leads_into_one() {
 }
 
 #[test]
+fn what_is_said_to_another_node_goes_by_the_stack_both_ways_and_services_there_do_not() {
+    both(|bench| {
+        bench.play(
+            "
+            a        | tcp a:1 > m2:80 syn     | stack
+            slot     | tcp m2:80 > a:1 syn,ack | pass
+            slot > a | tcp m2:80 > a:1 syn,ack | pass
+            a        | tcp a:1 > m2:80 ack     | stack
+            counted to-tunnel 0, to-stack 2, ingress-stack 0
+            service svc:53/udp = m2:53
+            a        | udp a:1 > svc:53        | tunnel | udp a:1 > m2:53
+            slot     | udp m2:53 > a:1         | to a   | udp svc:53 > a:1
+            slot     | tcp m2:1 > a:80 syn     | to a       # began there
+            a        | tcp a:80 > m2:1 syn,ack | tunnel
+            ",
+        );
+    });
+}
+
+#[test]
 fn out_of_the_tunnel_ingress_policy_is_asked_once_and_the_answer_goes_back_into_it() {
     both(|bench| {
         bench.play(

@@ -154,6 +154,34 @@ fn an_address_of_a_pod_that_is_gone_opens_nothing_and_its_flows_go_on() {
 }
 
 #[test]
+fn what_begins_from_an_address_whose_pod_is_gone_stays_nobodys_until_somebody_has_it() {
+    both(|bench| {
+        bench.play(
+            "
+            gone x
+            slot | tcp x:1 > b:80 syn   | to b
+            b    | tcp b:2 > x:80 syn   | tunnel
+            policy b: in allow, in unknown deny, out allow, out unknown deny
+            slot | tcp x:1 > b:80 ack   | drop revoked      # not as what had the address before
+            b    | tcp b:2 > x:80 ack   | drop revoked
+            policy b: in unknown allow, in x deny, out unknown allow, out x deny
+            slot | tcp x:1 > b:80 ack   | to b
+            b    | tcp b:2 > x:80 ack   | tunnel
+            know x
+            epoch
+            slot | tcp x:1 > b:80 ack   | drop revoked      # now it is somebody's
+            b    | tcp b:2 > x:80 ack   | drop revoked
+            policy b: in allow, out allow
+            slot | tcp x:1 > b:80 ack   | to b
+            gone x
+            policy b: in unknown deny, out unknown deny
+            slot | tcp x:1 > b:80 ack   | to b              # and judged as what it was
+            ",
+        );
+    });
+}
+
+#[test]
 fn a_pod_whose_policy_is_not_known_yet_meets_its_own_node_alone() {
     both(|bench| {
         bench.play(
