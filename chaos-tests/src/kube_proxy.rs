@@ -5,16 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 
+use crate::Node;
 use crate::objects::{BACKEND_PORT, SERVICE_PORT};
-use crate::{Node, Pod};
 
 /// A table like kube-proxy's of nftables mode: its own marks, DNAT in prerouting and output, masquerade behind it.
 ///
 /// # Errors
 /// The node has no address of a family, or nft refuses.
-pub fn kube_proxy(node: &Node, cluster_ips: [IpAddr; 2], node_port: u16, backend: &Pod) -> Result<()> {
+pub fn kube_proxy(node: &Node, cluster_ips: [IpAddr; 2], node_port: u16, backend: &[IpAddr]) -> Result<()> {
     let mut rules = String::new();
-    for ip in &backend.ips {
+    for ip in backend {
         let (family, own) = if ip.is_ipv4() { ("ip", cluster_ips[0]) } else { ("ip6", cluster_ips[1]) };
         let to = SocketAddr::new(*ip, BACKEND_PORT);
         for protocol in ["tcp", "udp"] {

@@ -89,6 +89,7 @@ mod tests {
             mesh: Vec::new(),
             non_masquerade: nets(exempt),
             service_cidrs: Vec::new(),
+            translates: true,
             slots: ["a".into(), "b".into()],
             pod_veth_prefix: "hw".into(),
             tunnel_ports: [1, 2],

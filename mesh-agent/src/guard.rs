@@ -9,7 +9,7 @@ use mesh_core::plan::{self, Desired};
 use mesh_core::prefix::Family;
 use mesh_core::slot::Slot;
 
-use crate::config::Config;
+use crate::config::{Config, DataPath};
 use crate::host::{Host, HostFinding, HostFix, HostWant, Severity, judge};
 use crate::kernel::Kernel;
 use crate::metrics::Metrics;
@@ -264,6 +264,7 @@ pub async fn close(
         mesh: Vec::new(),
         non_masquerade: config.settings.non_masquerade.clone(),
         service_cidrs: config.settings.service_cidrs.clone(),
+        translates: config.data_path == DataPath::Enforce,
         slots: Slot::ALL.map(|slot| slot.device().to_owned()),
         pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
         tunnel_ports: SLOT_PORTS,
@@ -311,6 +312,7 @@ pub(crate) fn nft_input(config: &Config, desired: &Desired) -> NftInput {
         mesh: desired.mesh.iter().copied().collect(),
         non_masquerade: config.settings.non_masquerade.clone(),
         service_cidrs: desired.service_cidrs.clone(),
+        translates: config.data_path == DataPath::Enforce,
         slots: Slot::ALL.map(|slot| slot.device().to_owned()),
         pod_veth_prefix: POD_VETH_PREFIX.to_owned(),
         tunnel_ports: SLOT_PORTS,

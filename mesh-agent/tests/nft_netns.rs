@@ -82,6 +82,7 @@ fn input() -> NftInput {
         mesh: vec!["10.244.1.1".parse().unwrap(), "fd44:1::1".parse().unwrap()],
         non_masquerade: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:99::/64".parse().unwrap()],
         service_cidrs: vec!["198.51.100.128/25".parse().unwrap(), "2001:db8:99:0:8000::/65".parse().unwrap()],
+        translates: true,
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
@@ -189,6 +190,8 @@ fn nft_lists_every_chain_set_and_comment_and_our_own_reading_finds_no_difference
         "masquerade fully-random",
         "snat ip to 10.244.1.1",
         "snat ip6 to fd44:1::1",
+        "iifname \"hw*\" oifname @slots meta nfproto ipv4 ct original ip daddr @services_v4 counter",
+        "meta nfproto ipv6 ct original ip6 daddr @services_v6 counter",
         "meta mark & 0x00004000 == 0x00004000",
         "elements = { 10.244.0.0/16 }",
         "elements = { \"hawser0\",",
@@ -317,6 +320,38 @@ fn what_pods_send_to_a_services_address_that_is_nobodys_does_not_leave_but_the_n
         delivered(&node, &world, service);
     }
     assert_eq!(packets(&lab, &mut nft, counter::MASQUERADED_TO_WORLD), 0, "dropped before it is translated");
+}
+
+#[test]
+fn what_somebody_else_translates_into_a_slot_is_refused_where_the_data_path_has_services_and_passes_where_it_has_none()
+ {
+    let lab = lab();
+    let mut nft = Nft::new();
+    let proxy = tempfile::NamedTempFile::new().unwrap();
+    let rules = "table inet proxy {
+        chain prerouting {
+            type nat hook prerouting priority dstnat
+            ip daddr 198.51.100.200 dnat ip to 10.244.3.8
+            ip6 daddr 2001:db8:99:0:8000::7 dnat ip6 to fd44:3::8
+        }
+    }\n";
+    std::fs::write(proxy.path(), rules).unwrap();
+    lab.sh("node", "nft -f", proxy.path().to_str().unwrap());
+    // So that the node answers for it on the pod's link.
+    lab.ip("node", "route add 198.51.100.200 via 192.0.2.9");
+    for (pod, service, backend, own) in [
+        ("10.244.1.5:0", "198.51.100.200:7014", "10.244.3.8:7014", "10.244.1.5"),
+        ("[fd44:1::5]:0", "[2001:db8:99:0:8000::7]:7014", "[fd44:3::8]:7014", "fd44:1::5"),
+    ] {
+        let (pod, mesh) = (lab.udp("pod", pod), lab.udp("mesh", backend));
+        apply(&lab, &mut nft);
+        refused(&lab, &mut nft, counter::SERVICE_UNKNOWN, &pod, &mesh, service);
+        // Said to the backend itself.
+        assert_eq!(delivered(&pod, &mesh, backend), own.parse::<IpAddr>().unwrap());
+        let off = ruleset(&NftInput { translates: false, ..input() });
+        lab.inside("node", || nft.apply(&off)).expect("the kernel takes the ruleset");
+        assert_eq!(delivered(&pod, &mesh, service), own.parse::<IpAddr>().unwrap());
+    }
 }
 
 fn connect(lab: &Lab, server: (&str, &str), client: (&str, &str)) -> std::io::Result<()> {
@@ -510,6 +545,7 @@ fn one_family_and_empty_lists_are_taken_by_the_kernel_and_read_back() {
         mesh: Vec::new(),
         non_masquerade: Vec::new(),
         service_cidrs: Vec::new(),
+        translates: true,
         ..input()
     };
     let of = |six: bool| {
@@ -525,6 +561,7 @@ fn one_family_and_empty_lists_are_taken_by_the_kernel_and_read_back() {
             mesh: ips(all.mesh),
             non_masquerade: nets(all.non_masquerade),
             service_cidrs: nets(all.service_cidrs),
+            translates: true,
             ..input()
         }
     };

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use chaos_tests::Lab;
 use chaos_tests::kube_proxy::kube_proxy;
+use chaos_tests::{Lab, LabOptions};
 use netlab::eventually;
 use serde_json::json;
 
@@ -16,7 +16,7 @@ use crate::support::objects::{
     service, set_endpoints, with_cluster_ips,
 };
 use crate::support::{Ask, Counts, Namer};
-use crate::{SOON, lab};
+use crate::{SOON, lab, lab_of};
 
 const NODE_PORT: u16 = 30_090;
 
@@ -48,7 +48,7 @@ fn rules_like_kube_proxys_serve_the_world_and_the_host_beside_ours() -> Result<(
         apply(&lab, &service("web", &spec))?;
         set_endpoints(&lab, "web", &[Endpoint::ready(backend)])?;
         let ips = cluster_ips(number);
-        kube_proxy(lab.node(1), ips, NODE_PORT, backend)?;
+        kube_proxy(lab.node(1), ips, NODE_PORT, &backend.ips)?;
         for ip in ips {
             let to = SocketAddr::new(ip, SERVICE_PORT);
             // A pod by the data path, the host by kube-proxy's rules.
@@ -76,11 +76,46 @@ fn rules_like_kube_proxys_serve_the_world_and_the_host_beside_ours() -> Result<(
 }
 
 #[test]
+fn a_service_that_kube_proxy_knows_first_answers_nobody_from_a_wrong_address_and_is_found_at_the_next_try()
+-> Result<()> {
+    let options = LabOptions {
+        drift_interval: 1,
+        allocates_services: true,
+        ..LabOptions::new(netlab::unique_name("first")).nodes(2)
+    };
+    let lab = lab_of(options)?;
+    let [client, far] = [lab.add_pod(1, "client")?, lab.add_pod(2, "far")?];
+    let _namer = Namer::new(&far.namespace, "far", &far.ips, BACKEND_PORT)?;
+    let ips = cluster_ips(44);
+    kube_proxy(lab.node(1), ips, NODE_PORT, &far.ips)?;
+    let refused = || lab.node(1).metric("hawser_firewall_packets_total{kind=\"service_unknown\"}");
+    for ip in ips {
+        for ask in [Ask::Tcp, Ask::Udp] {
+            let before = refused()?;
+            let answer =
+                ask.once(&client.namespace, SocketAddr::new(ip, SERVICE_PORT), Duration::from_millis(400));
+            ensure!(answer.is_err(), "{answer:?}: by kube-proxy alone, whose answers cannot come back");
+            let counted = || refused().map_err(|error| format!("{error:#}")).map(|now| now > before);
+            eventually(SOON, "that is counted", || match counted() {
+                Ok(true) => Ok(()),
+                other => Err(format!("{other:?}")),
+            })?;
+        }
+    }
+    apply(&lab, &service("late", &with_cluster_ips(44)))?;
+    set_endpoints(&lab, "late", &[Endpoint::ready(&far)])?;
+    for ip in ips {
+        answered(&lab, &client.namespace, SocketAddr::new(ip, SERVICE_PORT), "far")?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_enters_from_outside_meets_the_policy_of_its_backend() -> Result<()> {
     let lab = lab("outsider", 2)?;
     let [client, server] = [lab.add_pod(1, "client")?, lab.add_pod(1, "server")?];
     let namer = Namer::new(&server.namespace, "server", &server.ips, BACKEND_PORT)?;
-    kube_proxy(lab.node(1), cluster_ips(42), NODE_PORT, &server)?;
+    kube_proxy(lab.node(1), cluster_ips(42), NODE_PORT, &server.ips)?;
     let world: Vec<SocketAddr> =
         lab.node(1).addresses()?.into_iter().map(|ip| SocketAddr::new(ip, NODE_PORT)).collect();
     for to in &world {

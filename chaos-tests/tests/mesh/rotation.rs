@@ -250,7 +250,7 @@ fn lossless_rotations(lab: &Lab, rounds: u8) -> Result<()> {
     node_port(lab, 40, backend)?;
     // Of another node than the client's and the backend's.
     streams.extend(by_node_port(&mut witness, &pods[0].namespace, lab.node(2), backend)?);
-    kube_proxy(lab.node(2), cluster_ips(41), WORLDS_PORT, &pods[0])?;
+    kube_proxy(lab.node(2), cluster_ips(41), WORLDS_PORT, &pods[0].ips)?;
     streams.extend(from_the_world(lab, &mut witness, (lab.node(2), WORLDS_PORT), &pods[0])?);
     flowing(&streams, 20)?;
     let mut seen: BTreeSet<String> = BTreeSet::new();
@@ -364,7 +364,7 @@ fn an_operator_has_keys_replaced_by_command_and_is_told_when_it_is_done() -> Res
 fn what_kube_proxy_masquerades_for_the_world_survives_the_replacement_of_all_keys() -> Result<()> {
     let lab = rotating("masquerade", 2, 120)?;
     let backend = lab.add_pod(2, "backend")?;
-    kube_proxy(lab.node(1), cluster_ips(41), NODE_PORT, &backend)?;
+    kube_proxy(lab.node(1), cluster_ips(41), NODE_PORT, &backend.ips)?;
     let mut witness = Witness::new(&lab)?;
     // By the first node, which gives them its own address on its way into the tunnel.
     let streams = from_the_world(&lab, &mut witness, (lab.node(1), NODE_PORT), &backend)?;

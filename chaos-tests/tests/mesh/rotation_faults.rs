@@ -77,7 +77,7 @@ fn an_agent_that_dies_at_any_of_its_writes_goes_on_with_its_rotation_and_no_pack
     let mut streams = everywhere(&lab, &mut witness, &pods)?;
     node_port(&lab, 40, &pods[2])?;
     streams.extend(by_node_port(&mut witness, &pods[0].namespace, lab.node(2), &pods[2])?);
-    kube_proxy(lab.node(2), cluster_ips(41), WORLDS_PORT, &pods[0])?;
+    kube_proxy(lab.node(2), cluster_ips(41), WORLDS_PORT, &pods[0].ips)?;
     streams.extend(from_the_world(&lab, &mut witness, (lab.node(2), WORLDS_PORT), &pods[0])?);
     let fuse = Fuse::new()?;
     lab.node_mut(2).kill_agent()?;

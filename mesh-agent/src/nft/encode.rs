@@ -294,12 +294,7 @@ pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<
                 out.push(compare(Is::Yes, value.to_ne_bytes().to_vec()));
             }
             Match::AddressIn(family, end, is, set) => {
-                known(
-                    sets,
-                    set,
-                    object,
-                    |elements| matches!(elements, Elements::Addresses(ranges) if ranges.family() == *family),
-                )?;
+                known_addresses(sets, set, object, *family)?;
                 out.extend(require(*family, &mut known_family));
                 out.push(address(*family, *end));
                 out.push(lookup(set, *is));
@@ -329,6 +324,12 @@ pub(crate) fn expressions(rule: &Rule, sets: &[Set], object: &Object) -> Result<
             Match::LocalDestination => {
                 out.push(destination_type());
                 out.push(compare(Is::Yes, RTN_LOCAL.to_ne_bytes().to_vec()));
+            }
+            Match::BegunTo(family, set) => {
+                known_addresses(sets, set, object, *family)?;
+                out.extend(require(*family, &mut known_family));
+                out.push(begun_to(*family));
+                out.push(lookup(set, Is::Yes));
             }
             Match::CtState(states) => {
                 out.push(Expr {
@@ -391,6 +392,23 @@ fn meta(key: u32) -> Expr {
 
 pub(super) fn meta_to(key: u32, register: u32) -> Expr {
     Expr { name: "meta", data: vec![Attr::be32(nfta::META_DREG, register), Attr::be32(nfta::META_KEY, key)] }
+}
+
+/// `ct original ip daddr`: what has no connection ends the rule.
+fn begun_to(family: Family) -> Expr {
+    const NFT_CT_DST_IP: u32 = 20;
+    const NFT_CT_DST_IP6: u32 = 22;
+    const IP_CT_DIR_ORIGINAL: u8 = 0;
+    let key = match family {
+        Family::V4 => NFT_CT_DST_IP,
+        Family::V6 => NFT_CT_DST_IP6,
+    };
+    let data = vec![
+        Attr::be32(nfta::CT_DREG, REG_1),
+        Attr::be32(nfta::CT_KEY, key),
+        Attr::bytes(nfta::CT_DIRECTION, [IP_CT_DIR_ORIGINAL]),
+    ];
+    Expr { name: "ct", data }
 }
 
 /// What the routes say of the destination (`fib daddr type`).
@@ -552,6 +570,15 @@ fn port_map<'a>(sets: &'a [Set], name: &str, object: &Object) -> Result<&'a Port
         Elements::Addresses(_) | Elements::Interfaces(_) => None,
     });
     maps.next().ok_or_else(|| EncodeError::UnknownSet { object: object.clone(), set: name.to_owned() })
+}
+
+fn known_addresses(sets: &[Set], name: &str, object: &Object, family: Family) -> Result<(), EncodeError> {
+    known(
+        sets,
+        name,
+        object,
+        |elements| matches!(elements, Elements::Addresses(ranges) if ranges.family() == family),
+    )
 }
 
 fn known(

@@ -365,6 +365,8 @@ pub enum Match {
     Icmpv6Type(u8, u8),
     /// The destination is an address of this node.
     LocalDestination,
+    /// The packet is of this family *and* what its connection was begun to, before any translation, is in this set of addresses.
+    BegunTo(Family, String),
     /// The connection tracking state is one of these `NF_CT_STATE` bits (`nf_conntrack_common.h`).
     CtState(u32),
 }

@@ -56,7 +56,8 @@ pub mod counter {
     pub const MASQUERADED_TO_WORLD: &str = "masqueraded_to_world";
     /// Packets of own pods to another node's address that would have left outside the tunnel.
     pub const LEAK_REFUSED_TO_NODE: &str = "leak_refused_to_node";
-    /// Packets of pods to a Service's address that is nobody's, or that this node has not heard of yet.
+    /// Packets of pods to a Service's address that is nobody's, or that this node has not heard of yet, or that it leaves to
+    /// somebody else who has chosen a backend on another node.
     pub const SERVICE_UNKNOWN: &str = "service_unknown";
     /// A pod's packet to a service without endpoints, answered by a reset or an ICMP error.
     pub const SERVICE_REJECTED: &str = "service_rejected";
@@ -116,6 +117,8 @@ pub struct NftInput {
     /// Where Services have their addresses: what of a pod would leave to one of them found nobody who has it. A prefix of
     /// `non_masquerade` that lies in one of them whole is open: its administrator knows that other machines are there.
     pub service_cidrs: Vec<IpNet>,
+    /// Services are translated by the data path: what somebody else translated into a slot would be answered past them.
+    pub translates: bool,
     /// Names of the WireGuard devices.
     pub slots: [String; 2],
     /// How the host side of every pod's veth begins; no other interface may begin so.
@@ -188,6 +191,9 @@ pub fn ruleset(input: &NftInput) -> Table {
         refuse_in.rules.extend(side.guard(Direction::In, &input.pod_veth_prefix));
         refuse_to_node.rules.extend(side.to_node(&input.pod_veth_prefix));
         refuse_to_service.rules.extend(side.to_service(&input.pod_veth_prefix));
+        if input.translates {
+            refuse_to_service.rules.extend(side.translated_by_others(&input.pod_veth_prefix));
+        }
         translate.rules.extend(side.translate(&input.pod_veth_prefix));
         refuse_out.rules.extend(side.guard(Direction::Out, &input.pod_veth_prefix));
     }
@@ -362,6 +368,19 @@ impl Side {
     fn to_service(&self, veths: &str) -> Option<Rule> {
         let refused = || self.forwarded("services", counter::SERVICE_UNKNOWN, veths);
         (!self.services.is_empty()).then(refused)
+    }
+
+    /// A backend's answer out of the tunnel goes into its pod at once, and would bear the backend's address. kube-proxy may hear
+    /// of a Service before we do: dropped, so that the next try finds it with us.
+    fn translated_by_others(&self, veths: &str) -> Option<Rule> {
+        let matches = || {
+            vec![
+                Match::Interface(Direction::In, Is::Yes, InterfaceName::Prefix(veths.to_owned())),
+                Match::InterfaceIn(Direction::Out, Is::Yes, SLOTS.to_owned()),
+                Match::BegunTo(self.family, self.set_name("services")),
+            ]
+        };
+        (!self.services.is_empty()).then(|| rule(counter::SERVICE_UNKNOWN, matches(), Verdict::Drop))
     }
 
     /// Drops what pods would send by an uplink to what is in a set.

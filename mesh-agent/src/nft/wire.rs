@@ -182,6 +182,7 @@ pub(crate) mod nfta {
     pub(crate) const META_KEY: u16 = 2;
     pub(crate) const CT_DREG: u16 = 1;
     pub(crate) const CT_KEY: u16 = 2;
+    pub(crate) const CT_DIRECTION: u16 = 3;
     pub(crate) const CMP_SREG: u16 = 1;
     pub(crate) const CMP_OP: u16 = 2;
     pub(crate) const CMP_DATA: u16 = 3;

@@ -14,6 +14,7 @@ fn table() -> Table {
         mesh: vec!["10.244.1.1".parse().unwrap(), "fd44:0:0:1::1".parse().unwrap()],
         non_masquerade: both("0.0.0.0/1", "fc00::/7"),
         service_cidrs: both("10.96.0.0/12", "fd00:96::/112"),
+        translates: true,
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],

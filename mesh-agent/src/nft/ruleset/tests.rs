@@ -21,6 +21,8 @@ struct Packet {
     opens: bool,
     /// To an address of this node.
     local: bool,
+    /// What its connection was begun to, if it has one.
+    begun_to: Option<IpAddr>,
 }
 
 /// What a chain does to a packet, with the comment of the rule that decided.
@@ -81,6 +83,10 @@ fn holds(table: &Table, wanted: &Match, packet: &Packet) -> bool {
         Match::TcpOpens(is) => packet.opens == (*is == Is::Yes),
         Match::Icmpv6Type(first, last) => (*first..=*last).contains(&packet.ports[0].to_be_bytes()[0]),
         Match::LocalDestination => packet.local,
+        Match::BegunTo(family, name) => {
+            let Elements::Addresses(ranges) = set(name) else { panic!("{name} holds names") };
+            packet.begun_to.is_some_and(|to| Family::of(to) == *family && ranges.contains(to))
+        }
         Match::CtState(_) => panic!("no rule of this table asks for that"),
     }
 }
@@ -139,12 +145,17 @@ impl Promise<'_> {
     }
 
     fn to_service(&self, packet: &Packet) -> Outcome {
-        let pod = packet.iif.starts_with("hw") && self.is_foreign(&packet.oif);
+        let pod = packet.iif.starts_with("hw");
         let services = || self.0.service_cidrs.iter();
-        let opened = self.0.non_masquerade.iter().any(|net| {
-            net.contains(&packet.destination) && services().any(|services| services.contains(net))
-        });
-        if pod && services().any(|net| net.contains(&packet.destination)) && !opened {
+        let is_service = |ip: &IpAddr| {
+            let opened = |net: &IpNet| net.contains(ip) && services().any(|services| services.contains(net));
+            services().any(|net| net.contains(ip)) && !self.0.non_masquerade.iter().any(opened)
+        };
+        let plain = self.is_foreign(&packet.oif) && is_service(&packet.destination);
+        let translated = self.0.translates
+            && self.0.slots.contains(&packet.oif)
+            && packet.begun_to.as_ref().is_some_and(is_service);
+        if pod && (plain || translated) {
             return Outcome::Dropped("service_unknown".to_owned());
         }
         Outcome::Passes
@@ -246,10 +257,10 @@ prop_compose! {
     fn input()(
         guarded in nets(), own_pod_cidrs in nets(), own_node_ips in addresses(), peer_node_ips in addresses(),
         mesh in addresses(), non_masquerade in nets(), service_cidrs in nets(),
-        closed in addresses(), sources in addresses(), require in any::<bool>(), exempt_tcp in prop::collection::btree_set(port(), 0..3),
+        translates in any::<bool>(), closed in addresses(), sources in addresses(), require in any::<bool>(), exempt_tcp in prop::collection::btree_set(port(), 0..3),
     ) -> NftInput {
         NftInput {
-            guarded, own_pod_cidrs, own_node_ips, peer_node_ips, mesh, non_masquerade, service_cidrs,
+            guarded, own_pod_cidrs, own_node_ips, peer_node_ips, mesh, non_masquerade, service_cidrs, translates,
             slots: ["hawser0".into(), "hawser1".into()], pod_veth_prefix: "hw".into(), tunnel_ports: [51880, 51881],
             hosts: HostGuard { closed, sources, require, exempt_tcp },
         }
@@ -269,6 +280,7 @@ prop_compose! {
         protocol in prop_oneof![Just(6_u8), Just(17), Just(58), any::<u8>()],
         to_port in prop_oneof![port(), Just(51880_u16), Just(51881)],
         from_port in prop_oneof![port(), Just(51880_u16), Just(51881)], local in any::<bool>(), opens in any::<bool>(),
+        begun_to in prop::option::of(address()),
     ) -> Packet {
         // A packet has one family.
         let destination = match (source, destination) {
@@ -276,7 +288,7 @@ prop_compose! {
             (IpAddr::V6(_), IpAddr::V4(_)) => IpAddr::V6(Ipv6Addr::new(0xfd44, 0, 0, 0, 0, 0, 0, 1)),
             (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => destination,
         };
-        Packet { iif, oif, source, destination, mark, protocol, ports: [from_port, to_port], opens, local }
+        Packet { iif, oif, source, destination, mark, protocol, ports: [from_port, to_port], opens, local, begun_to: begun_to.filter(|to| to.is_ipv4() == source.is_ipv4()) }
     }
 }
 
@@ -350,6 +362,7 @@ fn a_wide_exemption_opens_neither_the_pod_networks_nor_the_nodes_inside_it() {
         mesh: vec!["10.244.1.1".parse().unwrap()],
         non_masquerade: vec!["10.0.0.0/8".parse().unwrap()],
         service_cidrs: Vec::new(),
+        translates: true,
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
@@ -368,6 +381,7 @@ fn a_wide_exemption_opens_neither_the_pod_networks_nor_the_nodes_inside_it() {
             ports: [1, 2],
             opens: true,
             local: false,
+            begun_to: None,
         };
         evaluate(&table, "refuse_out", &packet) == Outcome::Passes
     };
@@ -388,6 +402,7 @@ fn every_rule_has_a_name_of_the_list_of_counters_and_every_name_has_a_rule() {
         mesh: vec!["10.244.1.1".parse().unwrap(), "fd44:0:0:1::1".parse().unwrap()],
         non_masquerade: Vec::new(),
         service_cidrs: both("10.96.0.0/12", "fd00:96::/112"),
+        translates: true,
         slots: ["hawser0".into(), "hawser1".into()],
         pod_veth_prefix: "hw".into(),
         tunnel_ports: [51880, 51881],
@@ -416,6 +431,7 @@ fn names_that_no_interface_can_have_and_sets_that_do_not_exist_are_refused_befor
             mesh: Vec::new(),
             non_masquerade: Vec::new(),
             service_cidrs: Vec::new(),
+            translates: true,
             slots: ["hawser0".into(), "hawser1".into()],
             pod_veth_prefix: "hw".into(),
             tunnel_ports: [51880, 51881],
