@@ -572,8 +572,8 @@ impl Agent {
             // Who is alone needs none.
             None => (no_tunnel && view.nodes.len() > 1).then_some(Broken::Tunnel),
         };
-        let mut readiness =
-            Readiness { mesh: desired.mesh.clone(), mtu: desired.mtu, broken, ..Readiness::default() };
+        let (mesh, home) = (desired.mesh.clone(), desired.home.clone());
+        let mut readiness = Readiness { mesh, home, mtu: desired.mtu, broken, ..Readiness::default() };
         if !view.synced {
             readiness.obstacles.push(
                 "the list of Nodes has not been read from the API server yet, or not that of ClusterPeers or ServiceCIDRs"

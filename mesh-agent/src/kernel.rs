@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use mesh_core::numbers::ROUTE_PROTOCOL;
 use mesh_core::plan::{Action, Port, Route, Rule, Target};
 use mesh_core::prefix::Family;
+use mesh_core::slot::Slot;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::IpProtocol;
@@ -600,24 +601,32 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
     };
     let mut rule = Rule::new(0, family);
     let mut table = u32::from(message.header.table);
-    let (mut target, mut tcp, mut port) = (None, false, None);
+    let (mut target, mut protocol, mut port, mut to) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(value) => rule.priority = *value,
             RuleAttribute::Table(id) => table = *id,
             RuleAttribute::Source(ip) => rule.from = IpNet::new(*ip, message.header.src_len).ok(),
             RuleAttribute::Destination(ip) => rule.to = IpNet::new(*ip, message.header.dst_len).ok(),
-            RuleAttribute::Iifname(name) => rule.local = name == LOOPBACK,
+            RuleAttribute::Iifname(name) => {
+                rule.local = name == LOOPBACK;
+                rule.slot = Slot::ALL.into_iter().find(|slot| slot.device() == name);
+            }
             // The kernel leaves out a mark of zero.
             RuleAttribute::FwMask(mask) => rule.unmarked = Some(*mask),
-            RuleAttribute::IpProtocol(protocol) => tcp = *protocol == IpProtocol::Tcp,
+            RuleAttribute::IpProtocol(value) => protocol = Some(*value),
             RuleAttribute::SourcePortRange(range) => port = Some(Port::Source(range.start)),
-            RuleAttribute::DestinationPortRange(range) => port = Some(Port::Destination(range.start)),
+            RuleAttribute::DestinationPortRange(range) => {
+                port = Some(Port::Destination(range.start));
+                to = Some((range.start, range.end));
+            }
             RuleAttribute::Goto(priority) => target = Some(*priority),
             _ => {}
         }
     }
-    rule.tcp = port.filter(|_| tcp);
+    rule.tcp = port.filter(|_| protocol == Some(IpProtocol::Tcp));
+    let is_icmp = protocol == Some(icmp(family));
+    rule.icmp = to.filter(|_| is_icmp).map(|(first, last)| [first, last].map(|port| port.to_be_bytes()[0]));
     rule.action = match message.header.action {
         RuleAction::ToTable => Action::Table(table),
         RuleAction::Goto => Action::Goto(target?),
@@ -625,6 +634,13 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
         _ => return None,
     };
     Some(rule)
+}
+
+const fn icmp(family: Family) -> IpProtocol {
+    match family {
+        Family::V4 => IpProtocol::Icmp,
+        Family::V6 => IpProtocol::Other(58),
+    }
 }
 
 /// The device by which, for rules, comes what this node itself sends.
@@ -659,8 +675,9 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     if let Some(mask) = rule.unmarked {
         attributes.extend([RuleAttribute::FwMark(0), RuleAttribute::FwMask(mask)]);
     }
-    if rule.local {
-        attributes.push(RuleAttribute::Iifname(LOOPBACK.to_owned()));
+    let device = rule.slot.map_or(LOOPBACK, Slot::device);
+    if rule.local || rule.slot.is_some() {
+        attributes.push(RuleAttribute::Iifname(device.to_owned()));
     }
     if let Some(port) = rule.tcp {
         let range = |port| RulePortRange { start: port, end: port };
@@ -669,6 +686,15 @@ fn rule_message(rule: &Rule) -> RuleMessage {
             Port::Source(port) => RuleAttribute::SourcePortRange(range(port)),
             Port::Destination(port) => RuleAttribute::DestinationPortRange(range(port)),
         });
+    }
+    if let Some([first, last]) = rule.icmp {
+        // Of ICMP the kernel keeps type and code where others have the destination's port (`union flowi_uli`), of what it sends itself.
+        let range =
+            RulePortRange { start: u16::from_be_bytes([first, 0]), end: u16::from_be_bytes([last, u8::MAX]) };
+        attributes.extend([
+            RuleAttribute::IpProtocol(icmp(rule.family)),
+            RuleAttribute::DestinationPortRange(range),
+        ]);
     }
     attributes.push(RuleAttribute::Priority(rule.priority));
     attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));

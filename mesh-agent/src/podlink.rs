@@ -35,6 +35,8 @@ pub struct PodLink {
     pub mtu: u32,
     /// Address of the pod and the gateway of its default route, per family.
     pub ips: Vec<(IpAddr, IpAddr)>,
+    /// Addresses of the node, at most one of each family, from which it speaks to the pod.
+    pub home: BTreeSet<IpAddr>,
 }
 
 /// Why a pod could not be connected.
@@ -160,7 +162,8 @@ where
     within(netns, async move || inside_pod(&inside).await).await??;
     for (address, _) in &link.ips {
         neighbour(kernel, index, *address, link.pod_mac).await?;
-        let target = Target::Device { device: link.veth.clone(), source: None };
+        let source = link.home.iter().copied().find(|home| mesh_core::prefix::same_family(*home, *address));
+        let target = Target::Device { device: link.veth.clone(), source };
         kernel.put_route(&Route { table: TABLE_PODS, prefix: IpNet::from(*address), target }).await?;
     }
     Ok(())
@@ -327,8 +330,12 @@ pub async fn check(
         return changed(format!("link {} is down on the node", link.veth));
     }
     for (address, _) in &link.ips {
-        let target = Target::Device { device: link.veth.clone(), source: None };
-        if !state.routes.contains(&Route { table: TABLE_PODS, prefix: IpNet::from(*address), target }) {
+        // The node's own addresses come and go.
+        let led = |route: &Route| {
+            let to_pod = matches!(&route.target, Target::Device { device, .. } if *device == link.veth);
+            route.table == TABLE_PODS && route.prefix == IpNet::from(*address) && to_pod
+        };
+        if !state.routes.iter().any(led) {
             return changed(format!("route to {address} by {} is gone from the node", link.veth));
         }
     }

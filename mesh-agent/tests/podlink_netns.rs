@@ -22,6 +22,7 @@ fn link(number: u8) -> PodLink {
         veth,
         ifname: format!("eth{number}"),
         mtu: 1400,
+        home: Default::default(),
         ips: ips
             .map(|(address, gateway)| {
                 let address =

@@ -2,7 +2,7 @@
 //! administrator wants that, and what is refused instead of sent in plaintext.
 //!
 //! One table of routes ([`TABLE_HOSTS`]) holds the InternalIPs of peers, and rules lead to it what this node sends from
-//! its own InternalIPs. WireGuard's packets bear [`MARK_WIREGUARD`], which no rule to that table matches; there is no second
+//! its own InternalIPs, and what it passes on for a peer. WireGuard's packets bear [`MARK_WIREGUARD`], which no rule to that table matches; there is no second
 //! rule without which they would.
 //!
 //! ```text
@@ -25,6 +25,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::numbers::{MARK_WIREGUARD, RULE_EXEMPT, RULE_HOSTS, RULE_HOSTS_END, TABLE_HOSTS};
 use crate::plan::{Action, Port, Route, Rule, Target};
 use crate::prefix::{self, Family};
+use crate::slot::Slot;
 
 mod remembered;
 pub use remembered::{Closings, FORGET, Remembered};
@@ -59,6 +60,10 @@ pub struct HostState {
     pub remembered: Remembered,
     /// IPv6 addresses of this node that are neither InternalIPs nor mesh addresses: what is sent from them is left alone.
     pub others: BTreeSet<IpAddr>,
+    /// InternalIPs of this node that its kernel has, too: routes may name no other as a source.
+    pub present: BTreeSet<IpAddr>,
+    /// Addresses from which it speaks to its pods at present, at most one of each family: what goes on while its Node is not known.
+    pub homes: BTreeSet<IpAddr>,
 }
 
 /// How this node's own traffic to one peer goes.
@@ -186,6 +191,12 @@ pub fn rules(settings: &HostTraffic, own: &BTreeSet<IpAddr>, state: &HostState) 
         rules.insert(Rule { from: Some(prefix::host(source)), ..lead(Family::V4) });
     }
     rules.insert(lead(Family::V6));
+    // What comes out of the tunnel for a node's address and is not this node's own had that translated here: it asked a node port of
+    // this node, and its backend is on a third one's host network; or is the answer to that.
+    for family in Family::BOTH {
+        let lead = Rule { action: Action::Table(TABLE_HOSTS), ..Rule::new(RULE_HOSTS, family) };
+        rules.extend(Slot::ALL.map(|slot| Rule { slot: Some(slot), ..lead.clone() }));
+    }
     for other in state.others.iter().filter(|address| address.is_ipv6()) {
         let skip = Rule { action: Action::Goto(RULE_HOSTS_END), ..Rule::new(RULE_EXEMPT, Family::V6) };
         rules.insert(Rule { from: Some(prefix::host(*other)), ..skip });

@@ -51,6 +51,8 @@ pub struct Desired {
     pub mesh: BTreeSet<IpAddr>,
     /// Its pod CIDRs that were accepted.
     pub own_pod_cidrs: Vec<IpNet>,
+    /// Its InternalIPs, at most one of each family, from which it speaks to pods of its cluster.
+    pub home: BTreeSet<IpAddr>,
     /// Its InternalIPs that were accepted.
     pub own_node_ips: BTreeSet<IpAddr>,
     /// InternalIPs of every other node, peers or not: pods reach them through the tunnel or not at all.
@@ -83,6 +85,7 @@ impl Desired {
         self.service_cidrs.retain(is_ipv4);
         for addresses in [
             &mut self.mesh,
+            &mut self.home,
             &mut self.own_node_ips,
             &mut self.peer_node_ips,
             &mut self.closed_hosts,
@@ -176,10 +179,14 @@ pub struct Rule {
     pub to: Option<IpNet>,
     /// TCP with this port alone.
     pub tcp: Option<Port>,
+    /// ICMP alone of a type from the first to the second, that this node itself sends.
+    pub icmp: Option<[u8; 2]>,
     /// Packets alone whose mark has none of these bits.
     pub unmarked: Option<u32>,
     /// Packets alone that this node itself sends.
     pub local: bool,
+    /// Packets alone that come out of this slot.
+    pub slot: Option<Slot>,
     /// What then happens.
     pub action: Action,
 }
@@ -215,8 +222,10 @@ impl Rule {
             from: None,
             to: None,
             tcp: None,
+            icmp: None,
             unmarked: None,
             local: false,
+            slot: None,
             action: Action::Nothing,
         }
     }
@@ -237,7 +246,22 @@ pub fn closing(guarded: &[IpNet]) -> (BTreeSet<Route>, BTreeSet<Rule>) {
     let refuse = |cidr: &IpNet| {
         [TABLE_PODS, TABLE_MAIN].map(|table| Route { table, prefix: *cidr, target: Target::Unreachable })
     };
-    (guarded.iter().flat_map(refuse).collect(), guarded.iter().map(rule).collect())
+    let families: BTreeSet<Family> = guarded.iter().map(|cidr| Family::of(cidr.addr())).collect();
+    let rules = guarded.iter().map(rule).chain(families.into_iter().flat_map(icmp_errors));
+    (guarded.iter().flat_map(refuse).collect(), rules.collect())
+}
+
+/// An ICMP error quotes what it is about. What comes out of the tunnel for a pod that is not there bears its node's address, so the
+/// answer is for that, and goes back by the tunnel or not at all.
+fn icmp_errors(family: Family) -> impl Iterator<Item = Rule> {
+    // RFC 792: destination unreachable, source quench, redirect; time exceeded, parameter problem. RFC 4443, section 2.1.
+    let types: &[[u8; 2]] = match family {
+        Family::V4 => &[[3, 5], [11, 12]],
+        Family::V6 => &[[1, 4]],
+    };
+    types
+        .iter()
+        .map(move |types| Rule { icmp: Some(*types), ..Rule::lookup(RULE_NODES, family, TABLE_NODES) })
 }
 
 /// Plans this node.
@@ -274,6 +298,16 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         hosts.by_node.insert(me.clone(), own.addresses.iter().copied().collect());
     }
 
+    // What a node says to a pod of its cluster comes from the address by which the pod knows it: a socket that is bound to none
+    // (a UDP server's) answers from the route's source.
+    let present = |address: &&IpAddr| view.local.host.present.contains(address);
+    let first = |family| own.addresses.iter().filter(present).copied().find(|own| Family::of(*own) == family);
+    let homes: BTreeSet<IpAddr> = if view.nodes.contains_key(me) {
+        Family::BOTH.into_iter().filter_map(first).collect()
+    } else {
+        view.local.host.homes.clone()
+    };
+    let home = |to: IpAddr| homes.iter().copied().find(|home| prefix::same_family(*home, to));
     let guarded = view.settings.guarded();
     for (name, node) in view.nodes.iter().filter(|(name, _)| *name != me) {
         let claim = claims.of(name);
@@ -337,21 +371,19 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
             }
         }
         let device = send.device();
-        let via = |destination: &IpNet| Target::Device {
-            device: device.to_owned(),
-            source: mesh.iter().copied().find(|m| prefix::same_family(*m, destination.addr())),
+        let via = |destination: &IpNet, home: Option<IpAddr>| {
+            let mesh = mesh.iter().copied().find(|m| prefix::same_family(*m, destination.addr()));
+            let target = Target::Device { device: device.to_owned(), source: home.or(mesh) };
+            Route { table: TABLE_PODS, prefix: *destination, target }
         };
-        if psk[send.index()].withheld {
-            routes.extend(confined.iter().map(|host| Route {
-                table: TABLE_PODS,
-                prefix: *host,
-                target: via(host),
-            }));
+        let SlotPsk { withheld, confined: only_agents, .. } = psk[send.index()];
+        if withheld {
+            routes.extend(confined.iter().map(|host| via(host, None)));
             continue;
         }
-        for cidr in &claim.cidrs {
-            routes.insert(Route { table: TABLE_PODS, prefix: *cidr, target: via(cidr) });
-        }
+        // Nodes' addresses are accepted by nodes of their own cluster, once they talk about more than keys.
+        let home = |cidr: &IpNet| home(cidr.addr()).filter(|_| !foreign && !only_agents);
+        routes.extend(claim.cidrs.iter().map(|cidr| via(cidr, home(cidr))));
         for address in &claim.addresses {
             // No preferred source: this table serves forwarded packets, and what is bound to a pod address already.
             let target = Target::Device { device: device.to_owned(), source: None };
@@ -368,7 +400,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
     rules.extend(host::rules(host_traffic, &host_sources, &view.local.host));
     for (veth, addresses) in &view.attachments {
         for address in addresses {
-            let target = Target::Device { device: veth.clone(), source: None };
+            let target = Target::Device { device: veth.clone(), source: home(*address) };
             routes.insert(Route { table: TABLE_PODS, prefix: prefix::host(*address), target });
             if !own.cidrs.is_empty() && !own.cidrs.iter().any(|cidr| cidr.contains(address)) {
                 problems.push(Problem::AttachmentOutsideCidr {
@@ -397,6 +429,7 @@ pub fn plan(view: &ClusterView) -> (Desired, Vec<Problem>) {
         guarded,
         service_cidrs: view.settings.service_cidrs.clone(),
         mesh,
+        home: homes,
         own_pod_cidrs: own.cidrs.clone(),
         own_node_ips: own.addresses.iter().copied().collect(),
         peer_node_ips,

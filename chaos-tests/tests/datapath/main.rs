@@ -12,6 +12,7 @@ mod flips;
 mod flows;
 mod guard;
 mod host_ports;
+mod nodes;
 mod outside;
 mod races;
 mod restart;

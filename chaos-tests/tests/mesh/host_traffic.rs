@@ -5,8 +5,12 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use chaos_tests::ask::Ask;
 use chaos_tests::cluster::{API_PORT, node_name};
+use chaos_tests::kube_proxy::kube_proxy;
 use chaos_tests::matrix::Party;
+use chaos_tests::namer::Namer;
+use chaos_tests::objects::{BACKEND_PORT, cluster_ips};
 use chaos_tests::witness::{Witness, drops, events, flowing, lossless};
 use chaos_tests::{Lab, LabOptions, Node};
 use kubeapi::Patch;
@@ -398,6 +402,37 @@ fn relay(mut from: TcpStream, mut to: TcpStream) {
         }
     }
     drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
+}
+
+#[test]
+fn a_node_port_with_its_backend_on_a_third_nodes_host_network_is_reached_from_nodes_through_the_tunnel()
+-> Result<()> {
+    const NODE_PORT: u16 = 30_091;
+    let lab = started("third", 3, ON)?;
+    all(&lab, "tunnel", 2.0)?;
+    let backend = lab.node(3).addresses()?;
+    let _server = Namer::new(&lab.node(3).namespace, "third", &backend, BACKEND_PORT)?;
+    kube_proxy(lab.node(2), cluster_ips(9), NODE_PORT, &backend)?;
+    let refused = || lab.node(2).sh("nft list chain inet hawser refuse_host_out");
+    let from = &lab.node(1).namespace;
+    for ip in lab.node(2).addresses()? {
+        for ask in [Ask::Tcp, Ask::Udp] {
+            let what = format!("{} is answered over {ask:?} at {ip}", from.name());
+            eventually(CHANGED, &what, || {
+                match ask.once(from, SocketAddr::new(ip, NODE_PORT), Duration::from_secs(1)) {
+                    Ok(name) if name == "third" => Ok(()),
+                    other => Err(format!("{other:?}; {:?}", refused())),
+                }
+            })?;
+        }
+    }
+    let dropped: Vec<String> = refused()?
+        .lines()
+        .filter(|line| line.contains("drop") && !line.contains("packets 0 "))
+        .map(str::to_owned)
+        .collect();
+    ensure!(dropped.is_empty(), "{dropped:?}");
+    Ok(())
 }
 
 #[test]

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use mesh_core::diff::{Observed, Op};
 use mesh_core::host::{Closings, HostPath, HostState, Remembered};
 use mesh_core::name::NodeName;
-use mesh_core::numbers::{MARK_WIREGUARD, POD_VETH_PREFIX, RULE_HOSTS_END, TABLE_HOSTS};
-use mesh_core::plan::{Desired, Route, Rule};
+use mesh_core::numbers::{MARK_WIREGUARD, POD_VETH_PREFIX, RULE_HOSTS_END, TABLE_HOSTS, TABLE_PODS};
+use mesh_core::plan::{Desired, Route, Rule, Target};
 use mesh_core::prefix::Family;
 use mesh_core::slot::Slot;
 use mesh_core::view::ClusterView;
@@ -52,14 +52,27 @@ pub(super) fn state(
     let other = |address: &IpAddr| {
         address.is_ipv6()
             && mesh_core::prefix::is_unicast(*address)
-            && !own_ips.contains(address)
             && !guarded.iter().any(|cidr| cidr.contains(address))
     };
+    let holds = |address: IpAddr| state.addresses.iter().any(|(_, net)| net.addr() == address);
     let addresses = state.addresses.iter().filter(|(index, _)| !skipped(*index)).map(|(_, net)| net.addr());
-    let mut others: Vec<IpAddr> = addresses.filter(other).collect();
+    let (present, rest): (BTreeSet<IpAddr>, _) = addresses.partition(|address| own_ips.contains(address));
+    let mut others: Vec<IpAddr> = rest.into_iter().filter(other).collect();
     others.sort_unstable();
     others.truncate(OTHERS);
-    HostState { marked, closed, remembered, others: others.into_iter().collect() }
+    let to_pod = observed.routes.iter().filter(|route| route.table == TABLE_PODS);
+    let homes = to_pod.filter_map(|route| match &route.target {
+        Target::Device { device, source: Some(source) } if device.starts_with(POD_VETH_PREFIX) => {
+            Some(*source)
+        }
+        Target::Device { .. } | Target::Unreachable => None,
+    });
+    let homes = Family::BOTH.into_iter().filter_map({
+        let all: Vec<IpAddr> = homes.filter(|home| holds(*home)).collect();
+        move |family| all.iter().copied().find(|home| Family::of(*home) == family)
+    });
+    let (others, homes) = (others.into_iter().collect(), homes.collect());
+    HostState { marked, closed, remembered, others, present, homes }
 }
 
 /// Will the next turn find something else, with nobody to tell of it?

@@ -44,6 +44,8 @@ const BUSY_DEADLINE: Duration = Duration::from_secs(25);
 pub struct Readiness {
     /// Own mesh addresses: gateways of the pods.
     pub mesh: BTreeSet<IpAddr>,
+    /// From where this node speaks to pods: at most one address of each family.
+    pub home: BTreeSet<IpAddr>,
     /// MTU of pods in bytes.
     pub mtu: u32,
     /// Why ADD cannot be served; empty: it can.
@@ -304,6 +306,7 @@ impl Attacher {
             pod_mac,
             mtu: readiness.mtu,
             ips,
+            home: readiness.home.clone(),
         })
     }
 

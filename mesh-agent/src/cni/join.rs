@@ -137,6 +137,7 @@ mod tests {
             pod_mac: [2, 0, 0, 0, 0, 2],
             mtu: 1420,
             ips: Vec::new(),
+            home: Default::default(),
         };
         let ipam = Ipam::new("node-1".parse().unwrap(), &[]);
         let mut table = Table::new(ipam, Loaded::default(), Millis(0));

@@ -181,6 +181,7 @@ async fn attachments(shared: &Shared) -> anyhow::Result<Vec<Attached>> {
             ifname: attachment.id.ifname.clone(),
             mtu: link.mtu,
             ips: Vec::new(),
+            home: Default::default(),
             veth,
         };
         attached.push(cni::attached(&pod, &attachment, None, link.index));

@@ -144,6 +144,15 @@ struct Packet {
     to: IpAddr,
     mark: u32,
     ports: Option<[u16; 2]>,
+    origin: Origin,
+}
+
+/// Where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Itself,
+    Outside,
+    Tunnel(Slot),
 }
 
 /// Where a packet goes by these rules and routes, as the kernel does it; none: by the main table.
@@ -162,6 +171,9 @@ fn way<'a>(rules: &BTreeSet<Rule>, routes: &'a BTreeSet<Route>, packet: &Packet)
             && inside(rule.from, packet.source)
             && inside(rule.to, packet.to)
             && mark
+            && rule.icmp.is_none()
+            && (!rule.local || packet.origin == Origin::Itself)
+            && rule.slot.is_none_or(|slot| packet.origin == Origin::Tunnel(slot))
             && port
     };
     let mut from = 0;
@@ -286,7 +298,13 @@ fn packets() -> Vec<Packet> {
         ("192.0.2.1", "192.0.2.3"),
         ("2001:db8::1", "2001:db8::3"),
     ];
-    let packet = |(source, to)| Packet { source: ip(source), to: ip(to), mark: 0, ports: Some([40_000, 80]) };
+    let packet = |(source, to)| Packet {
+        source: ip(source),
+        to: ip(to),
+        mark: 0,
+        ports: Some([40_000, 80]),
+        origin: Origin::Itself,
+    };
     pairs.into_iter().map(packet).collect()
 }
 
@@ -326,8 +344,10 @@ proptest! {
                     if then != Some(&Target::Unreachable) && path != HostPath::Cut {
                         prop_assert!(now != Some(&Target::Unreachable), "{op:?} refused {packet:?}");
                     }
-                    let wireguard = Packet { mark: MARK_WIREGUARD, ports: None, ..packet };
-                    prop_assert!(way(&observed.rules, &observed.routes, &wireguard).is_none(), "{op:?}: {wireguard:?}");
+                    for mark in [MARK_WIREGUARD, u32::MAX] {
+                        let wireguard = Packet { mark, ports: None, ..packet };
+                        prop_assert!(way(&observed.rules, &observed.routes, &wireguard).is_none(), "{op:?}: {wireguard:?}");
+                    }
                 }
             }
             for packet in packets() {
@@ -344,8 +364,19 @@ proptest! {
                     }
                 }
             }
+            // What it passes on goes the same way if it has come by that, and else none of ours.
+            for packet in packets() {
+                let led = into_slot(way(&observed.rules, &observed.routes, &packet));
+                let outside = Packet { source: ip(if packet.to.is_ipv4() { "198.51.100.9" } else { "2001:db8:9::9" }), ..packet };
+                let outside = Packet { origin: Origin::Outside, ..outside };
+                prop_assert!(way(&observed.rules, &observed.routes, &outside).is_none(), "{outside:?}");
+                for slot in Slot::ALL {
+                    let out = Packet { origin: Origin::Tunnel(slot), ..outside };
+                    prop_assert_eq!(into_slot(way(&observed.rules, &observed.routes, &out)), led, "{:?}", out);
+                }
+            }
             // Who is not an InternalIP is left alone; what goes to pods is not exempt by a port.
-            let other = |source: &str, to: &str| Packet { source: ip(source), to: ip(to), mark: 0, ports: None };
+            let other = |source: &str, to: &str| Packet { source: ip(source), to: ip(to), mark: 0, ports: None, origin: Origin::Itself };
             for packet in [other("192.0.2.77", "192.0.2.2"), other("2001:db8::77", "2001:db8::2")] {
                 prop_assert!(way(&observed.rules, &observed.routes, &packet).is_none());
             }

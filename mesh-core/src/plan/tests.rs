@@ -93,14 +93,20 @@ fn text(desired: &Desired, problems: &[Problem]) -> String {
     let side = |net: Option<IpNet>| net.map_or("any".into(), |n| n.to_string());
     let rule = |r: &Rule| {
         let port = r.tcp.map_or(String::new(), |port| format!(" tcp {port:?}"));
+        let icmp =
+            r.icmp.map_or(String::new(), |[first, last]| format!(" {:?} icmp {first}-{last}", r.family));
         let mark = r.unmarked.map_or(String::new(), |mask| format!(" unmarked {mask:#x}"));
-        let local = if r.local { " local" } else { "" };
+        let local = if r.local {
+            " local".to_owned()
+        } else {
+            r.slot.map_or(String::new(), |slot| format!(" {slot}"))
+        };
         let action = match r.action {
             Action::Table(table) => format!("table {table}"),
             Action::Goto(priority) => format!("goto {priority}"),
             Action::Nothing => format!("nothing ({:?})", r.family),
         };
-        format!("rule {} {} -> {}{port}{mark}{local} {action}", r.priority, side(r.from), side(r.to))
+        format!("rule {} {} -> {}{port}{icmp}{mark}{local} {action}", r.priority, side(r.from), side(r.to))
     };
     out.extend(desired.rules.iter().map(rule));
     out.extend(problems.iter().map(|p| format!("! {}: {p}", p.code())));
@@ -262,10 +268,48 @@ fn two_dual_stack_nodes() {
             route 51881 2001:db8::2/128 unreachable
             rule 50 any -> 10.1.0.0/16 table 51880
             rule 50 any -> fd01::/48 table 51880
+            rule 51 any -> any V4 icmp 3-5 table 51881
+            rule 51 any -> any V4 icmp 11-12 table 51881
             rule 51 10.1.1.0/24 -> any table 51881
+            rule 51 any -> any V6 icmp 1-4 table 51881
             rule 51 fd01:0:0:1::/64 -> any table 51881
         "#]],
     );
+}
+
+#[test]
+fn a_node_speaks_to_pods_of_its_cluster_from_an_address_of_its_own_that_its_kernel_has() {
+    let mut view = world(&[
+        "a 10.1.1.0/24,fd01:0:0:1::/64 192.0.2.9,192.0.2.1,2001:db8::1",
+        "b 10.1.2.0/24,fd01:0:0:2::/64 192.0.2.2,2001:db8::2",
+    ]);
+    view.settings.pod_cidrs = vec!["10.1.0.0/16".parse().unwrap(), "fd01::/48".parse().unwrap()];
+    view.attachments.insert("hw1".into(), ["10.1.1.7", "fd01:0:0:1::7"].map(|ip| ip.parse().unwrap()).into());
+    // Behind NAT, say.
+    view.local.host.present = ["192.0.2.1".parse().unwrap()].into();
+    let sources = |view: &ClusterView| {
+        let (desired, problems) = plan(view);
+        let all = text(&desired, &problems);
+        let routes = all.lines().filter(|line| line.contains("route 51880") && !line.contains("unreachable"));
+        routes.map(|line| format!("{line}\n")).collect::<String>()
+    };
+    expect![[r#"
+        route 51880 10.1.1.7/32 hw1 src 192.0.2.1
+        route 51880 10.1.2.0/24 hawser0 src 192.0.2.1
+        route 51880 fd01:0:0:1::7/128 hw1
+        route 51880 fd01:0:0:2::/64 hawser0 src fd01:0:0:1::1
+    "#]]
+    .assert_eq(&sources(&view));
+    // Until a pre-shared key is seen to work the other accepts the mesh address alone.
+    let psk = [SlotPsk { confined: true, ..SlotPsk::default() }; 2];
+    view.pairs.insert("b".parse().unwrap(), crate::view::PairFacts { psk, ..Default::default() });
+    expect![[r#"
+        route 51880 10.1.1.7/32 hw1 src 192.0.2.1
+        route 51880 10.1.2.0/24 hawser0 src 10.1.1.1
+        route 51880 fd01:0:0:1::7/128 hw1
+        route 51880 fd01:0:0:2::/64 hawser0 src fd01:0:0:1::1
+    "#]]
+    .assert_eq(&sources(&view));
 }
 
 #[test]
@@ -449,13 +493,15 @@ fn joined(lines: &[&str]) -> ClusterView {
 
 #[test]
 fn nodes_of_other_clusters_are_peers_by_their_pod_cidrs_alone() {
-    let (desired, problems) = plan(&joined(&[
+    let mut view = joined(&[
         "a 10.1.0.0/24 192.0.2.1",
         "b 10.1.1.0/24 192.0.2.2",
         "b@east 10.2.0.0/24 192.0.2.2 at=198.51.100.7",
         "c@east 10.3.0.0/24 - at=198.51.100.8",
         "d@west 10.1.7.0/24 - at=198.51.100.9",
-    ]));
+    ]);
+    view.local.host.present = ["192.0.2.1".parse().unwrap()].into();
+    let (desired, problems) = plan(&view);
     expect![[r#"
         mtu 1420
         mesh 10.1.0.1
@@ -472,7 +518,7 @@ fn nodes_of_other_clusters_are_peers_by_their_pod_cidrs_alone() {
         route 254 10.3.0.0/16 unreachable
         route 254 fd01::/48 unreachable
         route 51880 10.1.0.0/16 unreachable
-        route 51880 10.1.1.0/24 hawser0 src 10.1.0.1
+        route 51880 10.1.1.0/24 hawser0 src 192.0.2.1
         route 51880 10.2.0.0/16 unreachable
         route 51880 10.2.0.0/24 hawser0 src 10.1.0.1
         route 51880 10.3.0.0/16 unreachable
@@ -483,7 +529,10 @@ fn nodes_of_other_clusters_are_peers_by_their_pod_cidrs_alone() {
         rule 50 any -> 10.2.0.0/16 table 51880
         rule 50 any -> 10.3.0.0/16 table 51880
         rule 50 any -> fd01::/48 table 51880
+        rule 51 any -> any V4 icmp 3-5 table 51881
+        rule 51 any -> any V4 icmp 11-12 table 51881
         rule 51 10.1.0.0/24 -> any table 51881
+        rule 51 any -> any V6 icmp 1-4 table 51881
         ! CidrOutsidePrefixes: node c@east: pod CIDR 10.3.0.0/24 is refused: outside podCIDRs of the configuration (10.2.0.0/16); add its prefix there or correct the controller manager's --cluster-cidr
         ! CidrOutsidePrefixes: node d@west: pod CIDR 10.1.7.0/24 is refused: outside podCIDRs of the configuration (); add its prefix there or correct the controller manager's --cluster-cidr
     "#]]
