@@ -18,7 +18,7 @@
 //!   them has to wait for the other's next attempt. So no jitter is added to `REKEY_TIMEOUT`, and who has just answered may begin.
 //! * The answer to the initiation before the last one is taken, too: a path or a peer may need more than `REKEY_TIMEOUT`.
 //! * Answering an initiation, which may be a recorded one, takes nothing from the sessions in use ([`keypairs`]), and is no sign of life.
-//! * Timestamps of initiations never go back under one key of ours while the process lives, even where the wall clock does.
+//! * Timestamps of initiations never go back under one key of ours for as long as it is set, even where the wall clock does.
 //! * Keys are wiped when they are replaced, when their session has ended (180 s), and with the peer; what a handshake leaves on the
 //!   stack is wiped when it is done (`wiped`).
 
@@ -32,6 +32,8 @@ pub mod messages;
 mod replay;
 mod timers;
 mod wiped;
+
+pub use wiped::wipe_below;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -134,7 +136,8 @@ pub struct Tick {
 
 /// An initiation of ours that is not answered yet.
 struct Pending {
-    state: Initiated,
+    /// In a box, as the one before is: where it is dropped it is wiped, and what is moved is no secret.
+    state: Box<Initiated>,
     sent: Moment,
     /// When the first of this attempt was sent.
     begun: Moment,
@@ -161,7 +164,7 @@ pub struct Noise {
     last: u8,
     pending: Option<Pending>,
     /// The initiation before that one.
-    previous: Option<Initiated>,
+    previous: Option<Box<Initiated>>,
     keypairs: Keypairs,
     timers: Timers,
     /// Of the newest initiation that was answered.
@@ -305,7 +308,7 @@ impl Noise {
         // Where the peer has proven a session meanwhile it sends by that one, and has this one behind it.
         let pending = self.pending.as_ref().filter(|pending| pending.attempt != Attempt::Idle);
         let receiver = messages::response_receiver(response);
-        let state = pending.map(|pending| &pending.state).into_iter().chain(&self.previous);
+        let state = pending.map(|pending| &*pending.state).into_iter().chain(self.previous.as_deref());
         let Some(state) = state.filter(|_| pending.is_some()).find(|state| state.local() == receiver) else {
             return Answer::Stray;
         };

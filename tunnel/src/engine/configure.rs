@@ -95,8 +95,10 @@ impl Engine {
         }
         for (key, endpoint) in &changes.endpoints {
             if let Some(peer) = registry.by_key.get(key) {
-                lock(&peer.inner).endpoint = Some(*endpoint);
-                peer.set_room(NO_LIMIT);
+                // What is known of the way to where it was stays so if it is still there.
+                if lock(&peer.inner).endpoint.replace(*endpoint) != Some(*endpoint) {
+                    peer.set_room(NO_LIMIT);
+                }
             }
         }
         for key in changes.added.union(&changes.keepalives) {

@@ -34,6 +34,7 @@ use super::watch::Watch;
 use crate::counters::Counter;
 use crate::engine::{Inbox, MAX_PACKET, Outbox, Sink, lock, read};
 use crate::noise::bulk::Bulk;
+use crate::noise::wipe_below;
 use crate::offload::coalesce::MAX_RUN;
 use crate::offload::{Offloads, vnet};
 
@@ -132,6 +133,9 @@ pub(super) fn run(shared: &Arc<Shared>, number: usize, pulse: &Pulse) -> io::Res
             [false, lane.strays.any(), true, true, six, false]
         } else {
             unasked = 0;
+            if !busy {
+                wipe_below();
+            }
             let ready = watch.ready(&fds, if busy { Some(Duration::ZERO) } else { left })?;
             six = ready[4];
             ready

@@ -300,7 +300,7 @@ fn run_timers(shared: &Arc<Shared>, pulse: &Pulse) -> io::Result<()> {
             Ok(mtu) => shared.engine.set_mtu(mtu),
             Err(e) => tracing::debug!(interface = shared.name, error = %e, "MTU not read"),
         }
-        let mut paths = Paths::new(shared.fwmark());
+        let paths = Paths::new(shared.fwmark());
         shared.engine.look_at_paths(|endpoint| paths.mtu_to(endpoint));
         if !shared.uapi.is_reachable() {
             // To remove the socket is how `wg-quick` and others ask a userspace device to go away.

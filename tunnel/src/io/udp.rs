@@ -227,31 +227,23 @@ impl Sockets {
 #[derive(Debug)]
 pub(super) struct Paths {
     fwmark: u32,
-    v4: Option<UdpSocket>,
-    v6: Option<UdpSocket>,
 }
 
 impl Paths {
     /// For datagrams with this mark, which may have routes of their own.
     pub(super) const fn new(fwmark: u32) -> Self {
-        Self { fwmark, v4: None, v6: None }
+        Self { fwmark }
     }
 
     /// Bytes of an IP packet; `None` where there is no route.
-    pub(super) fn mtu_to(&mut self, to: SocketAddr) -> Option<usize> {
-        let (socket, any) = match to {
-            SocketAddr::V4(_) => (&mut self.v4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
-            SocketAddr::V6(_) => (&mut self.v6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
-        };
-        if socket.is_none() {
-            let fresh = UdpSocket::bind(any).ok()?;
-            if self.fwmark != 0 {
-                socket2::SockRef::from(&fresh).set_mark(self.fwmark).ok()?;
-            }
-            *socket = Some(fresh);
+    pub(super) fn mtu_to(&self, to: SocketAddr) -> Option<usize> {
+        // One for each question: a socket keeps the address that its first connection gave it, and with it the routes from there.
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None).ok()?;
+        if self.fwmark != 0 {
+            socket.set_mark(self.fwmark).ok()?;
         }
-        let socket = socket.as_ref()?;
-        socket.connect(to).ok()?;
+        socket.connect(&to.into()).ok()?;
+        let socket = &UdpSocket::from(socket);
         let mtu = match to {
             SocketAddr::V4(_) => ip_mtu(socket),
             SocketAddr::V6(_) => ipv6_mtu(socket),

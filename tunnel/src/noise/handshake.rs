@@ -194,7 +194,7 @@ impl Parties {
     }
 
     /// Makes an initiation, without its MACs.
-    pub(super) fn initiate(&self, local: u32, timestamp: [u8; 12]) -> ([u8; INITIATION], Initiated) {
+    pub(super) fn initiate(&self, local: u32, timestamp: [u8; 12]) -> ([u8; INITIATION], Box<Initiated>) {
         let mut message = [0; INITIATION];
         message[0] = TYPE_INITIATION;
         message[4..8].copy_from_slice(&local.to_le_bytes());
@@ -209,7 +209,7 @@ impl Parties {
         state.seal(&key, self.own.public.as_bytes(), &mut message[INITIATION_STATIC..INITIATION_TIMESTAMP]);
         let key = state.mix_key_for(self.shared.as_bytes());
         state.seal(&key, &timestamp, &mut message[INITIATION_TIMESTAMP..INITIATION_MACS]);
-        (message, Initiated { state, ephemeral, local })
+        (message, Box::new(Initiated { state, ephemeral, local }))
     }
 
     /// Proves who sent an initiation, which must name this peer; its timestamp.

@@ -432,15 +432,37 @@ fn a_session_is_renewed_by_who_began_it_when_it_is_used() {
     assert_eq!(pass(&mut nodes, at(122 + 166), 5 * SECOND, |_, _| false)[0], 1);
 }
 
+/// A part of this process's memory, whatever lies there, onto the heap.
+fn memory(address: usize, bytes: usize) -> Vec<u8> {
+    use std::os::unix::fs::FileExt as _;
+    let mut found = vec![0; bytes];
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    memory.read_exact_at(&mut found, address as u64).unwrap();
+    found
+}
+
+#[test]
+fn an_answered_handshake_leaves_no_secret_in_what_is_kept_of_its_peer() {
+    let now = Moment::now();
+    let [mut first, mut second] = pair(None);
+    let message = initiation(&mut first, now);
+    let state: &Initiated = &first.pending.as_ref().unwrap().state;
+    let secret = memory(std::ptr::from_ref(state).addr(), size_of::<Initiated>());
+    let response = answer(&mut second, &message, now).unwrap();
+    assert_eq!(first.answered(&response, now), Answer::Taken);
+    let kept = memory(std::ptr::from_ref(&first).addr(), size_of::<Noise>());
+    let found = kept
+        .windows(16)
+        .filter(|window| secret.windows(16).any(|secret| secret == *window && secret != [0; 16]));
+    assert_eq!(found.count(), 0);
+}
+
 /// Which of these lie on this thread's stack, up to `deep` bytes below whoever calls.
 #[inline(never)]
 fn on_the_stack(deep: usize, secrets: &[(&'static str, [u8; 32])]) -> Vec<&'static str> {
-    use std::os::unix::fs::FileExt as _;
-    let memory = std::fs::File::open("/proc/self/mem").unwrap();
-    let here = std::ptr::from_ref(&memory).addr();
-    // On the heap, and nothing but one call between here and what is looked at.
-    let mut stack = vec![0; deep];
-    memory.read_exact_at(&mut stack, (here - deep) as u64).unwrap();
+    let here = std::ptr::from_ref(&deep).addr();
+    // Nothing but a call or two between here and what is looked at.
+    let stack = memory(here - deep, deep);
     // Half of each is enough to be told from chance.
     let found = |secret: &[u8; 32]| stack.windows(16).any(|window| *window == secret[8..24]);
     secrets.iter().filter(|(_, secret)| found(secret)).map(|(name, _)| *name).collect()
@@ -465,16 +487,17 @@ fn shared_apart(a: u8, b: u8) -> Box<[u8; 32]> {
     .unwrap()
 }
 
+/// A control: whoever copies a secret deep in the stack is caught.
+#[inline(never)]
+fn careless(secret: &[u8; 32]) {
+    let mut frame = [0_u8; 4096];
+    frame[64..96].copy_from_slice(secret);
+    std::hint::black_box(&mut frame);
+}
+
 #[test]
 fn no_key_is_left_on_the_stack_by_a_handshake() {
     const DEEP: usize = 28 << 10;
-    /// A control: whoever copies a secret deep in the stack is caught.
-    #[inline(never)]
-    fn careless(secret: &[u8; 32]) {
-        let mut frame = [0_u8; 8192];
-        frame[64..96].copy_from_slice(secret);
-        std::hint::black_box(&mut frame);
-    }
     std::thread::spawn(|| {
         let mut secrets = vec![
             ("a's key", *kept_apart(1)),
@@ -511,6 +534,27 @@ fn no_key_is_left_on_the_stack_by_a_handshake() {
             assert_eq!(on_the_stack(DEEP, &all), [""; 0], "step {step}");
         }
         assert_eq!(hash::made::keys().len(), 4);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn no_key_is_left_on_the_stack_by_data_once_a_thread_waits() {
+    std::thread::spawn(|| {
+        let now = Moment::now();
+        let [mut first, mut second] = pair(None);
+        let message = initiation(&mut first, now);
+        let response = answer(&mut second, &message, now).unwrap();
+        assert_eq!(first.answered(&response, now), Answer::Taken);
+        let keys: Vec<_> = hash::made::keys().into_iter().map(|key| ("a session's key", key)).collect();
+        let mut out = vec![0; 2048];
+        assert!(first.keepalive(&mut out, now).is_some());
+        // Whether the cipher leaves any there is its own affair, and differs with the processor.
+        careless(&keys[0].1);
+        assert!(!on_the_stack(8 << 10, &keys).is_empty());
+        wipe_below();
+        assert_eq!(on_the_stack(8 << 10, &keys), [""; 0]);
     })
     .join()
     .unwrap();

@@ -13,6 +13,16 @@ pub(super) fn wiped<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
+/// More than the cipher needs, and what calls it.
+const CIPHERS_DEPTH: usize = 8 << 10;
+
+/// Overwrites the stack below whoever calls. A cipher's own code leaves keys of sessions there: for threads that are about to wait.
+#[inline(never)]
+pub fn wipe_below() {
+    let mut stack = [0_u64; CIPHERS_DEPTH / 8];
+    stack.zeroize();
+}
+
 /// In a frame of its own, so that the next call's frame lies where this one's was.
 #[inline(never)]
 fn apart<T>(work: impl FnOnce() -> T) -> T {

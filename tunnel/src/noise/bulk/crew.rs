@@ -93,7 +93,9 @@ impl Taken<'_> {
 
 /// Does something with what this helper has to encrypt with.
 pub(super) fn with_hand<R>(many: bool, work: impl FnOnce(&mut Hand) -> R) -> R {
-    HAND.with_borrow_mut(|hand| work(hand.get_or_insert_with(|| Hand::new(many))))
+    let result = HAND.with_borrow_mut(|hand| work(hand.get_or_insert_with(|| Hand::new(many))));
+    crate::noise::wipe_below();
+    result
 }
 
 #[cfg(test)]
