@@ -158,9 +158,12 @@ pub fn install(install: &Install, binary: &[u8]) -> Result<Report, InstallError>
     if let Some(limit) = install.wait_agent {
         wait_for_agent(install, limit)?;
     }
-    put_conflist(install, &mut report)?;
+    let former = former(install);
+    put_conflist(install, former.as_deref(), &mut report)?;
     let found = configurations(conf_dir, conf_name)?;
-    for name in &found.own {
+    // What others have put behind ours in the former one is in the new one: it is no copy of theirs.
+    let emptied = found.copies.iter().filter(|name| Some(*name) == former.as_ref());
+    for name in found.own.iter().chain(emptied) {
         let (mut gone, path) = (Report::default(), conf_dir.join(name));
         remove(conf_dir, &path, &mut gone)?;
         report.removed.extend(gone.changed);
@@ -172,11 +175,12 @@ pub fn install(install: &Install, binary: &[u8]) -> Result<Report, InstallError>
 
 /// Writes the conflist. What others have put behind our plugins stays: service meshes do (istio-cni, linkerd-cni), and would put it
 /// there again and again.
-fn put_conflist(install: &Install, report: &mut Report) -> Result<(), InstallError> {
+fn put_conflist(install: &Install, former: Option<&str>, report: &mut Report) -> Result<(), InstallError> {
     let Places { conf_dir, conf_name, .. } = &install.places;
     let path = conf_dir.join(conf_name);
     let found = read_configuration(&path);
-    let wanted = with_others(conflist(install), found.as_ref());
+    let before = former.and_then(|former| read_configuration(&conf_dir.join(former)));
+    let wanted = with_others(conflist(install), found.as_ref().or(before.as_ref()));
     let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
     if is_file && found.as_ref() == Some(&wanted) && !foreign(&wanted).is_empty() {
         // As they write it.
@@ -184,6 +188,14 @@ fn put_conflist(install: &Install, report: &mut Report) -> Result<(), InstallErr
         return Ok(());
     }
     put(conf_dir, conf_name, 0o644, format!("{wanted:#}\n").as_bytes(), report)
+}
+
+/// The name under which the configuration was installed last, where it is another one now.
+fn former(install: &Install) -> Option<String> {
+    let told = fs::read(install.socket.parent()?.join(cni::INSTALLED_FILE)).ok()?;
+    let told: cni::Installed = serde_json::from_slice(&told).ok()?;
+    let is_name = Path::new(&told.conf_name).file_name().is_some_and(|name| name == told.conf_name.as_str());
+    (is_name && told.conf_name != install.places.conf_name).then_some(told.conf_name)
 }
 
 /// A conflist with what others have put behind our plugins in the one that is there.
@@ -282,6 +294,8 @@ fn wait_for_agent(install: &Install, limit: Duration) -> Result<(), InstallError
         };
         let last = match ask(&options, Verb::Status, None) {
             Ok(Outcome::Done | Outcome::Attached(_)) => return Ok(()),
+            // Pods are connected, if not with all nodes; runtimes hear that from STATUS.
+            Ok(Outcome::Failed(failure)) if failure.code == cni::code::LIMITED => return Ok(()),
             Ok(Outcome::Failed(failure)) => failure.to_string(),
             Err(error) => error.to_string(),
         };

@@ -179,6 +179,10 @@ fn the_conflist_waits_for_the_agent_and_is_not_written_without_it() {
     let refusing = Agent::failing(50);
     assert_eq!(node.install(&socket(&refusing), &[]).exit, 1);
     assert!(!node.path("net.d/05-hawser.conflist").exists());
+    // Without a tunnel, say, pods are connected all the same.
+    let limited = Agent::failing(51);
+    assert_eq!(node.install(&socket(&limited), &[]).exit, 0);
+    assert!(node.path("net.d/05-hawser.conflist").exists());
     assert_eq!(node.install(&node.path("absent.sock"), &["--chain", "portmap"]).exit, 1);
     let unasked = node.run("install", &["--wait-agent", "0"]);
     assert_eq!(unasked.exit, 0, "{unasked:?}");
@@ -370,6 +374,24 @@ fn what_is_ours_under_another_name_goes_once_the_new_one_is_there() {
     assert_eq!(node.install(&socket(&agent), &["--conf-name", "00-hawser.conflist"]).exit, 0);
     assert_eq!(node.install(&node.path("absent.sock"), &[]).exit, 1);
     assert_eq!(names(), ["00-hawser.conflist", "10-x.conflist"]);
+}
+
+#[test]
+fn what_others_chained_goes_with_the_configuration_to_its_new_name() {
+    let (agent, node) = (Agent::good(), Node::new());
+    assert_eq!(node.install(&socket(&agent), &["--conf-name", "00-hawser.conflist"]).exit, 0);
+    let former = node.path("net.d/00-hawser.conflist");
+    let mut chained: Value = serde_json::from_slice(&fs::read(&former).unwrap()).unwrap();
+    chained["plugins"].as_array_mut().unwrap().push(json!({"type": "istio-cni"}));
+    fs::write(&former, chained.to_string()).unwrap();
+    // A copy of theirs stays.
+    fs::write(node.path("net.d/02-istio-cni.conflist"), chained.to_string()).unwrap();
+    let output = node.install(&socket(&agent), &[]);
+    assert!(output.exit == 0 && output.stdout.contains("removed, since it is Hawser's"), "{output:?}");
+    let now: Value =
+        serde_json::from_slice(&fs::read(node.path("net.d/05-hawser.conflist")).unwrap()).unwrap();
+    assert_eq!(now["plugins"][1]["type"], "istio-cni", "{now}");
+    assert!(!former.exists() && node.path("net.d/02-istio-cni.conflist").exists());
 }
 
 #[test]
