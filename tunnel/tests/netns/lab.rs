@@ -293,15 +293,25 @@ impl Node {
 
     /// Sends a request and returns the whole answer.
     pub(crate) fn uapi(&self, request: &str) -> String {
-        let mut stream = UnixStream::connect(self.path("sock")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+        self.asked(request).unwrap()
+    }
+
+    /// The same of a device that may be on its way out.
+    pub(crate) fn asked(&self, request: &str) -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(self.path("sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
         let mut answer = String::new();
         let mut reader = BufReader::new(stream);
         while !answer.ends_with("\n\n") {
-            assert_ne!(reader.read_line(&mut answer).unwrap(), 0, "cut answer: {answer:?}");
+            if reader.read_line(&mut answer)? == 0 {
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::UnexpectedEof,
+                    format!("cut answer: {answer:?}"),
+                ));
+            }
         }
-        answer
+        Ok(answer)
     }
 
     pub(crate) fn set(&self, lines: &str) {

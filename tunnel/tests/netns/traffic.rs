@@ -30,7 +30,7 @@ pub(crate) fn tcp_both_ways(client: &Ns, server: &Ns, at: SocketAddr, bytes: usi
         assert!(got == pattern(bytes, 1), "bytes to the server differ");
     });
     client.within(move || {
-        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(10)).unwrap();
+        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(30)).unwrap();
         let mut writer = stream.try_clone().unwrap();
         let up = std::thread::spawn(move || writer.write_all(&pattern(bytes, 1)).unwrap());
         let mut got = vec![0; bytes];
