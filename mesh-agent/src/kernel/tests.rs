@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use futures::stream;
 use mesh_core::numbers::TABLE_PODS;
 
+use super::rules::LOOPBACK;
 use super::*;
 
 #[tokio::test]

@@ -305,10 +305,7 @@ impl Node {
         let mut reader = BufReader::new(stream);
         while !answer.ends_with("\n\n") {
             if reader.read_line(&mut answer)? == 0 {
-                return Err(std::io::Error::new(
-                    std::io::ErrorKind::UnexpectedEof,
-                    format!("cut answer: {answer:?}"),
-                ));
+                return Err(std::io::Error::new(ErrorKind::UnexpectedEof, format!("cut answer: {answer:?}")));
             }
         }
         Ok(answer)
