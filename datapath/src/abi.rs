@@ -68,7 +68,7 @@ pub const HW_SCOPE_FLOW: u8 = 0;
 /// `HW_SCOPE_SERVICE`: the tuple as the client says it.
 pub const HW_SCOPE_SERVICE: u8 = 1;
 
-/// `HW_FLOW_STACK`: came in by the stack and goes back by it.
+/// `HW_FLOW_STACK`: goes by the stack, both ways.
 pub const HW_FLOW_STACK: u8 = 1;
 /// `HW_FLOW_SERVICE`: translated.
 pub const HW_FLOW_SERVICE: u8 = 2;

@@ -153,7 +153,7 @@ struct hw_flow {
 	__u8 revived; /* directions in which it went on after a reset: 1 that of its first packet, 2 the other */
 	__u8 pad[3];
 };
-#define HW_FLOW_STACK 1   /* came in by the stack and goes back by it */
+#define HW_FLOW_STACK 1   /* goes by the stack, both ways */
 #define HW_FLOW_SERVICE 2
 #define HW_FLOW_HAIRPIN 4
 #define HW_FLOW_SWAPPED 8 /* the first packet went from the key's dst to its src */
