@@ -70,7 +70,7 @@ pub enum Chained {
     Portmap,
     /// Rate limits by traffic control.
     Bandwidth,
-    /// Sysctls and MAC address.
+    /// Sysctls.
     Tuning,
 }
 
@@ -86,12 +86,13 @@ impl Chained {
         }
     }
 
-    /// The capability that it takes over from us, so that it does not happen twice.
-    pub fn capability(self) -> &'static str {
+    /// The capability that it takes over from us, so that it does not happen twice. Not the hardware address: what a link has after
+    /// our ADD is all that the data path knows of it.
+    pub fn capability(self) -> Option<&'static str> {
         match self {
-            Self::Portmap => "portMappings",
-            Self::Bandwidth => "bandwidth",
-            Self::Tuning => "mac",
+            Self::Portmap => Some("portMappings"),
+            Self::Bandwidth => Some("bandwidth"),
+            Self::Tuning => None,
         }
     }
 }

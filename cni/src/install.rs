@@ -88,7 +88,7 @@ pub fn conflist(install: &Install) -> Value {
     let all = ["ips", "mac", "portMappings", "bandwidth", "io.kubernetes.cri.pod-annotations"];
     let capabilities: Map<String, Value> = all
         .into_iter()
-        .filter(|name| install.chain.iter().all(|plugin| plugin.capability() != *name))
+        .filter(|name| install.chain.iter().all(|plugin| plugin.capability() != Some(*name)))
         .map(|name| (name.to_owned(), json!(true)))
         .collect();
     let mut ours = Map::new();
@@ -100,10 +100,10 @@ pub fn conflist(install: &Install) -> Value {
     if install.pending_deletes != Path::new(cni::PENDING_DELETES) {
         ours.insert("pendingDeletes".to_owned(), json!(install.pending_deletes));
     }
-    let chained = install
-        .chain
-        .iter()
-        .map(|plugin| json!({"type": plugin.as_str(), "capabilities": {plugin.capability(): true}}));
+    let chained = install.chain.iter().map(|plugin| match plugin.capability() {
+        Some(capability) => json!({"type": plugin.as_str(), "capabilities": {capability: true}}),
+        None => json!({"type": plugin.as_str()}),
+    });
     let plugins: Vec<Value> = std::iter::once(Value::Object(ours)).chain(chained).collect();
     json!({
         "cniVersion": "1.0.0",

@@ -90,6 +90,9 @@ const PRE_SHARED: (&str, &str) =
 /// Nodes' own traffic goes into the tunnel and out of it again.
 const HOST_TRAFFIC: (&str, &str) =
     ("mesh", "host_traffic::hosts_move_into_the_tunnel_and_out_of_it_under_traffic_and_lose_no_packet");
+/// ICMP errors go the way of what they are about, by rules that rest on how the kernel keeps their types.
+const NOBODY: (&str, &str) =
+    ("mesh", "traffic::addresses_of_nobody_are_refused_by_icmp_and_never_on_the_wire");
 /// The userspace tunnel and the kernel's WireGuard, either of them first, with and without a pre-shared key: tests of this program.
 const INTEROP: &str = "netns";
 /// Those in which a session is renewed under traffic, two and a half minutes each.
@@ -180,6 +183,7 @@ fn plan(workspace: &Workspace, programs: &[Program]) -> Result<Vec<Step>> {
     steps.push(Step::new("tunnel and kernel, renewed", 600, format!("{renewed} {RENEWED} --nocapture")));
     let restart = only(RESTART, "HAWSER_KERNEL_WIREGUARD=1 HAWSER_STREAM_INTERVAL_MS=50")?;
     steps.push(Step::new(RESTART_STEP, 420, restart));
+    steps.push(Step::new("errors of nobody", 240, only(NOBODY, GUEST)?));
     let psk = only(PRE_SHARED, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;
     steps.push(Step::new("pre-shared keys", 900, psk));
     let hosts = only(HOST_TRAFFIC, &format!("{GUEST} HAWSER_STREAM_INTERVAL_MS=200"))?;

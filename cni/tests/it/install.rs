@@ -266,7 +266,9 @@ fn chained_plugins_take_their_capability_from_us() {
     node.install(&socket(&agent), &["--chain", "tuning"]);
     let ours: Vec<_> =
         node.conflist()["plugins"][0]["capabilities"].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(ours, ["bandwidth", "io.kubernetes.cri.pod-annotations", "ips", "portMappings"]);
+    // What hardware address a link has is nobody's but ours.
+    assert_eq!(ours, ["bandwidth", "io.kubernetes.cri.pod-annotations", "ips", "mac", "portMappings"]);
+    assert_eq!(node.conflist()["plugins"][1], json!({"type": "tuning"}));
 }
 
 #[test]

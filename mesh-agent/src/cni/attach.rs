@@ -149,7 +149,10 @@ impl Attacher {
         let result = self.connect(&veth, &attachment, &own, netns, &readiness).await;
         // What an earlier ADD reserved stays its own until DEL.
         if result.is_err() && fresh {
-            self.release(&veth).await?;
+            // The runtime is told of what went wrong first; what is left here is taken away later.
+            if let Err(error) = self.release(&veth).await {
+                tracing::warn!(veth, err = %error, "Could not take back what a failed ADD has reserved");
+            }
         }
         result
     }
@@ -581,7 +584,7 @@ fn second_interface(first: &AttachmentId, second: &AttachmentId) -> Failure {
 
 fn port_taken(taken: &host_ports::Taken) -> Failure {
     let (code, details) = if taken.own {
-        (code::INVALID_CONFIG, "publish each port of the node once")
+        (code::INVALID_CONFIG, "publish each port of the node once, and none of Hawser's")
     } else {
         // It may be leaving: the kubelet tries again.
         (code::TRY_AGAIN, "one of the two needs another hostPort, hostIP or node")

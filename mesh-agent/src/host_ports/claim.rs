@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use mesh_core::numbers::{PORT_HEALTH, PORT_KEY_EXCHANGE, PORT_METRICS, SLOT_PORTS};
+use mesh_core::policy::model::Protocol;
 use mesh_core::prefix::same_family;
 use proto::cni::{AttachmentId, PodRef};
 
@@ -21,8 +23,19 @@ pub struct Taken {
     pub held: HostPort,
     /// Whose that is.
     pub holder: String,
-    /// The pod itself wants both.
+    /// It will never be free: the pod itself wants both, or Hawser has it.
     pub own: bool,
+}
+
+/// Who holds a port of the node that is ours: its tunnels', and the agent's own, at whichever address. A pod that had one would
+/// cut off the node, or its agent by the probes of that.
+fn of_hawser(port: &HostPort) -> Option<&'static str> {
+    let is_ours = match port.protocol {
+        Protocol::Udp => SLOT_PORTS.contains(&port.host_port),
+        Protocol::Tcp => [PORT_HEALTH, PORT_METRICS, PORT_KEY_EXCHANGE].contains(&port.host_port),
+        Protocol::Sctp => false,
+    };
+    is_ours.then_some("Hawser itself")
 }
 
 /// Do two hostPorts share an address of the node?
@@ -68,6 +81,16 @@ pub fn claim(
         own,
     };
     for (place, port) in wanted.iter().enumerate() {
+        if let Some(hawser) = of_hawser(port) {
+            let held = HostPort { host_ip: None, ..port.clone() };
+            return Err(Taken {
+                wanted: port.clone(),
+                by: name(by),
+                held,
+                holder: hawser.to_owned(),
+                own: true,
+            });
+        }
         let mut before = wanted[..place].iter();
         if let Some(held) =
             before.find(|held| overlap(port, held) && held.container_port != port.container_port)
@@ -147,6 +170,25 @@ mod tests {
             let same = held.rsplit_once('>').unwrap().1 == wanted.rsplit_once('>').unwrap().1;
             assert_eq!(ask(&[], &[held, wanted]).is_ok(), free || same, "{held} with {wanted}");
         }
+    }
+
+    #[test]
+    fn no_pod_gets_a_port_by_which_its_node_is_reached() {
+        for (port, free) in [
+            ("udp@:51880>80", false),
+            ("udp@192.0.2.1:51881>80", false),
+            ("tcp@127.0.0.1:51890>80", false),
+            ("tcp@:51891>80", false),
+            ("tcp@:51892>80", false),
+            ("tcp@:51880>80", true),
+            ("udp@:51890>80", true),
+        ] {
+            assert_eq!(ask(&[], &[port]).is_ok(), free, "{port}");
+        }
+        assert_eq!(
+            ask(&[], &["udp@:51880>80"]).unwrap_err(),
+            "hostPort 51880/UDP of pod x/second is taken: Hawser itself has hostPort 51880/UDP on this node"
+        );
     }
 
     #[test]

@@ -170,7 +170,12 @@ async fn engine(
 /// The pods that are attached, as the data path has to know them.
 async fn attachments(shared: &Shared) -> anyhow::Result<Vec<Attached>> {
     let links = shared.kernel.links().await?;
-    let all = shared.table.lock().unwrap_or_else(PoisonError::into_inner).attachments.clone();
+    // The newest last: of two links of one pod that is the one that counts.
+    let all: Vec<_> = {
+        let table = shared.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest_first = table.newest_first().into_iter();
+        newest_first.rev().map(|(veth, attachment)| (veth.clone(), attachment.clone())).collect()
+    };
     let mut attached = Vec::new();
     for (veth, attachment) in all {
         let Some(link) = shared.kernel.find_in(&links, &veth).await? else { continue };
