@@ -180,7 +180,8 @@ fn put_conflist(install: &Install, former: Option<&str>, report: &mut Report) ->
     let path = conf_dir.join(conf_name);
     let found = read_configuration(&path);
     let before = former.and_then(|former| read_configuration(&conf_dir.join(former)));
-    let wanted = with_others(conflist(install), found.as_ref().or(before.as_ref()));
+    let extended = |value: &&Value| is_ours(value) && !foreign(value).is_empty();
+    let wanted = with_others(conflist(install), found.iter().chain(&before).find(extended));
     let is_file = path.symlink_metadata().is_ok_and(|found| found.is_file());
     if is_file && found.as_ref() == Some(&wanted) && !foreign(&wanted).is_empty() {
         // As they write it.

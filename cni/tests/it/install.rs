@@ -386,6 +386,10 @@ fn what_others_chained_goes_with_the_configuration_to_its_new_name() {
     let mut chained: Value = serde_json::from_slice(&fs::read(&former).unwrap()).unwrap();
     chained["plugins"].as_array_mut().unwrap().push(json!({"type": "istio-cni"}));
     fs::write(&former, chained.to_string()).unwrap();
+    // Somebody has put ours there already, without theirs.
+    let mut alone = chained.clone();
+    alone["plugins"].as_array_mut().unwrap().truncate(1);
+    fs::write(node.path("net.d/05-hawser.conflist"), alone.to_string()).unwrap();
     // A copy of theirs stays.
     fs::write(node.path("net.d/02-istio-cni.conflist"), chained.to_string()).unwrap();
     let output = node.install(&socket(&agent), &[]);
